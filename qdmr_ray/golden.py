@@ -1,0 +1,101 @@
+"""The recipe behind the golden figures: weights and images that any program can make again.
+
+Golden figures were produced by the authors' public code in float64. They say what this package must
+compute; ``qdmr verify`` compares.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets.adapter import from_authors
+
+# Authors' keys that hold constants, not weights.
+CONSTANTS = ("attn_mask", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The files of one folder of golden figures."""
+
+    keys: dict[str, list[list[Any]]]
+    recipe: dict[str, Any]
+    forward: Mapping[str, np.ndarray]
+    steps: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+def load_golden(folder: Path) -> Golden:
+    """Reads golden figures.
+
+    Raises:
+        QdmrError: a file is missing or unreadable.
+    """
+    try:
+        texts = {
+            name: json.loads((folder / f"{name}.json").read_text())
+            for name in ("state_dict_keys", "recipe", "train_steps", "metrics")
+        }
+        with np.load(folder / "forward.npz") as arrays:
+            forward = {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError) as error:
+        raise QdmrError(
+            f"{folder} holds no readable golden figures ({error}): give the folder with "
+            "recipe.json, state_dict_keys.json, forward.npz, train_steps.json and metrics.json"
+        ) from error
+    return Golden(
+        keys=texts["state_dict_keys"],
+        recipe=texts["recipe"],
+        forward=forward,
+        steps=texts["train_steps"],
+        metrics=texts["metrics"],
+    )
+
+
+def golden_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """float64 values of the entry ``key``; the first rule that matches holds."""
+    a = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+    if key.endswith(("weight_u", "weight_v")):
+        return a / np.linalg.norm(a)
+    if key.endswith(("bias", "bias_table")):
+        return 0.02 * a
+    if len(shape) == 1:
+        return 1 + 0.1 * a
+    if "embedding" in key:
+        return a / 2
+    return a / np.sqrt(np.prod(shape[1:]))
+
+
+def golden_state(golden: Golden, kind: str) -> dict[str, Tensor]:
+    """Our state dict of the network ``kind``, filled by the recipe, float64."""
+    theirs = {
+        key: torch.from_numpy(np.asarray(golden_array(key, tuple(shape))))
+        for key, shape, dtype in golden.keys[kind]
+        if dtype.startswith("float") and key.rsplit(".", 1)[-1] not in CONSTANTS
+    }
+    return from_authors(kind, theirs)
+
+
+def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries below ``prefix``, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads ``state`` strictly; the module keeps its own dtype."""
+    module.load_state_dict(dict(state), strict=True)
+
+
+def golden_image(seed: int, count: int, height: int, width: int) -> Tensor:
+    """Random images (count, 3, height, width), float64 in [0, 1)."""
+    return torch.from_numpy(np.random.default_rng(seed).random((count, 3, height, width)))

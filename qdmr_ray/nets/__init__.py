@@ -1,0 +1,23 @@
+"""The networks of QDMR in pure PyTorch, built from typed settings; no Ray, no files needed.
+
+>>> from qdmr_ray.nets import QDMR, NetworkSettings
+>>> network = QDMR(NetworkSettings())   # the paper's 33.8 M parameters
+"""
+
+from qdmr_ray.nets.discriminator import UNetDiscriminator
+from qdmr_ray.nets.qdmr import QDMR, Encoded, QDMROutput
+from qdmr_ray.nets.settings import DiscriminatorSettings, NetworkSettings, SwinSettings
+from qdmr_ray.nets.vqgan import VQGAN, SemanticHead, VQGANOutput
+
+__all__ = [
+    "QDMR",
+    "VQGAN",
+    "DiscriminatorSettings",
+    "Encoded",
+    "NetworkSettings",
+    "QDMROutput",
+    "SemanticHead",
+    "SwinSettings",
+    "UNetDiscriminator",
+    "VQGANOutput",
+]

@@ -1,0 +1,175 @@
+"""Maps state dicts between our names and those of the authors' code, both ways.
+
+``kind`` is one of ``vqgan`` (with semantic head and VGG19), ``s2t`` (the VQGAN alone),
+``qdmr_base``, ``qdmr_uda``, ``image_discriminator`` and ``feature_discriminator``. A VQGAN's
+semantic head and VGG19 stand under ``semantic.`` and ``vgg.`` in our names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets.swin import relative_position_index, shift_mask
+from qdmr_ray.nets.vgg import IMAGENET_MEAN, IMAGENET_STD, LAYERS
+
+KINDS = ("vqgan", "s2t", "qdmr_base", "qdmr_uda", "image_discriminator", "feature_discriminator")
+# The authors store the shift mask of a 32 x 32 map (256 crop, 1/8) in every second block.
+STORED_MASK_SIDE = 32
+
+_RES_BLOCK = {"norm1": "conv.0.norm", "conv1": "conv.2", "norm2": "conv.3.norm", "conv2": "conv.5"}
+_SWIN_BLOCK = {
+    "norm1": "norm1",
+    "attention.bias_table": "attn.relative_position_bias_table",
+    "attention.qkv": "attn.qkv",
+    "attention.projection": "attn.proj",
+    "norm2": "norm2",
+    "mlp.0": "mlp.fc1",
+    "mlp.2": "mlp.fc2",
+}
+# Keys that hold no weights: written on export, ignored on import.
+_CONSTANT = re.compile(r"relative_position_index$|attn_mask$|^vgg_feat_extractor\.(mean|std)$")
+
+
+def _levels(ours: str, theirs: str) -> list[tuple[str, str]]:
+    """Rules for the layers of encoder or decoder levels; ``{}`` stands for a number."""
+    inner = [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in _RES_BLOCK.items()]
+    return [*inner, (ours, theirs)]
+
+
+_QUANTIZER = [
+    ("quantizer.codes", "quantize_group.0.embedding.weight"),
+    ("before_quant", "before_quant_group.0"),
+    ("after_quant", "after_quant_group.0.conv"),
+]
+_S2T = [
+    ("encoder.first", "multiscale_encoder.in_conv"),
+    *_levels("encoder.levels.{}.{}", "multiscale_encoder.blocks.{}.{}"),
+    *_levels("decoder.levels.{}.{}", "decoder_group.{}.block.{}"),
+    ("decoder.last", "out_conv"),
+    *_QUANTIZER,
+]
+_SWIN = "bottleneck.groups.{}"
+_QDMR = [
+    ("encoder.first", "cac_encoder.in_conv"),
+    *_levels("encoder.levels.{}.{}", "cac_encoder.blocks.{}.{}"),
+    *_levels("decoder.levels.{}.{}", "cacdecoder.upsampler.{}.{}"),
+    ("decoder.last", "cac_out_conv"),
+    *_QUANTIZER,
+    ("fusion.gamma.{}", "vqfusion.conv_gamma.{}"),
+    ("fusion.beta.{}", "vqfusion.conv_beta.{}"),
+    (f"{_SWIN}.conv", "swin_block.swin_blks.{}.conv"),
+    *(
+        (f"{_SWIN}.blocks.{{}}.{a}", f"swin_block.swin_blks.{{}}.residual_group.blocks.{{}}.{b}")
+        for a, b in _SWIN_BLOCK.items()
+    ),
+]
+
+
+def _vgg_rules() -> list[tuple[str, str]]:
+    rules, index, block, conv = [], 0, 1, 1
+    for layer in LAYERS:
+        if layer == "pool":
+            index, block, conv = index + 1, block + 1, 1
+        else:
+            theirs = f"vgg_feat_extractor.vgg_net.conv{block}_{conv}"
+            rules.append((f"vgg.features.{index}", theirs))
+            index, conv = index + 2, conv + 1
+    return rules
+
+
+_SPECTRAL = [
+    rule
+    for i in range(1, 9)
+    for rule in (
+        (f"conv{i}.weight", f"conv{i}.weight_orig"),
+        (f"conv{i}.u", f"conv{i}.weight_u"),
+        (f"conv{i}.v", f"conv{i}.weight_v"),
+    )
+]
+_DISCRIMINATOR = [("conv0", "conv0"), *_SPECTRAL, ("conv9", "conv9")]
+
+_RULES = {
+    "s2t": _S2T,
+    "vqgan": [*_S2T, ("semantic.conv", "conv_semantic.0"), *_vgg_rules()],
+    "qdmr_base": _QDMR,
+    "qdmr_uda": _QDMR,
+    "image_discriminator": _DISCRIMINATOR,
+    "feature_discriminator": _DISCRIMINATOR,
+}
+
+
+def _compile(rules: list[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
+    compiled = []
+    for source, destination in rules:
+        pattern = re.escape(source).replace(r"\{\}", r"(\d+)")
+        for number in range(1, destination.count("{}") + 1):
+            destination = destination.replace("{}", f"\\{number}", 1)
+        compiled.append((re.compile(pattern), destination))
+    return compiled
+
+
+_TO = {kind: _compile(rules) for kind, rules in _RULES.items()}
+_FROM = {kind: _compile([(b, a) for a, b in rules]) for kind, rules in _RULES.items()}
+
+
+def _rename(key: str, rules: list[tuple[re.Pattern[str], str]], kind: str) -> str:
+    """A rule names a whole key, or the layer that a weight or bias belongs to."""
+    layer, _, leaf = key.rpartition(".")
+    for stem, suffix in ((key, ""), (layer, f".{leaf}")):
+        for pattern, destination in rules:
+            match = pattern.fullmatch(stem)
+            if match:
+                return match.expand(destination) + suffix
+    raise QdmrError(f"key {key!r} does not belong to a {kind} network")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise QdmrError(f"unknown kind of network {kind!r}: use one of {', '.join(KINDS)}")
+
+
+def from_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict from the authors'; their constants are dropped.
+
+    Raises:
+        QdmrError: unknown kind, or a key that no such network has.
+    """
+    _check_kind(kind)
+    kept = {key: value for key, value in state.items() if not _CONSTANT.search(key)}
+    return {_rename(key, _FROM[kind], kind): value for key, value in kept.items()}
+
+
+def to_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' state dict from ours, with the constants that theirs holds.
+
+    Raises:
+        QdmrError: unknown kind, or a key that no such network has.
+    """
+    _check_kind(kind)
+    theirs = {_rename(key, _TO[kind], kind): value for key, value in state.items()}
+    if kind in ("qdmr_base", "qdmr_uda"):
+        theirs.update(_swin_constants(theirs))
+    if kind == "vqgan":
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            theirs[f"vgg_feat_extractor.{name}"] = torch.tensor(values).view(1, 3, 1, 1)
+    return theirs
+
+
+def _swin_constants(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    constants: dict[str, Tensor] = {}
+    suffix = "attn.relative_position_bias_table"
+    for key, table in theirs.items():
+        if not key.endswith(suffix):
+            continue
+        block = key[: -len(suffix)]
+        window = (round(table.shape[0] ** 0.5) + 1) // 2
+        constants[f"{block}attn.relative_position_index"] = relative_position_index(window)
+        if int(block.rstrip(".").rsplit(".", 1)[1]) % 2:
+            side = STORED_MASK_SIDE
+            constants[f"{block}attn_mask"] = shift_mask(side, side, window, window // 2)
+    return constants

@@ -1,0 +1,107 @@
+"""Residual blocks, encoder and decoder shared by the VQGAN and the restoration network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+NORM_GROUPS = 32
+NORM_EPS = 1e-6
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with 32 groups, or the largest divisor of ``channels`` below that."""
+    groups = max(g for g in range(1, NORM_GROUPS + 1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+
+class ResBlock(nn.Module):
+    """``x + Conv3(SiLU(GN(Conv3(SiLU(GN(x))))))``, (B, C, H, W) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2 = group_norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(nn.functional.silu(self.norm1(x)))
+        h = self.conv2(nn.functional.silu(self.norm2(h)))
+        return x + h
+
+
+class Encoder(nn.Module):
+    """Image (B, 3, H, W) to features (B, widths[-1], H / 2^n, W / 2^n), n = len(widths) - 1.
+
+    The first convolution has kernel 4 and padding 1, so a 256 image becomes 255 before the first
+    halving restores 128: the authors' code does so, and trained weights depend on it.
+    """
+
+    def __init__(self, widths: Sequence[int], residual_blocks: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, widths[0], 4, stride=1, padding=1)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(wide, narrow, 3, stride=2, padding=1),
+                *(ResBlock(narrow) for _ in range(residual_blocks)),
+            )
+            for wide, narrow in pairwise(widths)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.detach())
+        for level in self.levels:
+            h = level(h)
+        return h
+
+
+class Decoder(nn.Module):
+    """Features (B, widths[-1], h, w) to an image (B, 3, h * 2^n, w * 2^n); no skip connections."""
+
+    def __init__(self, widths: Sequence[int], residual_blocks: int) -> None:
+        super().__init__()
+        upward = list(reversed(widths))
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.Upsample(scale_factor=2, mode="nearest"),
+                nn.Conv2d(below, above, 3, padding=1),
+                *(ResBlock(above) for _ in range(residual_blocks)),
+            )
+            for below, above in pairwise(upward)
+        )
+        self.last = nn.Conv2d(upward[-1], 3, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        h = features
+        for level in self.levels:
+            h = level(h)
+        image: Tensor = self.last(h)
+        return image
+
+
+class FeatureFusion(nn.Module):
+    """SFT fusion ``x * gamma(q) + beta(q) + x`` of features ``x`` with code features ``q``.
+
+    Both (B, C, h, w). Spatial feature transform: Wang et al., CVPR 2018 (SFTGAN).
+    """
+
+    LEAK = 0.1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gamma = self._branch(channels)
+        self.beta = self._branch(channels)
+
+    def _branch(self, channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.LeakyReLU(self.LEAK),
+            nn.Conv2d(channels, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor, q: Tensor) -> Tensor:
+        return torch.addcmul(self.beta(q) + x, x, self.gamma(q))

@@ -1,0 +1,201 @@
+"""LPIPS, the learned perceptual distance, as training loss and as metric, in float32 or float64.
+
+    distance = build_lpips("vgg", backbone_weights=None)
+    loss = distance(restored, ground_truth).mean()
+
+The heads are those inside the installed ``lpips`` package (version 0.1). That package's own module
+is not used because it downloads a missing backbone, sends gradients to both images, and gives NaN
+gradients where all features of a pixel are zero; the figures are the same.
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.errors import QdmrError
+
+# ImageNet's mean and deviation, for images in [-1, 1]: constants of the trained heads.
+INPUT_SHIFT = (-0.030, -0.088, -0.188)
+INPUT_SCALE = (0.458, 0.448, 0.450)
+# Keeps a pixel whose features are all zero from dividing by zero; part of the trained metric.
+NORM_EPSILON = 1e-10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """One of torchvision's classifiers: its name there, weight file and layers that are compared.
+
+    ``taps`` are indices into its ``features``, each a ReLU; below ``smallest`` pixels a side the
+    last of them has no pixels left. ``setting`` is where a user names the file.
+    """
+
+    model: str
+    file: str
+    setting: str
+    taps: tuple[int, ...]
+    smallest: int
+
+
+BACKBONES = {
+    "vgg": Backbone(
+        model="vgg16",
+        file="vgg16-397923af.pth",
+        setting="weights.vgg16",
+        taps=(3, 8, 15, 22, 29),
+        smallest=16,
+    ),
+    "alex": Backbone(
+        model="alexnet",
+        file="alexnet-owt-7be5be79.pth",
+        setting="weights.alexnet",
+        taps=(1, 4, 7, 9, 11),
+        smallest=31,
+    ),
+}
+
+
+class LPIPS(nn.Module):
+    """Distance per image of two batches; its own weights never train.
+
+    ``forward`` sends gradients to its first argument only. Where one target is compared with
+    several images, ``distance(features(x), features(target))`` saves its second pass.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, layers: nn.Sequential, heads: Sequence[Tensor], backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.layers = layers[: backbone.taps[-1] + 1]
+        self.register_buffer("shift", torch.tensor(INPUT_SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(INPUT_SCALE).view(1, 3, 1, 1))
+        for index, head in enumerate(heads):
+            self.register_buffer(f"head{index}", head.detach().clone())
+        self.requires_grad_(False)
+        self.eval()
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Unit-length features ``(B, C, H', W')`` of the five layers; ``x`` RGB in [0, 1].
+
+        Raises:
+            QdmrError: an image smaller than the backbone can see.
+        """
+        if min(x.shape[-2:]) < self.backbone.smallest:
+            raise QdmrError(
+                f"LPIPS needs images of at least {self.backbone.smallest} pixels a side with "
+                f"{self.backbone.model}; these are {x.shape[-1]}x{x.shape[-2]}"
+            )
+        hidden = ((2.0 * x - 1.0) - self.shift) / self.scale
+        taken = []
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden)
+            if index in self.backbone.taps:
+                # vector_norm has the subgradient 0 at 0, where sqrt(sum of squares) gives NaN.
+                norm = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)
+                taken.append(hidden / (norm + NORM_EPSILON))
+        return taken
+
+    def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
+        """LPIPS per image, ``(B,)``, of two results of ``features``; 0 for identical images."""
+        total = features_a[0].new_zeros(features_a[0].shape[0])
+        for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
+            weighted = nn.functional.conv2d((a - b).square(), self.get_buffer(f"head{index}"))
+            total = total + weighted.mean(dim=(1, 2, 3))
+        return total
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """LPIPS per image, ``(B,)``; both ``(B, 3, H, W)`` RGB in [0, 1], not clamped."""
+        with torch.no_grad():
+            target_features = self.features(target)
+        return self.distance(self.features(x), target_features)
+
+
+def build_lpips(net: str, backbone_weights: Path | None = None) -> LPIPS:
+    """LPIPS with the backbone ``"vgg"`` (training loss) or ``"alex"`` (reporting), in float32.
+
+    Nothing is ever downloaded.
+
+    Raises:
+        QdmrError: the backbone's weights are missing, unreadable or another network's.
+    """
+    path = find_backbone_weights(net, backbone_weights)
+    backbone = BACKBONES[net]
+    # Lazy: torchvision takes seconds to import and most runs of the small presets go without.
+    import torchvision
+
+    # On "meta" the classifier's 120 million weights are neither allocated nor initialised.
+    with torch.device("meta"):
+        layers = getattr(torchvision.models, backbone.model)(weights=None).features
+    state = _load_weights(path, f"name another in the setting {backbone.setting}")
+    prefix = "features."
+    state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    try:
+        layers.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise QdmrError(
+            f"{path} does not hold torchvision's {backbone.model} weights "
+            f"({_first_line(error)}): name another file in the setting {backbone.setting}"
+        ) from error
+    return LPIPS(layers.float(), _load_heads(net), backbone)
+
+
+def find_backbone_weights(net: str, backbone_weights: Path | None = None) -> Path:
+    """The backbone's weight file: the path given, else the one in torch's hub cache.
+
+    A run calls this at its start, so that it doesn't fail hours later.
+
+    Raises:
+        QdmrError: an unknown ``net``, or no such file; the message says how to get it.
+    """
+    if net not in BACKBONES:
+        raise QdmrError(f"LPIPS knows the backbones {', '.join(BACKBONES)}; it was asked for {net}")
+    backbone = BACKBONES[net]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / backbone.file
+    path = cached if backbone_weights is None else Path(backbone_weights)
+    if path.is_file():
+        return path
+    raise QdmrError(
+        f"LPIPS-{net} needs torchvision's ImageNet weights of {backbone.model}, and there is no "
+        f'file {path}: where there is a network, run python -c "import torchvision; '
+        f"torchvision.models.{backbone.model}(weights='IMAGENET1K_V1')\", which leaves "
+        f"{backbone.file} in torch's cache; copy that file to {cached}, or give its path in the "
+        f"setting {backbone.setting}"
+    )
+
+
+def _load_weights(path: Path, remedy: str) -> dict[str, Tensor]:
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    # torch.load has no error of its own: a truncated file raises any of several types.
+    except Exception as error:
+        raise QdmrError(
+            f"{path} cannot be read as PyTorch weights ({_first_line(error)}): {remedy}"
+        ) from error
+    if not isinstance(state, dict):
+        raise QdmrError(
+            f"{path} holds a {type(state).__name__}, not a state dict of weights: {remedy}"
+        )
+    return state
+
+
+def _load_heads(net: str) -> list[Tensor]:
+    """The five trained 1x1 convolutions, ``(1, C, 1, 1)``, read without importing ``lpips``."""
+    spec = importlib.util.find_spec("lpips")
+    if spec is None or spec.origin is None:
+        raise QdmrError("LPIPS needs the Python package lpips, which holds its heads: install it")
+    path = Path(spec.origin).parent / "weights" / "v0.1" / f"{net}.pth"
+    state = _load_weights(path, "install the package lpips again")
+    return [state[f"lin{index}.model.1.weight"] for index in range(len(BACKBONES[net].taps))]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")

@@ -1,0 +1,81 @@
+"""The restoration network of Base, UDA and source-only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from qdmr_ray.nets.blocks import Decoder, Encoder, FeatureFusion
+from qdmr_ray.nets.quantizer import VectorQuantizer
+from qdmr_ray.nets.settings import NetworkSettings
+from qdmr_ray.nets.swin import SwinBottleneck
+from qdmr_ray.nets.vqgan import VQGAN
+
+
+class Encoded(NamedTuple):
+    """``features`` (B, C, h, w) after the bottleneck; ``indices`` (B, h, w) and ``codebook_loss``
+    (B,) of the codebook, or None for the source-only network."""
+
+    features: Tensor
+    indices: Tensor | None
+    codebook_loss: Tensor | None
+
+
+class QDMROutput(NamedTuple):
+    """``image`` (B, 3, H, W), unclamped, and what :class:`Encoded` holds."""
+
+    image: Tensor
+    features: Tensor
+    indices: Tensor | None
+    codebook_loss: Tensor | None
+
+
+class QDMR(nn.Module):
+    """Encoder, codebook fusion, Swin bottleneck and decoder; images (B, 3, H, W) in [0, 1].
+
+    Height and width are multiples of ``multiple``. With ``domain_mixing=False`` the codebook and
+    the fusion are left out: that is the source-only baseline.
+    """
+
+    def __init__(self, settings: NetworkSettings, *, domain_mixing: bool = True) -> None:
+        super().__init__()
+        self.settings = settings
+        self.domain_mixing = domain_mixing
+        self.multiple = settings.multiple
+        width, dim = settings.feature_width, settings.code_dim
+        self.encoder = Encoder(settings.widths, settings.residual_blocks)
+        if domain_mixing:
+            self.before_quant = nn.Conv2d(width, dim, 1)
+            self.quantizer = VectorQuantizer(settings.codebook_size, dim, settings.commitment)
+            self.quantizer.requires_grad_(False)
+            self.after_quant = nn.Conv2d(dim, width, 3, padding=1)
+            self.fusion = FeatureFusion(width)
+        self.bottleneck = SwinBottleneck(width, settings.swin)
+        self.decoder = Decoder(settings.widths, settings.residual_blocks)
+        if settings.global_residual:
+            for parameter in self.decoder.last.parameters():
+                nn.init.zeros_(parameter)
+
+    def take_codebook(self, vqgan: VQGAN) -> None:
+        """Copies the trained codebook (frozen here) and the layers around it (which train on)."""
+        for name in ("quantizer", "before_quant", "after_quant"):
+            getattr(self, name).load_state_dict(getattr(vqgan, name).state_dict())
+
+    def encode(self, x: Tensor) -> Encoded:
+        """Features after the bottleneck; images of several domains may share the batch."""
+        features = self.encoder(x)
+        if not self.domain_mixing:
+            return Encoded(self.bottleneck(features), None, None)
+        code, indices, loss = self.quantizer(self.before_quant(features))
+        features = self.fusion(features, self.after_quant(code))
+        return Encoded(self.bottleneck(features), indices, loss)
+
+    def decode(self, features: Tensor, x: Tensor) -> Tensor:
+        """Restored images (B, 3, H, W) from ``features`` of the images ``x`` (B, 3, H, W)."""
+        image: Tensor = self.decoder(features)
+        return image + x if self.settings.global_residual else image
+
+    def forward(self, x: Tensor) -> QDMROutput:
+        encoded = self.encode(x)
+        return QDMROutput(self.decode(encoded.features, x), *encoded)

@@ -1,0 +1,51 @@
+"""Vector quantizer: the codebook that mixes both domains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Rows compared with the codebook at once: bounds the distance matrix on whole photographs.
+ROWS_AT_ONCE = 32768
+
+
+class VectorQuantizer(nn.Module):
+    """Nearest code by squared L2 distance, straight-through gradient (van den Oord et al., 2017).
+
+    ``quantized, indices, loss = quantizer(z)`` with ``z`` (B, D, h, w): ``quantized`` has the shape
+    of ``z``, ``indices`` is int64 (B, h, w), and ``loss`` is (B,): per image, the mean over all
+    elements of ``(z_q - sg z)^2 + beta (sg z_q - z)^2``. Images of one size may thus share a batch
+    and still have a loss for each domain.
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int, commitment: float) -> None:
+        super().__init__()
+        self.commitment = commitment
+        self.codes = nn.Parameter(torch.empty(codebook_size, code_dim))
+        nn.init.uniform_(self.codes, -1 / codebook_size, 1 / codebook_size)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = z.movedim(1, -1)
+        indices = self.nearest(rows.detach().flatten(0, -2)).view(rows.shape[:-1])
+        codes = self.lookup(indices)
+        codebook = (codes - z.detach()).square().flatten(1).mean(1)
+        commitment = (codes.detach() - z).square().flatten(1).mean(1)
+        quantized = z + (codes - z).detach()
+        return quantized, indices, codebook + self.commitment * commitment
+
+    @torch.no_grad()
+    def nearest(self, rows: Tensor) -> Tensor:
+        """Index (N,) of the code nearest to each row of (N, D).
+
+        ``|z|^2`` is the same for every code, so it is left out of the distance.
+        """
+        # Autocast would round the distances to bfloat16 and pick other codes.
+        with torch.autocast(rows.device.type, enabled=False):
+            codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
+            half_norms = codes.square().sum(1) / 2
+            chunks = rows.to(codes.dtype).split(ROWS_AT_ONCE)
+            return torch.cat([(half_norms - chunk @ codes.T).argmin(1) for chunk in chunks])
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes (B, D, h, w) of ``indices`` (B, h, w)."""
+        return nn.functional.embedding(indices, self.codes).movedim(-1, 1)

@@ -1,0 +1,71 @@
+"""Frozen VGG19 up to ``relu4_4``: what the semantic term of the VQGAN is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.errors import QdmrError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Channels of the convolutions up to conv4_4; "pool" halves the map.
+LAYERS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512, 512, 512, 512)
+DOWNSAMPLING = 8
+# The file that torchvision's vgg19(weights="IMAGENET1K_V1") downloads.
+WEIGHTS_FILE = "vgg19-dcbb9e9d.pth"
+
+
+class VGG19Features(nn.Module):
+    """Images (B, 3, H, W) in [0, 1] to ``relu4_4`` features (B, 512, H / 8, W / 8).
+
+    Keys are torchvision's (``features.0.weight``, …). Never trains.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for layer in LAYERS:
+            if isinstance(layer, str):
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, layer, 3, padding=1), nn.ReLU(inplace=True)]
+                channels = layer
+        self.features = nn.Sequential(*layers)
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.features((x - self.mean) / self.std)
+        return features
+
+
+def load_vgg19(path: Path | None = None) -> VGG19Features:
+    """VGG19 with ImageNet weights from ``path``, or from torch's hub cache.
+
+    Raises:
+        QdmrError: the file is missing or is not torchvision's VGG19; nothing is downloaded here.
+    """
+    file = path or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
+    if not file.is_file():
+        raise QdmrError(
+            f"VGG19 weights are not at {file}: put torchvision's {WEIGHTS_FILE} there, name its "
+            "path in weights.vgg19, or switch the semantic term off with "
+            "stages.vqgan.semantic=0"
+        )
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        network = VGG19Features()
+        wanted = network.state_dict()
+        network.load_state_dict({key: state[key] for key in wanted})
+    except (RuntimeError, KeyError, OSError, ValueError, TypeError) as error:
+        raise QdmrError(f"{file} does not hold torchvision's VGG19 weights: {error}") from error
+    return network

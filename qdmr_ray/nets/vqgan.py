@@ -1,0 +1,71 @@
+"""The VQGAN: learns the domain-mixing codebook, and turns source images into s2t images."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.nets.blocks import Decoder, Encoder
+from qdmr_ray.nets.quantizer import VectorQuantizer
+from qdmr_ray.nets.settings import NetworkSettings
+
+VGG_WIDTH = 512
+# Side of the map that stands for one code in the codebook atlas.
+ATLAS_SIDE = 2
+
+
+class VQGANOutput(NamedTuple):
+    """What one pass gives: ``image`` (B, 3, H, W), unclamped; ``code`` (B, D, h, w), the
+    straight-through code; ``indices`` int64 (B, h, w); ``codebook_loss`` (B,)."""
+
+    image: Tensor
+    code: Tensor
+    indices: Tensor
+    codebook_loss: Tensor
+
+
+class VQGAN(nn.Module):
+    """Encoder, quantizer and decoder; images (B, 3, H, W) in [0, 1] to their reconstruction."""
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.multiple = settings.downsampling
+        width, dim = settings.feature_width, settings.code_dim
+        self.encoder = Encoder(settings.widths, settings.residual_blocks)
+        self.before_quant = nn.Conv2d(width, dim, 1)
+        self.quantizer = VectorQuantizer(settings.codebook_size, dim, settings.commitment)
+        self.after_quant = nn.Conv2d(dim, width, 3, padding=1)
+        self.decoder = Decoder(settings.widths, settings.residual_blocks)
+
+    def forward(self, x: Tensor) -> VQGANOutput:
+        code, indices, loss = self.quantizer(self.before_quant(self.encoder(x)))
+        return VQGANOutput(self.decoder(self.after_quant(code)), code, indices, loss)
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Images (B, 3, H, W), unclamped, that the codes at ``indices`` (B, h, w) stand for."""
+        image: Tensor = self.decoder(self.after_quant(self.quantizer.lookup(indices)))
+        return image
+
+    def decode_codes(self, codes: Tensor | None = None) -> Tensor:
+        """The codebook atlas: each code (all of them by default) as a map of 2 x 2, decoded.
+
+        Images (K, 3, 2 * downsampling, 2 * downsampling), unclamped.
+        """
+        if codes is None:
+            codes = torch.arange(self.settings.codebook_size, device=self.quantizer.codes.device)
+        side = ATLAS_SIDE
+        return self.decode_indices(codes.view(-1, 1, 1).expand(-1, side, side))
+
+
+class SemanticHead(nn.Module):
+    """Predicts VGG19 ``relu4_4`` features (B, 512, h, w) from codes (B, D, h, w); training only."""
+
+    def __init__(self, code_dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(code_dim, VGG_WIDTH, 1)
+
+    def forward(self, code: Tensor) -> Tensor:
+        return nn.functional.relu(self.conv(code))

@@ -1,0 +1,126 @@
+"""Settings of the four training stages; the defaults are the paper's (Real-Sim)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qdmr_ray.losses import GAN_LOSSES
+from qdmr_ray.settings import Settings, setting
+
+# Where the paper halves the learning rate of Base and UDA.
+MILESTONES = (100_000, 150_000, 175_000, 190_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings(Settings):
+    """Adam, one for the generator and one for the discriminators."""
+
+    generator_lr: float = setting(1e-4, "learning rate of the generator", above=0)
+    discriminator_lr: float = setting(4e-4, "learning rate of the discriminators", above=0)
+    betas: tuple[float, float] = setting(
+        (0.9, 0.99), "decay of Adam's running moments", minimum=0, maximum=1
+    )
+    eps: float = setting(1e-8, "Adam's term against division by zero", above=0)
+    milestones: tuple[int, ...] = setting(
+        (), "iterations after which the learning rates are multiplied by gamma", minimum=0
+    )
+    gamma: float = setting(0.5, "factor on the learning rates at each milestone", above=0)
+
+    def factor(self, iteration: int) -> float:
+        """Factor on the learning rates in ``iteration``, counted from 1.
+
+        A milestone m takes effect from iteration m + 1.
+        """
+        return self.gamma ** sum(milestone < iteration for milestone in self.milestones)
+
+
+def _paper_schedule() -> OptimizerSettings:
+    return OptimizerSettings(milestones=MILESTONES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings(Settings):
+    """What every stage has: its length, batch, crop and the terms that all stages share."""
+
+    iterations: int = setting(
+        200_000, "generator steps (each with a discriminator step)", minimum=1
+    )
+    batch_size: int = setting(4, "samples per worker and iteration", minimum=1)
+    crop: int = setting(256, "side of the training crops", unit="pixels", minimum=1)
+    same_place_crops: bool = setting(
+        False, "cut source and target at the same place in the lens's field of view"
+    )
+    l1: float = setting(1.0, "weight of the L1 term", minimum=0)
+    lpips: float = setting(
+        1.0, "weight of the LPIPS-VGG term; 0 switches it off, and no VGG16 is needed", minimum=0
+    )
+    gan: float = setting(
+        0.01, "weight of the adversarial term; 0 leaves the image discriminator out", minimum=0
+    )
+    gan_loss: str = setting("hinge", "form of the adversarial term", choices=GAN_LOSSES)
+    optimizer: OptimizerSettings = setting(_paper_schedule, "Adam and its schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANSettings(StageSettings):
+    """Learns the codebook on both domains."""
+
+    batch_size: int = setting(8, "samples per worker and iteration", minimum=1)
+    same_place_crops: bool = setting(
+        True, "cut source and target at the same place in the lens's field of view"
+    )
+    codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
+    semantic: float = setting(
+        0.1,
+        "weight of the VGG19 semantic term; 0 switches it off, and no VGG19 is needed",
+        minimum=0,
+    )
+    gan: float = setting(0.1, "weight of the adversarial term (source reconstruction)", minimum=0)
+    gan_loss: str = setting("lsgan", "form of the adversarial term", choices=GAN_LOSSES)
+    optimizer: OptimizerSettings = setting(OptimizerSettings, "Adam and its schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOnlySettings(StageSettings):
+    """The restoration network without a codebook, on source pairs: the paper's comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSettings(StageSettings):
+    """QDMR-Base: source pairs, and the target only through the frozen codebook."""
+
+    codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UDASettings(StageSettings):
+    """QDMR-UDA: source pairs, their s2t look-alikes, and target images."""
+
+    iterations: int = setting(
+        400_000, "generator steps (each with a discriminator step)", minimum=1
+    )
+    codebook: float = setting(1.0, "weight of the source images' codebook loss", minimum=0)
+    s2t_codebook: float = setting(
+        1.0, "weight of the s2t images' codebook loss (the authors' code fixes it at 1)", minimum=0
+    )
+    target_codebook: float = setting(
+        0.1, "weight of the target images' codebook loss (fixed in the authors' code)", minimum=0
+    )
+    feature_gan: float = setting(
+        0.01, "weight of the feature alignment; 0 leaves the feature discriminator out", minimum=0
+    )
+    target_feature: float = setting(
+        0.1, "factor on feature_gan for target features (fixed in the authors' code)", minimum=0
+    )
+    feature_label: float = setting(
+        0.5, "what the alignment pulls both domains' feature logits to", minimum=0, maximum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSettings(Settings):
+    """Files with torchvision's ImageNet weights; without a name, torch's cache is searched."""
+
+    vgg16: str | None = setting(None, "file of VGG16, for the LPIPS training loss")
+    vgg19: str | None = setting(None, "file of VGG19, for the VQGAN's semantic term")
+    alexnet: str | None = setting(None, "file of AlexNet, for LPIPS in evaluations")

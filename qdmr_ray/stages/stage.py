@@ -1,0 +1,317 @@
+"""What the stages share: two objectives, two optimizers, one ``step(batch)``, and their state.
+
+A new stage is a subclass that builds its networks and writes down two losses. See
+``source_only.py`` for the shortest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.losses import discriminator_gan_loss, generator_gan_loss
+from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, UNetDiscriminator
+from qdmr_ray.nets.lpips import LPIPS, build_lpips
+from qdmr_ray.nets.vgg import VGG19Features, load_vgg19
+from qdmr_ray.stages.settings import BackboneSettings, StageSettings
+
+Batch = Mapping[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+class GeneratorPass(NamedTuple):
+    """What the generator's objective gives: weighted ``terms``, tensors ``seen`` that the
+    discriminator step needs, and ``figures`` that are only logged."""
+
+    terms: Losses
+    seen: dict[str, Tensor]
+    figures: Losses
+
+
+class Objective(nn.Module):
+    """The networks that one optimizer trains, with their loss as the forward pass.
+
+    One forward per step is what DistributedDataParallel and torch.compile can work with, although
+    the loss runs several networks on several images. ``networks`` is None where there is nothing
+    to train.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module], loss: Callable[..., Any]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+        self._loss = loss
+
+    def forward(self, *args: Any) -> Any:
+        return self._loss(*args)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Parameters of ``module`` take no gradients inside the block."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
+
+
+class Stage:
+    """One training stage on one device.
+
+    Subclasses set ``name``, ``needs`` (the trained stages that they start from) and ``domains``
+    (the batch entries that they read), build their networks, and define ``generator_loss`` and
+    ``discriminator_loss``.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    domains: ClassVar[tuple[str, ...]]
+    # The network that the stage is for: what its final result holds.
+    network: nn.Module
+
+    def __init__(
+        self,
+        settings: StageSettings,
+        *,
+        generator: dict[str, nn.Module],
+        discriminators: dict[str, UNetDiscriminator],
+        lpips: LPIPS | None,
+        auxiliary: Iterable[nn.Module] = (),
+    ) -> None:
+        self.settings = settings
+        self.iteration = 0
+        self.lpips = lpips
+        self.generator = Objective(generator, self.generator_loss)
+        self.discriminators = Objective(dict(discriminators), self.discriminator_loss)
+        self._discriminator_by_name = discriminators
+        # Frozen networks that the losses use; they have no optimizer and are not saved.
+        frozen_networks = [*auxiliary, *([lpips] if lpips else [])]
+        self.auxiliary = nn.ModuleList(frozen_networks).requires_grad_(False).eval()
+        # What ``step`` calls: the objectives themselves, or their distributed wrappers.
+        self._generator_pass: nn.Module = self.generator
+        self._discriminator_pass: nn.Module = self.discriminators
+
+    # -- what a subclass defines -------------------------------------------------------------
+
+    def generator_loss(self, batch: Batch) -> GeneratorPass:
+        """The weighted terms, whose sum is minimised, and what else the pass brings.
+
+        ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``.
+        """
+        raise NotImplementedError
+
+    def discriminator_loss(self, seen: Mapping[str, Tensor]) -> tuple[Losses, Losses]:
+        """Terms whose sum the discriminators minimise, and mean logits to log."""
+        raise NotImplementedError
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) by caption, for people to look at; no gradients."""
+        raise NotImplementedError
+
+    # -- what the training loop calls --------------------------------------------------------
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Stage:
+        """Moves every network and makes the optimizers; call it once, before the first step."""
+        for module in (self.generator, self.discriminators, self.auxiliary):
+            module.to(device=device, dtype=dtype)
+        optimizer = self.settings.optimizer
+        self.generator_optimizer = torch.optim.Adam(
+            [p for p in self.generator.parameters() if p.requires_grad],
+            lr=optimizer.generator_lr,
+            betas=optimizer.betas,
+            eps=optimizer.eps,
+            fused=True,
+        )
+        self.discriminator_optimizer = (
+            torch.optim.Adam(
+                self.discriminators.parameters(),
+                lr=optimizer.discriminator_lr,
+                betas=optimizer.betas,
+                eps=optimizer.eps,
+                fused=True,
+            )
+            if self.has_discriminators
+            else None
+        )
+        return self
+
+    def parallelize(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Lets ``wrap`` (for example DistributedDataParallel) stand before each objective."""
+        self._generator_pass = wrap(self.generator)
+        if self.has_discriminators:
+            self._discriminator_pass = wrap(self.discriminators)
+
+    def step(self, batch: Batch) -> Losses:
+        """One generator and one discriminator step; gives every logged scalar, detached.
+
+        ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``.
+        """
+        self.iteration += 1
+        self._set_learning_rates()
+        with frozen(self.discriminators):
+            terms, seen, figures = self._generator_pass(batch)
+            _descend(self.generator_optimizer, terms)
+        logged = _detached(terms) | figures
+        if self.discriminator_optimizer is not None:
+            terms, figures = self._discriminator_pass(_detached(seen))
+            _descend(self.discriminator_optimizer, terms)
+            logged |= _detached(terms) | figures
+        return logged
+
+    @property
+    def has_discriminators(self) -> bool:
+        """Whether any adversarial term is switched on."""
+        return len(self.discriminators.networks) > 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes; tensors and plain values only."""
+        state = {
+            "iteration": self.iteration,
+            "generator": self.generator.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+        }
+        if self.discriminator_optimizer is not None:
+            state["discriminators"] = self.discriminators.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave; strict about names and shapes."""
+        self.iteration = state["iteration"]
+        self.generator.load_state_dict(state["generator"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        if self.discriminator_optimizer is not None:
+            self.discriminators.load_state_dict(state["discriminators"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+    # -- what subclasses share ---------------------------------------------------------------
+
+    def image_terms(self, outputs: Mapping[str, Tensor], truths: Mapping[str, Tensor]) -> Losses:
+        """L1 and, where it is switched on, LPIPS of each output against the truth of its name."""
+        weights = self.settings
+        terms = {
+            f"{domain}/l1": weights.l1 * (output - truths[domain]).abs().mean()
+            for domain, output in outputs.items()
+        }
+        if self.lpips is not None:
+            distances = self._lpips(self.lpips, outputs, truths)
+            terms |= {f"{d}/lpips": weights.lpips * value for d, value in distances.items()}
+        return terms
+
+    def _lpips(
+        self, lpips: LPIPS, outputs: Mapping[str, Tensor], truths: Mapping[str, Tensor]
+    ) -> Losses:
+        """One VGG pass over all outputs, and one over each truth, however many share it."""
+        with torch.no_grad():
+            seen = {id(truth): lpips.features(truth) for truth in set(truths.values())}
+        features = lpips.features(torch.cat(list(outputs.values())))
+        parts = zip(*(level.chunk(len(outputs)) for level in features), strict=True)
+        return {
+            domain: lpips.distance(part, seen[id(truths[domain])]).mean()
+            for domain, part in zip(outputs, parts, strict=True)
+        }
+
+    def gan_terms(self, outputs: Mapping[str, Tensor]) -> Losses:
+        """Adversarial terms of restored images by domain; the passes count in their order."""
+        if "image" not in self._discriminator_by_name:
+            return {}
+        loss = self.settings.gan_loss
+        return {
+            f"{domain}/gan": self.settings.gan * generator_gan_loss(loss, logits)
+            for domain, logits in self.discriminate("image", outputs).items()
+        }
+
+    def discriminator_terms(
+        self, network: str, loss: str, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]
+    ) -> tuple[Losses, Losses]:
+        """The terms of one discriminator and its mean logits, for real and then fake by name."""
+        if network not in self._discriminator_by_name:
+            return {}, {}
+        terms, figures = {}, {}
+        for name, logits in self.discriminate(network, {**real, **fake}).items():
+            key = f"{network}_discriminator/{name}"
+            terms[key] = discriminator_gan_loss(loss, logits, real=name in real)
+            figures[f"{key}_logit"] = logits.detach().mean()
+        return terms, figures
+
+    def discriminate(self, network: str, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits by name from one batched pass that counts as one forward for each entry."""
+        discriminator = self._discriminator_by_name[network]
+        logits = discriminator(torch.cat(list(images.values())), passes=len(images))
+        return dict(zip(images, logits.chunk(len(images)), strict=True))
+
+    def _set_learning_rates(self) -> None:
+        optimizer = self.settings.optimizer
+        factor = optimizer.factor(self.iteration)
+        for group in self.generator_optimizer.param_groups:
+            group["lr"] = optimizer.generator_lr * factor
+        if self.discriminator_optimizer is not None:
+            for group in self.discriminator_optimizer.param_groups:
+                group["lr"] = optimizer.discriminator_lr * factor
+
+
+def _detached(tensors: Mapping[str, Tensor]) -> Losses:
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _descend(optimizer: torch.optim.Optimizer, terms: Losses) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(terms.values())).sum().backward()
+    optimizer.step()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What every stage is built from, beside its own settings.
+
+    ``trained`` holds the networks of earlier stages by stage name.
+    """
+
+    network: NetworkSettings = NetworkSettings()
+    discriminator: DiscriminatorSettings = DiscriminatorSettings()
+    backbones: BackboneSettings = BackboneSettings()
+    trained: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    def image_discriminator(self, settings: StageSettings) -> dict[str, UNetDiscriminator]:
+        """The image discriminator, or nothing where its term is switched off."""
+        return {"image": UNetDiscriminator(3, self.discriminator)} if settings.gan else {}
+
+    def lpips(self, settings: StageSettings) -> LPIPS | None:
+        """The LPIPS network, or None where its term is switched off."""
+        return build_lpips("vgg", _path(self.backbones.vgg16)) if settings.lpips else None
+
+    def vgg19(self) -> VGG19Features:
+        """The network that the semantic term compares with."""
+        return load_vgg19(_path(self.backbones.vgg19))
+
+    def vqgan(self) -> VQGAN:
+        """The trained VQGAN that Base and UDA start from."""
+        trained = self.trained["vqgan"]
+        assert isinstance(trained, VQGAN)
+        return trained
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name).expanduser()
+
+
+@torch.no_grad()
+def codebook_usage(domain: str, indices: Tensor, codebook_size: int) -> Losses:
+    """Perplexity of the codes in use and the share of codes used, over one worker's batch.
+
+    Perplexity is ``exp(entropy)`` of the code frequencies: 1 for one code, K when all are used
+    alike (van den Oord et al., 2017).
+    """
+    counts = torch.bincount(indices.flatten(), minlength=codebook_size)
+    frequencies = counts.float() / indices.numel()
+    entropy = -torch.xlogy(frequencies, frequencies).sum()
+    return {
+        f"codebook/{domain}/perplexity": entropy.exp(),
+        f"codebook/{domain}/used": (counts > 0).float().mean(),
+    }
