@@ -8,9 +8,10 @@ scalars by their relative difference, code indices by the share that differs.
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.evaluate.metrics import psnr, ssim
-from qdmr_ray.golden import Golden, fill, golden_array, golden_image, golden_state, under
+from qdmr_ray.golden import (
+    Golden,
+    fill,
+    golden_array,
+    golden_image,
+    golden_state,
+    load_golden,
+    under,
+)
 from qdmr_ray.nets import (
     QDMR,
     VQGAN,
@@ -33,12 +42,14 @@ from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.nets.vgg import VGG19Features
 from qdmr_ray.stages import BaseSettings, Parts, UDASettings, VQGANSettings, build_stage
 from qdmr_ray.stages.stage import Stage
+from qdmr_ray.storage import open_location
 
 # Largest difference allowed by dtype: outputs, losses, share of differing indices.
 TOLERANCES = {
     "float64": {"output": 1e-6, "loss": 1e-6, "indices": 0.0, "parameters": 1e-6},
     "float32": {"output": 1e-4, "loss": 1e-3, "indices": 0.005, "parameters": 1e-3},
 }
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # The authors decoded these in float32.
 DECODED_CODES_TOLERANCE = 1e-5
 METRIC_TOLERANCES = {"psnr": 1e-6, "ssim": 1e-6, "psnr_crop4_y": 1e-4, "ssim_crop4_y": 1e-4}
@@ -78,6 +89,22 @@ def verify(
         tell(name)
         comparisons += run()
     return comparisons
+
+
+def verify_folder(folder: Path, dtype: str, say: Callable[[str], None]) -> list[Comparison]:
+    """Every comparison with the golden figures in ``folder``; ``dtype`` is one of ``DTYPES``.
+
+    Raises:
+        QdmrError: the folder holds no golden figures.
+    """
+    golden = load_golden(folder)
+    return verify(golden, DTYPES[dtype], lambda part: say(f"comparing {part}"))
+
+
+def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Writes the table as JSON: a list of figure, difference, allowed and agrees."""
+    rows = [{**asdict(comparison), "agrees": comparison.agrees} for comparison in comparisons]
+    open_location(path).write_bytes_atomic(json.dumps(rows, indent=1).encode())
 
 
 def verify_networks(golden: Golden, dtype: torch.dtype) -> list[Comparison]:

@@ -15,12 +15,12 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets.weights import first_line, load_weight_file
 
 # ImageNet's mean and deviation, for images in [-1, 1]: constants of the trained heads.
 INPUT_SHIFT = (-0.030, -0.088, -0.188)
@@ -135,7 +135,7 @@ def build_lpips(net: str, backbone_weights: Path | None = None) -> LPIPS:
     # On "meta" the classifier's 120 million weights are neither allocated nor initialised.
     with torch.device("meta"):
         layers = getattr(torchvision.models, backbone.model)(weights=None).features
-    state = _load_weights(path, f"name another in the setting {backbone.setting}")
+    state = load_weight_file(path, f"name another in the setting {backbone.setting}")
     prefix = "features."
     state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     try:
@@ -143,7 +143,7 @@ def build_lpips(net: str, backbone_weights: Path | None = None) -> LPIPS:
     except RuntimeError as error:
         raise QdmrError(
             f"{path} does not hold torchvision's {backbone.model} weights "
-            f"({_first_line(error)}): name another file in the setting {backbone.setting}"
+            f"({first_line(error)}): name another file in the setting {backbone.setting}"
         ) from error
     return LPIPS(layers.float(), _load_heads(net), backbone)
 
@@ -172,30 +172,11 @@ def find_backbone_weights(net: str, backbone_weights: Path | None = None) -> Pat
     )
 
 
-def _load_weights(path: Path, remedy: str) -> dict[str, Tensor]:
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load has no error of its own: a truncated file raises any of several types.
-    except Exception as error:
-        raise QdmrError(
-            f"{path} cannot be read as PyTorch weights ({_first_line(error)}): {remedy}"
-        ) from error
-    if not isinstance(state, dict):
-        raise QdmrError(
-            f"{path} holds a {type(state).__name__}, not a state dict of weights: {remedy}"
-        )
-    return state
-
-
 def _load_heads(net: str) -> list[Tensor]:
     """The five trained 1x1 convolutions, ``(1, C, 1, 1)``, read without importing ``lpips``."""
     spec = importlib.util.find_spec("lpips")
     if spec is None or spec.origin is None:
         raise QdmrError("LPIPS needs the Python package lpips, which holds its heads: install it")
     path = Path(spec.origin).parent / "weights" / "v0.1" / f"{net}.pth"
-    state = _load_weights(path, "install the package lpips again")
+    state = load_weight_file(path, "install the package lpips again")
     return [state[f"lin{index}.model.1.weight"] for index in range(len(BACKBONES[net].taps))]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets.weights import first_line, load_weight_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,24 +49,39 @@ class VGG19Features(nn.Module):
         return features
 
 
+def find_vgg19_weights(path: Path | None = None) -> Path:
+    """The weight file: ``path``, else the one in torch's hub cache; nothing is downloaded.
+
+    Raises:
+        QdmrError: there is no such file; the message says how to get it.
+    """
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
+    file = path or cached
+    if file.is_file():
+        return file
+    raise QdmrError(
+        f"the semantic term needs torchvision's ImageNet weights of VGG19, and there is no file "
+        f'{file}: where there is a network, run python -c "import torchvision; '
+        f"torchvision.models.vgg19(weights='IMAGENET1K_V1')\", which leaves {WEIGHTS_FILE} in "
+        f"torch's cache; copy that file to {cached}, give its path in the setting weights.vgg19, "
+        "or switch the term off with stages.vqgan.semantic=0"
+    )
+
+
 def load_vgg19(path: Path | None = None) -> VGG19Features:
     """VGG19 with ImageNet weights from ``path``, or from torch's hub cache.
 
     Raises:
-        QdmrError: the file is missing or is not torchvision's VGG19; nothing is downloaded here.
+        QdmrError: the file is missing or is not torchvision's VGG19.
     """
-    file = path or Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
-    if not file.is_file():
-        raise QdmrError(
-            f"VGG19 weights are not at {file}: put torchvision's {WEIGHTS_FILE} there, name its "
-            "path in weights.vgg19, or switch the semantic term off with "
-            "stages.vqgan.semantic=0"
-        )
+    file = find_vgg19_weights(path)
+    remedy = "name another file in the setting weights.vgg19"
+    state = load_weight_file(file, remedy)
+    network = VGG19Features()
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        network = VGG19Features()
-        wanted = network.state_dict()
-        network.load_state_dict({key: state[key] for key in wanted})
-    except (RuntimeError, KeyError, OSError, ValueError, TypeError) as error:
-        raise QdmrError(f"{file} does not hold torchvision's VGG19 weights: {error}") from error
+        network.load_state_dict({key: state[key] for key in network.state_dict()})
+    except (RuntimeError, KeyError) as error:
+        raise QdmrError(
+            f"{file} does not hold torchvision's VGG19 weights ({first_line(error)}): {remedy}"
+        ) from error
     return network

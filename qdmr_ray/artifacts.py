@@ -1,0 +1,175 @@
+"""Trained networks on disk or in a store: ``model.safetensors`` and ``model.json``.
+
+model = load_model("runs/demo/uda/final")
+restored = model.network(images).image
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets import QDMR, VQGAN, NetworkSettings, SwinSettings
+from qdmr_ray.storage import Location, open_location
+
+WEIGHTS_FILE = "model.safetensors"
+DESCRIPTION_FILE = "model.json"
+FORMAT = 1
+# Kind of network by the stage that trains it.
+KIND_OF_STAGE = {
+    "vqgan": "vqgan",
+    "base": "qdmr_base",
+    "uda": "qdmr_uda",
+    "source_only": "source_only",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained network in eval mode: its ``kind``, the ``step`` it was saved at, the ``digest``
+    of what determined it, and where it came from."""
+
+    network: VQGAN | QDMR
+    kind: str
+    step: int
+    digest: str
+    source: str
+
+
+def build_network(kind: str, settings: NetworkSettings) -> VQGAN | QDMR:
+    """A fresh network of ``kind``."""
+    if kind == "vqgan":
+        return VQGAN(settings)
+    return QDMR(settings, domain_mixing=kind != "source_only")
+
+
+def save_model(
+    folder: Location, network: VQGAN | QDMR, *, kind: str, step: int, digest: str
+) -> None:
+    """Writes weights, then the description: a folder without one holds no model.
+
+    Raises:
+        QdmrError: the place can't be written to.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    weights = safetensors.torch.save(state)
+    description = {
+        "format": FORMAT,
+        "kind": kind,
+        "settings": asdict(network.settings),
+        "step": step,
+        "digest": digest,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    folder.join(WEIGHTS_FILE).write_bytes_atomic(weights)
+    folder.join(DESCRIPTION_FILE).write_bytes_atomic(json.dumps(description, indent=1).encode())
+
+
+def read_description(folder: Location) -> dict[str, Any] | None:
+    """What ``model.json`` says, or None where there is no (complete) model.
+
+    Raises:
+        QdmrError: the file is there but is not a description of a model.
+    """
+    file = folder.join(DESCRIPTION_FILE)
+    if not file.exists():
+        return None
+    try:
+        description = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise QdmrError(f"{file.uri}: is damaged ({error}); train or import it again") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise QdmrError(f"{file.uri}: is not a model of format {FORMAT}; train or import it again")
+    return description
+
+
+def load_model(checkpoint: str | Path | Location) -> LoadedModel:
+    """The network in a ``final`` folder, on the CPU, in eval mode.
+
+    Raises:
+        QdmrError: no model there, damaged weights, or weights of another network size.
+    """
+    folder = checkpoint if isinstance(checkpoint, Location) else open_location(checkpoint)
+    description = read_description(folder)
+    if description is None:
+        raise QdmrError(
+            f"{folder.uri}: no {DESCRIPTION_FILE} there; give the folder of a trained model, "
+            "such as runs/demo/uda/final"
+        )
+    network = build_network(description["kind"], network_settings(description["settings"]))
+    load_weights(network, _read_weights(folder, description), folder.join(WEIGHTS_FILE).uri)
+    return LoadedModel(
+        network=network.eval(),
+        kind=description["kind"],
+        step=description["step"],
+        digest=description["digest"],
+        source=folder.uri,
+    )
+
+
+def network_settings(values: Mapping[str, Any]) -> NetworkSettings:
+    """Network sizes from the plain values in ``model.json``."""
+    plain = dict(values)
+    swin = SwinSettings(**plain.pop("swin"))
+    widths = tuple(plain.pop("widths"))
+    return NetworkSettings(widths=widths, swin=swin, **plain)
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Loads ``state`` strictly; ``source`` names it in errors.
+
+    Raises:
+        QdmrError: a key is missing or too many, or a weight has another shape.
+    """
+    wanted = network.state_dict()
+    missing = sorted(wanted.keys() - state.keys())
+    unexpected = sorted(state.keys() - wanted.keys())
+    if missing or unexpected:
+        parts = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
+        parts += [f"{len(unexpected)} unexpected (first: {unexpected[0]})"] if unexpected else []
+        raise QdmrError(f"{source}: weights of another network: {', '.join(parts)} keys")
+    for key, value in state.items():
+        if value.shape != wanted[key].shape:
+            raise QdmrError(
+                f"{source}: weights of another network size: {key} is {tuple(value.shape)}, the "
+                f"network's settings ask for {tuple(wanted[key].shape)}"
+            )
+    network.load_state_dict(dict(state))
+
+
+def _read_weights(folder: Location, description: Mapping[str, Any]) -> dict[str, Tensor]:
+    file = folder.join(WEIGHTS_FILE)
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != description["weights_sha256"]:
+        raise QdmrError(
+            f"{file.uri}: differs from its checksum in {DESCRIPTION_FILE}; it is damaged"
+        )
+    try:
+        return safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise QdmrError(f"{file.uri}: cannot be read as safetensors ({error})") from error
+
+
+def same_sizes(first: NetworkSettings, second: NetworkSettings) -> bool:
+    """Whether a network of one fits the weights of the other (the codebook's layers count)."""
+    return asdict(first) == asdict(second)
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """The network in eval mode, without gradients."""
+    return network.requires_grad_(False).eval()
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Images in [0, 1] as photographs hold them: clamped, times 255, rounded; uint8."""
+    return image.clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -1,0 +1,352 @@
+"""The ``qdmr`` command: parses, calls, prints. What it calls is imported when it is needed, so
+that ``--help`` and a wrong word answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from qdmr_ray.errors import QdmrError, SettingsError
+
+VERBOSE_FLAGS = ("-v", "--verbose")
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="qdmr",
+    help="Sharpen the photographs of a real, simple lens: simulate, train, evaluate, restore.",
+    epilog="Start with:  qdmr demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(
+    help="Simulate, pack and inspect datasets.",
+    epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; may be repeated."),
+]
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    """Sharpen the photographs of a real, simple lens: simulate, train, evaluate, restore."""
+
+
+def main() -> None:
+    """Entry point: runs a command and turns failures into one line and an exit code."""
+    flags = [flag for flag in sys.argv[1:] if flag in VERBOSE_FLAGS]
+    rest = [argument for argument in sys.argv[1:] if argument not in VERBOSE_FLAGS]
+    try:
+        app(args=[*flags[:1], *rest])
+    except QdmrError as error:
+        if flags:
+            traceback.print_exc()
+        print(f"qdmr: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        print("qdmr: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if flags:
+            traceback.print_exc()
+        text = " ".join(str(error).split()) or "no message"
+        print(f"qdmr: {type(error).__name__}: {text} (-v shows where)", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+@app.command(epilog="Example:  qdmr demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """Real photographs, two lenses, three stages, figures and a report: in a few minutes."""
+    from qdmr_ray.demo import run_demo
+
+    with _bars() as progress:
+        evaluation = run_demo(out, overrides=overrides or (), say=_say, progress=progress)
+    _print_evaluation(evaluation)
+    _say(f"open {out / 'report.html'}")
+
+
+@data_app.command(epilog="Example:  qdmr data simulate photos --lens prescription --out data/mine")
+def simulate(
+    source: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Folder of clean photographs.")],
+    lens: Annotated[str, typer.Option(help="A shipped lens, a lens .yaml, or PSFs in an .npz.")],
+    out: Annotated[Path, typer.Option(help="Folder for the Realab layout.")],
+    domain: Annotated[
+        str, typer.Option(help="Which set it becomes: source, target or test.")
+    ] = "source",
+    lens_name: Annotated[
+        str | None, typer.Option(help="Name of the lens's folder; the lens's own by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sensor's noise.")] = 0,
+) -> None:
+    """Clean photographs to aberrated ones, by a lens model."""
+    from qdmr_ray.data.simulate import simulate_folder
+
+    with _bars() as progress:
+        count = simulate_folder(
+            source,
+            lens,
+            out,
+            domain=domain,
+            lens_name=lens_name,
+            seed=seed,
+            progress=lambda done, total: progress("simulate", done, total),
+        )
+    _say(f"{count} photographs through {lens} into {out}")
+
+
+@data_app.command(epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1")
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder in the Realab layout.")],
+    out: Annotated[str, typer.Option(help="Where the shards go: a folder or s3://bucket/path.")],
+    lens: Annotated[str | None, typer.Option(help="Lens folder, such as S1.")] = None,
+    target_set: Annotated[
+        str | None, typer.Option(help="Target photographs: Real-Sim or Real-Snap.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Image folders to shards and a manifest. --set source_images=… and so on name folders of
+    another layout."""
+    from pydantic import TypeAdapter
+
+    from qdmr_ray.data.pack import PackSettings
+    from qdmr_ray.data.pack import pack as pack_folders
+    from qdmr_ray.parsing import apply_override, parse_settings
+
+    values: dict[str, Any] = {"lens": lens, "target_set": target_set}
+    for override in overrides or ():
+        apply_override(values, override)
+    settings = parse_settings(TypeAdapter(PackSettings), values, "qdmr data pack")
+    with _bars() as progress:
+        pack_folders(
+            source,
+            out,
+            settings=settings,
+            progress=lambda done, total: progress("pack", done, total),
+        )
+    _print_dataset(out)
+
+
+@data_app.command(epilog="Example:  qdmr data inspect data/realab-s1 --verify")
+def inspect(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A packed dataset.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every record against its checksum.")
+    ] = False,
+) -> None:
+    """What a packed dataset holds."""
+    from qdmr_ray.data.pack import verify as verify_shards
+
+    _print_dataset(uri)
+    if not verify:
+        return
+    with _bars() as progress:
+        problems = verify_shards(uri, progress=lambda d, t: progress("verify", d, t))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise QdmrError(f"{uri}: {len(problems)} bad records or shards; pack the dataset again")
+    _say("every record agrees with its checksum")
+
+
+@app.command(epilog="Example:  qdmr train experiments/demo.yaml --name try1 --set seed=1")
+def train(
+    experiment: Annotated[Path, typer.Argument(metavar="EXPERIMENT.yaml")],
+    stage: Annotated[str, typer.Option(help="One stage of the experiment, or all.")] = "all",
+    name: Annotated[str | None, typer.Option(help="Run name; the experiment's by default.")] = None,
+    storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://…")] = "runs",
+    overrides: Overrides = None,
+) -> None:
+    """Train an experiment's stages; with the same name and storage again, it resumes."""
+    from qdmr_ray.config import load_experiment
+
+    settings = load_experiment(experiment, overrides or (), name=name)
+    from qdmr_ray.train.run import train_run
+
+    stages = None if stage == "all" else [stage]
+    run = train_run(settings, storage=storage, stages=stages, say=_say)
+    _say(f"run folder {run.uri}")
+
+
+@app.command(epilog="Example:  qdmr evaluate runs/demo")
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
+    data: Annotated[str | None, typer.Option(help="Packed dataset; the run's by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder; the run's by default.")] = None,
+) -> None:
+    """Figures and restored images of a test set, spread over the cluster."""
+    from qdmr_ray.evaluate.evaluate import evaluate_run
+    from qdmr_ray.storage import open_location
+    from qdmr_ray.train.cluster import ensure_ray
+
+    ensure_ray()
+    with _bars() as progress:
+        evaluation = evaluate_run(
+            open_location(run),
+            data=data,
+            out=out,
+            progress=lambda done, total: progress("evaluate", done, total),
+        )
+    _print_evaluation(evaluation)
+
+
+@app.command(
+    epilog="Example:  qdmr restore photos/*.jpg --checkpoint runs/demo/uda/final --out out"
+)
+def restore(
+    files: Annotated[list[Path], typer.Argument(help="Photographs, folders or patterns.")],
+    checkpoint: Annotated[str, typer.Option(help="A trained base, uda or source_only model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the corrected photographs (PNG).")],
+) -> None:
+    """Correct photographs of any size."""
+    from qdmr_ray.evaluate.restore import restore_files
+
+    with _bars() as progress:
+        failures = restore_files(
+            files, checkpoint, out, progress=lambda d, t, _: progress("restore", d, t)
+        )
+    for failure in failures:
+        print(f"qdmr: {failure.reason}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(EXIT_FAILED)
+    _say(f"corrected photographs in {out}")
+
+
+@app.command(epilog="Example:  qdmr report runs/demo")
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="File; RUN/report.html by default.")] = None,
+) -> None:
+    """Curves, pictures and figures of a run on one page."""
+    from qdmr_ray.evaluate.report import build_report
+
+    _say(str(build_report(run, out)))
+
+
+@app.command(epilog="Example:  qdmr verify tests/golden --dtype float64")
+def verify(
+    golden: Annotated[Path, typer.Argument(metavar="GOLDEN_DIR")],
+    dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Also write the table to a file.")
+    ] = None,
+) -> None:
+    """Compare networks, training steps and metrics with golden figures of the authors' code."""
+    from qdmr_ray.verify import DTYPES, verify_folder, write_comparisons
+
+    if dtype not in DTYPES:
+        raise SettingsError(f"--dtype {dtype}: use float64 or float32")
+    comparisons = verify_folder(golden, dtype, _say)
+    table = Table("figure", "worst difference", "allowed", "")
+    for c in comparisons:
+        agrees = "agrees" if c.agrees else "DIFFERS"
+        table.add_row(c.figure, f"{c.difference:.1e}", f"{c.allowed:.0e}", agrees)
+    _print_table(table)
+    if json_file:
+        write_comparisons(comparisons, json_file)
+    wrong = sum(not c.agrees for c in comparisons)
+    if wrong:
+        raise QdmrError(f"{golden}: {wrong} of {len(comparisons)} figures differ too much")
+    _say(f"all {len(comparisons)} figures agree in {dtype}")
+
+
+@app.command(epilog="Example:  qdmr doctor --storage s3://bucket/runs")
+def doctor(
+    storage: Annotated[str, typer.Option(help="Also try to write here.")] = "runs",
+) -> None:
+    """Versions, devices, Ray, storage and weights: what works, and how to get what is missing."""
+    from qdmr_ray.doctor import examine
+
+    table = Table("what", "found", "state")
+    findings = examine(storage)
+    for finding in findings:
+        table.add_row(finding.what, finding.found, "ok" if finding.ok else finding.remedy)
+    _print_table(table)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _print_table(table: Table) -> None:
+    # Lines of a table must not be folded where a program reads them.
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width).print(table)
+
+
+def _print_dataset(uri: str) -> None:
+    from qdmr_ray.data.pack import inspect as inspect_dataset
+
+    summary = inspect_dataset(uri)
+    table = Table("set", "images", "ground truth", "shards", "MB", "sizes (width x height)")
+    for entry in summary.sets:
+        sizes = ", ".join(f"{w}x{h} ({n})" for h, w, n in entry.sizes)
+        paired = "yes" if entry.paired else "no"
+        megabytes = f"{entry.bytes / 1e6:.1f}"
+        table.add_row(entry.name, str(entry.images), paired, str(entry.shards), megabytes, sizes)
+    _print_table(table)
+    _say(f"{summary.uri}  digest {summary.digest[:12]}")
+
+
+def _print_evaluation(evaluation: dict[str, Any]) -> None:
+    table = Table("", *(metric.upper() for metric in evaluation["input"]), "PSNR gain")
+    before = evaluation["input"].get("psnr")
+    for name, figures in {"input": evaluation["input"], **evaluation["stages"]}.items():
+        after = figures.get("psnr")
+        gain = f"{after - before:+.2f} dB" if name != "input" and after and before else ""
+        cells = ["same" if value is None else f"{value:.4g}" for value in figures.values()]
+        table.add_row(name, *cells, gain)
+    _print_table(table)
+    _say(f"means over {evaluation['images']} test images")
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars when a person watches, a line per finished step when not."""
+    console = Console(stderr=True)
+    if not console.is_terminal or os.environ.get("TERM") == "dumb":
+        yield _line_when_done
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def update(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total)
+            progress.update(tasks[step], completed=done, total=total)
+
+        yield update
+
+
+def _line_when_done(step: str, done: int, total: int) -> None:
+    if done == total:
+        print(f"{step}: {total} done", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

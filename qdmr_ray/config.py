@@ -1,0 +1,220 @@
+"""Experiments: one YAML file of typed settings, `--set` overrides, and the file saved with a run.
+
+    experiment = load_experiment(Path("experiments/demo.yaml"), ["stages.vqgan.iterations=100"])
+
+Every section is a dataclass beside the code that it configures; this module puts them together,
+reads them, and says in one line what is wrong with a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter
+
+from qdmr_ray import __version__
+from qdmr_ray.data.stream import DataSettings
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings
+from qdmr_ray.parsing import apply_override, parse_settings, read_yaml
+from qdmr_ray.settings import Settings, setting
+from qdmr_ray.stages import (
+    STAGES,
+    BackboneSettings,
+    BaseSettings,
+    SourceOnlySettings,
+    StageSettings,
+    UDASettings,
+    VQGANSettings,
+)
+
+# Raised when a change of code makes the same settings train another result.
+METHOD_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesSettings(Settings):
+    """One section per training stage; only those named in ``run`` are trained."""
+
+    vqgan: VQGANSettings = setting(VQGANSettings, "learns the codebook on both domains")
+    base: BaseSettings = setting(BaseSettings, "restoration with the frozen codebook")
+    uda: UDASettings = setting(UDASettings, "restoration with s2t images and feature alignment")
+    source_only: SourceOnlySettings = setting(SourceOnlySettings, "baseline without a codebook")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingSettings(Settings):
+    """Where training runs."""
+
+    workers: int = setting(1, "training workers; each has the stage's batch_size", minimum=1)
+    gpu: bool | None = setting(None, "one GPU per worker; when not set, if the cluster has GPUs")
+    cpus_per_worker: float = setting(
+        1.0, "CPUs that Ray reserves for each training worker", unit="CPUs", above=0
+    )
+    threads: int | None = setting(
+        None,
+        "PyTorch threads of a worker; when not set, the machine's CPUs divided by the workers",
+        minimum=1,
+    )
+    max_failures: int = setting(
+        3, "times that training goes on from its checkpoint after losing a worker", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingSettings(Settings):
+    """What training writes down, and how often."""
+
+    log_interval: int = setting(100, "averages logged", unit="iterations", minimum=1)
+    picture_interval: int = setting(5000, "example pictures made", unit="iterations", minimum=1)
+    picture_count: int = setting(4, "samples in the example pictures", minimum=1)
+    checkpoint_interval: int = setting(5000, "checkpoints saved", unit="iterations", minimum=1)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(Settings):
+    """How the test set is judged."""
+
+    border: int = setting(0, "pixels left out at each edge", unit="pixels", minimum=0)
+    luma: bool = setting(False, "compare the Y channel (BT.601) instead of RGB")
+    lpips: bool = setting(False, "also LPIPS-Alex; needs AlexNet's weights (weights.alexnet)")
+    workers: int = setting(1, "images restored at the same time", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Settings):
+    """Everything that a run is determined by."""
+
+    name: str = setting("", "name of the run folder; --name replaces it")
+    seed: int = setting(0, "of initial weights, sample order and crops", minimum=0)
+    run: tuple[str, ...] = setting(
+        ("vqgan", "base"), "stages to train, in order", choices=tuple(STAGES)
+    )
+    notes: tuple[str, ...] = setting((), "remarks that the report shows")
+    data: DataSettings = setting(DataSettings, "the packed dataset")
+    network: NetworkSettings = setting(NetworkSettings, "sizes of the networks")
+    discriminator: DiscriminatorSettings = setting(
+        DiscriminatorSettings, "sizes of the discriminators"
+    )
+    weights: BackboneSettings = setting(BackboneSettings, "ImageNet weights of frozen networks")
+    stages: StagesSettings = setting(StagesSettings, "the training stages")
+    scaling: ScalingSettings = setting(ScalingSettings, "workers, CPUs and GPUs")
+    logging: LoggingSettings = setting(LoggingSettings, "logs, pictures and checkpoints")
+    evaluation: EvaluationSettings = setting(EvaluationSettings, "the test set's figures")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for stage in self.run:
+            self._check_stage(stage)
+
+    def _check_stage(self, name: str) -> None:
+        for needed in STAGES[name].needs:
+            if needed not in self.run[: self.run.index(name)]:
+                raise SettingsError(
+                    f"run has {name} without {needed} before it, which it starts from"
+                )
+        crop, multiple = self.stage(name).crop, self.network.multiple
+        if crop % multiple:
+            raise SettingsError(
+                f"stages.{name}.crop must be a multiple of {multiple} pixels (the network's "
+                f"downsampling x swin.window); it is {crop}"
+            )
+
+    def stage(self, name: str) -> StageSettings:
+        """Settings of the stage ``name``."""
+        settings: StageSettings = getattr(self.stages, name)
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        plain: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        return plain
+
+
+@cache
+def _adapter() -> TypeAdapter[Experiment]:
+    return TypeAdapter(Experiment)
+
+
+def load_experiment(
+    path: Path, overrides: Sequence[str] = (), *, name: str | None = None
+) -> Experiment:
+    """The experiment in a YAML file, with ``a.b=value`` overrides applied.
+
+    Raises:
+        QdmrError: the file is missing or is no YAML.
+        SettingsError: a setting is unknown, of the wrong type or out of range; named with file.
+    """
+    values = read_yaml(path)
+    for override in overrides:
+        apply_override(values, override)
+    values["name"] = name or values.get("name") or path.stem
+    return experiment_from_dict(values, source=str(path))
+
+
+def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings") -> Experiment:
+    """An experiment from plain values; ``source`` stands at the start of error messages.
+
+    Raises:
+        SettingsError: a setting is unknown, of the wrong type or out of range.
+    """
+    experiment: Experiment = parse_settings(_adapter(), values, source)
+    return experiment
+
+
+def stage_digest(experiment: Experiment, stage: str, manifest_digest: str) -> str:
+    """Identifies a stage's result by all that determines it, its needed stages included.
+
+    Settings that change only where or how visibly it trains (logging, Ray, paths) are left out.
+    """
+    values = experiment.to_dict()
+    determining = {
+        "method": METHOD_VERSION,
+        "stage": stage,
+        "settings": values["stages"][stage],
+        "network": values["network"],
+        "discriminator": values["discriminator"],
+        "seed": experiment.seed,
+        "workers": experiment.scaling.workers,
+        "data": manifest_digest,
+        "needs": {
+            needed: stage_digest(experiment, needed, manifest_digest)
+            for needed in STAGES[stage].needs
+        },
+    }
+    text = json.dumps(determining, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dump_experiment(experiment: Experiment) -> str:
+    """The YAML saved with a run: every setting in force, defaults included, and the version."""
+    values = {"code_version": code_version(), **experiment.to_dict()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def experiment_of_run(text: str, source: str) -> Experiment:
+    """The experiment that :func:`dump_experiment` wrote."""
+    values = yaml.safe_load(text)
+    values.pop("code_version", None)
+    return experiment_from_dict(values, source=source)
+
+
+@cache
+def code_version() -> str:
+    """The package's version, with the commit when it runs from a git checkout."""
+    head = Path(__file__).resolve().parent.parent / ".git" / "HEAD"
+    try:
+        reference = head.read_text().strip()
+        if reference.startswith("ref: "):
+            reference = (head.parent / reference.removeprefix("ref: ")).read_text().strip()
+    except OSError:
+        return __version__
+    return f"{__version__}+g{reference[:12]}"

@@ -1,0 +1,1 @@
+"""Folders of photographs -> packed shards -> endless streams of crops (Ray Data)."""

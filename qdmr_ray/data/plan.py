@@ -1,0 +1,191 @@
+"""Which sample stands at which position of an endless stream: arithmetic, no files, no Ray.
+
+The sample at global position p is a function of (seed, p) alone: which record of each set, where
+the crop lies, how it is flipped. So a run can stop and go on, and change its number of workers,
+without losing or repeating a sample. Nothing is stored: the order of a set is a keyed
+pseudo-random permutation that is computed for the positions asked for.
+
+- A set of N records is passed in epochs: positions e*N .. e*N + N-1 hold every record once, in an
+  order that depends on (seed, set, e). The shorter set simply has more epochs.
+- Crop corners are uniform over the image. Flips and transpose have probability 1/2 each
+  (METHOD.md, "Stages") and are the same for all images of a sample. Augmentation is applied in
+  the order horizontal flip, vertical flip, transpose.
+- A sample is a source pair or a target image, so the two sets draw corners and flips
+  independently. With ``same_place`` both draws are shared: the crops have one place in the
+  lens's field of view, the same coordinates where sizes agree and the same relative place where
+  they do not. Flips and transpose are shared with it, because an aberration such as coma points
+  away from the axis: turning one crop only would undo what the common place is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qdmr_ray.errors import QdmrError
+
+# Constants of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+# OOPSLA 2014), a bijection of 64-bit numbers whose output bits are well mixed.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+_MASK_64 = (1 << 64) - 1
+_HALF = np.uint64(32)
+
+# What a random number is for. Fixed numbers: changing one changes every recorded run.
+_ORDER, _TOP, _LEFT, _AUGMENT = 1, 2, 3, 4
+_SET_KEYS = {"source": 1, "target": 2, "test": 3}
+_SHARED_KEY = 0
+
+# Four rounds make a Feistel network indistinguishable from random for most uses (Luby and
+# Rackoff 1988); two more cost little and help the tiny halves of small sets.
+_ROUNDS = 6
+# Halves of at least 3 bits: with fewer a Feistel network reaches only some of the orders.
+_MINIMUM_HALF_BITS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """For n positions: record index, crop corner (int64) and augmentation (bool), each (n,)."""
+
+    index: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    flip_horizontal: np.ndarray
+    flip_vertical: np.ndarray
+    transpose: np.ndarray
+
+
+class CropPlan:
+    """The endless plan over one or more sets.
+
+    ``sizes`` maps each set's name to an (N, 2) array of its records' height and width; ``names``,
+    where given, are the records' names for error messages.
+
+    Raises:
+        QdmrError: a set is empty or an image smaller than ``crop``.
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, np.ndarray],
+        *,
+        crop: int,
+        same_place: bool,
+        seed: int,
+        names: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self._sizes = {name: np.asarray(size, dtype=np.int64) for name, size in sizes.items()}
+        self._crop = crop
+        self._same_place = same_place
+        self._seed = seed
+        for name, size in self._sizes.items():
+            self._check(name, size, (names or {}).get(name))
+
+    def at(self, positions: np.ndarray) -> dict[str, Crops]:
+        """The samples at global ``positions``, int64 (n,) and not negative, by set name."""
+        positions = np.asarray(positions)
+        if positions.size and positions.min() < 0:
+            raise ValueError("positions must not be negative")
+        return {name: self._crops(name, positions.astype(np.uint64)) for name in self._sizes}
+
+    def _crops(self, name: str, positions: np.ndarray) -> Crops:
+        sizes = self._sizes[name]
+        index = self._indices(name, positions, len(sizes))
+        key = _SHARED_KEY if self._same_place else _SET_KEYS[name]
+        room = sizes[index] - self._crop + 1
+        augment = _random(positions, self._seed, key, _AUGMENT)
+        return Crops(
+            index=index,
+            top=_below(_random(positions, self._seed, key, _TOP), room[:, 0]),
+            left=_below(_random(positions, self._seed, key, _LEFT), room[:, 1]),
+            flip_horizontal=_bit(augment, 0),
+            flip_vertical=_bit(augment, 1),
+            transpose=_bit(augment, 2),
+        )
+
+    def _indices(self, name: str, positions: np.ndarray, count: int) -> np.ndarray:
+        epoch, place = np.divmod(positions, np.uint64(count))
+        keys = _random(epoch, self._seed, _SET_KEYS[name], _ORDER)
+        return permute(place, count, keys).astype(np.int64)
+
+    def _check(self, name: str, sizes: np.ndarray, names: Sequence[str] | None) -> None:
+        if len(sizes) == 0:
+            raise QdmrError(f"the {name} set is empty; pack at least one image")
+        small = np.flatnonzero(sizes.min(axis=1) < self._crop)
+        if small.size:
+            first = int(small[0])
+            height, width = sizes[first]
+            label = names[first] if names is not None else str(first)
+            raise QdmrError(
+                f"{name} image {label} is {width} x {height} pixels, smaller than the crop of "
+                f"{self._crop}; lower the setting crop or leave such images out"
+            )
+
+
+def permute(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
+    """Each of ``values`` (uint64 (n,), below ``count``) under the permutation of its key.
+
+    For one key this is a bijection of 0 .. count-1: a Feistel network over the next larger power
+    of four, walked until it comes back into the range (Black and Rogaway, CT-RSA 2002). Takes
+    memory for ``values`` only, whatever ``count`` is; at most four rounds of walking on average
+    for sets above 16 records.
+    """
+    half_bits = max(-(-(count - 1).bit_length() // 2), _MINIMUM_HALF_BITS)
+    walked = np.array(values, dtype=np.uint64)
+    pending = np.arange(walked.size)
+    while pending.size:
+        walked[pending] = _feistel(walked[pending], half_bits, keys[pending])
+        pending = pending[walked[pending] >= np.uint64(count)]
+    return walked
+
+
+def worker_positions(
+    iterations: np.ndarray, *, batch_size: int, rank: int, world_size: int
+) -> np.ndarray:
+    """Global positions, int64 (n * batch_size,), of one worker's batches, in order.
+
+    Position = iteration * (batch_size * world_size) + rank * batch_size + place in the batch,
+    so that workers share one global order whatever their number.
+    """
+    first = np.asarray(iterations, dtype=np.int64) * (batch_size * world_size) + rank * batch_size
+    return (first[:, None] + np.arange(batch_size, dtype=np.int64)).reshape(-1)
+
+
+def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray:
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> shift, values & mask
+    for round_number in range(_ROUNDS):
+        round_keys = keys + np.uint64((round_number * _GOLDEN) & _MASK_64)
+        left, right = right, left ^ (_mix(_mix(right) + round_keys) & mask)
+    return (left << shift) | right
+
+
+def _random(values: np.ndarray, seed: int, key: int, purpose: int) -> np.ndarray:
+    """uint64 (n,), well mixed, a function of its four arguments."""
+    start = np.array([seed & _MASK_64], dtype=np.uint64)
+    for part in (key, purpose):
+        start = _mix(start + np.uint64((part * _GOLDEN + 1) & _MASK_64))
+    return _mix(_mix(values + np.uint64(_GOLDEN)) + start)
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    values = (values ^ (values >> _SHIFTS[0])) * _MIX_1
+    values = (values ^ (values >> _SHIFTS[1])) * _MIX_2
+    return values ^ (values >> _SHIFTS[2])
+
+
+def _below(random: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """int64 (n,), uniform over 0 .. limit-1; the same number gives the same relative place.
+
+    The upper 32 bits are used as a fraction, so images must be below 2**31 pixels a side; the
+    bias is below 2**-18 for sides up to 16,384.
+    """
+    return (((random >> _HALF) * limits.astype(np.uint64)) >> _HALF).astype(np.int64)
+
+
+def _bit(random: np.ndarray, place: int) -> np.ndarray:
+    return ((random >> np.uint64(place)) & np.uint64(1)).astype(bool)

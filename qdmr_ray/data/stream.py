@@ -1,0 +1,199 @@
+"""Endless, exact streams of crops into one training worker, through Ray Data or without it.
+
+    stream = CropStream(settings, batch_size=4, crop=256, same_place=False,
+                        sets=("source", "target"), seed=0, rank=0, world_size=1,
+                        start_iteration=0, end_iteration=200_000)
+    for batch in stream: ...
+
+Every training worker runs a pipeline of its own, in segments of bounded length (``segment``), so
+that a long run never makes one huge plan; the next segment starts well before the current one
+ends, so that there is no stall at the seam.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from qdmr_ray.data.cutter import FIELDS, CropRequest, Cutter, checked_fields, crop_plan
+from qdmr_ray.data.manifest import read_manifest
+from qdmr_ray.data.records import DEFAULT_CACHE_BYTES
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.settings import Settings, setting
+from qdmr_ray.storage import open_location
+
+if TYPE_CHECKING:
+    from qdmr_ray.data.segment import Segment
+
+# Per iteration: images as uint8 tensors (B, 3, c, c) under "source", "ground_truth", "target";
+# "positions", "source_index" and "target_index" as int64 arrays (B,).
+Batch = dict[str, Any]
+
+# The next segment starts when this part of the current one is left: seconds of work ahead of a
+# start that takes 0.2 s.
+_LEAD = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Where the packed dataset lies and how much is spent on feeding it to one worker."""
+
+    path: str = setting("", "packed dataset, a local path or s3://bucket/path")
+    s3_endpoint: str | None = setting(
+        None, "address of an S3-compatible store; AWS_ENDPOINT_URL when not set"
+    )
+    cache_bytes: int = setting(
+        DEFAULT_CACHE_BYTES,
+        "photographs kept in memory by each loader when the dataset lies in a store",
+        unit="bytes",
+        minimum=0,
+    )
+    batches_per_block: int = setting(16, "batches that one loading task cuts", minimum=1)
+    loader_workers: int = setting(2, "loading tasks at a time per training worker", minimum=1)
+    loader_cpus: float = setting(
+        0.25, "CPUs that Ray sets aside for each loading task", unit="CPUs", minimum=0
+    )
+    segment_iterations: int = setting(
+        2000, "iterations that one Ray Data plan covers", unit="iterations", minimum=1
+    )
+    prefetch_batches: int = setting(
+        32, "finished batches kept ready per training worker", unit="batches", minimum=1
+    )
+
+
+def required_cpus(settings: DataSettings, world_size: int) -> float:
+    """CPUs that the loading tasks of ``world_size`` workers need beside the workers' own.
+
+    Where a cluster has less to spare, Ray Data waits for ever without a word: check first.
+    """
+    return world_size * settings.loader_workers * settings.loader_cpus
+
+
+class _Stream:
+    """What both streams share: checks, the range of iterations, batches out of blocks."""
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        *,
+        batch_size: int,
+        crop: int,
+        same_place: bool,
+        sets: tuple[str, ...],
+        seed: int,
+        rank: int,
+        world_size: int,
+        start_iteration: int,
+        end_iteration: int,
+        fields: tuple[str, ...] | None = None,
+    ) -> None:
+        if not settings.path:
+            raise SettingsError("path of the packed dataset is not set; give a folder or s3:// URI")
+        if not 0 <= rank < world_size or batch_size < 1 or crop < 1:
+            raise ValueError(f"rank {rank} of {world_size}, batch {batch_size}, crop {crop}")
+        location = open_location(settings.path, endpoint=settings.s3_endpoint)
+        self.manifest = read_manifest(location)
+        self._settings = settings
+        self._start = start_iteration
+        self._end = end_iteration
+        self._request = CropRequest(
+            uri=location.uri,
+            endpoint=settings.s3_endpoint,
+            cache_bytes=settings.cache_bytes,
+            digest=self.manifest.digest,
+            batch_size=batch_size,
+            crop=crop,
+            same_place=same_place,
+            sets=sets,
+            fields=checked_fields(sets, fields),
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        # Found here and not in a task: an unknown set, or a crop larger than an image.
+        crop_plan(self._request, self.manifest)
+        self._open()
+
+    def _open(self) -> None:
+        """What a stream does before its first batch is asked for."""
+
+    def _batches(self, columns: dict[str, np.ndarray]) -> Iterator[Batch]:
+        size = self._request.batch_size
+        for first in range(0, len(columns["positions"]), size):
+            # Copies: a block lies read-only in shared memory, which it would hold.
+            rows = {
+                name: np.array(column[first : first + size]) for name, column in columns.items()
+            }
+            yield {
+                name: torch.from_numpy(array) if name in FIELDS else array
+                for name, array in rows.items()
+            }
+
+
+class InProcessStream(_Stream):
+    """The batches of ``CropStream`` with the same arguments, cut in this process without Ray."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        cutter = Cutter(self._request)
+        for iteration in range(self._start, self._end):
+            yield from self._batches(cutter.cut(np.array([iteration])))
+
+    def close(self) -> None:
+        """Nothing to free; here so that both streams are used alike."""
+
+
+class CropStream(_Stream):
+    """One training worker's batches for iterations ``start_iteration`` .. ``end_iteration - 1``.
+
+    ``sets`` is ("source",) or ("source", "target"); ``fields`` are the images wanted, all that
+    the sets hold when ``None``. Loading starts at once, while the networks are still being built.
+    Iterating yields a ``Batch`` per iteration; it can be done once and closes the stream.
+
+    Raises:
+        QdmrError: no dataset, a set is missing, a crop larger than an image; while iterating,
+            a shard that is missing or damaged.
+    """
+
+    def _open(self) -> None:
+        self._segments = [self._segment(self._start)] if self._start < self._end else []
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            while self._segments:
+                current = self._segments[0]
+                for block in current.blocks():
+                    self._start_next(int(block["positions"][0]))
+                    yield from self._batches(block)
+                if self._segments:  # Empty when it was closed while iterating.
+                    self._segments.pop(0).stop()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stops the loading tasks and threads; iterating ends."""
+        for segment in self._segments:
+            segment.stop()
+        self._segments.clear()
+        # Ray Data's plans refer to themselves; until they are collected, their blocks stay.
+        gc.collect()
+
+    def _start_next(self, position: int) -> None:
+        request = self._request
+        iteration = position // (request.batch_size * request.world_size)
+        newest = self._segments[-1]
+        settings = self._settings
+        lead = max(_LEAD * settings.segment_iterations, settings.batches_per_block)
+        if newest.end < self._end and iteration >= newest.end - lead:
+            self._segments.append(self._segment(newest.end))
+
+    def _segment(self, first: int) -> Segment:
+        # Imported here: it needs Ray, which InProcessStream does without.
+        from qdmr_ray.data.segment import Segment
+
+        end = min(first + self._settings.segment_iterations, self._end)
+        return Segment(self._settings, self._request, first, end)

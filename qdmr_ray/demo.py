@@ -1,0 +1,85 @@
+"""The demo: from photographs to a trained, judged and reported restorer in one call.
+
+qdmr demo --out runs/demo
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qdmr_ray.config import Experiment, load_experiment
+from qdmr_ray.data.demo import build_demo_data
+from qdmr_ray.data.manifest import MANIFEST_NAME
+from qdmr_ray.data.pack import PackSettings, pack
+from qdmr_ray.errors import QdmrError
+
+# Called with a step's name, what is done and what there is in all.
+Progress = Callable[[str, int, int], None]
+
+
+def find_experiment(name: str) -> Path:
+    """The shipped experiment ``name``, inside the installed package or beside it in a checkout.
+
+    Raises:
+        QdmrError: there is none of that name.
+    """
+    package = Path(__file__).resolve().parent
+    places = [folder / "experiments" / f"{name}.yaml" for folder in (package, package.parent)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise QdmrError(f"{places[0]}: no shipped experiment {name}; install qdmr_ray again")
+
+
+def demo_experiment(out: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The demo's experiment on the data that :func:`make_demo_data` packs below ``out``."""
+    experiment = load_experiment(find_experiment("demo"), overrides, name=out.name)
+    path = experiment.data.path or str(out / "data" / "packed")
+    return replace(experiment, data=replace(experiment.data, path=path))
+
+
+def make_demo_data(out: Path, progress: Progress) -> None:
+    """Simulates and packs the demo's photographs below ``out``, once.
+
+    Raises:
+        QdmrError: ``out`` can't be written to, or the photographs' packages are incomplete.
+    """
+    packed = out / "data" / "packed"
+    if (packed / MANIFEST_NAME).is_file():
+        return
+    realab = build_demo_data(
+        out / "data" / "realab", progress=lambda done, total: progress("simulate", done, total)
+    )
+    pack(
+        realab,
+        str(packed),
+        settings=PackSettings(),
+        progress=lambda done, total: progress("pack", done, total),
+    )
+
+
+def run_demo(
+    out: Path, *, overrides: Sequence[str] = (), say: Callable[[str], None], progress: Progress
+) -> dict[str, Any]:
+    """Builds the data, trains the stages, evaluates and reports into ``out``; gives the figures.
+
+    Run again on the same folder, it goes on where it stopped.
+
+    Raises:
+        QdmrError: the first step that fails.
+    """
+    # Ray is slow to import, and a wrong setting should be told at once.
+    experiment = demo_experiment(out, overrides)
+    from qdmr_ray.evaluate.evaluate import evaluate_run
+    from qdmr_ray.evaluate.report import build_report
+    from qdmr_ray.train.run import train_run
+
+    say(f"data: photographs of scikit-image and scikit-learn through two lenses, in {out / 'data'}")
+    make_demo_data(out, progress)
+    run = train_run(experiment, storage=str(out.parent), say=say)
+    evaluation = evaluate_run(run, progress=lambda done, total: progress("evaluate", done, total))
+    say(f"report: {build_report(out)}")
+    return evaluation

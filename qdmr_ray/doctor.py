@@ -1,0 +1,133 @@
+"""``qdmr doctor``: what this installation has, and how to get what it lacks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import open_location
+
+PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow", "pydantic", "safetensors", "lpips")
+OLDEST_PYTHON = (3, 10)
+# Ray's object store lies here; with less, it falls back to a slow disk.
+SHARED_MEMORY = "/dev/shm"
+LEAST_SHARED_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table; ``needed`` says whether a run fails without it."""
+
+    what: str
+    found: str
+    ok: bool
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine(storage: str) -> list[Finding]:
+    """Every check, none of which stops the others; writes and deletes one file in ``storage``."""
+    return [
+        _python(),
+        *(_package(name) for name in PACKAGES),
+        _device(),
+        _shared_memory(),
+        _ray(),
+        _storage(storage),
+        _weights("VGG16 (LPIPS loss)", _vgg16),
+        _weights("VGG19 (semantic term)", _vgg19),
+        _weights("AlexNet (LPIPS metric)", _alexnet),
+    ]
+
+
+def _python() -> Finding:
+    ok = sys.version_info >= OLDEST_PYTHON
+    return Finding("Python", platform.python_version(), ok, "install Python 3.10 or newer")
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, metadata.version(name), ok=True)
+    except metadata.PackageNotFoundError:
+        return Finding(name, "missing", ok=False, remedy=f"pip install {name}")
+
+
+def _device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Finding("GPU", ", ".join(names), ok=True)
+    cores = f"none; {os.cpu_count()} CPUs, {torch.get_num_threads()} PyTorch threads"
+    remedy = "fine for the demo; full-size training wants a GPU and its CUDA driver"
+    return Finding("GPU", cores, ok=False, remedy=remedy, needed=False)
+
+
+def _shared_memory() -> Finding:
+    if not os.path.isdir(SHARED_MEMORY):
+        return Finding("shared memory", "none", ok=True)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    remedy = f"Ray's object store wants 1 GiB of {SHARED_MEMORY} (docker run --shm-size=2g)"
+    ok = free >= LEAST_SHARED_BYTES
+    return Finding("shared memory", f"{free / 2**30:.1f} GiB free", ok, remedy, needed=False)
+
+
+def _ray() -> Finding:
+    from qdmr_ray.train.cluster import ensure_ray
+
+    where = os.environ.get("RAY_ADDRESS", "embedded")
+    try:
+        ensure_ray()
+        import ray
+
+        resources = ray.cluster_resources()
+    except QdmrError as error:
+        return Finding("Ray", where, ok=False, remedy=str(error))
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    return Finding("Ray", f"{where}: {cpus:g} CPUs, {gpus:g} GPUs", ok=True)
+
+
+def _storage(uri: str) -> Finding:
+    try:
+        location = open_location(uri)
+        existed = location.exists()
+        file = location.join(f".qdmr-doctor-{secrets.token_hex(4)}")
+        file.write_bytes_atomic(b"qdmr")
+        file.delete()
+        if not existed and not location.is_s3:
+            location.delete()
+    except QdmrError as error:
+        return Finding("storage", uri, ok=False, remedy=str(error))
+    return Finding("storage", f"{location.uri} can be written", ok=True)
+
+
+def _weights(what: str, find: Callable[[], object]) -> Finding:
+    try:
+        return Finding(what, str(find()), ok=True)
+    except QdmrError as error:
+        return Finding(what, "missing", ok=False, remedy=str(error), needed=False)
+
+
+def _vgg16() -> object:
+    from qdmr_ray.nets.lpips import find_backbone_weights
+
+    return find_backbone_weights("vgg")
+
+
+def _alexnet() -> object:
+    from qdmr_ray.nets.lpips import find_backbone_weights
+
+    return find_backbone_weights("alex")
+
+
+def _vgg19() -> object:
+    from qdmr_ray.nets.vgg import find_vgg19_weights
+
+    return find_vgg19_weights()

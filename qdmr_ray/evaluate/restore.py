@@ -1,0 +1,202 @@
+"""Correcting whole photographs of any size, as tensors, arrays or files; no Ray.
+
+from qdmr_ray.evaluate import restore
+corrected = restore(image, Path("runs/demo/uda/final"))
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.artifacts import LoadedModel, load_model
+from qdmr_ray.data.images import IMAGE_SUFFIXES, read_image, write_png
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import Location
+
+# Where a stage's result lies, or that result loaded.
+Checkpoint = Path | str | Location | LoadedModel
+
+# Called after each file with: files done, files in all, the file.
+Progress = Callable[[int, int, Path], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A file that could not be corrected, and why, in one line that names it."""
+
+    path: Path
+    reason: str
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """``(..., H, W)`` padded right and bottom by reflection, and its ``(H, W)`` for cropping.
+
+    An image smaller than the padding is reflected again and again, to and fro; a side of one pixel
+    has nothing to reflect and is repeated.
+    """
+    height, width = int(x.shape[-2]), int(x.shape[-1])
+    padded = x
+    for axis, length in ((-2, height), (-1, width)):
+        wanted = -(-length // multiple) * multiple
+        if wanted != length:
+            padded = padded.index_select(axis, _reflected(length, wanted, x.device))
+    return padded, (height, width)
+
+
+def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
+    """The corrected images ``(B, 3, H, W)``, clamped to [0, 1], of any height and width.
+
+    ``network`` has an attribute ``multiple``, the sides it takes, and returns an object with
+    ``.image``; ``x`` is RGB in [0, 1] of the network's type and on its device.
+    """
+    padded, (height, width) = pad_to_multiple(x, network.multiple)  # type: ignore[arg-type]
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            image: Tensor = network(padded).image
+    finally:
+        network.train(was_training)
+    return image[..., :height, :width].clamp(0.0, 1.0)
+
+
+def restore(image: np.ndarray, checkpoint: Checkpoint) -> np.ndarray:
+    """Corrects one photograph, uint8 or uint16 ``(H, W, 3)`` RGB; the result has the same type.
+
+    ``checkpoint`` is a stage's result (a path, read anew on each call) or what
+    ``qdmr_ray.artifacts.load_model`` made of it, which is then run where it is (CPU or GPU).
+
+    Raises:
+        QdmrError: another type or shape, or an unusable checkpoint.
+    """
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+        raise QdmrError(
+            "restore takes uint8 or uint16 images of shape (H, W, 3); this one is "
+            f"{image.dtype} {tuple(image.shape)}: convert it first"
+        )
+    if image.size == 0:
+        raise QdmrError(f"restore was given an image without pixels, shape {tuple(image.shape)}")
+    network = _loaded(checkpoint).network
+    parameter = next(network.parameters())
+    full_scale = np.iinfo(image.dtype).max
+    # By way of float32, which holds every uint16 exactly and every device knows.
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0)
+    x = (pixels / full_scale).to(device=parameter.device, dtype=parameter.dtype)
+    restored = restore_tensor(network, x)[0].permute(1, 2, 0).float().cpu().numpy()
+    return np.rint(restored * full_scale).astype(image.dtype)
+
+
+def restore_files(
+    files: Sequence[Path],
+    checkpoint: Checkpoint,
+    out: Path,
+    progress: Progress | None = None,
+) -> list[Failure]:
+    """Corrects photographs into ``out`` under their own names, as ``.png``; returns what failed.
+
+    ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
+    ``"night/*.jpg"``. EXIF orientation is applied. A file that cannot be read or written does not
+    stop the others, and leaves nothing behind.
+
+    Raises:
+        QdmrError: no photograph at all, ``out`` cannot be made, or an unusable checkpoint.
+    """
+    paths = _expand(files)
+    if not paths:
+        named = ", ".join(str(path) for path in files) or "an empty list"
+        raise QdmrError(f"no photograph to restore in {named}: name {_suffixes()} files or folders")
+    model = _loaded(checkpoint)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QdmrError(
+            f"the folder {out} cannot be made ({error.strerror}): name another --out"
+        ) from error
+    failures: list[Failure] = []
+    written: dict[Path, Path] = {}
+    for done, path in enumerate(paths, start=1):
+        result = out / f"{path.stem}.png"
+        try:
+            _check_free(result, path, written)
+            write_png(result, _restore_eight_bit(path, model))
+            written[result] = path
+        except (QdmrError, OSError, MemoryError) as error:
+            failures.append(Failure(path=path, reason=_one_line(error, path)))
+        if progress is not None:
+            progress(done, len(paths), path)
+    return failures
+
+
+def _restore_eight_bit(path: Path, model: LoadedModel) -> np.ndarray:
+    image = read_image(path)
+    try:
+        return restore(image, model)
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch has an exception of its own for a GPU's memory only.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        raise QdmrError(
+            f"{path}: too little memory for {image.shape[1]}x{image.shape[0]} pixels; "
+            "restore it on a machine with more, or cut it into pieces"
+        ) from error
+
+
+def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
+    """Two photographs of one name must not overwrite each other, nor one its own result."""
+    if result in written:
+        raise QdmrError(
+            f"{path}: {result} already holds the result of {written[result]}; restore it into "
+            "another --out"
+        )
+    if result.exists() and path.exists() and result.samefile(path):
+        raise QdmrError(f"{path}: its result would overwrite it; name another --out")
+
+
+def _expand(files: Sequence[Path]) -> list[Path]:
+    """The photographs named, each once, in the order given; folders and patterns sorted."""
+    found: dict[Path, None] = {}
+    for named in files:
+        path = Path(named)
+        if path.is_dir():
+            inside = (item for item in sorted(path.iterdir()) if not item.name.startswith("."))
+            found.update(dict.fromkeys(filter(_is_photograph, inside)))
+        elif not path.exists() and glob.has_magic(str(path)):
+            matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
+            found.update(dict.fromkeys(filter(_is_photograph, matches)))
+        else:
+            found[path] = None
+    return list(found)
+
+
+def _is_photograph(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+def _loaded(checkpoint: Checkpoint) -> LoadedModel:
+    return checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
+
+
+def _reflected(length: int, wanted: int, device: torch.device) -> Tensor:
+    """Positions 0 … length - 1, back to 0, and so on, ``wanted`` of them."""
+    positions = torch.arange(wanted, device=device)
+    if length == 1:
+        return torch.zeros_like(positions)
+    period = 2 * (length - 1)
+    positions = positions % period
+    return torch.minimum(positions, period - positions)
+
+
+def _one_line(error: BaseException, path: Path) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if str(path) in text else f"{path}: {text}"

@@ -1,0 +1,117 @@
+"""Plain values from YAML files and ``--set`` overrides to typed settings, with one-line errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from qdmr_ray.errors import QdmrError, SettingsError
+
+
+def parse_settings(adapter: TypeAdapter[Any], values: Mapping[str, Any], source: str) -> Any:
+    """Plain values as typed settings.
+
+    Raises:
+        SettingsError: one line that names source, setting and value.
+    """
+    try:
+        return adapter.validate_python(dict(values))
+    except ValidationError as error:
+        root = adapter._type if isinstance(adapter._type, type) else object
+        raise SettingsError(f"{source}: {_explain(error.errors()[0], root)}") from None
+
+
+def _explain(error: Mapping[str, Any], root: type) -> str:
+    # pydantic writes the place as keys; an unknown key's place ends with that key.
+    path = [part for part in error["loc"] if not (isinstance(part, str) and "[" in part)]
+    name = ".".join(str(part) for part in path)
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return _explain_unknown(path, name, root)
+    if error["type"] == "value_error":
+        inside = f"{name}." if name else ""
+        return f"{inside}{error['ctx']['error']}"
+    return f"{name} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _explain_unknown(path: Sequence[Any], name: str, root: type) -> str:
+    section: Any = root
+    for part in path[:-1]:
+        section = get_type_hints(section).get(part, object) if isinstance(part, str) else object
+    known = (
+        [f.name for f in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
+    )
+    near = difflib.get_close_matches(str(path[-1]), known, n=1)
+    prefix = ".".join(str(part) for part in path[:-1])
+    if near:
+        hint = f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+    else:
+        elsewhere = [s for s, _ in all_settings(root) if s.rsplit(".", 1)[-1] == path[-1]]
+        hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"known: {', '.join(known)}"
+    return f"unknown setting {name}; {hint}"
+
+
+def all_settings(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every setting below ``section`` as (dotted name, field)."""
+    if not dataclasses.is_dataclass(section):
+        return
+    hints = get_type_hints(section)
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from all_settings(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        QdmrError: missing, unreadable or something else than a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise QdmrError(
+            f"{path}: no such file; experiments are YAML files, see experiments/"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise QdmrError(f"{path}: cannot be read as YAML ({_one_line(error)})") from error
+    if not isinstance(values, dict):
+        raise QdmrError(f"{path}: holds no settings; write `name: value` lines")
+    return values
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Applies ``a.b=value`` (the value as YAML) to nested plain values.
+
+    Raises:
+        SettingsError: no ``=``, or a section name where a value stands.
+    """
+    name, separator, text = override.partition("=")
+    if not separator or not name:
+        raise SettingsError(f"--set {override}: write --set section.setting=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(
+            f"--set {override}: the value is no YAML ({_one_line(error)})"
+        ) from None
+    *sections, leaf = name.split(".")
+    place = values
+    for section in sections:
+        if place.get(section) is None:
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise SettingsError(f"--set {override}: {section} is a setting, not a section")
+    place[leaf] = value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

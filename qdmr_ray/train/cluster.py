@@ -1,0 +1,76 @@
+"""Starting or joining Ray, and checking that it can hold what is about to run."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+
+from qdmr_ray.config import Experiment
+from qdmr_ray.data.stream import required_cpus
+from qdmr_ray.errors import QdmrError, SettingsError
+
+# A worker, and a CPU for Ray Data beside it.
+SMALLEST_LOCAL_CPUS = 2
+
+
+def ensure_ray() -> None:
+    """Joins the cluster that ``RAY_ADDRESS`` names, or starts an embedded local Ray.
+
+    Raises:
+        QdmrError: the cluster can't be reached.
+    """
+    if ray.is_initialized():
+        return
+    # An experiment must not phone home from a cluster whose owner wasn't asked.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers' prints reach the driver once, through Ray's log forwarding.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.WARNING)
+        else:
+            ray.init(
+                num_cpus=max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}") from error
+
+
+def uses_gpu(experiment: Experiment) -> bool:
+    """Whether the workers get a GPU each: as set, or when the cluster has enough of them.
+
+    Raises:
+        SettingsError: GPUs are asked for and the cluster has fewer.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = experiment.scaling.workers
+    if experiment.scaling.gpu and gpus < workers:
+        raise SettingsError(
+            f"scaling.workers is {workers} with one GPU each, and the cluster has {gpus}: lower "
+            "it, or set scaling.gpu=false"
+        )
+    return gpus >= workers if experiment.scaling.gpu is None else experiment.scaling.gpu
+
+
+def check_cpus(experiment: Experiment) -> None:
+    """Training and its loading tasks must fit together, or Ray Data would wait for ever.
+
+    Raises:
+        SettingsError: the cluster has too few CPUs.
+    """
+    scaling = experiment.scaling
+    loading = required_cpus(experiment.data, scaling.workers)
+    needed = scaling.workers * scaling.cpus_per_worker + loading
+    available = ray.cluster_resources().get("CPU", 0)
+    if needed > available:
+        raise SettingsError(
+            f"{scaling.workers} workers need {needed:g} CPUs ({scaling.cpus_per_worker:g} each and "
+            f"{loading:g} for loading data), and Ray has {available:g}: lower "
+            "scaling.cpus_per_worker, data.loader_cpus or scaling.workers"
+        )

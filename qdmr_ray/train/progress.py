@@ -1,0 +1,123 @@
+"""How far training is: workers tell a board, the driver reads it and shows a bar or plain lines."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+POLL_SECONDS = 0.5
+# Where no person watches, a line this often keeps a log readable and shows that it is alive.
+LINE_SECONDS = 10.0
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Holds the newest word from rank 0."""
+
+    def __init__(self) -> None:
+        self._news: dict[str, Any] | None = None
+
+    def post(self, news: dict[str, Any]) -> None:
+        """Replaces the news: ``iteration``, and ``figures`` to show."""
+        self._news = news
+
+    def read(self) -> dict[str, Any] | None:
+        """The newest news, if there is any."""
+        return self._news
+
+
+class Reporter:
+    """Posts to a board at most twice a second, without waiting; in a worker."""
+
+    def __init__(self, board: Any | None) -> None:
+        self._board = board
+        self._last = 0.0
+        self._figures: dict[str, float] = {}
+
+    def post(self, iteration: int, figures: dict[str, float] | None = None) -> None:
+        """Tells the driver how far training is; new ``figures`` are always sent."""
+        now = time.monotonic()
+        if self._board is None or (figures is None and now - self._last < POLL_SECONDS):
+            return
+        self._last = now
+        self._figures = self._figures if figures is None else figures
+        self._board.post.remote({"iteration": iteration, "figures": self._figures})
+
+
+@contextmanager
+def shown_progress(stage: str, iterations: int, board: Any) -> Iterator[None]:
+    """Shows the board's news while the block runs."""
+    console = Console(stderr=True)
+    done = threading.Event()
+    show = _show_bar if console.is_terminal else _show_lines
+    thread = threading.Thread(
+        target=show, args=(stage, iterations, board, done, console), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=5)
+
+
+def _read(board: Any) -> dict[str, Any] | None:
+    try:
+        news: dict[str, Any] | None = ray.get(board.read.remote(), timeout=POLL_SECONDS * 4)
+    except ray.exceptions.RayError:
+        return None  # a slow or lost board must not disturb training
+    return news
+
+
+def _text(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+def _show_bar(
+    stage: str, iterations: int, board: Any, done: threading.Event, console: Console
+) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(stage, total=iterations, figures="starting workers")
+        while not done.wait(POLL_SECONDS):
+            news = _read(board)
+            if news:
+                figures = _text(news["figures"])
+                progress.update(task, completed=news["iteration"], figures=figures)
+        if news := _read(board):
+            progress.update(task, completed=news["iteration"], figures=_text(news["figures"]))
+
+
+def _show_lines(
+    stage: str, iterations: int, board: Any, done: threading.Event, console: Console
+) -> None:
+    start = time.monotonic()
+    shown: int | None = None
+    while True:
+        ended = done.wait(LINE_SECONDS)
+        news = _read(board)
+        if news and news["iteration"] != shown:
+            shown = news["iteration"]
+            elapsed = time.monotonic() - start
+            print(
+                f"{stage} {shown}/{iterations}  {elapsed:.0f} s  {_text(news['figures'])}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if ended:
+            return

@@ -1,0 +1,255 @@
+"""The driver: checks an experiment, then trains its stages one after the other with Ray Train.
+
+    run = train_run(load_experiment(Path("experiments/demo.yaml")), storage="runs")
+
+Run again with the same name and storage, it resumes: finished stages are kept, the one that was
+interrupted goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import yaml
+from ray.train.torch import TorchTrainer
+
+from qdmr_ray.artifacts import read_description
+from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
+from qdmr_ray.data.manifest import Manifest, read_manifest
+from qdmr_ray.data.stream import InProcessStream
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.nets.lpips import find_backbone_weights
+from qdmr_ray.nets.vgg import find_vgg19_weights
+from qdmr_ray.stages import STAGES, VQGANSettings
+from qdmr_ray.storage import Location, open_location
+from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
+from qdmr_ray.train.loop import FINAL_FOLDER, Task, train_worker
+from qdmr_ray.train.progress import ProgressBoard, shown_progress
+
+CONFIG_FILE = "config.yaml"
+ENVIRONMENT_FILE = "environment.json"
+NOTES_FILE = "notes.json"
+# Says which settings a stage was begun with, before it has a result.
+BEGUN_FILE = "begun.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+
+def train_run(
+    experiment: Experiment,
+    *,
+    storage: str,
+    stages: Sequence[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> Location:
+    """Trains ``stages`` (all of ``experiment.run`` by default); gives the run folder.
+
+    Everything that can be checked is checked before a worker starts.
+
+    Raises:
+        QdmrError: data, weights, an earlier run of the same name, the cluster or training itself.
+    """
+    names = _checked_stages(experiment, stages)
+    run = open_location(storage, endpoint=experiment.data.s3_endpoint).join(experiment.name)
+    manifest = read_manifest(
+        open_location(experiment.data.path, endpoint=experiment.data.s3_endpoint)
+    )
+    digests = {name: stage_digest(experiment, name, manifest.digest) for name in STAGES}
+    _check_data(experiment, names, manifest)
+    _check_weights(experiment, names)
+    _check_earlier_run(experiment, run, names, digests)
+    ensure_ray()
+    check_cpus(experiment)
+    gpu = uses_gpu(experiment)
+    _write_run_files(experiment, run, gpu)
+    for name in names:
+        if _is_finished(run, name):
+            say(f"{name}: finished before, kept")
+            continue
+        _train_stage(experiment, run, name, digests[name], gpu)
+        say(f"{name}: {experiment.stage(name).iterations} iterations done")
+    return run
+
+
+def _checked_stages(experiment: Experiment, stages: Sequence[str] | None) -> list[str]:
+    names = list(experiment.run if stages is None else stages)
+    for name in names:
+        if name not in experiment.run:
+            raise SettingsError(
+                f"--stage {name}: the experiment's stages are {', '.join(experiment.run)}"
+            )
+    return names
+
+
+def _check_data(experiment: Experiment, names: Sequence[str], manifest: Manifest) -> None:
+    for name in names:
+        settings, domains = experiment.stage(name), STAGES[name].domains
+        # Its construction refuses a missing set and a crop larger than an image.
+        InProcessStream(
+            experiment.data,
+            batch_size=settings.batch_size,
+            crop=settings.crop,
+            same_place=settings.same_place_crops,
+            sets=tuple(s for s in ("source", "target") if s in domains),
+            fields=domains,
+            seed=experiment.seed,
+            rank=0,
+            world_size=1,
+            start_iteration=0,
+            end_iteration=0,
+        )
+
+
+def _check_weights(experiment: Experiment, names: Sequence[str]) -> None:
+    for name in names:
+        settings = experiment.stage(name)
+        if settings.lpips:
+            vgg16 = experiment.weights.vgg16
+            find_backbone_weights("vgg", Path(vgg16).expanduser() if vgg16 else None)
+        if isinstance(settings, VQGANSettings) and settings.semantic:
+            vgg19 = experiment.weights.vgg19
+            find_vgg19_weights(Path(vgg19).expanduser() if vgg19 else None)
+
+
+def _check_earlier_run(
+    experiment: Experiment, run: Location, names: Sequence[str], digests: dict[str, str]
+) -> None:
+    needed = {n for name in names for n in STAGES[name].needs}
+    for name in [*needed, *names]:
+        found = read_description(run.join(name, FINAL_FOLDER))
+        begun = run.join(name, BEGUN_FILE)
+        if found is None and name in needed and name not in names:
+            raise QdmrError(f"{run.uri}: stage {name} is not trained yet; train it first")
+        digest = found["digest"] if found else None
+        if digest is None and begun.exists():
+            digest = json.loads(begun.read_bytes())["digest"]
+        if digest is not None and digest != digests[name]:
+            raise QdmrError(
+                f"{run.uri}: stage {name} was begun with other settings or data"
+                f"{_first_difference(experiment, run)}; choose another --name, or take the "
+                "change back"
+            )
+
+
+def _first_difference(experiment: Experiment, run: Location) -> str:
+    file = run.join(CONFIG_FILE)
+    if not file.exists():
+        return ""
+    before, now = _flat(yaml.safe_load(file.read_bytes())), _flat(experiment.to_dict())
+    changed = [name for name in now if before.get(name) != now[name] and name != "name"]
+    if not changed:
+        return ""
+    name = changed[0]
+    return f" ({name} was {before.get(name)!r}, now {now[name]!r})"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _write_run_files(experiment: Experiment, run: Location, gpu: bool) -> None:
+    run.join(CONFIG_FILE).write_bytes_atomic(dump_experiment(experiment).encode())
+    environment = {
+        "qdmr_ray": code_version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+        "platform": platform.platform(),
+        "cluster": _cluster_text(),
+        "device": "GPU" if gpu else "CPU",
+        "workers": str(experiment.scaling.workers),
+    }
+    run.join(ENVIRONMENT_FILE).write_bytes_atomic(json.dumps(environment, indent=1).encode())
+    notes = [*experiment.notes, *_switched_off(experiment)]
+    run.join(NOTES_FILE).write_bytes_atomic(json.dumps(notes, indent=1).encode())
+
+
+def _cluster_text() -> str:
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    return f"{len(ray.nodes())} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _switched_off(experiment: Experiment) -> list[str]:
+    """A sentence for each term of the method that a stage of this run goes without."""
+    notes = []
+    for term in ("lpips", "semantic", "gan", "feature_gan"):
+        stages = [n for n in experiment.run if getattr(experiment.stage(n), term, None) == 0]
+        if stages:
+            notes.append(f"The {term} term is switched off in {', '.join(stages)}.")
+    return notes
+
+
+def _is_finished(run: Location, stage: str) -> bool:
+    return read_description(run.join(stage, FINAL_FOLDER)) is not None
+
+
+def _train_stage(experiment: Experiment, run: Location, stage: str, digest: str, gpu: bool) -> None:
+    place = run.join(stage)
+    place.join(BEGUN_FILE).write_bytes_atomic(json.dumps({"digest": digest}).encode())
+    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    task = Task(experiment.to_dict(), stage, run.uri, digest, board)
+    scaling, logging = experiment.scaling, experiment.logging
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scaling.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS_FOLDER,
+            storage_path=place.path,
+            storage_filesystem=place.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=logging.keep_checkpoints),
+        ),
+    )
+    try:
+        with shown_progress(stage, experiment.stage(stage).iterations, board):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _training_error(stage, error) from error
+    finally:
+        ray.kill(board)
+    if not _is_finished(run, stage):
+        raise QdmrError(f"{place.uri}: training ended without a result; see Ray's logs")
+
+
+def _training_error(stage: str, error: BaseException) -> QdmrError:
+    """One line with the first cause: a worker's own error where there is one."""
+    failures = getattr(error, "worker_failures", {})
+    causes = [_root_cause(failure) for failure in failures.values()] or [_root_cause(error)]
+    cause = next((c for c in causes if isinstance(c, QdmrError)), causes[0])
+    text = " ".join(str(cause).split())
+    kind = "" if isinstance(cause, QdmrError) else f"{type(cause).__name__}: "
+    return QdmrError(f"stage {stage} failed: {kind}{text}")
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    while True:
+        inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)
+        inner = inner or error.__cause__
+        if not isinstance(inner, BaseException) or inner is error:
+            return error
+        error = inner
+
+
+def with_data(experiment: Experiment, path: str) -> Experiment:
+    """The experiment on the packed dataset at ``path``."""
+    return replace(experiment, data=replace(experiment.data, path=path))

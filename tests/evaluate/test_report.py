@@ -1,0 +1,376 @@
+"""What the report says about complete, unfinished, damaged and hostile run folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qdmr_ray.data.images import write_png
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.report import build_report
+from qdmr_ray.evaluate.report.charts import draw_curves
+from qdmr_ray.evaluate.report.pictures import MAP_COLOURS, difference_map
+
+LARGEST_REPORT = 15_000_000
+
+
+class Page(HTMLParser):
+    """The page's text, tags and embedded JSON."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.json: dict[str, object] = {}
+        self._inside: str | None = None
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else None
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside is None:
+            self.words.append(data)
+        elif self._inside == "script" and "id" in self.tags[-1][1]:
+            self.json[str(self.tags[-1][1]["id"])] = json.loads(data)
+
+    @property
+    def photographs(self) -> list[dict]:
+        return self.json["viewer-data"]["photographs"]  # type: ignore[index,call-overload]
+
+
+def report(run: Path) -> Page:
+    return Page(build_report(run))
+
+
+def rewrite(run: Path, change) -> None:
+    """Changes evaluation.json in place."""
+    content = json.loads((run / "evaluation.json").read_text())
+    change(content)
+    (run / "evaluation.json").write_text(json.dumps(content))
+
+
+def test_a_complete_run_is_told_in_full(make_run, tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run"))
+
+    assert "UDA: +1.20 dB PSNR over the aberrated input on 3 held-out photographs." in page.text
+    assert "LPIPS is switched off in this run." in page.text
+    assert "▲" not in page.text  # the sign of a gain is text; the arrow comes from the style
+    assert "24.70 −0.30 (worse)" in page.text
+    assert "40 iterations, 1 min 18 s" in page.text
+    assert "stages.vqgan.lpips = 0" in page.text
+    assert "stages.vqgan.semantic = 0" in page.text
+    assert "stages.source_only.lpips" not in page.text
+    assert "stages.uda.lpips" not in page.text
+    assert "0 throughout, so not drawn: source/lpips" in page.text
+    assert "2.14.1" in page.text
+    assert "iterations: 40" in page.text
+    assert "Codebook atlas" in page.text
+    assert [photograph["name"] for photograph in page.photographs] == [
+        "astronaut",
+        "coffee",
+        "chelsea",
+    ]
+    first = page.photographs[0]
+    assert list(first["pictures"]) == ["input", "base", "uda", "ground_truth"]
+    assert list(first["differences"]) == ["input", "base", "uda"]
+    # The difference of |190 − 120|, |30 − 120|, |30 − 120| is 83 of 255 on average.
+    assert "amplified 3 ×" in page.text
+
+
+def test_the_page_loads_nothing_and_runs_nothing_else(make_run, tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run"))
+
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "data", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, name, value)
+        assert not [name for name in attributes if name.startswith("on")], tag
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"data:[^\"']+", "", page.source), re.I)
+    policy = next(attributes["content"] for _, attributes in page.tags if "content" in attributes)
+    assert "default-src 'none'" in str(policy)
+
+
+def test_every_control_and_picture_has_a_name(make_run, tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run"))
+    labelled = {attributes.get("for") for tag, attributes in page.tags if tag == "label"}
+
+    for tag, attributes in page.tags:
+        if tag == "img":
+            assert "alt" in attributes
+        if tag == "select" or attributes.get("type") == "range":
+            assert attributes.get("aria-label") or attributes.get("id") in labelled
+        if tag == "svg" and attributes.get("role") == "img":
+            assert attributes.get("aria-label")
+
+
+def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: fresh\nrun: [vqgan, base]\n")
+
+    page = report(tmp_path)
+
+    assert "This run has not been evaluated yet." in page.text
+    assert "qdmr evaluate" in page.text
+    assert "vqgan/metrics.jsonl has no lines yet" in page.text
+    assert "environment.json is missing" in page.text
+
+
+def test_no_run_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(QdmrError, match=r"no config\.yaml"):
+        build_report(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: [1")
+    with pytest.raises(QdmrError, match=r"config\.yaml cannot be read"):
+        build_report(tmp_path)
+    (tmp_path / "config.yaml").write_text("- 1")
+    with pytest.raises(QdmrError, match="mapping"):
+        build_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+
+    with pytest.raises(QdmrError, match="missing"):
+        build_report(run, tmp_path / "missing" / "report.html")
+    assert not (tmp_path / "missing").exists()
+    assert build_report(run, tmp_path / "other.html") == tmp_path / "other.html"
+    assert (tmp_path / "other.html").is_file()
+
+
+def test_a_loss_is_told_as_plainly_as_a_gain(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rewrite(run, lambda content: content["stages"]["uda"].update(psnr=24.5))
+
+    assert "UDA: −0.50 dB PSNR against the aberrated input" in report(run).text
+
+
+def test_metrics_without_ground_truth_are_read_the_right_way_round(
+    make_run, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+
+    def only_niqe(content: dict) -> None:
+        content["input"] = {"niqe": 5.68}
+        content["stages"] = {"uda": {"niqe": 3.95}}
+        content["per_image"] = []
+
+    rewrite(run, only_niqe)
+    page = report(run)
+
+    assert "UDA: −1.73 NIQE (lower is better) against the aberrated input" in page.text
+    assert "3.95 −1.73 (better)" in page.text
+
+
+def test_figures_that_are_not_finite(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+
+    def spoil(content: dict) -> None:
+        content["input"] = {"psnr": None, "ssim": math.nan}
+        content["stages"]["uda"] = {"psnr": math.inf, "ssim": None}
+        content["per_image"][0]["input"]["psnr"] = math.nan
+
+    rewrite(run, spoil)
+    with (run / "base" / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 41, "time": 1.0, "source/l1": NaN}\n')
+        file.write('{"iteration": 42, "time": 1.0, "source/l1": Infinity}\n')
+        file.write('{"iteration": 43, "time": 1.0, "source/l1": null}\n')
+    page = report(run)
+
+    assert "UDA was evaluated on 3 held-out photographs." in page.text
+    assert "∞" in page.text
+    assert "n/a" in page.text
+    assert "nan" not in page.text.lower().replace("finance", "")
+    assert "3 values not finite" in page.text
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "notes.json").write_text("{")
+    (run / "environment.json").write_text("[]")
+    (run / "base" / "pictures" / "samples.png").write_bytes(b"no picture")
+    (run / "evaluation" / "coffee" / "uda.png").write_bytes(b"no picture")
+    write_png(run / "evaluation" / "chelsea" / "uda.png", np.zeros((8, 8, 3), np.uint8))
+    with (run / "uda" / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 41, "sour')
+    page = report(run)
+
+    for problem in (
+        "notes.json cannot be read",
+        "environment.json is no JSON object",
+        "samples.png",
+        "uda/metrics.jsonl: 1 unreadable line(s) left out",
+        "chelsea differ in size",
+    ):
+        assert problem in page.text
+    assert [photograph["name"] for photograph in page.photographs] == ["astronaut", "coffee"]
+    assert list(page.photographs[1]["pictures"]) == ["input", "base", "ground_truth"]
+
+
+def test_names_and_settings_cannot_become_markup(make_run, tmp_path: Path) -> None:
+    hostile = "<script>window.pwned=1<(script>.png"
+    run = make_run(tmp_path / "run", names=(hostile, "b", '"><img src=x onerror=pwned()>'))
+    evil = "</script></pre><script>pwned()</script>"
+    (run / "config.yaml").write_text(json.dumps({"name": evil, "run": ["base"], "x": evil}))
+    (run / "notes.json").write_text(json.dumps([evil]))
+    (run / "environment.json").write_text(json.dumps({evil: evil}))
+    with (run / "base" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 41, "time": 1, evil: 0.5}) + "\n")
+    page = report(run)
+
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert len(scripts) == 3  # the page's two blocks of data and its script
+    assert not [tag for tag, attributes in page.tags if tag == "img" and "onerror" in attributes]
+    assert evil in page.text
+    assert page.photographs[0]["name"] == hostile
+
+
+def test_names_cannot_lead_out_of_the_run(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_png(tmp_path / "input.png", np.zeros((8, 8, 3), np.uint8))
+    rewrite(run, lambda content: content["per_image"][0].update(name="../.."))
+
+    page = report(run)
+
+    assert [photograph["name"] for photograph in page.photographs] == ["coffee", "chelsea"]
+    assert "no name of a folder in evaluation/" in page.text
+
+
+def test_a_resumed_run_counts_its_newest_lines(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    lines = [{"iteration": i, "time": 2.0e9 + i, "source/l1": 7.0} for i in (1, 2)]
+    (run / "base" / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(line) + "\n"
+            for line in [*({**line, "source/l1": 9.0} for line in lines), *lines]
+        )
+    )
+
+    page = report(run)
+    chart = page.json["chart-data"][3]  # type: ignore[index,call-overload]
+
+    assert "2 iterations" in page.text
+    assert [point[1] for point in chart["series"][0]["points"]] == [7.0, 7.0]
+
+
+def test_only_the_newest_picture_of_a_series_is_shown(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for iteration in (900, 1000, 20):
+        write_png(run / "uda" / "pictures" / f"samples_{iteration}.png", np.zeros((8, 8), np.uint8))
+
+    text = report(run).text
+
+    assert "Samples, iteration 1,000" in text
+    assert "iteration 900" not in text
+
+
+def test_many_photographs_are_spread_over_their_gains(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    names = [f"photo{index:02}" for index in range(40)]
+    picture = np.zeros((16, 16, 3), np.uint8)
+    for name in names:
+        for kind in ("input", "uda"):
+            (run / "evaluation" / name).mkdir(exist_ok=True)
+            write_png(run / "evaluation" / name / f"{kind}.png", picture)
+
+    def crowd(content: dict) -> None:
+        content["images"] = 40
+        content["per_image"] = [
+            {"name": name, "input": {"psnr": 20.0}, "uda": {"psnr": 20.0 + (index * 7) % 40}}
+            for index, name in enumerate(names)
+        ]
+
+    rewrite(run, crowd)
+    page = report(run)
+
+    gains = sorted((names.index(item["name"]) * 7) % 40 for item in page.photographs)
+    assert gains[0] == 0
+    assert gains[-1] == 39
+    assert max(np.diff(gains)) <= 4
+    assert "12 of 40 photographs are shown" in page.text
+    assert page.text.count("photo") >= 40
+
+
+def test_the_page_stays_small_for_the_worst_pictures(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    names = [f"noise{index}" for index in range(8)]
+    random = np.random.default_rng(0)
+    for name in names:
+        (run / "evaluation" / name).mkdir()
+        for kind in ("input", "base", "uda", "ground_truth"):
+            noise = random.integers(0, 256, (320, 480, 3), dtype=np.uint8)
+            write_png(run / "evaluation" / name / f"{kind}.png", noise)
+    rewrite(run, lambda content: content.update(per_image=[{"name": name} for name in names]))
+
+    path = build_report(run)
+
+    assert path.stat().st_size < LARGEST_REPORT
+    assert len(Page(path).photographs) >= 6
+
+
+def test_large_photographs_are_reduced(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", names=("a", "b", "c"))
+    for kind in ("input", "base", "uda", "ground_truth"):
+        write_png(run / "evaluation" / "a" / f"{kind}.png", np.zeros((100, 2048, 3), np.uint8))
+
+    photograph = report(run).photographs[0]
+
+    assert (photograph["width"], photograph["height"], photograph["scale"]) == (2048, 100, 0.5)
+
+
+def test_difference_map_amplifies_and_saturates() -> None:
+    truth = np.zeros((1, 3, 3), np.uint8)
+    image = np.array([[[0, 0, 0], [60, 0, 30], [255, 255, 255]]], np.uint8)
+
+    found = difference_map(image, truth, 4)[0].tolist()
+
+    assert found[0] == list(MAP_COLOURS[0])
+    assert found[2] == list(MAP_COLOURS[-1])
+    # A mean of 30 levels, 4 times: 120 of 255, just below the middle colour.
+    assert found[1] == pytest.approx(MAP_COLOURS[2], abs=8)
+
+
+def test_curves_that_fall_far_get_a_log_axis_and_gaps_where_values_are_missing() -> None:
+    falling = [(float(i), 10.0**-i) for i in range(5)]
+    gap = [(0.0, 1.0), (1.0, None), (2.0, 1.0)]
+
+    logarithmic = draw_curves("loss", [("source", 0, falling)])
+    linear = draw_curves("loss", [("source", 0, gap)])
+
+    assert logarithmic.logarithmic
+    assert "log scale" in logarithmic.remark
+    places = [point[3] for point in logarithmic.data["series"][0]["points"]]  # type: ignore[index]
+    assert np.diff(places) == pytest.approx(np.diff(places)[0], abs=0.11)  # equal steps
+    assert not linear.logarithmic
+    assert "1 value not finite" in linear.remark
+    assert linear.svg.count("M") == 2  # two pieces
+
+
+def test_one_spike_does_not_flatten_a_curve() -> None:
+    points = [(float(i), 1.0 + 0.5 * (i % 2)) for i in range(200)]
+    points[100] = (100.0, 5000.0)
+
+    chart = draw_curves(
+        "loss", [("source", 0, [(x, y if x != 100 else -5000.0) for x, y in points])]
+    )
+
+    assert "peaks cut off" in chart.remark
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [None, None], [-1e9, 1e9], [1e-12, 2e-12]])
+def test_odd_curves_are_drawn(values: list[float | None]) -> None:
+    chart = draw_curves("loss", [("source", 0, [(float(i), v) for i, v in enumerate(values)])])
+
+    assert "nan" not in chart.svg
+    assert "inf" not in chart.svg

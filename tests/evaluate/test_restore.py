@@ -1,0 +1,284 @@
+"""Whole-image inference: any size, both integer types, folders with bad files among them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from qdmr_ray.artifacts import LoadedModel, save_model
+from qdmr_ray.data.images import read_image, write_png
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate import restore, restore_files, restore_tensor
+from qdmr_ray.evaluate.restore import pad_to_multiple
+from qdmr_ray.nets import QDMR, NetworkSettings, SwinSettings
+from qdmr_ray.storage import open_location
+
+SMALL = NetworkSettings(
+    widths=(8, 8, 8, 8),
+    residual_blocks=1,
+    codebook_size=4,
+    code_dim=8,
+    swin=SwinSettings(groups=1, blocks=1, heads=2, window=2),
+)
+
+
+class Output(NamedTuple):
+    image: Tensor
+
+
+class Brighten(nn.Module):
+    """Adds an amount to every pixel, and remembers the sizes and the mode that it was run in."""
+
+    multiple = 16
+
+    def __init__(self, amount: float = 0.0) -> None:
+        super().__init__()
+        self.amount = nn.Parameter(torch.tensor(amount))
+        self.sizes: list[tuple[int, ...]] = []
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> Output:
+        self.sizes.append(tuple(x.shape[-2:]))
+        self.modes.append(self.training)
+        return Output(x + self.amount)
+
+
+def loaded(network: nn.Module) -> LoadedModel:
+    return LoadedModel(network=network, kind="qdmr_base", step=1, digest="", source="")
+
+
+def photograph(seed: int, height: int = 20, width: int = 30) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_padding_reflects_to_and_fro() -> None:
+    row = torch.arange(3.0).view(1, 1, 1, 3)
+
+    padded, size = pad_to_multiple(row, 8)
+
+    assert size == (1, 3)
+    assert padded.shape == (1, 1, 8, 8)
+    assert padded[0, 0, 5].tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+
+
+def test_padding_agrees_with_torch_where_torch_can() -> None:
+    x = torch.rand(2, 3, 40, 50)
+
+    padded, _ = pad_to_multiple(x, 32)
+
+    assert torch.equal(padded, nn.functional.pad(x, (0, 14, 0, 24), mode="reflect"))
+
+
+def test_nothing_is_padded_that_fits() -> None:
+    x = torch.rand(1, 3, 32, 64)
+
+    assert pad_to_multiple(x, 32)[0] is x
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 53), (16, 32), (15, 17)])
+def test_any_size_comes_back_at_its_own_size(size: tuple[int, int]) -> None:
+    network = Brighten()
+    x = torch.rand(2, 3, *size)
+
+    restored = restore_tensor(network, x)
+
+    assert torch.equal(restored, x)
+    assert [side % 16 for side in network.sizes[0]] == [0, 0]
+
+
+def test_a_real_network_takes_a_single_pixel() -> None:
+    torch.manual_seed(0)
+
+    restored = restore(photograph(0, 1, 1), loaded(QDMR(SMALL)))
+
+    assert restored.shape == (1, 1, 3)
+
+
+def test_result_is_clamped_and_the_mode_left_as_it_was() -> None:
+    network = Brighten(0.5).train()
+
+    restored = restore_tensor(network, torch.tensor([0.25, 0.75]).repeat(1, 3, 16, 8))
+
+    assert sorted(set(restored.flatten().tolist())) == [0.75, 1.0]
+    assert network.modes == [False]
+    assert network.training
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_unchanged_pixels_survive_exactly(kind: type) -> None:
+    image = np.random.default_rng(0).integers(0, np.iinfo(kind).max + 1, (9, 13, 3)).astype(kind)
+
+    restored = restore(image, loaded(Brighten()))
+
+    assert restored.dtype == kind
+    assert np.array_equal(restored, image)
+
+
+def test_values_are_rounded_not_cut() -> None:
+    image = np.full((4, 4, 3), 100, dtype=np.uint8)
+
+    assert restore(image, loaded(Brighten(0.6 / 255)))[0, 0, 0] == 101
+    assert restore(image, loaded(Brighten(0.4 / 255)))[0, 0, 0] == 100
+    assert restore(image, loaded(Brighten(-1.0)))[0, 0, 0] == 0
+
+
+def test_runs_in_the_networks_own_precision() -> None:
+    image = photograph(1)
+
+    assert np.array_equal(restore(image, loaded(Brighten().double())), image)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4), dtype=np.uint8),
+        np.zeros((4, 4, 4), dtype=np.uint8),
+        np.zeros((0, 4, 3), dtype=np.uint8),
+    ],
+)
+def test_other_arrays_are_refused(image: np.ndarray) -> None:
+    with pytest.raises(QdmrError, match="shape"):
+        restore(image, loaded(Brighten()))
+
+
+def test_a_path_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = QDMR(SMALL).eval()
+    save_model(open_location(tmp_path), network, kind="qdmr_base", step=3, digest="d")
+    image = photograph(2)
+
+    assert np.array_equal(restore(image, tmp_path), restore(image, loaded(network)))
+    with pytest.raises(QdmrError, match="nowhere"):
+        restore(image, tmp_path / "nowhere")
+
+
+def test_folders_patterns_and_files_are_restored_under_their_names(tmp_path: Path) -> None:
+    for folder, name in (("folder", "a"), ("folder", "b"), ("other", "c1"), ("other", "c2")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_png(tmp_path / folder / f"{name}.png", photograph(ord(name[-1])))
+    Image.fromarray(photograph(5)).save(tmp_path / "d.jpg")
+    (tmp_path / "folder" / "notes.txt").write_text("no photograph")
+    seen = []
+
+    failures = restore_files(
+        [tmp_path / "folder", tmp_path / "other" / "c?.png", tmp_path / "d.jpg"],
+        loaded(Brighten()),
+        tmp_path / "deep" / "out",
+        progress=lambda done, total, path: seen.append((done, total, path.name)),
+    )
+
+    assert failures == []
+    names = ["a.png", "b.png", "c1.png", "c2.png", "d.png"]
+    assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == names
+    assert np.array_equal(read_image(tmp_path / "deep" / "out" / "a.png"), photograph(ord("a")))
+    assert seen[0] == (1, 5, "a.png")
+    assert seen[-1] == (5, 5, "d.jpg")
+
+
+def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
+    write_png(tmp_path / "shot[1].png", photograph(0))
+
+    assert restore_files([tmp_path / "shot[1].png"], loaded(Brighten()), tmp_path / "out") == []
+    assert (tmp_path / "out" / "shot[1].png").is_file()
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to view
+    Image.fromarray(photograph(0, 20, 30)).save(tmp_path / "a.png", exif=exif)
+
+    restore_files([tmp_path / "a.png"], loaded(Brighten()), tmp_path / "out")
+
+    expected = np.rot90(photograph(0, 20, 30), -1)
+    assert np.array_equal(read_image(tmp_path / "out" / "a.png"), expected)
+
+
+def test_broken_and_missing_files_are_named_and_the_others_go_on(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", photograph(0))
+    write_png(tmp_path / "c.png", photograph(1))
+    broken, missing = tmp_path / "b.png", tmp_path / "missing.png"
+    broken.write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    files = [tmp_path / "a.png", broken, missing, tmp_path / "c.png"]
+
+    failures = restore_files(files, loaded(Brighten()), tmp_path / "out")
+
+    assert [failure.path for failure in failures] == [broken, missing]
+    for failure in failures:
+        assert str(failure.path) in failure.reason
+        assert "\n" not in failure.reason
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+def test_results_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    first, second = tmp_path / "1" / "a.png", tmp_path / "2" / "a.jpg"
+    first.parent.mkdir()
+    second.parent.mkdir()
+    write_png(first, photograph(0))
+    Image.fromarray(photograph(1)).save(second)
+
+    failures = restore_files([first, second], loaded(Brighten()), tmp_path / "out")
+
+    assert [failure.path for failure in failures] == [second]
+    assert str(first) in failures[0].reason
+    assert np.array_equal(read_image(tmp_path / "out" / "a.png"), photograph(0))
+
+
+def test_a_photograph_is_never_overwritten_by_its_result(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", photograph(0))
+
+    failures = restore_files([tmp_path / "a.png"], loaded(Brighten(0.5)), tmp_path)
+
+    assert [failure.path.name for failure in failures] == ["a.png"]
+    assert np.array_equal(read_image(tmp_path / "a.png"), photograph(0))
+
+
+def test_a_result_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", photograph(0))
+    (tmp_path / "out" / "a.png" / "occupied").mkdir(parents=True)
+
+    failures = restore_files([tmp_path / "a.png"], loaded(Brighten()), tmp_path / "out")
+
+    assert [failure.path.name for failure in failures] == ["a.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_too_little_memory_is_a_failure_of_that_file(tmp_path: Path) -> None:
+    class Hungry(Brighten):
+        def forward(self, x: Tensor) -> Output:
+            if x.shape[-1] > 64:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return super().forward(x)
+
+    write_png(tmp_path / "large.png", photograph(0, 10, 100))
+    write_png(tmp_path / "small.png", photograph(0))
+
+    failures = restore_files([tmp_path], loaded(Hungry()), tmp_path / "out")
+
+    assert [failure.path.name for failure in failures] == ["large.png"]
+    assert "100x10" in failures[0].reason
+    assert (tmp_path / "out" / "small.png").is_file()
+
+
+def test_nothing_to_restore_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(QdmrError, match="no photograph"):
+        restore_files([tmp_path], loaded(Brighten()), tmp_path / "out")
+    with pytest.raises(QdmrError, match="no photograph"):
+        restore_files([tmp_path / "*.png"], loaded(Brighten()), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_restoring_does_not_import_ray() -> None:
+    code = "import sys, qdmr_ray.evaluate; print('ray' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
