@@ -132,8 +132,8 @@ def checked_fields(sets: tuple[str, ...], fields: tuple[str, ...] | None) -> tup
 def _mirrored(planes: np.ndarray) -> np.ndarray:
     """``planes`` (3, H, W) left to right; eight pixels at a time where the width allows.
 
-    numpy reverses bytes one by one (330 us for 3 x 256 x 256); reversing 64-bit words and the
-    bytes inside each is 10 times as fast.
+    numpy reverses bytes one by one (315 us for 3 x 256 x 256); reversing 64-bit words and the
+    bytes inside each takes 32 us.
     """
     if planes.shape[-1] % _WORD_BYTES:
         return planes[..., ::-1]

@@ -57,8 +57,8 @@ _ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-# zlib's fastest level: pictures are written often and read once; level 6 takes 3 times as long
-# for files that are about 5 % smaller.
+# zlib's fastest level: 6 takes three times as long (0.7 s at 1920 x 1280) for files that are 6 to
+# 14 % smaller, and pictures here are written more often than they are sent.
 _PNG_LEVEL = 1
 
 

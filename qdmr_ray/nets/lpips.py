@@ -4,8 +4,8 @@
     loss = distance(restored, ground_truth).mean()
 
 The heads are those inside the installed ``lpips`` package (version 0.1). That package's own module
-is not used because it downloads a missing backbone, sends gradients to both images, and gives NaN
-gradients where all features of a pixel are zero; the figures are the same.
+is not used because it downloads a missing backbone, and computes and differentiates the features
+of both images each time; the figures are the same.
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018.
 """
 
@@ -99,7 +99,6 @@ class LPIPS(nn.Module):
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden)
             if index in self.backbone.taps:
-                # vector_norm has the subgradient 0 at 0, where sqrt(sum of squares) gives NaN.
                 norm = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)
                 taken.append(hidden / (norm + NORM_EPSILON))
         return taken

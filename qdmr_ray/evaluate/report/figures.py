@@ -166,7 +166,7 @@ def stage_table(evaluation: Evaluation | None) -> Table | None:
 
 def photograph_table(evaluation: Evaluation | None) -> Table | None:
     """A row per photograph; per metric the input, every stage, and the gain of the last."""
-    if evaluation is None or not evaluation.per_image:
+    if evaluation is None or not evaluation.per_image or not evaluation.metrics:
         return None
     with_gain = INPUT in evaluation.figures and bool(evaluation.stages)
     columns = [label(stage) for stage in evaluation.figures]

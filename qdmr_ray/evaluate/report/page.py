@@ -97,6 +97,7 @@ def _render(run: RunData) -> str:
             places={photograph.name: index for index, photograph in enumerate(photographs)},
             viewer=_viewer_data(evaluation, photographs),
             per_photograph=figures.photograph_table(evaluation),
+            differences=any(photograph.differences for photograph in photographs),
             amplification=amplification,
             full_scale=round(255 / amplification),
             map_colours=pictures.MAP_COLOURS,

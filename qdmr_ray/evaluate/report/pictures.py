@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 from qdmr_ray.data.images import read_image
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.report.figures import change
 from qdmr_ray.evaluate.report.run_folder import GROUND_TRUTH, INPUT, ImageResult, RunData
 
 # Longest sides in pixels: of a photograph, of a training picture and of a thumbnail.
@@ -115,15 +115,15 @@ def difference_map(image: np.ndarray, ground_truth: np.ndarray, amplification: i
 def _spread(
     images: Sequence[ImageResult], stages: Sequence[str], metric: str | None
 ) -> list[ImageResult]:
-    """At most ``MOST_PHOTOGRAPHS``, those first that matter most if only a few can be shown."""
-    if len(images) <= MOST_PHOTOGRAPHS or not stages or metric is None:
+    """At most ``MOST_PHOTOGRAPHS``, ordered so that any first few are spread over the gains."""
+    if not stages or metric is None:
         return list(images[:MOST_PHOTOGRAPHS])
 
     def gain(image: ImageResult) -> float:
-        before = image.figures.get(INPUT, {}).get(metric)
-        after = image.figures.get(stages[-1], {}).get(metric)
-        known = before is not None and after is not None and math.isfinite(after - before)
-        return after - before if known else 0.0  # type: ignore[operator]
+        known = change(
+            image.figures.get(INPUT, {}).get(metric), image.figures.get(stages[-1], {}).get(metric)
+        )
+        return 0.0 if known is None else known
 
     ranked = sorted(images, key=gain)
     return [ranked[place] for place in _bisected(len(ranked), MOST_PHOTOGRAPHS)]
@@ -131,6 +131,10 @@ def _spread(
 
 def _bisected(length: int, wanted: int) -> Iterator[int]:
     """``wanted`` places spread over ``length``: both ends, then the middle, then the quarters."""
+    wanted = min(length, wanted)
+    if wanted <= 2:
+        yield from range(wanted)
+        return
     places = [round(index * (length - 1) / (wanted - 1)) for index in range(wanted)]
     yield places.pop(0)
     yield places.pop()
@@ -236,7 +240,8 @@ def _uri(image: Image.Image, kind: str, *, quality: int = 0) -> str:
     buffer = io.BytesIO()
     if kind == "JPEG":
         # subsampling=0 keeps colour at full resolution: lateral colour is one of the aberrations.
-        image.save(buffer, format=kind, quality=quality, subsampling=0, optimize=True)
+        # No optimize=True: with it, Pillow fails on pictures that hardly compress.
+        image.save(buffer, format=kind, quality=quality, subsampling=0)
     else:
         image.save(buffer, format=kind, optimize=True)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
