@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -158,18 +157,3 @@ def _read_weights(folder: Location, description: Mapping[str, Any]) -> dict[str,
         return safetensors.torch.load(data)
     except SafetensorError as error:
         raise QdmrError(f"{file.uri}: cannot be read as safetensors ({error})") from error
-
-
-def same_sizes(first: NetworkSettings, second: NetworkSettings) -> bool:
-    """Whether a network of one fits the weights of the other (the codebook's layers count)."""
-    return asdict(first) == asdict(second)
-
-
-def freeze(network: nn.Module) -> nn.Module:
-    """The network in eval mode, without gradients."""
-    return network.requires_grad_(False).eval()
-
-
-def to_uint8(image: Tensor) -> Tensor:
-    """Images in [0, 1] as photographs hold them: clamped, times 255, rounded; uint8."""
-    return image.clamp(0, 1).mul(255).round().to(torch.uint8)

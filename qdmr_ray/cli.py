@@ -56,6 +56,8 @@ def main() -> None:
     """Entry point: runs a command and turns failures into one line and an exit code."""
     flags = [flag for flag in sys.argv[1:] if flag in VERBOSE_FLAGS]
     rest = [argument for argument in sys.argv[1:] if argument not in VERBOSE_FLAGS]
+    if flags:
+        os.environ["QDMR_VERBOSE"] = "1"
     try:
         app(args=[*flags[:1], *rest])
     except QdmrError as error:
@@ -218,7 +220,7 @@ def evaluate(
 def restore(
     files: Annotated[list[Path], typer.Argument(help="Photographs, folders or patterns.")],
     checkpoint: Annotated[str, typer.Option(help="A trained base, uda or source_only model.")],
-    out: Annotated[Path, typer.Option(help="Folder for the corrected photographs (PNG).")],
+    out: Annotated[Path, typer.Option(help="Folder for the corrected photographs.")],
 ) -> None:
     """Correct photographs of any size."""
     from qdmr_ray.evaluate.restore import restore_files

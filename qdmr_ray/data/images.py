@@ -29,6 +29,18 @@ from qdmr_ray.storage import write_file_atomic
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+# How files other than PNG are written, by ending.
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+_TIFF = {"format": "TIFF", "compression": "tiff_lzw"}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".bmp": {"format": "BMP"},
+    ".jpeg": _JPEG,
+    ".jpg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".webp": {"format": "WEBP", "lossless": True},
+}
+
 # 65535 / 255: the factor between full scale at 16 and at 8 bits.
 _SIXTEEN_TO_EIGHT = 257
 _SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -144,6 +156,22 @@ def write_png(path: Path, image: np.ndarray) -> None:
         QdmrError: the folder is missing or not writable, or the disk is full.
     """
     write_file_atomic(path, encode_png(image))
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes uint8 (H, W, 3) in the format of the file's ending; completely or not at all.
+
+    PNG, TIFF, BMP and WebP lose nothing; JPEG is written at quality 95 without subsampled colour.
+
+    Raises:
+        QdmrError: the folder is missing or not writable, or the disk is full.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        return write_png(path, image)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, **_SAVE_OPTIONS[suffix])
+    return write_file_atomic(path, buffer.getvalue())
 
 
 def _is_unknown(error: Exception) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.artifacts import LoadedModel, load_model
-from qdmr_ray.data.images import IMAGE_SUFFIXES, read_image, write_png
+from qdmr_ray.data.images import IMAGE_SUFFIXES, read_image, write_image
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
 
@@ -99,7 +99,7 @@ def restore_files(
     out: Path,
     progress: Progress | None = None,
 ) -> list[Failure]:
-    """Corrects photographs into ``out`` under their own names, as ``.png``; returns what failed.
+    """Corrects photographs into ``out`` under their own names and formats; returns what failed.
 
     ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
     ``"night/*.jpg"``. EXIF orientation is applied. A file that cannot be read or written does not
@@ -122,10 +122,10 @@ def restore_files(
     failures: list[Failure] = []
     written: dict[Path, Path] = {}
     for done, path in enumerate(paths, start=1):
-        result = out / f"{path.stem}.png"
+        result = out / _result_name(path)
         try:
             _check_free(result, path, written)
-            write_png(result, _restore_eight_bit(path, model))
+            write_image(result, _restore_eight_bit(path, model))
             written[result] = path
         except (QdmrError, OSError, MemoryError) as error:
             failures.append(Failure(path=path, reason=_one_line(error, path)))
@@ -146,6 +146,11 @@ def _restore_eight_bit(path: Path, model: LoadedModel) -> np.ndarray:
             f"{path}: too little memory for {image.shape[1]}x{image.shape[0]} pixels; "
             "restore it on a machine with more, or cut it into pieces"
         ) from error
+
+
+def _result_name(path: Path) -> str:
+    """The photograph's own name; one of another ending (by content an image) becomes a PNG."""
+    return path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.stem}.png"
 
 
 def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:

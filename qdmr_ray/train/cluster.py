@@ -13,6 +13,8 @@ from qdmr_ray.errors import QdmrError, SettingsError
 
 # A worker, and a CPU for Ray Data beside it.
 SMALLEST_LOCAL_CPUS = 2
+# Set by the command line's -v.
+VERBOSE_VARIABLE = "QDMR_VERBOSE"
 
 
 def ensure_ray() -> None:
@@ -27,19 +29,35 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers' prints reach the driver once, through Ray's log forwarding.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    verbose = bool(os.environ.get(VERBOSE_VARIABLE))
+    level = logging.INFO if verbose else logging.ERROR
+    if not verbose:
+        _quiet()
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(address=address, logging_level=logging.WARNING)
+            ray.init(address=address, logging_level=level, log_to_driver=verbose)
         else:
+            cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
             ray.init(
-                num_cpus=max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1),
+                num_cpus=cpus,
                 include_dashboard=False,
-                logging_level=logging.WARNING,
+                logging_level=level,
+                log_to_driver=verbose,
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}") from error
+
+
+def _quiet() -> None:
+    """Ray's own remarks go to its log files alone: what a user must know arrives as an error, and
+    the progress bar is not broken up. ``-v`` shows everything."""
+    # The core's error level reports an actor option that Ray Data and Ray Train choose themselves
+    # (ray-project/ray #53727). Read when Ray starts.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def uses_gpu(experiment: Experiment) -> bool:

@@ -57,10 +57,14 @@ def train_run(
         QdmrError: data, weights, an earlier run of the same name, the cluster or training itself.
     """
     names = _checked_stages(experiment, stages)
-    run = open_location(storage, endpoint=experiment.data.s3_endpoint).join(experiment.name)
-    manifest = read_manifest(
-        open_location(experiment.data.path, endpoint=experiment.data.s3_endpoint)
-    )
+    endpoint = experiment.data.s3_endpoint
+    if not experiment.data.path:
+        raise SettingsError("data.path is not set: name a packed dataset (see qdmr data pack)")
+    run = open_location(storage, endpoint=endpoint).join(experiment.name)
+    data = open_location(experiment.data.path, endpoint=endpoint)
+    manifest = read_manifest(data)
+    # A worker's working directory is Ray's own, where a relative path would not be found.
+    experiment = replace(experiment, data=replace(experiment.data, path=data.uri))
     digests = {name: stage_digest(experiment, name, manifest.digest) for name in STAGES}
     _check_data(experiment, names, manifest)
     _check_weights(experiment, names)
@@ -189,7 +193,7 @@ def _switched_off(experiment: Experiment) -> list[str]:
     for term in ("lpips", "semantic", "gan", "feature_gan"):
         stages = [n for n in experiment.run if getattr(experiment.stage(n), term, None) == 0]
         if stages:
-            notes.append(f"The {term} term is switched off in {', '.join(stages)}.")
+            notes.append(f"Switched off: the {term} term in {', '.join(stages)}.")
     return notes
 
 
@@ -248,8 +252,3 @@ def _root_cause(error: BaseException) -> BaseException:
         if not isinstance(inner, BaseException) or inner is error:
             return error
         error = inner
-
-
-def with_data(experiment: Experiment, path: str) -> Experiment:
-    """The experiment on the packed dataset at ``path``."""
-    return replace(experiment, data=replace(experiment.data, path=path))

@@ -177,7 +177,7 @@ def test_folders_patterns_and_files_are_restored_under_their_names(tmp_path: Pat
     )
 
     assert failures == []
-    names = ["a.png", "b.png", "c1.png", "c2.png", "d.png"]
+    names = ["a.png", "b.png", "c1.png", "c2.png", "d.jpg"]
     assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == names
     assert np.array_equal(read_image(tmp_path / "deep" / "out" / "a.png"), photograph(ord("a")))
     assert seen[0] == (1, 5, "a.png")
@@ -219,7 +219,7 @@ def test_broken_and_missing_files_are_named_and_the_others_go_on(tmp_path: Path)
 
 
 def test_results_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    first, second = tmp_path / "1" / "a.png", tmp_path / "2" / "a.jpg"
+    first, second = tmp_path / "1" / "a.png", tmp_path / "2" / "a.png"
     first.parent.mkdir()
     second.parent.mkdir()
     write_png(first, photograph(0))
@@ -282,3 +282,19 @@ def test_restoring_does_not_import_ray() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".webp", ".jpg"])
+def test_a_photograph_keeps_its_name_and_format(tmp_path: Path, suffix: str) -> None:
+    image = photograph(3)
+    source = tmp_path / f"shot{suffix}"
+    options = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(image).save(source, **options)
+    assert restore_files([source], loaded(Brighten()), tmp_path / "out") == []
+    result = tmp_path / "out" / source.name
+    with Image.open(source) as before, Image.open(result) as after:
+        assert after.format == before.format
+    found = read_image(result).astype(int)
+    expected = restore(read_image(source), loaded(Brighten())).astype(int)
+    # JPEG at quality 95 is close, the other formats lose nothing.
+    assert np.abs(found - expected).max() <= (40 if suffix == ".jpg" else 0)
