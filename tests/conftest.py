@@ -1,0 +1,56 @@
+"""What tests share: networks of toy size, one tiny packed dataset, fixed seeds, one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from qdmr_ray.data.demo import build_demo_data
+from qdmr_ray.data.pack import PackSettings, pack
+from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings, SwinSettings
+
+# Height and width of the tiny dataset's photographs, in pixels.
+TINY_FRAME = (64, 96)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Toy networks are too small to share between threads, and sums keep one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _same_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_network() -> NetworkSettings:
+    """One halving and windows of 4: images whose sides are multiples of 8 pixels."""
+    return NetworkSettings(
+        widths=(8, 16),
+        residual_blocks=1,
+        codebook_size=16,
+        code_dim=8,
+        swin=SwinSettings(groups=1, blocks=2, heads=2, window=4, mlp_ratio=2.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_discriminator() -> DiscriminatorSettings:
+    return DiscriminatorSettings(width=4)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's photographs at TINY_FRAME, packed: source, target and test set. Read only."""
+    folder = tmp_path_factory.mktemp("tiny")
+    realab = build_demo_data(folder / "realab", frame=TINY_FRAME)
+    pack(realab, str(folder / "packed"), settings=PackSettings())
+    return folder / "packed"
