@@ -83,10 +83,18 @@ def list_images(folder: Path) -> list[Path]:
     return files
 
 
-def find_realab(root: Path, lens: str | None = None, target: str | None = None) -> DatasetFolders:
+def is_realab(root: Path) -> bool:
+    """Whether ``root`` is laid out as Realab, as far as source pairs go."""
+    return any((place / CLEAN).is_dir() for place in (root, root / "Realab"))
+
+
+def find_realab(
+    root: Path, lens: str | None = None, target: str | None = None, *, needs_target: bool = True
+) -> DatasetFolders:
     """The sets of one lens in a folder laid out as Realab; ``root`` may also hold ``Realab/``.
 
     ``lens`` and ``target`` ("Real-Sim" or "Real-Snap") may be ``None`` where there is one only.
+    Without ``needs_target`` a layout that has source pairs alone is enough.
 
     Raises:
         QdmrError: the layout is not there, or ``lens`` or ``target`` is missing or ambiguous.
@@ -98,13 +106,15 @@ def find_realab(root: Path, lens: str | None = None, target: str | None = None) 
     lens = _only("lens", lens, _lenses(root), root / "Syn")
     targets = {name: _target_folders(root, name, lens) for name in TARGETS}
     present = sorted(name for name, (train, _) in targets.items() if train.images.is_dir())
+    source = ImageFolder(images=root / "Syn" / lens / "train", ground_truth=root / CLEAN)
+    if not present and not needs_target:
+        return DatasetFolders(lens=lens, source=source, target=None, test=None)
     if not present:
         raise QdmrError(
             f"{root}: no target photographs of lens {lens}; expected "
             + " or ".join(str(train.images.relative_to(root)) for train, _ in targets.values())
         )
     train, test = targets[_only("target", target, present, root)]
-    source = ImageFolder(images=root / "Syn" / lens / "train", ground_truth=root / CLEAN)
     return DatasetFolders(
         lens=lens, source=source, target=train, test=test if test.images.is_dir() else None
     )

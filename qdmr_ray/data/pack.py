@@ -24,6 +24,7 @@ from qdmr_ray.data.folders import (
     RecordFiles,
     check_folders,
     find_realab,
+    is_realab,
 )
 from qdmr_ray.data.manifest import (
     CHANNELS,
@@ -76,14 +77,26 @@ class PackSettings(Settings):
             raise SettingsError("test_ground_truth needs test_images")
 
     def folders(self, src: Path) -> DatasetFolders:
-        """The folders that are named here, else what the Realab layout in ``src`` holds."""
+        """The folders that are named here, and for the others what a Realab layout in ``src``
+        holds: photographs of a lens may thus lie elsewhere than its simulated pairs."""
         explicit = DatasetFolders(
             lens=self.lens,
             source=_folder(src, self.source_images, self.source_ground_truth),
             target=_folder(src, self.target_images, None),
             test=_folder(src, self.test_images, self.test_ground_truth),
         )
-        return explicit if explicit.sets() else find_realab(src, self.lens, self.target_set)
+        named = explicit.sets()
+        if named and ("source" in named or not is_realab(src)):
+            return explicit
+        found = find_realab(
+            src, self.lens, self.target_set, needs_target=not {"target", "test"} & named.keys()
+        )
+        return DatasetFolders(
+            lens=found.lens,
+            source=found.source,
+            target=explicit.target or found.target,
+            test=explicit.test or found.test,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

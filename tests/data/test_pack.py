@@ -229,7 +229,8 @@ def test_folders_may_be_named_one_by_one(realab: Path, tmp_path: Path) -> None:
         target_images="Real-Sim/L/train", test_images=str(realab / "Real-Sim/L/val")
     )
     manifest = pack(realab, str(tmp_path / "out"), settings=settings)
-    assert {name: entry.images for name, entry in manifest.sets.items()} == {"target": 3, "test": 2}
+    counts = {name: entry.images for name, entry in manifest.sets.items()}
+    assert counts == {"source": 5, "target": 3, "test": 2}
     assert RecordReader(str(tmp_path / "out")).read("test", 0).ground_truth is None
 
 
@@ -366,3 +367,31 @@ def test_a_cache_of_nothing_fetches_every_time(realab: Path, bucket: str) -> Non
     open_location(uri).delete()
     with pytest.raises(QdmrError, match="target-00000"):
         reader.read("target", 0)
+
+
+def test_photographs_of_the_lens_may_lie_beside_simulated_pairs(
+    realab: Path, tmp_path: Path
+) -> None:
+    """Pairs that `data simulate` made, and the user's own photographs in another folder."""
+    shutil.copytree(realab / "Syn", tmp_path / "mine" / "Syn")
+    own = tmp_path / "photographs"
+    own.mkdir()
+    write_png(own / "a.png", noise(5))
+    settings = PackSettings(target_images=str(own))
+    manifest = pack(tmp_path / "mine", str(tmp_path / "packed"), settings=settings)
+    assert {name: entry.images for name, entry in manifest.sets.items()} == {
+        "source": 5,
+        "target": 1,
+    }
+    assert manifest.lens == "L"
+    image = RecordReader(str(tmp_path / "packed")).read("target", 0).image
+    assert np.array_equal(image, noise(5))
+
+
+def test_simulated_pairs_without_photographs_of_the_lens_are_refused(
+    realab: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(realab / "Syn", tmp_path / "mine" / "Syn")
+    with pytest.raises(QdmrError, match="no target photographs of lens L"):
+        pack(tmp_path / "mine", str(tmp_path / "packed"), settings=PackSettings())
+    assert not (tmp_path / "packed").exists()
