@@ -89,6 +89,14 @@ def read_description(folder: Location) -> dict[str, Any] | None:
         raise QdmrError(f"{file.uri}: is damaged ({error}); train or import it again") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise QdmrError(f"{file.uri}: is not a model of format {FORMAT}; train or import it again")
+    for key in ("kind", "settings", "step", "digest", "weights_sha256"):
+        if key not in description:
+            raise QdmrError(f"{file.uri}: is damaged, {key} is missing; train or import it again")
+    if description["kind"] not in KIND_OF_STAGE.values():
+        raise QdmrError(
+            f"{file.uri}: kind {description['kind']!r} is none of "
+            f"{', '.join(KIND_OF_STAGE.values())}; it was written by another version"
+        )
     return description
 
 
@@ -105,7 +113,14 @@ def load_model(checkpoint: str | Path | Location) -> LoadedModel:
             f"{folder.uri}: no {DESCRIPTION_FILE} there; give the folder of a trained model, "
             "such as runs/demo/uda/final"
         )
-    network = build_network(description["kind"], network_settings(description["settings"]))
+    try:
+        sizes = network_settings(description["settings"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise QdmrError(
+            f"{folder.join(DESCRIPTION_FILE).uri}: its settings are not those of a network of this "
+            f"version ({error}); train or import it again"
+        ) from error
+    network = build_network(description["kind"], sizes)
     load_weights(network, _read_weights(folder, description), folder.join(WEIGHTS_FILE).uri)
     return LoadedModel(
         network=network.eval(),

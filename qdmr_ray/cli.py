@@ -65,9 +65,11 @@ def main() -> None:
             traceback.print_exc()
         print(f"qdmr: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED)
-    except KeyboardInterrupt:
-        print("qdmr: interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as ended:
+        # typer has caught the KeyboardInterrupt already, and says nothing.
+        if ended.code == EXIT_INTERRUPTED:
+            print("qdmr: interrupted; run the same command again to go on", file=sys.stderr)
+        raise
     except Exception as error:
         if flags:
             traceback.print_exc()
@@ -201,9 +203,7 @@ def evaluate(
     """Figures and restored images of a test set, spread over the cluster."""
     from qdmr_ray.evaluate.evaluate import evaluate_run
     from qdmr_ray.storage import open_location
-    from qdmr_ray.train.cluster import ensure_ray
 
-    ensure_ray()
     with _bars() as progress:
         evaluation = evaluate_run(
             open_location(run),

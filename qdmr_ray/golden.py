@@ -7,6 +7,7 @@ compute; ``qdmr verify`` compares.
 from __future__ import annotations
 
 import json
+import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def load_golden(folder: Path) -> Golden:
         }
         with np.load(folder / "forward.npz") as arrays:
             forward = {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise QdmrError(
             f"{folder} holds no readable golden figures ({error}): give the folder with "
             "recipe.json, state_dict_keys.json, forward.npz, train_steps.json and metrics.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -259,9 +259,9 @@ def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparis
         found = stage.step(batch)
         for ours, theirs in names.items():
             difference = _relative(found[ours].item(), losses[theirs])
-            worst[theirs] = max(worst[theirs], difference)
+            worst[theirs] = _worst((worst[theirs], difference))
     comparisons = [Comparison(f"{kind} steps/{k}", v, allowed["loss"]) for k, v in worst.items()]
-    difference = max(
+    difference = _worst(
         _parameter_difference(value, wanted["params_after"][key])
         for key, value in _authors_parameters(stage, kind, wanted["params_after"])
     )
@@ -343,9 +343,11 @@ def _parameter_difference(value: Tensor, wanted: list[float]) -> float:
     size = max(wanted[1], np.finfo(float).tiny)
     sums = (flat.sum().item() - wanted[0], flat.abs().sum().item() - wanted[1])
     ends = (flat[0].item() - wanted[2], flat[-1].item() - wanted[3])
-    return max(
-        *(abs(difference) / size for difference in sums),
-        *(abs(difference) * flat.numel() / size for difference in ends),
+    return _worst(
+        [
+            *(abs(difference) / size for difference in sums),
+            *(abs(difference) * flat.numel() / size for difference in ends),
+        ]
     )
 
 
@@ -367,7 +369,7 @@ def verify_metrics(golden: Golden) -> list[Comparison]:
     seed = golden.recipe["seed"]
     distances = golden_lpips()(golden_image(seed, 2, 64, 64), golden_image(seed + 1, 2, 64, 64))
     pairs = zip(distances.tolist(), golden.metrics["lpips_vgg"], strict=True)
-    difference = max(_relative(found, wanted) for found, wanted in pairs)
+    difference = _worst(_relative(found, wanted) for found, wanted in pairs)
     return [*comparisons, Comparison("lpips_vgg", difference, LPIPS_TOLERANCE)]
 
 
@@ -404,3 +406,8 @@ def _array_difference(found: Tensor, wanted: np.ndarray) -> float:
 
 def _relative(found: float, wanted: float) -> float:
     return abs(found - wanted) / max(abs(wanted), np.finfo(float).tiny)
+
+
+def _worst(differences: Iterable[float]) -> float:
+    """The largest, or NaN where any is NaN: ``max`` would pass over it."""
+    return float(np.max(list(differences)))

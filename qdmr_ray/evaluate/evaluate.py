@@ -24,6 +24,7 @@ from qdmr_ray.evaluate.metrics import json_figure, psnr, ssim
 from qdmr_ray.evaluate.restore import restore
 from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.train.cluster import ensure_ray
 
 EVALUATION_FILE = "evaluation.json"
 PICTURES_FOLDER = "evaluation"
@@ -109,7 +110,8 @@ def evaluate_run(
     """Restores the test set with every trained stage of a run (or with one ``final`` folder).
 
     Writes ``evaluation.json`` and the pictures into the run, or into ``out``; gives what the file
-    holds. A single model's stage is named by its folder. Ray must be running.
+    holds. A single model's stage is named by its folder. Ray is started or joined when it is
+    needed.
 
     Raises:
         QdmrError: nothing trained there, no test set, or a damaged file.
@@ -123,6 +125,7 @@ def evaluate_run(
     reader = RecordReader(path, endpoint=endpoint)
     count = reader.count(TEST_SET)
     place = open_location(out, endpoint=endpoint) if out else run
+    ensure_ray()
     alexnet = experiment.weights.alexnet if experiment else None
     task = EvaluationTask(
         data=path,

@@ -113,6 +113,11 @@ def restore_files(
         named = ", ".join(str(path) for path in files) or "an empty list"
         raise QdmrError(f"no photograph to restore in {named}: name {_suffixes()} files or folders")
     model = _loaded(checkpoint)
+    if model.kind == "vqgan":
+        raise QdmrError(
+            f"{model.source}: is a VQGAN, which restores nothing; name a base, uda or source_only "
+            "model"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

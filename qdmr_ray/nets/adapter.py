@@ -120,7 +120,8 @@ _FROM = {kind: _compile([(b, a) for a, b in rules]) for kind, rules in _RULES.it
 def _rename(key: str, rules: list[tuple[re.Pattern[str], str]], kind: str) -> str:
     """A rule names a whole key, or the layer that a weight or bias belongs to."""
     layer, _, leaf = key.rpartition(".")
-    for stem, suffix in ((key, ""), (layer, f".{leaf}")):
+    stems = [(key, ""), *([(layer, f".{leaf}")] if leaf in ("weight", "bias") else [])]
+    for stem, suffix in stems:
         for pattern, destination in rules:
             match = pattern.fullmatch(stem)
             if match:

@@ -45,8 +45,8 @@ class NetworkSettings(Settings):
             raise SettingsError(f"widths needs at least two values; it is {list(self.widths)}")
         if self.feature_width % self.swin.heads:
             raise SettingsError(
-                f"the last of widths ({self.feature_width}) must be divisible by swin.heads "
-                f"({self.swin.heads})"
+                f"widths must end in a multiple of swin.heads ({self.swin.heads}); it is "
+                f"{list(self.widths)}"
             )
 
     @property

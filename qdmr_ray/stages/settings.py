@@ -34,8 +34,13 @@ class OptimizerSettings(Settings):
         return self.gamma ** sum(milestone < iteration for milestone in self.milestones)
 
 
-def _paper_schedule() -> OptimizerSettings:
-    return OptimizerSettings(milestones=MILESTONES)
+@dataclass(frozen=True, kw_only=True)
+class ScheduledOptimizerSettings(OptimizerSettings):
+    """Adam with the paper's schedule for the restoration stages."""
+
+    milestones: tuple[int, ...] = setting(
+        MILESTONES, "iterations after which the learning rates are multiplied by gamma", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class StageSettings(Settings):
         0.01, "weight of the adversarial term; 0 leaves the image discriminator out", minimum=0
     )
     gan_loss: str = setting("hinge", "form of the adversarial term", choices=GAN_LOSSES)
-    optimizer: OptimizerSettings = setting(_paper_schedule, "Adam and its schedule")
+    optimizer: OptimizerSettings = setting(OptimizerSettings, "Adam and its schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +82,31 @@ class VQGANSettings(StageSettings):
     )
     gan: float = setting(0.1, "weight of the adversarial term (source reconstruction)", minimum=0)
     gan_loss: str = setting("lsgan", "form of the adversarial term", choices=GAN_LOSSES)
-    optimizer: OptimizerSettings = setting(OptimizerSettings, "Adam and its schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceOnlySettings(StageSettings):
+class RestorationSettings(StageSettings):
+    """The stages that train the restoration network."""
+
+    optimizer: ScheduledOptimizerSettings = setting(
+        ScheduledOptimizerSettings, "Adam and its schedule"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOnlySettings(RestorationSettings):
     """The restoration network without a codebook, on source pairs: the paper's comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseSettings(StageSettings):
+class BaseSettings(RestorationSettings):
     """QDMR-Base: source pairs, and the target only through the frozen codebook."""
 
     codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class UDASettings(StageSettings):
+class UDASettings(RestorationSettings):
     """QDMR-UDA: source pairs, their s2t look-alikes, and target images."""
 
     iterations: int = setting(

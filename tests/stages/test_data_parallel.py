@@ -1,0 +1,165 @@
+"""Two workers at batch b train what one worker at batch 2b trains, for every stage.
+
+The workers are two processes with gloo and the training loop's own DistributedDataParallel, at toy
+size; they are started once and go through all stages in both precisions.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from tiny_parts import batch_of, tiny_stage
+from torch import Tensor
+
+from qdmr_ray.stages import (
+    STAGES,
+    BaseSettings,
+    OptimizerSettings,
+    SourceOnlySettings,
+    Stage,
+    StageSettings,
+    UDASettings,
+    VQGANSettings,
+)
+
+WORLD_SIZE = 2
+BATCH_PER_WORKER = 2
+ITERATIONS = 3
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+# Terms at a weight of 1, so that none hides behind the others.
+SETTINGS: dict[str, StageSettings] = {
+    "vqgan": VQGANSettings(gan=1.0, semantic=1.0),
+    "source_only": SourceOnlySettings(gan=1.0),
+    "base": BaseSettings(gan=1.0),
+    "uda": UDASettings(gan=1.0, feature_gan=1.0, target_codebook=1.0, target_feature=1.0),
+}
+OPTIMIZER = OptimizerSettings()
+
+Result = dict[str, Any]
+
+
+def run_steps(stage: Stage, dtype: torch.dtype, rows: slice) -> Result:
+    """Losses of every iteration, and the weights after the last, from ``rows`` of each batch."""
+    losses: list[dict[str, Tensor]] = []
+    for iteration in range(ITERATIONS):
+        whole = batch_of(stage.name, WORLD_SIZE * BATCH_PER_WORKER, seed=iteration, dtype=dtype)
+        logged = stage.step({name: images[rows] for name, images in whole.items()})
+        # How many codes a worker's own batch uses is no mean over the images.
+        losses.append({k: v for k, v in logged.items() if not k.startswith("codebook/")})
+    return {"losses": losses, "weights": weights_of(stage)}
+
+
+def weights_of(stage: Stage) -> dict[str, Tensor]:
+    """Copies of all weights, and of the singular vectors of the discriminators' spectral norm."""
+    return {
+        f"{objective}.{name}": value.detach().clone()
+        for objective in ("generator", "discriminators")
+        for name, value in getattr(stage, objective).state_dict().items()
+    }
+
+
+def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:
+    """Euclidean distance of the weights (not the singular vectors) of each objective."""
+    squares: dict[str, float] = {}
+    for name, value in first.items():
+        if not name.endswith((".u", ".v")):
+            objective = name.partition(".")[0]
+            square = (value - second[name]).double().square().sum().item()
+            squares[objective] = squares.get(objective, 0.0) + square
+    return {objective: square**0.5 for objective, square in squares.items()}
+
+
+def new_stage(name: str, dtype: torch.dtype) -> Stage:
+    return tiny_stage(name, replace(SETTINGS[name], optimizer=OPTIMIZER), dtype=dtype)
+
+
+def worker(rank: int, folder: str) -> None:
+    """One of the two processes: every stage in every precision, its results into a file."""
+    # Imported here: it brings Ray, which the comparison itself does without.
+    from qdmr_ray.train.loop import Worker
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE
+    )
+    on_this_device = SimpleNamespace(device=torch.device("cpu"))
+    rows = slice(rank * BATCH_PER_WORKER, (rank + 1) * BATCH_PER_WORKER)
+    results: dict[str, Result] = {}
+    for label, dtype in DTYPES.items():
+        for name in STAGES:
+            stage = new_stage(name, dtype)
+            stage.parallelize(lambda module: Worker._distributed(on_this_device, module))  # type: ignore[arg-type]
+            results[f"{name}/{label}"] = run_steps(stage, dtype, rows)
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
+    """Each rank's results by ``stage/dtype``."""
+    folder = tmp_path_factory.mktemp("workers")
+    with pytest.MonkeyPatch.context() as patch:
+        # gloo must not look for the machine's name where there is no network.
+        patch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
+        torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=WORLD_SIZE)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD_SIZE)]
+
+
+def averaged(ranks: list[Result], iteration: int) -> dict[str, Tensor]:
+    first = ranks[0]["losses"][iteration]
+    return {
+        term: torch.stack([rank["losses"][iteration][term] for rank in ranks]).mean()
+        for term in first
+    }
+
+
+every_case = pytest.mark.parametrize(
+    ("name", "label"), [(name, label) for label in DTYPES for name in STAGES]
+)
+# Relative to each loss. float32 sums in another order, and three Adam steps carry that on.
+LOSS_TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+# Between the two results, relative to how far training moved the weights. In the first steps Adam
+# moves every weight by its learning rate times the gradient's *sign*: a weight whose gradient is
+# nothing but rounding (a bias before a group norm of one channel) may move either way in float32.
+# So no single weight can be held to rounding there, but such weights are few. Measured: up to
+# 2e-2 in float32 and 2e-10 in float64; 0.4 to 0.9 where the gradients are one worker's own.
+MOVE_TOLERANCE = {"float64": 1e-7, "float32": 0.1}
+
+
+@every_case
+def test_two_workers_train_what_one_does(
+    name: str, label: str, two_workers: list[dict[str, Result]]
+) -> None:
+    dtype = DTYPES[label]
+    alone = new_stage(name, dtype)
+    before = weights_of(alone)
+    one = run_steps(alone, dtype, slice(None))
+    two = [results[f"{name}/{label}"] for results in two_workers]
+    for iteration in range(ITERATIONS):
+        mean, expected = averaged(two, iteration), one["losses"][iteration]
+        assert mean.keys() == expected.keys()
+        for term in expected:
+            # Mean logits lie around zero, so they get the tolerance of logits of size 1.
+            absolute = LOSS_TOLERANCE[label] if term.endswith("_logit") else 0.0
+            torch.testing.assert_close(
+                mean[term], expected[term], rtol=LOSS_TOLERANCE[label], atol=absolute, msg=term
+            )
+    for key, expected in one["weights"].items():
+        # Whoever reads only rank 0's checkpoint must get what every rank has.
+        assert torch.equal(two[0]["weights"][key], two[1]["weights"][key]), key
+        if label == "float64":
+            torch.testing.assert_close(
+                two[0]["weights"][key], expected, rtol=1e-9, atol=1e-9, msg=key
+            )
+    apart = distance(two[0]["weights"], one["weights"])
+    for objective, moved in distance(one["weights"], before).items():
+        assert moved > 0
+        assert apart[objective] < MOVE_TOLERANCE[label] * moved, objective
