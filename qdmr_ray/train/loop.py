@@ -122,7 +122,8 @@ class Worker:
         )
         self.device = ray.train.torch.get_device()
         threads = self.experiment.scaling.threads
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // self.world_size))
+        local_workers = context.get_local_world_size()
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_workers))
         self.stage = self._build_stage()
         self.reporter = Reporter(task.board if self.rank == 0 else None)
         self.journal: Journal | None = None
