@@ -39,6 +39,9 @@ def ensure_ray() -> None:
             ray.init(address=address, logging_level=level, log_to_driver=verbose)
         else:
             cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
+            # Ray runs workers at nice 15. On a machine that does anything else, training would
+            # wait for it at every thread barrier.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
                 num_cpus=cpus,
                 include_dashboard=False,
