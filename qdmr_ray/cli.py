@@ -347,7 +347,7 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def _line_when_done(step: str, done: int, total: int) -> None:
     if done == total:
-        print(f"{step}: {total} done", file=sys.stderr, flush=True)
+        print(f"{step}: done", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,10 @@ from qdmr_ray.stages import (
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1
+# Stands in a saved config.yaml beside the settings.
+VERSION_KEY = "code_version"
+# A run is a folder of this name in its storage, and nowhere else.
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,13 @@ class Experiment(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name and not RUN_NAME.fullmatch(self.name):
+            raise SettingsError(
+                f"name must be letters, digits, '.', '_' and '-', since it names the run's folder; "
+                f"it is {self.name!r}"
+            )
+        if not self.run or len(set(self.run)) < len(self.run):
+            raise SettingsError(f"run must name stages, each once; it is {list(self.run)}")
         for stage in self.run:
             self._check_stage(stage)
 
@@ -154,6 +166,8 @@ def load_experiment(
         SettingsError: a setting is unknown, of the wrong type or out of range; named with file.
     """
     values = read_yaml(path)
+    # So that the config.yaml of a run can be trained again.
+    values.pop(VERSION_KEY, None)
     for override in overrides:
         apply_override(values, override)
     values["name"] = name or values.get("name") or path.stem
@@ -196,14 +210,14 @@ def stage_digest(experiment: Experiment, stage: str, manifest_digest: str) -> st
 
 def dump_experiment(experiment: Experiment) -> str:
     """The YAML saved with a run: every setting in force, defaults included, and the version."""
-    values = {"code_version": code_version(), **experiment.to_dict()}
+    values = {VERSION_KEY: code_version(), **experiment.to_dict()}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def experiment_of_run(text: str, source: str) -> Experiment:
     """The experiment that :func:`dump_experiment` wrote."""
     values = yaml.safe_load(text)
-    values.pop("code_version", None)
+    values.pop(VERSION_KEY, None)
     return experiment_from_dict(values, source=source)
 
 

@@ -20,11 +20,24 @@ def parse_settings(adapter: TypeAdapter[Any], values: Mapping[str, Any], source:
     Raises:
         SettingsError: one line that names source, setting and value.
     """
+    root = adapter._type if isinstance(adapter._type, type) else object
     try:
-        return adapter.validate_python(dict(values))
+        return adapter.validate_python(_without_empty_sections(values, root))
     except ValidationError as error:
-        root = adapter._type if isinstance(adapter._type, type) else object
         raise SettingsError(f"{source}: {_explain(error.errors()[0], root)}") from None
+
+
+def _without_empty_sections(values: Mapping[str, Any], section: Any) -> dict[str, Any]:
+    """A section with nothing below it (all lines commented out) means its defaults."""
+    hints = get_type_hints(section) if dataclasses.is_dataclass(section) else {}
+    filled: dict[str, Any] = {}
+    for name, value in values.items():
+        hint = hints.get(name)
+        if dataclasses.is_dataclass(hint) and (value is None or isinstance(value, dict)):
+            filled[name] = _without_empty_sections(value or {}, hint)
+        else:
+            filled[name] = value
+    return filled
 
 
 def _explain(error: Mapping[str, Any], root: type) -> str:
@@ -47,12 +60,14 @@ def _explain_unknown(path: Sequence[Any], name: str, root: type) -> str:
         [f.name for f in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
     )
     near = difflib.get_close_matches(str(path[-1]), known, n=1)
-    prefix = ".".join(str(part) for part in path[:-1])
+    prefix = "".join(f"{part}." for part in path[:-1])
     if near:
-        hint = f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+        hint = f"did you mean {prefix}{near[0]}?"
     else:
-        elsewhere = [s for s, _ in all_settings(root) if s.rsplit(".", 1)[-1] == path[-1]]
-        hint = f"did you mean {elsewhere[0]}?" if elsewhere else f"known: {', '.join(known)}"
+        # By their last part, as a setting is often right and only its section is missing.
+        elsewhere = {setting.rsplit(".", 1)[-1]: setting for setting, _ in all_settings(root)}
+        near = difflib.get_close_matches(str(path[-1]), elsewhere, n=1)
+        hint = f"did you mean {elsewhere[near[0]]}?" if near else f"known: {', '.join(known)}"
     return f"unknown setting {name}; {hint}"
 
 

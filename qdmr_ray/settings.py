@@ -7,6 +7,7 @@ PyTorch is installed. ``qdmr_ray.config`` reads YAML files into these classes.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -58,6 +59,8 @@ class Settings:
         limits = field.metadata
         if value is None or dataclasses.is_dataclass(value):
             return
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{field.name} must be a finite number; it is {value}")
         if limits.get("choices") is not None and value not in limits["choices"]:
             options = ", ".join(str(choice) for choice in limits["choices"])
             raise SettingsError(f"{field.name} must be one of {options}; it is {value!r}")

@@ -167,7 +167,7 @@ def test_a_wrong_type_is_named_with_setting_and_value(
     [
         ("seed=-1", "seed must be at least 0; it is -1"),
         ("stages.vqgan.iterations=0", "stages.vqgan.iterations must be at least 1; it is 0"),
-        ("stages.uda.l1=.nan", "stages.uda.l1 must be at least 0; it is nan"),
+        ("stages.uda.l1=.nan", "stages.uda.l1 must be a finite number; it is nan"),
         (
             "stages.base.gan_loss=wgan",
             "stages.base.gan_loss must be one of hinge, lsgan; it is 'wgan'",
@@ -400,3 +400,39 @@ def test_plain_values_are_what_json_and_workers_take(load: Loader) -> None:
     assert plain["network"]["widths"] == [24, 48]
     assert experiment_from_dict(plain) == experiment
     assert {f.name for f in dataclasses.fields(experiment)} == plain.keys()
+
+
+def test_a_misspelt_setting_in_the_wrong_section_is_still_found(load: Loader) -> None:
+    assert "did you mean stages." in refusal(load, "batch_sze: 4")
+    assert "batch_size?" in refusal(load, "batch_sze: 4")
+    assert "did you mean network.swin.heads?" in refusal(load, "network: {head: 4}")
+
+
+def test_an_empty_section_means_its_defaults(load: Loader) -> None:
+    assert load("stages:\nnetwork:\n  swin:\n") == load("seed: 0")
+
+
+def test_the_saved_settings_of_a_run_can_be_trained_again(tmp_path: Path, load: Loader) -> None:
+    experiment = load("seed: 4")
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_experiment(experiment))
+    assert load_experiment(file) == experiment
+
+
+@pytest.mark.parametrize("name", ["a/b", "../x", "", ".hidden", "two words"])
+def test_a_name_that_is_no_folder_is_refused(load: Loader, name: str) -> None:
+    if name:
+        assert "name must be letters" in refusal(load, "seed: 1", f"name='{name}'")
+    else:
+        assert load("seed: 1", "name=''").name == "mine"
+
+
+@pytest.mark.parametrize("run", ["[]", "[vqgan, vqgan]"])
+def test_a_run_names_stages_each_once(load: Loader, run: str) -> None:
+    assert "run must name stages, each once" in refusal(load, "seed: 1", f"run={run}")
+
+
+def test_numbers_are_finite(load: Loader) -> None:
+    assert "stages.vqgan.l1 must be a finite number" in refusal(
+        load, "seed: 1", "stages.vqgan.l1=.inf"
+    )

@@ -36,7 +36,7 @@ Batch = dict[str, Any]
 
 # The next segment starts when this part of the current one is left: seconds of work ahead of a
 # start that takes 0.2 s.
-_LEAD = 0.25
+_LEAD = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,11 @@ class DataSettings(Settings):
         0.25, "CPUs that Ray sets aside for each loading task", unit="CPUs", minimum=0
     )
     segment_iterations: int = setting(
-        2000, "iterations that one Ray Data plan covers", unit="iterations", minimum=1
-    )
-    prefetch_batches: int = setting(
-        32, "finished batches kept ready per training worker", unit="batches", minimum=1
+        128,
+        "iterations that one Ray Data plan covers; the crops of up to two of them lie in the "
+        "object store for each training worker",
+        unit="iterations",
+        minimum=1,
     )
 
 

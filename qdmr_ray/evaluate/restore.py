@@ -118,6 +118,7 @@ def restore_files(
             f"{model.source}: is a VQGAN, which restores nothing; name a base, uda or source_only "
             "model"
         )
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,6 +137,8 @@ def restore_files(
             failures.append(Failure(path=path, reason=_one_line(error, path)))
         if progress is not None:
             progress(done, len(paths), path)
+    if made and not written:
+        out.rmdir()
     return failures
 
 
