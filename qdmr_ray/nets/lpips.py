@@ -34,12 +34,14 @@ class Backbone:
     """One of torchvision's classifiers: its name there, weight file and layers that are compared.
 
     ``taps`` are indices into its ``features``, each a ReLU; below ``smallest`` pixels a side the
-    last of them has no pixels left. ``setting`` is where a user names the file.
+    last of them has no pixels left. ``setting`` is where a user names the file, ``switch`` what
+    turns off that which needs it.
     """
 
     model: str
     file: str
     setting: str
+    switch: str
     taps: tuple[int, ...]
     smallest: int
 
@@ -49,6 +51,7 @@ BACKBONES = {
         model="vgg16",
         file="vgg16-397923af.pth",
         setting="weights.vgg16",
+        switch="stages.NAME.lpips=0",
         taps=(3, 8, 15, 22, 29),
         smallest=16,
     ),
@@ -56,6 +59,7 @@ BACKBONES = {
         model="alexnet",
         file="alexnet-owt-7be5be79.pth",
         setting="weights.alexnet",
+        switch="evaluation.lpips=false",
         taps=(1, 4, 7, 9, 11),
         smallest=31,
     ),
@@ -166,8 +170,8 @@ def find_backbone_weights(net: str, backbone_weights: Path | None = None) -> Pat
         f"LPIPS-{net} needs torchvision's ImageNet weights of {backbone.model}, and there is no "
         f'file {path}: where there is a network, run python -c "import torchvision; '
         f"torchvision.models.{backbone.model}(weights='IMAGENET1K_V1')\", which leaves "
-        f"{backbone.file} in torch's cache; copy that file to {cached}, or give its path in the "
-        f"setting {backbone.setting}"
+        f"{backbone.file} in torch's cache; copy that file to {cached}, give its path in the "
+        f"setting {backbone.setting}, or switch LPIPS off with {backbone.switch}"
     )
 
 

@@ -50,7 +50,10 @@ def ensure_ray() -> None:
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
-        raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}") from error
+        hint = ""
+        if address and os.environ.get("RAY_AUTH_MODE") != "token":
+            hint = " (where the cluster asks for a token, set RAY_AUTH_MODE=token)"
+        raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}{hint}") from error
 
 
 def _quiet() -> None:
