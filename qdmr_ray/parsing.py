@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -32,9 +32,10 @@ def _without_empty_sections(values: Mapping[str, Any], section: Any) -> dict[str
     hints = get_type_hints(section) if dataclasses.is_dataclass(section) else {}
     filled: dict[str, Any] = {}
     for name, value in values.items():
-        hint = hints.get(name)
-        if dataclasses.is_dataclass(hint) and (value is None or isinstance(value, dict)):
-            filled[name] = _without_empty_sections(value or {}, hint)
+        inner = _section(hints.get(name))
+        empty = value is None and inner is hints.get(name)
+        if inner is not None and (empty or isinstance(value, dict)):
+            filled[name] = _without_empty_sections(value or {}, inner)
         else:
             filled[name] = value
     return filled
@@ -55,7 +56,7 @@ def _explain(error: Mapping[str, Any], root: type) -> str:
 def _explain_unknown(path: Sequence[Any], name: str, root: type) -> str:
     section: Any = root
     for part in path[:-1]:
-        section = get_type_hints(section).get(part, object) if isinstance(part, str) else object
+        section = _section(get_type_hints(section).get(part)) or object
     known = (
         [f.name for f in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
     )
@@ -77,10 +78,16 @@ def all_settings(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclas
         return
     hints = get_type_hints(section)
     for field in dataclasses.fields(section):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from all_settings(hints[field.name], f"{prefix}{field.name}.")
+        if inner := _section(hints[field.name]):
+            yield from all_settings(inner, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", field
+
+
+def _section(hint: Any) -> type | None:
+    """The dataclass that a setting's type is, or may be (``Section | None``)."""
+    kinds = (hint, *get_args(hint))
+    return next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -92,9 +99,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
-        raise QdmrError(
-            f"{path}: no such file; experiments are YAML files, see experiments/"
-        ) from None
+        raise QdmrError(f"{path}: no such file; check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise QdmrError(f"{path}: cannot be read as YAML ({_one_line(error)})") from error
     if not isinstance(values, dict):

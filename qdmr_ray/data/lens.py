@@ -10,18 +10,16 @@ A lens here is a lens on its camera: the PSFs over the frame and what sensor and
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from qdmr_ray.data.isp import CameraSettings
 from qdmr_ray.data.psf import PSFGrid
 from qdmr_ray.data.wavefront import OpticsSettings, psf_grid
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.parsing import parse_settings, read_yaml
 from qdmr_ray.settings import Settings, setting
 
 LENS_FOLDER = Path(__file__).parent / "lenses"
@@ -90,31 +88,5 @@ def read_lens_settings(path: Path) -> LensSettings:
     Raises QdmrError when it cannot be read, SettingsError for a key that is not known, with the
     nearest known one, and for a value of the wrong type or out of range.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise QdmrError(f"{path}: no such lens file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise QdmrError(f"{path}: cannot be read as YAML: {reason}") from error
-    try:
-        return TypeAdapter(LensSettings).validate_python(content)
-    except ValidationError as error:
-        raise SettingsError(f"{path}: {_first_problem(error)}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _known_keys()
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-        return f"{place} is not a setting of a lens{hint}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
-
-
-def _known_keys() -> list[str]:
-    groups = (LensSettings, OpticsSettings, CameraSettings)
-    return [field.name for group in groups for field in dataclasses.fields(group)]
+    settings: LensSettings = parse_settings(TypeAdapter(LensSettings), read_yaml(path), str(path))
+    return settings
