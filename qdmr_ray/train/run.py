@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from ray.train.torch import TorchTrainer
 
 from qdmr_ray.artifacts import read_description
 from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
-from qdmr_ray.data.manifest import Manifest, read_manifest
+from qdmr_ray.data.manifest import read_manifest
 from qdmr_ray.data.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.nets.lpips import find_backbone_weights
 from qdmr_ray.nets.vgg import find_vgg19_weights
-from qdmr_ray.stages import STAGES, VQGANSettings
+from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.train.loop import FINAL_FOLDER, Task, train_worker
@@ -64,9 +64,13 @@ def train_run(
     data = open_location(experiment.data.path, endpoint=endpoint)
     manifest = read_manifest(data)
     # A worker's working directory is Ray's own, where a relative path would not be found.
-    experiment = replace(experiment, data=replace(experiment.data, path=data.uri))
+    experiment = replace(
+        experiment,
+        data=replace(experiment.data, path=data.uri),
+        weights=_absolute(experiment.weights),
+    )
     digests = {name: stage_digest(experiment, name, manifest.digest) for name in STAGES}
-    _check_data(experiment, names, manifest)
+    _check_data(experiment, names)
     _check_weights(experiment, names)
     _check_earlier_run(experiment, run, names, digests)
     ensure_ray()
@@ -92,7 +96,12 @@ def _checked_stages(experiment: Experiment, stages: Sequence[str] | None) -> lis
     return names
 
 
-def _check_data(experiment: Experiment, names: Sequence[str], manifest: Manifest) -> None:
+def _absolute(weights: BackboneSettings) -> BackboneSettings:
+    named = {name: file for name, file in asdict(weights).items() if file is not None}
+    return replace(weights, **{n: str(Path(f).expanduser().resolve()) for n, f in named.items()})
+
+
+def _check_data(experiment: Experiment, names: Sequence[str]) -> None:
     for name in names:
         settings, domains = experiment.stage(name), STAGES[name].domains
         # Its construction refuses a missing set and a crop larger than an image.
@@ -116,10 +125,10 @@ def _check_weights(experiment: Experiment, names: Sequence[str]) -> None:
         settings = experiment.stage(name)
         if settings.lpips:
             vgg16 = experiment.weights.vgg16
-            find_backbone_weights("vgg", Path(vgg16).expanduser() if vgg16 else None)
+            find_backbone_weights("vgg", Path(vgg16) if vgg16 else None)
         if isinstance(settings, VQGANSettings) and settings.semantic:
             vgg19 = experiment.weights.vgg19
-            find_vgg19_weights(Path(vgg19).expanduser() if vgg19 else None)
+            find_vgg19_weights(Path(vgg19) if vgg19 else None)
 
 
 def _check_earlier_run(

@@ -265,3 +265,15 @@ def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[bytes]) -> Non
         assert driver.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint in four minutes"
         time.sleep(0.02)
+
+
+def test_paths_of_weights_are_made_absolute_and_named_when_missing(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker runs in a folder of Ray's, where a relative path means another file."""
+    monkeypatch.chdir(tmp_path)
+    values = settings(tiny_dataset, run=["source_only"], weights={"vgg16": "vgg/vgg16.pth"})
+    values["stages"]["source_only"]["lpips"] = 1.0
+    with pytest.raises(QdmrError, match=str(tmp_path / "vgg" / "vgg16.pth")):
+        train_run(experiment_from_dict(values), storage=str(tmp_path), say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
