@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 data_app = typer.Typer(
-    help="Simulate, pack and inspect datasets.",
+    help="Fetch, simulate, pack and inspect datasets.",
     epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -121,6 +121,40 @@ def simulate(
     _say(f"{count} photographs through {lens} into {out}")
 
 
+@data_app.command(epilog="Example:  qdmr data fetch-realab --out data/Realab")
+def fetch_realab(
+    out: Annotated[Path, typer.Option(help="Folder for the benchmark.")] = Path("data/Realab"),
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="A hub or mirror; HF_ENDPOINT or https://huggingface.co by default."
+        ),
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of the dataset.")] = "main",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only these files, such as 'Syn/*'; may be repeated."),
+    ] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Keep archives that were unpacked.")
+    ] = False,
+) -> None:
+    """Download the Realab benchmark, checked; run again, it goes on. HF_TOKEN is sent if set."""
+    from qdmr_ray.data.hub import fetch_realab as fetch
+
+    with _bars() as progress:
+        result = fetch(
+            out,
+            endpoint=endpoint,
+            revision=revision,
+            include=include or (),
+            keep_archives=keep_archives,
+            progress=_in_megabytes(progress),
+        )
+    for line in result.lines(out):
+        _say(line)
+
+
 @data_app.command(epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1")
 def pack(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder in the Realab layout.")],
@@ -139,6 +173,11 @@ def pack(
     from qdmr_ray.data.pack import pack as pack_folders
     from qdmr_ray.parsing import apply_override, parse_settings
 
+    def start_ray() -> None:
+        from qdmr_ray.train.cluster import ensure_ray
+
+        ensure_ray()
+
     values: dict[str, Any] = {"lens": lens, "target_set": target_set}
     for override in overrides or ():
         apply_override(values, override)
@@ -149,6 +188,7 @@ def pack(
             out,
             settings=settings,
             progress=lambda done, total: progress("pack", done, total),
+            start_ray=start_ray,
         )
     _print_dataset(out)
 
@@ -159,17 +199,27 @@ def inspect(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every record against its checksum.")
     ] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="Contact sheet; NAME-sheet.png here by default."),
+    ] = None,
 ) -> None:
-    """What a packed dataset holds."""
-    from qdmr_ray.data.pack import verify as verify_shards
+    """What a packed dataset holds: a table, a histogram of sizes, and a contact sheet (PNG)."""
+    from qdmr_ray.data.check import verify as verify_records
+    from qdmr_ray.data.images import write_png
+    from qdmr_ray.data.records import RecordReader
+    from qdmr_ray.data.sheet import contact_sheet
 
     _print_dataset(uri)
+    file = sheet or Path(f"{uri.rstrip('/').rsplit('/', 1)[-1]}-sheet.png")
+    write_png(file, contact_sheet(RecordReader(uri)))
+    _say(f"contact sheet {file}")
     if not verify:
         return
     with _bars() as progress:
-        problems = verify_shards(uri, progress=lambda d, t: progress("verify", d, t))
+        problems = verify_records(uri, progress=lambda d, t: progress("verify", d, t))
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(problem.text, file=sys.stderr)
     if problems:
         raise QdmrError(f"{uri}: {len(problems)} bad records or shards; pack the dataset again")
     _say("every record agrees with its checksum")
@@ -301,17 +351,33 @@ def _print_table(table: Table) -> None:
 
 
 def _print_dataset(uri: str) -> None:
-    from qdmr_ray.data.pack import inspect as inspect_dataset
+    from qdmr_ray.data.check import inspect as inspect_dataset
+    from qdmr_ray.data.sheet import size_histogram
 
-    summary = inspect_dataset(uri)
-    table = Table("set", "images", "ground truth", "shards", "MB", "sizes (width x height)")
-    for entry in summary.sets:
-        sizes = ", ".join(f"{w}x{h} ({n})" for h, w, n in entry.sizes)
-        paired = "yes" if entry.paired else "no"
-        megabytes = f"{entry.bytes / 1e6:.1f}"
-        table.add_row(entry.name, str(entry.images), paired, str(entry.shards), megabytes, sizes)
+    manifest = inspect_dataset(uri)
+    table = Table("set", "images", "ground truth", "shards", "MB", "mean R, G, B", "std R, G, B")
+    for name, entry in manifest.sets.items():
+        table.add_row(
+            name,
+            str(entry.images),
+            "yes" if entry.paired else "no",
+            str(len(entry.shards)),
+            f"{sum(shard.bytes for shard in entry.shards) / 1e6:.1f}",
+            ", ".join(f"{value:.1f}" for value in entry.image.mean),
+            ", ".join(f"{value:.1f}" for value in entry.image.std),
+        )
     _print_table(table)
-    _say(f"{summary.uri}  digest {summary.digest[:12]}")
+    for name, entry in manifest.sets.items():
+        sizes = [(size.height, size.width, size.images) for size in entry.sizes]
+        for line in size_histogram(sizes, ascii_only=not _prints_unicode()):
+            _say(f"{name:6}  {line}")
+    for file in manifest.left_out:
+        _say(f"left out of {file.set}: {file.origin} ({file.reason})")
+    _say(f"{uri}  digest {manifest.digest[:12]}")
+
+
+def _prints_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def _print_evaluation(evaluation: dict[str, Any]) -> None:
@@ -343,6 +409,16 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[step], completed=done, total=total)
 
         yield update
+
+
+def _in_megabytes(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """The same bar for a step that counts bytes; it is full only when the last byte is done."""
+
+    def update(step: str, done: int, total: int) -> None:
+        megabytes = -(-total // 10**6)
+        progress(f"{step} (MB)", megabytes if done >= total else done // 10**6, megabytes)
+
+    return update
 
 
 def _line_when_done(step: str, done: int, total: int) -> None:

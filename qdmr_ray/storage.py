@@ -4,7 +4,8 @@
     location.join("manifest.json").write_bytes_atomic(b"...")
 
 Credentials come from the usual AWS chain (environment, profile, instance role); the endpoint of
-an S3-compatible store from ``endpoint`` or the environment variable ``AWS_ENDPOINT_URL``.
+an S3-compatible store from ``endpoint`` or the environment variable ``AWS_ENDPOINT_URL``. What
+fails in a store is tried again as ``qdmr_ray.retry`` says; what fails on a disk is not.
 """
 
 from __future__ import annotations
@@ -13,23 +14,32 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.retry import (
+    LARGEST_SINGLE_REQUEST,
+    S3Store,
+    ShortAnswer,
+    has_answered,
+    no_bucket,
+    persistently,
+    s3_store,
+    store_error,
+)
 
 S3_SCHEME = "s3://"
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
-# S3-compatible stores ignore the region, but a signature needs one.
-_DEFAULT_REGION = "us-east-1"
 TEMPORARY_PREFIX = ".tmp-"
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,17 +74,9 @@ class Location:
         Raises:
             QdmrError: the file is missing, unreadable or ends before ``offset + length``.
         """
-        with self._named_errors("read"), self.filesystem.open_input_file(self.path) as file:
-            if length is None:
-                file.seek(offset)
-                return file.read()
-            data = file.read_at(length, offset)
-        if len(data) != length:
-            raise QdmrError(
-                f"{self.uri}: ends at byte {offset + len(data)} instead of {offset + length}; "
-                "the file is damaged, write it again"
-            )
-        return data
+        if self.is_s3:
+            return self._call("read", lambda store: self._read_object(store, offset, length))
+        return self._call("read", lambda disk: self._read_file(disk, offset, length))
 
     def write_bytes_atomic(self, data: bytes | memoryview) -> None:
         """Writes the file completely or not at all, making the folders above it.
@@ -83,57 +85,154 @@ class Location:
             QdmrError: the disk is full or the place is not writable.
         """
         if self.is_s3:
-            # An object becomes visible when its upload is complete, never before.
-            with (
-                self._named_errors("written"),
-                self.filesystem.open_output_stream(self.path) as stream,
-            ):
-                stream.write(data)
+            self._write_object(data)
             return
-        with self._named_errors("written"):
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        self._call("written", lambda _: Path(self.path).parent.mkdir(parents=True, exist_ok=True))
         write_file_atomic(Path(self.path), data)
 
     def exists(self) -> bool:
         """Whether there is a file or folder here."""
-        with self._named_errors("read"):
-            return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+        info = self._call("read", lambda files: files.get_file_info(self.path))
+        return info.type != fs.FileType.NotFound
 
     def size(self) -> int | None:
         """Bytes of the file, ``None`` when there is no file."""
-        with self._named_errors("read"):
-            info = self.filesystem.get_file_info(self.path)
+        info = self._call("read", lambda files: files.get_file_info(self.path))
         return info.size if info.type == fs.FileType.File else None
 
     def list(self) -> list[Location]:
         """What lies directly in this folder, sorted by name; empty when there is no folder."""
-        with self._named_errors("listed"):
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return [
             Location(self.filesystem, info.path, self.is_s3)
-            for info in sorted(found, key=lambda info: info.path)
+            for info in sorted(self._listing(), key=lambda info: info.path)
         ]
+
+    def file_sizes(self) -> dict[str, int]:
+        """Bytes of each file directly in this folder, by name, with one listing for all."""
+        return {
+            info.base_name: info.size for info in self._listing() if info.type == fs.FileType.File
+        }
 
     def delete(self) -> None:
         """Removes the file, or the folder with everything in it; nothing there is fine."""
-        with self._named_errors("deleted"):
-            kind = self.filesystem.get_file_info(self.path).type
-            if kind == fs.FileType.Directory:
-                self.filesystem.delete_dir(self.path)
-            elif kind == fs.FileType.File:
-                self.filesystem.delete_file(self.path)
+        self._call("deleted", self._delete)
 
     @property
     def name(self) -> str:
         """The last part of the path."""
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
-    @contextlib.contextmanager
-    def _named_errors(self, what: str) -> Iterator[None]:
+    def _listing(self) -> Sequence[fs.FileInfo]:
+        folder = fs.FileSelector(self.path, allow_not_found=True)
+        return self._call("listed", lambda files: files.get_file_info(folder))
+
+    def _read_file(self, disk: fs.FileSystem, offset: int, length: int | None) -> bytes:
+        with disk.open_input_file(self.path) as file:
+            if length is None:
+                file.seek(offset)
+                return file.read()
+            data = file.read_at(length, offset)
+        if len(data) != length:
+            raise self._ends_early(offset + len(data), offset + length)
+        return data
+
+    def _read_object(self, store: fs.FileSystem, offset: int, length: int | None) -> bytes:
+        with store.open_input_file(self.path) as file:
+            size = file.size()
+            end = max(size, offset) if length is None else offset + length
+            if end > max(size, offset):
+                raise self._ends_early(size, end)
+            return _read_exactly(file, offset, end - offset)
+
+    def _ends_early(self, end: int, wanted: int) -> QdmrError:
+        return QdmrError(
+            f"{self.uri}: ends at byte {end} instead of {wanted}; "
+            "the file is damaged, write it again"
+        )
+
+    def _write_object(self, data: bytes | memoryview) -> None:
+        # An object becomes visible when its upload is complete, never before.
+        def write(store: fs.FileSystem) -> None:
+            with store.open_output_stream(self.path) as stream:
+                stream.write(data)
+
+        if memoryview(data).nbytes <= LARGEST_SINGLE_REQUEST:
+            self._call("written", write)
+            return
+        store = self.filesystem
+        if isinstance(store, S3Store) and not has_answered(store.address):
+            # The AWS library's own attempts would tell of a wrong address minutes later.
+            self._call("written", lambda files: files.get_file_info(self.path))
+        self._call("written", write, in_parts=True)
+
+    def _delete(self, files: fs.FileSystem) -> None:
+        kind = files.get_file_info(self.path).type
+        if kind == fs.FileType.Directory:
+            files.delete_dir(self.path)
+        elif kind == fs.FileType.File:
+            files.delete_file(self.path)
+
+    def _call(
+        self, what: str, operation: Callable[[fs.FileSystem], T], *, in_parts: bool = False
+    ) -> T:
+        """The result of ``operation``; its errors name this place and say what to do."""
+        store = self.filesystem
+        if not isinstance(store, S3Store):
+            try:
+                return operation(store)
+            except (OSError, pa.ArrowException) as error:
+                raise _explained(self.uri, what, error) from error
+        files = store.uploading_in_parts() if in_parts else store.trying_once()
         try:
-            yield
+            return persistently(lambda: operation(files), address=store.address)
         except (OSError, pa.ArrowException) as error:
-            raise _explained(self.uri, what, error) from error
+            if isinstance(error, FileNotFoundError) and self._bucket_is_missing(files):
+                raise no_bucket(self.uri, store.address) from error
+            explained = store_error(self.uri, what, store.address, error)
+            raise explained or _explained(self.uri, what, error) from error
+
+    def _bucket_is_missing(self, store: fs.FileSystem) -> bool:
+        bucket = self.path.split("/")[0]
+        try:
+            return store.get_file_info(bucket).type == fs.FileType.NotFound
+        except (OSError, pa.ArrowException):
+            # Whoever may read an object need not be allowed to look at its bucket.
+            return False
+
+
+class ObjectReader:
+    """Pieces of one object of a store; its size is asked for once, a piece is one request.
+
+    Unlike ``Location.read_bytes`` it does not notice a piece that arrives short (pyarrow fills it
+    up with junk): for readers who compare checksums. Safe for use by several threads.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self._file: pa.NativeFile | None = None
+
+    def size(self) -> int:
+        """Bytes of the object.
+
+        Raises:
+            QdmrError: as ``Location.read_bytes``.
+        """
+        return self._location._call("read", lambda store: self._opened(store).size())
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``; fewer where the object ends.
+
+        Raises:
+            QdmrError: as ``Location.read_bytes``.
+        """
+        return self._location._call(
+            "read", lambda store: self._opened(store).read_at(length, offset)
+        )
+
+    def _opened(self, store: fs.FileSystem) -> pa.NativeFile:
+        if self._file is None:
+            self._file = store.open_input_file(self._location.path)
+        return self._file
 
 
 def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
@@ -150,7 +249,9 @@ def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
         path = text[len(S3_SCHEME) :].strip("/")
         if not path:
             raise QdmrError(f"{text}: names no bucket; write s3://bucket/path")
-        return Location(_s3(endpoint or os.environ.get(ENDPOINT_VARIABLE)), path, is_s3=True)
+        return Location(
+            s3_store(endpoint or os.environ.get(ENDPOINT_VARIABLE), _region()), path, is_s3=True
+        )
     if text.startswith("file://"):
         text = text[len("file://") :]
     if "://" in text:
@@ -182,12 +283,26 @@ def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=8)
-def _s3(endpoint: str | None) -> fs.S3FileSystem:
-    region = next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
-    if endpoint is None:
-        return fs.S3FileSystem(region=region)
-    return fs.S3FileSystem(endpoint_override=endpoint, region=region or _DEFAULT_REGION)
+def _read_exactly(file: pa.NativeFile, offset: int, length: int) -> bytes:
+    """``length`` bytes of an object that has them.
+
+    pyarrow (26) takes a body shorter than asked for the whole and leaves the rest of the memory
+    as it was. So the last byte is marked: where the mark is still there afterwards, the byte
+    never came, or it happens to be the same; another mark settles that.
+    """
+    if not length:
+        return b""
+    data = bytearray(length)
+    for mark in (b"\xa5", b"\x5a"):
+        data[-1:] = mark
+        file.seek(offset)
+        if file.readinto(data) == length and not data.endswith(mark):
+            return bytes(data)
+    raise ShortAnswer(f"fewer than {length} bytes arrived")
+
+
+def _region() -> str | None:
+    return next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
 
 
 def _explained(uri: str, what: str, error: Exception) -> QdmrError:

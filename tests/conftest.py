@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ import torch
 from qdmr_ray.data.demo import build_demo_data
 from qdmr_ray.data.pack import PackSettings, pack
 from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings, SwinSettings
+
+if TYPE_CHECKING:
+    from faulty_store import FaultyStore
 
 # Height and width of the tiny dataset's photographs, in pixels.
 TINY_FRAME = (64, 96)
@@ -54,3 +58,15 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     realab = build_demo_data(folder / "realab", frame=TINY_FRAME)
     pack(realab, str(folder / "packed"), settings=PackSettings())
     return folder / "packed"
+
+
+@pytest.fixture
+def faulty_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """A store that fails on demand, also for the processes that the test starts."""
+    # Imported late: most tests have no use for a web server.
+    from faulty_store import FaultyStore
+
+    with FaultyStore() as store:
+        for name, value in store.environment.items():
+            monkeypatch.setenv(name, value)
+        yield store

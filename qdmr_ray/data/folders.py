@@ -121,11 +121,15 @@ def find_realab(
 
 
 def check_folders(
-    folders: DatasetFolders, progress: Callable[[int, int], None] | None = None
+    folders: DatasetFolders,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    rejected: list[tuple[str, Path, str]] | None = None,
 ) -> dict[str, list[RecordFiles]]:
     """Every record of every set, by set name, sorted by name; nothing is decoded yet.
 
-    ``progress`` is called with (records checked, records in all).
+    ``progress`` is called with (records checked, records in all). Where a list ``rejected`` is
+    given, a record that cannot be used is appended to it as (set, file, reason), not raised.
 
     Raises:
         QdmrError: a folder is missing or empty, names do not match between photographs and
@@ -139,7 +143,12 @@ def check_folders(
     checked: dict[str, list[RecordFiles]] = {name: [] for name in matched}
     for name, pairs in matched.items():
         for image, ground_truth in pairs:
-            checked[name].append(_check_record(image, ground_truth))
+            try:
+                checked[name].append(_check_record(image, ground_truth))
+            except QdmrError as error:
+                if rejected is None:
+                    raise
+                rejected.append((name, image, str(error)))
             done += 1
             if progress is not None:
                 progress(done, total)

@@ -1,86 +1,86 @@
 """``manifest.json``: what a packed dataset holds, and how to tell whether it is whole.
 
-The manifest is written last; a folder without one is not a dataset. Its digest covers every
-pixel, name and size, and nothing of the machine, the path or the way the shards are cut.
+The manifest is written last; a folder without one is not a dataset. It names every shard and,
+per set, the index of its records (``index``): ten million records would not fit in a JSON file
+that every process parses. Its digest covers every pixel, name and size, and nothing of the
+machine, the path or the way the shards are cut.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import numpy as np
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 1
-CHANNELS = 3
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordEntry:
-    """One photograph, or a pair: where it came from and where its pixels lie in its shard.
-
-    ``origin`` and ``ground_truth_origin`` are file names; the offsets are the bytes before the
-    planar uint8 pixels (3, height, width) in the shard file; ``sha256`` is over the photograph's
-    pixels followed by the ground truth's.
-    """
-
-    name: str
-    height: int
-    width: int
-    origin: str
-    ground_truth_origin: str | None
-    image_offset: int
-    ground_truth_offset: int | None
-    sha256: str
-
-    @property
-    def image_bytes(self) -> int:
-        return CHANNELS * self.height * self.width
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardEntry:
-    """One Parquet file: its name, length in bytes, checksum and rows."""
+class FileEntry:
+    """A file beside the manifest: its name, length in bytes and checksum."""
 
     file: str
     bytes: int
     sha256: str
-    records: tuple[RecordEntry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry(FileEntry):
+    """One Parquet file of ``rows`` records."""
+
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueStatistics:
+    """Per channel (R, G, B) over all pixels of a set, in pixel values 0 .. 255."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    minimum: tuple[int, ...]
+    maximum: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeCount:
+    """How many records have one size in pixels."""
+
+    height: int
+    width: int
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A file that was not packed, and why."""
+
+    set: str
+    origin: str
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetEntry:
-    """One set (source, target or test): its shards in order; ``paired`` says ground truth."""
+    """One set (source, target or test).
+
+    ``images`` counts records (a pair once), ``content`` is the checksum of names, sizes and
+    pixels, ``shards`` are in the order of their records, ``ground_truth`` is ``None`` where the
+    set is not ``paired``.
+    """
 
     paired: bool
+    images: int
+    content: str
+    sizes: tuple[SizeCount, ...]
+    image: ValueStatistics
+    ground_truth: ValueStatistics | None
+    index: FileEntry
     shards: tuple[ShardEntry, ...]
-
-    @property
-    def records(self) -> tuple[RecordEntry, ...]:
-        """Every record in the order of its index."""
-        return tuple(record for shard in self.shards for record in shard.records)
-
-    @property
-    def images(self) -> int:
-        """How many records there are; a pair counts once."""
-        return sum(len(shard.records) for shard in self.shards)
-
-    def sizes(self) -> np.ndarray:
-        """int64 (N, 2): height and width of every record."""
-        pairs = [(record.height, record.width) for record in self.records]
-        return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-    def size_counts(self) -> list[tuple[int, int, int]]:
-        """(height, width, how many records), sorted by size."""
-        counts = Counter((record.height, record.width) for record in self.records)
-        return [(height, width, count) for (height, width), count in sorted(counts.items())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ class Manifest:
 
     lens: str | None
     sets: dict[str, SetEntry]
+    left_out: tuple[LeftOut, ...] = ()
 
     def set(self, name: str) -> SetEntry:
         """The set called ``name``.
@@ -103,12 +104,14 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 over lens, names, sizes and pixels of every record of every set."""
-        content = {
-            name: [[r.name, r.height, r.width, r.sha256] for r in entry.records]
-            for name, entry in self.sets.items()
-        }
+        content = {name: entry.content for name, entry in self.sets.items()}
         text = json.dumps([SCHEMA_VERSION, self.lens, content], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every shard and index."""
+        return tuple(file for entry in self.sets.values() for file in (*entry.shards, entry.index))
 
     def to_json(self) -> str:
         """The text of ``manifest.json``: the same bytes for the same content."""
@@ -116,9 +119,10 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "digest": self.digest,
             "lens": self.lens,
-            "sets": {name: _set_to_dict(entry) for name, entry in self.sets.items()},
+            "left_out": [asdict(file) for file in self.left_out],
+            "sets": {name: asdict(entry) for name, entry in self.sets.items()},
         }
-        return json.dumps(content, indent=1, sort_keys=True) + "\n"
+        return json.dumps(content | {"checksum": _checksum(content)}, indent=1, sort_keys=True)
 
 
 def read_manifest(folder: Location) -> Manifest:
@@ -144,48 +148,60 @@ def read_manifest(folder: Location) -> Manifest:
             "pack the dataset again"
         )
     try:
+        checksum = content.pop("checksum")
         manifest = Manifest(
             lens=content["lens"],
+            left_out=tuple(LeftOut(**entry) for entry in content["left_out"]),
             sets={name: _set_from_dict(entry) for name, entry in content["sets"].items()},
         )
-        intact = manifest.digest == content["digest"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(file) from error
-    if not intact:
+    if checksum != _checksum(content) or content["digest"] != manifest.digest:
         raise _damaged(file)
     return manifest
 
 
 def write_manifest(folder: Location, manifest: Manifest) -> None:
     """Puts ``manifest.json`` into ``folder``, completely or not at all."""
-    folder.join(MANIFEST_NAME).write_bytes_atomic(manifest.to_json().encode())
+    folder.join(MANIFEST_NAME).write_bytes_atomic(manifest.to_json().encode() + b"\n")
+
+
+def missing_files(folder: Location, manifest: Manifest, sets: tuple[str, ...]) -> list[str]:
+    """A line for each file of ``sets`` that is missing or has another length; one listing."""
+    present = folder.file_sizes()
+    problems = []
+    for name in sets:
+        entry = manifest.set(name)
+        for file in (*entry.shards, entry.index):
+            size = present.get(file.file)
+            if size != file.bytes:
+                found = "is missing" if size is None else f"has {size} bytes, not {file.bytes}"
+                place = folder.join(file.file).uri
+                problems.append(f"{place}: {found}; pack the dataset again")
+    return problems
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(file: Location) -> QdmrError:
     return QdmrError(f"{file.uri}: damaged manifest; pack the dataset again")
 
 
-def _set_to_dict(entry: SetEntry) -> dict[str, Any]:
-    # Counts and sizes are for people and other programs; reading takes them from the records.
-    return {
-        "paired": entry.paired,
-        "images": entry.images,
-        "sizes": [
-            {"height": height, "width": width, "images": count}
-            for height, width, count in entry.size_counts()
-        ],
-        "shards": [{"rows": len(shard.records), **asdict(shard)} for shard in entry.shards],
-    }
-
-
 def _set_from_dict(content: dict[str, Any]) -> SetEntry:
-    shards = [
-        ShardEntry(
-            file=shard["file"],
-            bytes=shard["bytes"],
-            sha256=shard["sha256"],
-            records=tuple(RecordEntry(**record) for record in shard["records"]),
-        )
-        for shard in content["shards"]
-    ]
-    return SetEntry(paired=content["paired"], shards=tuple(shards))
+    truth = content["ground_truth"]
+    return SetEntry(
+        paired=content["paired"],
+        images=content["images"],
+        content=content["content"],
+        sizes=tuple(SizeCount(**size) for size in content["sizes"]),
+        image=_statistics(content["image"]),
+        ground_truth=None if truth is None else _statistics(truth),
+        index=FileEntry(**content["index"]),
+        shards=tuple(ShardEntry(**shard) for shard in content["shards"]),
+    )
+
+
+def _statistics(content: dict[str, Any]) -> ValueStatistics:
+    return ValueStatistics(**{name: tuple(values) for name, values in content.items()})

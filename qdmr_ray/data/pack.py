@@ -1,10 +1,11 @@
-"""Folders of photographs -> a packed dataset: Parquet shards and a manifest.
+"""Folders of photographs -> a packed dataset: Parquet shards, an index per set and a manifest.
 
     qdmr data pack Realab --out data/s1 --set lens=S1
 
-Packing is lossless, the same files give the same bytes, and a failed or interrupted run leaves
-what was there before: shards are named by their content, the manifest comes last and in one
-piece, and only then are files of an earlier packing removed.
+Packing is lossless, and the same files give the same bytes. Killed or failed, it leaves what was
+there before, and the shards that it finished (``unfinished``): run again, it goes on. Shards are
+named by their content, the manifest comes last and in one piece, and only then are files of an
+earlier packing removed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from qdmr_ray.data.folders import (
     TARGETS,
@@ -26,15 +30,18 @@ from qdmr_ray.data.folders import (
     find_realab,
     is_realab,
 )
+from qdmr_ray.data.index import CHANNELS, content_digest, encode_index
 from qdmr_ray.data.manifest import (
-    CHANNELS,
+    FileEntry,
+    LeftOut,
     Manifest,
     SetEntry,
-    ShardEntry,
-    read_manifest,
+    SizeCount,
+    ValueStatistics,
     write_manifest,
 )
-from qdmr_ray.data.shards import ShardJob, record_digest, record_pixels, write_shard
+from qdmr_ray.data.shards import DIGEST_DIGITS, LEVELS, PackedShard, ShardJob, origin_of
+from qdmr_ray.data.unfinished import UNFINISHED_FOLDER, finished_before, write_and_note
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location, open_location
@@ -42,7 +49,11 @@ from qdmr_ray.storage import TEMPORARY_PREFIX, Location, open_location
 # Called with (steps done, steps in all): packing checks every record, then packs it.
 Progress = Callable[[int, int], None]
 
-_SHARD_NAME = re.compile(r"(source|target|test)-\d{5}-[0-9a-f]{16}\.parquet")
+_OURS = re.compile(r"(source|target|test)-(\d{5,6}|index)-[0-9a-f]{16}\.(parquet|arrow)")
+# Starting Ray takes as long as packing this many bytes of pixels (7 s; one core packs 1920 x 1280
+# PNGs at 0.1 s each).
+_WORTH_STARTING_RAY = 2**30
+STOP, LEAVE_OUT = "stop", "leave_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +79,13 @@ class PackSettings(Settings):
         128 * 2**20, "pixels in a shard before the next one starts", unit="bytes", minimum=1
     )
     shard_records: int = setting(1024, "records in a shard before the next one starts", minimum=1)
+
+    bad_images: str = setting(
+        STOP,
+        "what an unreadable or constant image does: stop packing, or leave_out the image and say "
+        "so in the manifest",
+        choices=(STOP, LEAVE_OUT),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,28 +117,6 @@ class PackSettings(Settings):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetSummary:
-    """One set in numbers; ``sizes`` holds (height, width, how many records)."""
-
-    name: str
-    images: int
-    paired: bool
-    shards: int
-    bytes: int
-    sizes: list[tuple[int, int, int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSummary:
-    """What a packed dataset holds, from its manifest alone."""
-
-    uri: str
-    lens: str | None
-    digest: str
-    sets: tuple[SetSummary, ...]
-
-
 def pack(
     src: Path,
     out: str,
@@ -128,89 +124,58 @@ def pack(
     settings: PackSettings,
     progress: Progress | None = None,
     endpoint: str | None = None,
+    start_ray: Callable[[], None] | None = None,
 ) -> Manifest:
     """Packs the photographs below ``src`` into the folder ``out`` (local path or ``s3://…``).
 
-    Shards are written by Ray tasks on this machine when Ray is running, else one after another.
-    ``endpoint`` is the address of an S3-compatible store.
+    Shards are written by Ray tasks on this machine when Ray is running, else one after another;
+    ``start_ray`` is called when there is so much to pack that starting it pays. ``endpoint`` is
+    the address of an S3-compatible store.
 
     Raises:
-        QdmrError: something is wrong with the folders or images (found before anything is
-            written), or ``out`` cannot be written.
+        QdmrError: something is wrong with the folders or images, or ``out`` cannot be written.
+            What is wrong with names, sizes and headers is found before anything is written.
     """
     if not src.is_dir():
         raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
     location = open_location(out, endpoint=endpoint)
     folders = settings.folders(src)
     report: Progress = progress if progress is not None else lambda done, total: None
+    leave_out = settings.bad_images == LEAVE_OUT
+    rejected: list[tuple[str, Path, str]] = []
     # Twice as many steps as records: checking reads every file too.
-    checked = check_folders(folders, lambda done, total: report(done, 2 * total))
-    jobs = list(_jobs(checked, settings))
+    checked = check_folders(
+        folders,
+        lambda done, total: report(done, 2 * total),
+        rejected=rejected if leave_out else None,
+    )
+    root = src.absolute()
+    jobs = list(_jobs(checked, settings, root))
+    if start_ray is not None and sum(map(_pixel_bytes, jobs)) > _WORTH_STARTING_RAY:
+        start_ray()
     existed = location.exists()
-    before = {file.name for file in location.list()}
-    shards: dict[tuple[str, int], ShardEntry] = {}
+    packed: dict[tuple[str, int], PackedShard] = {}
     total = sum(len(job.records) for job in jobs)
     done = total
+    left_out = [
+        LeftOut(set=name, origin=origin_of(file, root), reason=reason)
+        for name, file, reason in rejected
+    ]
     try:
-        for job, shard in _run(jobs, location.uri, endpoint):
-            shards[job.set_name, job.number] = shard
+        for job, shard in _run(jobs, location, endpoint):
+            packed[job.set_name, job.number] = shard
             done += len(job.records)
             report(done, 2 * total)
-        manifest = Manifest(lens=folders.lens, sets=_sets(folders, shards))
+        manifest = _manifest(folders, packed, left_out, location)
         write_manifest(location, manifest)
-    except BaseException:
-        if existed:
-            _remove(location, lambda name: name not in before)
-        else:
-            location.delete()
-        raise
-    kept = {shard.file for shard in shards.values()}
-    _remove(location, lambda name: name not in kept)
+    except QdmrError as error:
+        if not packed:
+            if not existed:
+                location.delete()
+            raise
+        raise QdmrError(f"{error}; {len(packed)} finished shards wait for the next try") from error
+    _clean(location, {file.file for file in manifest.files})
     return manifest
-
-
-def inspect(uri: str, *, endpoint: str | None = None) -> DatasetSummary:
-    """Counts, sizes and bytes of a packed dataset, without reading its shards.
-
-    Raises:
-        QdmrError: there is no dataset, or its manifest is damaged.
-    """
-    location = open_location(uri, endpoint=endpoint)
-    manifest = read_manifest(location)
-    sets = tuple(
-        SetSummary(
-            name=name,
-            images=entry.images,
-            paired=entry.paired,
-            shards=len(entry.shards),
-            bytes=sum(shard.bytes for shard in entry.shards),
-            sizes=entry.size_counts(),
-        )
-        for name, entry in manifest.sets.items()
-    )
-    return DatasetSummary(uri=location.uri, lens=manifest.lens, digest=manifest.digest, sets=sets)
-
-
-def verify(
-    uri: str, *, progress: Progress | None = None, endpoint: str | None = None
-) -> tuple[str, ...]:
-    """Reads every shard against its checksum: one line for each bad one, none when all is well.
-
-    Raises:
-        QdmrError: there is no dataset, or its manifest is damaged.
-    """
-    location = open_location(uri, endpoint=endpoint)
-    manifest = read_manifest(location)
-    shards = [shard for entry in manifest.sets.values() for shard in entry.shards]
-    total = sum(len(shard.records) for shard in shards)
-    done = 0
-    problems: list[str] = []
-    for shard in shards:
-        problems.extend(_shard_problems(location.join(shard.file), shard))
-        done += len(shard.records)
-        if progress is not None:
-            progress(done, total)
-    return tuple(problems)
 
 
 def _folder(src: Path, images: str | None, ground_truth: str | None) -> ImageFolder | None:
@@ -221,43 +186,67 @@ def _folder(src: Path, images: str | None, ground_truth: str | None) -> ImageFol
     )
 
 
-def _jobs(checked: dict[str, list[RecordFiles]], settings: PackSettings) -> Iterator[ShardJob]:
+def _jobs(
+    checked: dict[str, list[RecordFiles]], settings: PackSettings, root: Path
+) -> Iterator[ShardJob]:
     """Cuts every set into shards: a new one starts when the next record would not fit."""
     for set_name, files in checked.items():
-        number, batch, size = 0, list[RecordFiles](), 0
+        shards: list[list[RecordFiles]] = []
+        size = 0
         for record in files:
-            images = 1 if record.ground_truth is None else 2
-            length = CHANNELS * record.height * record.width * images
-            full = len(batch) == settings.shard_records or size + length > settings.shard_bytes
-            if batch and full:
-                yield ShardJob(set_name=set_name, number=number, records=tuple(batch))
-                number, batch, size = number + 1, [], 0
-            batch.append(record)
+            length = _record_bytes(record)
+            full = shards and (
+                len(shards[-1]) == settings.shard_records or size + length > settings.shard_bytes
+            )
+            if full or not shards:
+                shards.append([])
+                size = 0
+            shards[-1].append(record)
             size += length
-        yield ShardJob(set_name=set_name, number=number, records=tuple(batch))
+        for number, records in enumerate(shards):
+            yield ShardJob(
+                set_name=set_name,
+                number=number,
+                records=tuple(records),
+                root=root,
+                leave_out=settings.bad_images == LEAVE_OUT,
+            )
+
+
+def _record_bytes(record: RecordFiles) -> int:
+    images = 1 if record.ground_truth is None else 2
+    return CHANNELS * record.height * record.width * images
+
+
+def _pixel_bytes(job: ShardJob) -> int:
+    return sum(map(_record_bytes, job.records))
 
 
 def _run(
-    jobs: list[ShardJob], uri: str, endpoint: str | None
-) -> Iterator[tuple[ShardJob, ShardEntry]]:
-    """Writes the shards and gives each as it is finished, in any order."""
+    jobs: Sequence[ShardJob], location: Location, endpoint: str | None
+) -> Iterator[tuple[ShardJob, PackedShard]]:
+    """Gives each shard as it is finished, in any order; those of an interrupted run first."""
+    before = finished_before(location, jobs)
+    yield from before
+    known = {(job.set_name, job.number) for job, _ in before}
+    rest = [job for job in jobs if (job.set_name, job.number) not in known]
     # Where Ray is running, it has been imported; importing it here would cost two seconds.
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        yield from _run_on_ray(ray, jobs, uri, endpoint)
+        yield from _run_on_ray(ray, rest, location.uri, endpoint)
         return
-    for job in jobs:
-        yield job, write_shard(job, uri, endpoint)
+    for job in rest:
+        yield job, write_and_note(job, location.uri, endpoint)
 
 
 def _run_on_ray(
-    ray: Any, jobs: list[ShardJob], uri: str, endpoint: str | None
-) -> Iterator[tuple[ShardJob, ShardEntry]]:
+    ray: Any, jobs: Sequence[ShardJob], uri: str, endpoint: str | None
+) -> Iterator[tuple[ShardJob, PackedShard]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # The photographs are on this machine's disk, so the tasks must be too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(write_shard).options(scheduling_strategy=here)
+    task = ray.remote(write_and_note).options(scheduling_strategy=here)
     running = {task.remote(job, uri, endpoint): job for job in jobs}
     try:
         while running:
@@ -267,12 +256,9 @@ def _run_on_ray(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-        # A task that is past cancelling would leave its shard after the folder was cleaned.
-        if running:
-            ray.wait(list(running), num_returns=len(running))
 
 
-def _result(ray: Any, reference: Any) -> ShardEntry:
+def _result(ray: Any, reference: Any) -> PackedShard:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -282,40 +268,79 @@ def _result(ray: Any, reference: Any) -> ShardEntry:
         raise
 
 
-def _sets(
-    folders: DatasetFolders, shards: dict[tuple[str, int], ShardEntry]
-) -> dict[str, SetEntry]:
-    return {
-        name: SetEntry(
-            paired=folder.ground_truth is not None,
-            shards=tuple(shards[key] for key in sorted(shards) if key[0] == name),
-        )
-        for name, folder in folders.sets().items()
-    }
+def _manifest(
+    folders: DatasetFolders,
+    packed: dict[tuple[str, int], PackedShard],
+    left_out: list[LeftOut],
+    location: Location,
+) -> Manifest:
+    """The manifest of what was packed, whose index files are written here."""
+    sets = {}
+    for name, folder in folders.sets().items():
+        shards = [packed[key] for key in sorted(packed) if key[0] == name]
+        left_out.extend(file for shard in shards for file in shard.left_out)
+        if not any(shard.shard for shard in shards):
+            raise QdmrError(f"{folder.images}: no image of the {name} set can be used")
+        sets[name] = _set_entry(name, folder.ground_truth is not None, shards, location)
+    return Manifest(
+        lens=folders.lens,
+        sets=sets,
+        left_out=tuple(sorted(left_out, key=lambda file: (file.set, file.origin))),
+    )
 
 
-def _remove(location: Location, unwanted: Callable[[str], bool]) -> None:
+def _set_entry(
+    name: str, paired: bool, shards: Sequence[PackedShard], location: Location
+) -> SetEntry:
+    table = pa.concat_tables(shard.index for shard in shards).combine_chunks()
+    data = encode_index(table)
+    checksum = hashlib.sha256(data).hexdigest()
+    file = f"{name}-index-{checksum[:DIGEST_DIGITS]}.arrow"
+    location.join(file).write_bytes_atomic(data)
+    truth = sum(shard.ground_truth_levels for shard in shards)
+    return SetEntry(
+        paired=paired,
+        images=table.num_rows,
+        content=content_digest(table),
+        sizes=_size_counts(table),
+        image=_statistics(sum(shard.image_levels for shard in shards)),
+        ground_truth=_statistics(truth) if paired else None,
+        index=FileEntry(file=file, bytes=len(data), sha256=checksum),
+        shards=tuple(shard.shard for shard in shards if shard.shard is not None),
+    )
+
+
+def _size_counts(table: pa.Table) -> tuple[SizeCount, ...]:
+    sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
+    unique, counts = np.unique(sizes, axis=0, return_counts=True)
+    return tuple(
+        SizeCount(height=height, width=width, images=count)
+        for (height, width), count in zip(unique.tolist(), counts.tolist(), strict=True)
+    )
+
+
+def _statistics(levels: Any) -> ValueStatistics:
+    """From int64 (3, 256), how many pixels have each value: exact, whatever the order."""
+    values = list(range(LEVELS))
+    mean, std, minimum, maximum = [], [], [], []
+    for counts in levels.tolist():
+        pixels = sum(counts)
+        total = sum(value * count for value, count in zip(values, counts, strict=True))
+        squares = sum(value * value * count for value, count in zip(values, counts, strict=True))
+        present = [value for value, count in zip(values, counts, strict=True) if count]
+        mean.append(round(total / pixels, 6))
+        # Integers of any length, so nothing is lost before the root.
+        std.append(round((pixels * squares - total * total) ** 0.5 / pixels, 6))
+        minimum.append(present[0])
+        maximum.append(present[-1])
+    return ValueStatistics(
+        mean=tuple(mean), std=tuple(std), minimum=tuple(minimum), maximum=tuple(maximum)
+    )
+
+
+def _clean(location: Location, kept: set[str]) -> None:
     """Deletes files of earlier packings, and nothing that something else has put there."""
     for file in location.list():
-        ours = _SHARD_NAME.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)
-        if ours and unwanted(file.name):
+        ours = _OURS.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)
+        if (ours and file.name not in kept) or file.name == UNFINISHED_FOLDER:
             file.delete()
-
-
-def _shard_problems(file: Location, shard: ShardEntry) -> list[str]:
-    try:
-        data = file.read_bytes()
-    except QdmrError as error:
-        return [str(error)]
-    if hashlib.sha256(data).hexdigest() == shard.sha256:
-        return []
-    if len(data) != shard.bytes:
-        return [f"{file.uri}: {len(data)} bytes instead of {shard.bytes}; pack the dataset again"]
-    content = memoryview(data)
-    bad = [
-        f"{row} ({record.origin})"
-        for row, record in enumerate(shard.records)
-        if record_digest(*record_pixels(record, content)) != record.sha256
-    ]
-    where = f"row {', '.join(bad)}" if bad else "outside the pixels"
-    return [f"{file.uri}: wrong checksum, {where}; pack the dataset again"]

@@ -19,8 +19,8 @@ pseudo-random permutation that is computed for the positions asked for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -47,6 +47,21 @@ _ROUNDS = 6
 _MINIMUM_HALF_BITS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """One sample of one set: record, corner and augmentation."""
+
+    index: int
+    top: int
+    left: int
+    flip_horizontal: bool
+    flip_vertical: bool
+    transpose: bool
+
+
+_CROP_FIELDS = tuple(field.name for field in fields(Crop))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crops:
     """For n positions: record index, crop corner (int64) and augmentation (bool), each (n,)."""
@@ -58,12 +73,17 @@ class Crops:
     flip_vertical: np.ndarray
     transpose: np.ndarray
 
+    def rows(self) -> list[Crop]:
+        """The samples one by one."""
+        columns = (getattr(self, name).tolist() for name in _CROP_FIELDS)
+        return [Crop(*values) for values in zip(*columns, strict=True)]
+
 
 class CropPlan:
     """The endless plan over one or more sets.
 
-    ``sizes`` maps each set's name to an (N, 2) array of its records' height and width; ``names``,
-    where given, are the records' names for error messages.
+    ``sizes`` maps each set's name to the heights and widths of its records, integers (N,) each;
+    ``label``, where given, names a record (set, index) in error messages.
 
     Raises:
         QdmrError: a set is empty or an image smaller than ``crop``.
@@ -71,58 +91,70 @@ class CropPlan:
 
     def __init__(
         self,
-        sizes: Mapping[str, np.ndarray],
+        sizes: Mapping[str, tuple[np.ndarray, np.ndarray]],
         *,
         crop: int,
         same_place: bool,
         seed: int,
-        names: Mapping[str, Sequence[str]] | None = None,
+        label: Callable[[str, int], str] = lambda _, index: str(index),
     ) -> None:
-        self._sizes = {name: np.asarray(size, dtype=np.int64) for name, size in sizes.items()}
+        # As they are: for millions of records they are views of a mapped file.
+        self._sizes = dict(sizes)
         self._crop = crop
         self._same_place = same_place
         self._seed = seed
-        for name, size in self._sizes.items():
-            self._check(name, size, (names or {}).get(name))
+        for name in self._sizes:
+            self._check(name, label)
 
     def at(self, positions: np.ndarray) -> dict[str, Crops]:
         """The samples at global ``positions``, int64 (n,) and not negative, by set name."""
         positions = np.asarray(positions)
         if positions.size and positions.min() < 0:
             raise ValueError("positions must not be negative")
-        return {name: self._crops(name, positions.astype(np.uint64)) for name in self._sizes}
+        positions = positions.astype(np.uint64)
+        return {
+            name: self._crops(name, positions, self._indices(name, positions))
+            for name in self._sizes
+        }
 
-    def _crops(self, name: str, positions: np.ndarray) -> Crops:
-        sizes = self._sizes[name]
-        index = self._indices(name, positions, len(sizes))
+    def instead(self, name: str, position: int, index: int) -> Crop:
+        """The sample at ``position`` with record ``index`` in the place of the one planned: at
+        the same relative place, augmented alike."""
+        return self._crops(name, np.array([position], dtype=np.uint64), np.array([index])).rows()[0]
+
+    def _crops(self, name: str, positions: np.ndarray, index: np.ndarray) -> Crops:
+        heights, widths = self._sizes[name]
         key = _SHARED_KEY if self._same_place else _SET_KEYS[name]
-        room = sizes[index] - self._crop + 1
         augment = _random(positions, self._seed, key, _AUGMENT)
         return Crops(
             index=index,
-            top=_below(_random(positions, self._seed, key, _TOP), room[:, 0]),
-            left=_below(_random(positions, self._seed, key, _LEFT), room[:, 1]),
+            top=_below(
+                _random(positions, self._seed, key, _TOP), _room(heights[index], self._crop)
+            ),
+            left=_below(
+                _random(positions, self._seed, key, _LEFT), _room(widths[index], self._crop)
+            ),
             flip_horizontal=_bit(augment, 0),
             flip_vertical=_bit(augment, 1),
             transpose=_bit(augment, 2),
         )
 
-    def _indices(self, name: str, positions: np.ndarray, count: int) -> np.ndarray:
+    def _indices(self, name: str, positions: np.ndarray) -> np.ndarray:
+        count = len(self._sizes[name][0])
         epoch, place = np.divmod(positions, np.uint64(count))
         keys = _random(epoch, self._seed, _SET_KEYS[name], _ORDER)
         return permute(place, count, keys).astype(np.int64)
 
-    def _check(self, name: str, sizes: np.ndarray, names: Sequence[str] | None) -> None:
-        if len(sizes) == 0:
+    def _check(self, name: str, label: Callable[[str, int], str]) -> None:
+        heights, widths = self._sizes[name]
+        if len(heights) == 0:
             raise QdmrError(f"the {name} set is empty; pack at least one image")
-        small = np.flatnonzero(sizes.min(axis=1) < self._crop)
-        if small.size:
-            first = int(small[0])
-            height, width = sizes[first]
-            label = names[first] if names is not None else str(first)
+        if min(heights.min(), widths.min()) < self._crop:
+            first = int(np.flatnonzero(np.minimum(heights, widths) < self._crop)[0])
             raise QdmrError(
-                f"{name} image {label} is {width} x {height} pixels, smaller than the crop of "
-                f"{self._crop}; lower the setting crop or leave such images out"
+                f"{name} image {label(name, first)} is {widths[first]} x {heights[first]} pixels, "
+                f"smaller than the crop of {self._crop}; lower the setting crop or leave such "
+                "images out"
             )
 
 
@@ -176,6 +208,11 @@ def _mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> _SHIFTS[0])) * _MIX_1
     values = (values ^ (values >> _SHIFTS[1])) * _MIX_2
     return values ^ (values >> _SHIFTS[2])
+
+
+def _room(sides: np.ndarray, crop: int) -> np.ndarray:
+    """How many places a crop has along a side."""
+    return sides.astype(np.int64) - crop + 1
 
 
 def _below(random: np.ndarray, limits: np.ndarray) -> np.ndarray:

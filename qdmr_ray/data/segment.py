@@ -47,10 +47,12 @@ class Segment:
     for a step). The blocks lie in the object store until they are used.
     """
 
-    def __init__(self, settings: DataSettings, request: CropRequest, first: int, end: int) -> None:
+    def __init__(
+        self, settings: DataSettings, request: CropRequest, first: int, end: int, block: int
+    ) -> None:
         self.end = end
         _quiet_console()
-        self._dataset = _dataset(settings, request, first, end)
+        self._dataset = _dataset(settings, request, first, end, block)
         self._queue: queue.Queue[ray.ObjectRef | Exception | None] = queue.Queue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"segment-{first}")
@@ -104,13 +106,12 @@ class Segment:
 
 
 def _dataset(
-    settings: DataSettings, request: CropRequest, first: int, end: int
+    settings: DataSettings, request: CropRequest, first: int, end: int, block: int
 ) -> ray.data.Dataset:
     """The lazy pipeline over iterations ``first`` .. ``end - 1``: a row, a task, a block."""
-    step = settings.batches_per_block
     rows = [
-        pa.table({"first": [start], "end": [min(start + step, end)]})
-        for start in range(first, end, step)
+        pa.table({"first": [start], "end": [min(start + block, end)]})
+        for start in range(first, end, block)
     ]
     dataset = ray.data.from_blocks(rows).map_batches(
         _cut_block,

@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 
 from qdmr_ray.artifacts import read_description
 from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
+from qdmr_ray.data.check import check_complete
 from qdmr_ray.data.manifest import read_manifest
 from qdmr_ray.data.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
@@ -70,6 +71,7 @@ def train_run(
         weights=_absolute(experiment.weights),
     )
     digests = {name: stage_digest(experiment, name, manifest.digest) for name in STAGES}
+    check_complete(data, manifest, _sets(names))
     _check_data(experiment, names)
     _check_weights(experiment, names)
     _check_earlier_run(experiment, run, names, digests)
@@ -101,6 +103,12 @@ def _absolute(weights: BackboneSettings) -> BackboneSettings:
     return replace(weights, **{n: str(Path(f).expanduser().resolve()) for n, f in named.items()})
 
 
+def _sets(names: Sequence[str]) -> tuple[str, ...]:
+    """The sets of the dataset that the stages read, in their order."""
+    domains = {domain for name in names for domain in STAGES[name].domains}
+    return tuple(name for name in ("source", "target") if name in domains)
+
+
 def _check_data(experiment: Experiment, names: Sequence[str]) -> None:
     for name in names:
         settings, domains = experiment.stage(name), STAGES[name].domains
@@ -110,7 +118,7 @@ def _check_data(experiment: Experiment, names: Sequence[str]) -> None:
             batch_size=settings.batch_size,
             crop=settings.crop,
             same_place=settings.same_place_crops,
-            sets=tuple(s for s in ("source", "target") if s in domains),
+            sets=_sets([name]),
             fields=domains,
             seed=experiment.seed,
             rank=0,

@@ -14,8 +14,8 @@ from qdmr_ray.data.plan import CropPlan, Crops, permute, worker_positions
 from qdmr_ray.errors import QdmrError
 
 
-def sizes(count: int, height: int = 40, width: int = 60) -> np.ndarray:
-    return np.tile([height, width], (count, 1))
+def sizes(count: int, height: int = 40, width: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(count, height, np.int32), np.full(count, width, np.int32)
 
 
 def plan(source: int = 7, target: int = 5, *, same_place: bool = False, seed: int = 1) -> CropPlan:
@@ -124,27 +124,42 @@ def test_same_place_is_relative_where_sizes_differ() -> None:
 
 
 def test_every_record_keeps_within_its_own_size() -> None:
-    mixed = np.array([[16, 100], [64, 16], [16, 16]])
+    heights, widths = mixed = np.array([16, 64, 16]), np.array([100, 16, 16])
     crops = CropPlan({"source": mixed}, crop=16, same_place=False, seed=3).at(np.arange(600))
     source = crops["source"]
-    assert (source.top + 16 <= mixed[source.index, 0]).all()
-    assert (source.left + 16 <= mixed[source.index, 1]).all()
+    assert (source.top + 16 <= heights[source.index]).all()
+    assert (source.left + 16 <= widths[source.index]).all()
     assert source.top.max() > 40
     assert source.left.max() > 70
 
 
 def test_a_crop_larger_than_an_image_is_refused_by_name() -> None:
-    mixed = np.array([[40, 60], [12, 60]])
+    mixed = np.array([40, 12]), np.array([60, 60])
     with pytest.raises(QdmrError, match=r"source image b\.png is 60 x 12 .*crop of 16; lower the"):
         CropPlan(
             {"source": mixed},
             crop=16,
             same_place=False,
             seed=0,
-            names={"source": ["a.png", "b.png"]},
+            label=lambda name, index: f"{'ab'[index]}.png",
         )
     with pytest.raises(QdmrError, match="the target set is empty"):
         CropPlan({"target": sizes(0)}, crop=16, same_place=False, seed=0)
+
+
+def test_a_record_may_stand_in_for_another_at_the_same_relative_place() -> None:
+    crops = CropPlan(
+        {"source": (np.array([40, 400]), np.array([60, 600]))}, crop=16, same_place=False, seed=5
+    )
+    for position in range(50):
+        planned = crops.at(np.array([position]))["source"].rows()[0]
+        assert crops.instead("source", position, planned.index) == planned
+        other = crops.instead("source", position, 1 - planned.index)
+        for name in ("flip_horizontal", "flip_vertical", "transpose"):
+            assert getattr(other, name) == getattr(planned, name)
+        rooms = {0: 40 - 15, 1: 400 - 15}
+        relative = [crop.top / rooms[crop.index] for crop in (planned, other)]
+        assert abs(relative[0] - relative[1]) <= 1 / 25
 
 
 def test_negative_positions_are_refused() -> None:

@@ -66,9 +66,14 @@ def cluster() -> Iterator[None]:
 
 
 def settings(path: str, **changes: Any) -> DataSettings:
-    """Blocks and segments that do not divide evenly, so that every seam is met."""
-    values: dict[str, Any] = {"batches_per_block": 3, "segment_iterations": 7, **changes}
+    """Small blocks and segments, so that every seam is met."""
+    values: dict[str, Any] = {"batches_per_block": 3, "object_store_bytes": room_for(7), **changes}
     return DataSettings(path=path, **values)
+
+
+def room_for(iterations: int) -> int:
+    """Bytes of two segments of so many iterations with the ``arguments`` below."""
+    return 2 * iterations * 2 * 3 * 3 * CROP * CROP
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -122,7 +127,8 @@ def test_every_sample_is_the_planned_place_of_the_planned_record(
     folder: Path, packed: str, crop: int, same_place: bool
 ) -> None:
     """Also with a width that is no multiple of eight, which takes another way to be mirrored."""
-    sizes = {name: np.tile([HEIGHT, WIDTH], (n, 1)) for name, n in (("source", 7), ("target", 5))}
+    counts = {"source": SOURCES, "target": TARGETS}
+    sizes = {name: (np.full(n, HEIGHT), np.full(n, WIDTH)) for name, n in counts.items()}
     plan = CropPlan(sizes, crop=crop, same_place=same_place, seed=11)
     where = {"source": "aberrated", "ground_truth": "clean", "target": "real"}
     found = batches(InProcessStream, settings(packed), crop=crop, same_place=same_place)
@@ -177,7 +183,10 @@ def test_packing_again_meanwhile_is_noticed(folder: Path, tmp_path: Path) -> Non
 def test_only_the_images_that_are_wanted_come(packed: str) -> None:
     whole = batches(InProcessStream, settings(packed), end_iteration=1)[0]
     source = batches(InProcessStream, settings(packed), end_iteration=1, sets=("source",))[0]
-    assert source.keys() == {"positions", "source_index", "source", "ground_truth"}
+    assert source.keys() == {
+        *("positions", "source_index", "source_place", "source_skipped"),
+        *("source", "ground_truth"),
+    }
     fields = ("source", "target")
     without = batches(InProcessStream, settings(packed), end_iteration=1, fields=fields)[0]
     assert without.keys() == whole.keys() - {"ground_truth"}
@@ -191,7 +200,9 @@ def test_only_the_images_that_are_wanted_come(packed: str) -> None:
 def test_what_cannot_be_streamed_is_refused_when_the_stream_is_built(
     kind: type, packed: str, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(QdmrError, match=r"source image 0\.png is 56 x 40 .* crop of 64; lower"):
+    with pytest.raises(
+        QdmrError, match=r"source image aberrated/0\.png is 56 x 40 .* crop of 64; lower"
+    ):
         kind(settings(packed), **arguments(crop=64))
     with pytest.raises(SettingsError, match="path of the packed dataset is not set"):
         kind(settings(""), **arguments())
@@ -223,7 +234,7 @@ def test_ray_gives_the_same_numbers(cluster: None, packed: str, same_place: bool
 def test_blocks_and_segments_change_nothing(
     cluster: None, packed: str, per_block: int, segment: int
 ) -> None:
-    data = settings(packed, batches_per_block=per_block, segment_iterations=segment)
+    data = settings(packed, batches_per_block=per_block, object_store_bytes=room_for(segment))
     found = batches(CropStream, data, start_iteration=3, end_iteration=14)
     expected = batches(InProcessStream, data, start_iteration=3, end_iteration=14)
     assert_same(found, expected)
@@ -260,7 +271,7 @@ def test_a_broken_shard_stops_the_stream_with_its_name(
     cluster: None, folder: Path, tmp_path: Path
 ) -> None:
     pack(folder, str(tmp_path), settings=PACKING)
-    bad = next(tmp_path.glob("target-00001*"))
+    bad = next(tmp_path.glob("target-000001*"))
     bad.write_bytes(bad.read_bytes()[:-1])
     with pytest.raises(QdmrError, match=rf"{bad.name}: has .* bytes instead of .*row") as caught:
         batches(CropStream, settings(str(tmp_path)))
@@ -284,7 +295,7 @@ def test_a_failure_in_a_packing_task_is_one_line(cluster: None, tmp_path: Path) 
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(4):
-        write_png(photos / f"{i}.png", np.full((32, 32, 3), i, dtype=np.uint8))
+        write_png(photos / f"{i}.png", np.arange(3072, dtype=np.uint8).reshape(32, 32, 3))
     # Whole by its checksums, but with too few pixels: only decoding shows it.
     data = (photos / "2.png").read_bytes()
     at = data.index(b"IDAT")
@@ -296,4 +307,4 @@ def test_a_failure_in_a_packing_task_is_one_line(cluster: None, tmp_path: Path) 
     with pytest.raises(QdmrError, match=r"2\.png: unreadable image") as caught:
         pack(tmp_path, str(out), settings=PackSettings(target_images="photos", shard_records=1))
     assert "\n" not in str(caught.value)
-    assert not out.exists()
+    assert not (out / "manifest.json").exists()

@@ -1,0 +1,196 @@
+"""The index of one set: where every record's pixels lie, their checksums, and where it came from.
+
+An Arrow IPC file beside the shards. It is memory-mapped, so that ten million records cost each
+process the pages that it touches and not a parsed list, and any Arrow reader opens it.
+
+Pixels are checked by bands of ``BAND_ROWS`` rows, so that a crop can be checked without reading
+the whole photograph. CRC-32 takes 0.5 ms for the five bands of a crop of 256 out of 1920 x 1280
+(sha256: 1.4 ms; one core of an AMD EPYC, 2026-11-23), and a reader does it once per band.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import Location
+
+CHANNELS = 3
+BAND_ROWS = 64
+# What a record without ground truth has for its ground truth's offset.
+_NONE = -1
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.large_string(), nullable=False),
+        pa.field("origin", pa.large_string(), nullable=False),
+        pa.field("ground_truth_origin", pa.large_string()),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("image_offset", pa.int64(), nullable=False),
+        pa.field("ground_truth_offset", pa.int64(), nullable=False),
+        pa.field("sha256", pa.binary(32), nullable=False),
+        pa.field("image_bands", pa.large_list(pa.uint32()), nullable=False),
+        pa.field("ground_truth_bands", pa.large_list(pa.uint32()), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordEntry:
+    """One photograph, or a pair: where it came from and where its pixels lie in its shard.
+
+    ``origin`` and ``ground_truth_origin`` are paths below the packed folder; the offsets are the
+    bytes before the uint8 pixels (height, 3, width) in the shard file; ``sha256`` is over the
+    photograph's pixels followed by the ground truth's; bands are CRC-32 of ``BAND_ROWS`` rows
+    each.
+    """
+
+    name: str
+    height: int
+    width: int
+    origin: str
+    ground_truth_origin: str | None
+    image_offset: int
+    ground_truth_offset: int | None
+    sha256: bytes
+    image_bands: np.ndarray
+    ground_truth_bands: np.ndarray
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of pixels, all channels."""
+        return CHANNELS * self.width
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the photograph's pixels; the ground truth has as many."""
+        return self.row_bytes * self.height
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """What reading one kind of image needs, by record: the photographs or the ground truths.
+
+    ``offsets`` int64 (N,), -1 where there is none; the checksums of record i are
+    ``bands[first_bands[i] : first_bands[i + 1]]``, uint32.
+    """
+
+    offsets: np.ndarray
+    first_bands: np.ndarray
+    bands: np.ndarray
+
+
+class SetIndex:
+    """The records of one set by position; ``heights`` and ``widths`` are int32 (N,)."""
+
+    def __init__(self, table: pa.Table) -> None:
+        table = table.combine_chunks()
+        self._columns = {name: _only_chunk(table.column(name)) for name in table.column_names}
+        self.heights = self._numbers("height")
+        self.widths = self._numbers("width")
+        self.image = self._image_columns("image")
+        self.ground_truth = self._image_columns("ground_truth")
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    def __getitem__(self, position: int) -> RecordEntry:
+        truth = int(self.ground_truth.offsets[position])
+        return RecordEntry(
+            name=self._columns["name"][position].as_py(),
+            height=int(self.heights[position]),
+            width=int(self.widths[position]),
+            origin=self.origin(position),
+            ground_truth_origin=self._columns["ground_truth_origin"][position].as_py(),
+            image_offset=int(self.image.offsets[position]),
+            ground_truth_offset=None if truth == _NONE else truth,
+            sha256=self._columns["sha256"][position].as_py(),
+            image_bands=_bands(self.image, position),
+            ground_truth_bands=_bands(self.ground_truth, position),
+        )
+
+    def origin(self, position: int) -> str:
+        """The file that a record came from, for messages."""
+        return self._columns["origin"][position].as_py()
+
+    def _image_columns(self, kind: str) -> ImageColumns:
+        bands = self._columns[f"{kind}_bands"]
+        return ImageColumns(
+            offsets=self._numbers(f"{kind}_offset"),
+            first_bands=bands.offsets.to_numpy(),
+            bands=bands.values.to_numpy(),
+        )
+
+    def _numbers(self, name: str) -> np.ndarray:
+        return self._columns[name].to_numpy(zero_copy_only=False)
+
+
+def index_table(entries: list[RecordEntry]) -> pa.Table:
+    """The rows of ``entries``."""
+    columns = {
+        field.name: [getattr(entry, field.name) for entry in entries] for field in INDEX_SCHEMA
+    }
+    columns["ground_truth_offset"] = [
+        _NONE if offset is None else offset for offset in columns["ground_truth_offset"]
+    ]
+    return pa.table(columns, schema=INDEX_SCHEMA)
+
+
+def content_digest(table: pa.Table) -> str:
+    """sha256 over name, size and pixels of every record; nothing of shards or offsets."""
+    digest = hashlib.sha256()
+    for batch in table.select(["name", "height", "width", "sha256"]).to_batches():
+        for name, height, width, pixels in zip(*map(pa.Array.to_pylist, batch), strict=True):
+            digest.update(f"{len(name.encode())} {name} {height} {width} ".encode() + pixels)
+    return digest.hexdigest()
+
+
+def encode_index(table: pa.Table) -> memoryview:
+    """The bytes of the index file: the same for the same rows."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+        # One batch: readers then see every column in one piece of the mapped file.
+        writer.write_table(table.combine_chunks())
+    return memoryview(sink.getvalue())
+
+
+def open_index(file: Location, size: int, sha256: str) -> SetIndex:
+    """The index in ``file``, mapped where it lies on a local disk, else held in memory.
+
+    Raises:
+        QdmrError: it is missing, or not the file that the manifest describes.
+    """
+    local = file.local_path
+    try:
+        data = file.read_bytes() if local is None else pa.memory_map(str(local)).read_buffer()
+    except OSError as error:
+        raise QdmrError(f"{file.uri}: is missing or unreadable; pack the dataset again") from error
+    buffer = pa.py_buffer(data)
+    if buffer.size != size or hashlib.sha256(buffer).hexdigest() != sha256:
+        raise QdmrError(f"{file.uri}: damaged index; pack the dataset again")
+    return SetIndex(pa.ipc.open_file(buffer).read_all())
+
+
+def band_checksums(pixels: np.ndarray) -> np.ndarray:
+    """uint32 (bands,): CRC-32 of every ``BAND_ROWS`` rows of uint8 (H, 3, W), C-contiguous."""
+    return np.array(
+        [
+            zlib.crc32(pixels[top : top + BAND_ROWS].data)
+            for top in range(0, len(pixels), BAND_ROWS)
+        ],
+        dtype=np.uint32,
+    )
+
+
+def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _bands(columns: ImageColumns, position: int) -> np.ndarray:
+    return columns.bands[columns.first_bands[position] : columns.first_bands[position + 1]]
