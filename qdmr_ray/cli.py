@@ -3,11 +3,13 @@ that ``--help`` and a wrong word answer at once."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +38,13 @@ data_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(
+    help="How fast this installation is.",
+    epilog="Example:  qdmr bench data --json bench.json",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[
     list[str] | None,
@@ -338,6 +347,51 @@ def doctor(
     _print_table(table)
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(EXIT_FAILED)
+
+
+@bench_app.command("data", epilog="Example:  qdmr bench data --crop 256 --batch 4")
+def bench_data(
+    data: Annotated[
+        str | None, typer.Option(help="Packed dataset; pairs of noise are made by default.")
+    ] = None,
+    height: Annotated[int, typer.Option(min=1, help="Of the pairs that are made.")] = 1280,
+    width: Annotated[int, typer.Option(min=1, help="Of the pairs that are made.")] = 1920,
+    pairs: Annotated[int, typer.Option(min=1, help="How many are made.")] = 32,
+    crop: Annotated[int, typer.Option(min=1, help="Side of a crop in pixels.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs in a batch.")] = 4,
+    loaders: Annotated[int, typer.Option(min=1, help="Loading tasks side by side.")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long is measured.")] = 10.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Also write the figures to a file.")
+    ] = None,
+) -> None:
+    """Source pairs per second into a training worker, beside a plain PyTorch loader's."""
+    from qdmr_ray.bench.data import DataBench
+    from qdmr_ray.bench.data import bench_data as measure
+
+    rates = measure(
+        DataBench(
+            data=data,
+            pairs=pairs,
+            height=height,
+            width=width,
+            crop=crop,
+            batch_size=batch,
+            loader_workers=loaders,
+            seconds=seconds,
+        ),
+        _say,
+    )
+    _print_figures(asdict(rates), json_file)
+
+
+def _print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
+    for name, value in figures.items():
+        _say(f"{name:34} {value:.5g}" if isinstance(value, float) else f"{name:34} {value}")
+    if json_file:
+        from qdmr_ray.storage import write_file_atomic
+
+        write_file_atomic(json_file, json.dumps(figures, indent=1).encode() + b"\n")
 
 
 def _say(text: str) -> None:

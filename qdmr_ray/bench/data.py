@@ -172,7 +172,7 @@ def _stream(bench: DataBench, path: str) -> Iterator[Batch]:
         stream.close()
 
 
-class _Samples(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class _Samples(torch.utils.data.Dataset):
     """The same samples as a map-style dataset, as a user of PyTorch would write it."""
 
     def __init__(self, bench: DataBench, path: str) -> None:

@@ -6,6 +6,7 @@ a slow run explains itself: ``data_wait``, ``step``, ``log``, ``checkpoint``.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -33,11 +34,14 @@ from qdmr_ray.stages import STAGES, Parts, Stage, build_stage
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.journal import Journal
 from qdmr_ray.train.pictures import atlas_sheet, sample_sheet
+from qdmr_ray.train.prefetch import on_device
 from qdmr_ray.train.progress import Reporter
 
 STATE_FILE = "state.pt"
 FINAL_FOLDER = "final"
-PIXEL_MAXIMUM = 255.0
+# The end of the columns that count broken records.
+SKIPPED = "_skipped"
+_log = logging.getLogger(__name__)
 # Iterations whose first-time costs (allocation, kernel choice) are left out of the timings.
 UNTIMED_ITERATIONS = 1
 # The picture that is shown as an atlas, not as a row of samples.
@@ -195,25 +199,26 @@ class Worker:
         stream = self._stream()
         averages, clock = Averages(), Clock()
         first = self.stage.iteration + UNTIMED_ITERATIONS
+        batches = on_device(iter(stream), self.stage.domains, self.device)
         try:
-            batches = iter(stream)
             while self.stage.iteration < self.settings.iterations:
                 with clock.phase("data_wait"):
-                    batch = self._on_device(next(batches))
+                    received = next(batches)
+                batch = {name: received[name] for name in self.stage.domains}
                 with clock.phase("step"):
-                    averages.add(self.stage.step(batch))
+                    figures = self.stage.step(batch)
+                    averages.add(figures | {SKIPPED: self._skipped(received)})
                 self._after_step(batch, averages, clock)
                 if self.stage.iteration == first:
                     clock.take(UNTIMED_ITERATIONS)
         finally:
             stream.close()
+            batches.close()
 
-    def _on_device(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """uint8 crops travel, float images in [0, 1] are made where they are used."""
-        return {
-            name: batch[name].to(self.device, non_blocking=True).float() / PIXEL_MAXIMUM
-            for name in self.stage.domains
-        }
+    def _skipped(self, batch: dict[str, Any]) -> Tensor:
+        """How many broken records were passed over for this batch."""
+        count = sum(int(values.sum()) for name, values in batch.items() if name.endswith(SKIPPED))
+        return torch.tensor(float(count), device=self.device)
 
     def _after_step(self, batch: dict[str, Tensor], averages: Averages, clock: Clock) -> None:
         iteration, logging = self.stage.iteration, self.experiment.logging
@@ -233,6 +238,14 @@ class Worker:
     def _log(self, averages: Averages, clock: Clock) -> None:
         count = averages.count
         figures = averages.take() | clock.take(count)
+        figures["broken_records"] = round(figures.pop(SKIPPED) * count * self.world_size)
+        if figures["broken_records"]:
+            _log.warning(
+                "%s: %d broken records passed over since the last line; `qdmr data inspect "
+                "--verify` names them",
+                self.experiment.data.path,
+                figures["broken_records"],
+            )
         optimizer = self.settings.optimizer
         factor = optimizer.factor(self.stage.iteration)
         figures["learning_rate/generator"] = optimizer.generator_lr * factor

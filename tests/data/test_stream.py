@@ -67,7 +67,7 @@ def cluster() -> Iterator[None]:
 
 def settings(path: str, **changes: Any) -> DataSettings:
     """Small blocks and segments, so that every seam is met."""
-    values: dict[str, Any] = {"batches_per_block": 3, "object_store_bytes": room_for(7), **changes}
+    values: dict[str, Any] = {"batches_per_block": 3, "object_store_bytes": room_for(13), **changes}
     return DataSettings(path=path, **values)
 
 
@@ -229,7 +229,7 @@ def test_ray_gives_the_same_numbers(cluster: None, packed: str, same_place: bool
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("per_block", "segment"), [(1, 1), (4, 5), (5, 10), (50, 3)], ids=lambda n: str(n)
+    ("per_block", "segment"), [(1, 1), (4, 17), (5, 20), (50, 3)], ids=lambda n: str(n)
 )
 def test_blocks_and_segments_change_nothing(
     cluster: None, packed: str, per_block: int, segment: int

@@ -152,15 +152,15 @@ def test_the_place_in_the_field_of_view_travels_with_the_crop(packed: Path) -> N
 def test_the_bound_on_the_object_store_is_kept_or_refused() -> None:
     batch = 4 * 3 * 3 * 256 * 256
 
-    def size(room: int, block: int = 16) -> tuple[int, int]:
-        settings = DataSettings(path="x", object_store_bytes=room, batches_per_block=block)
+    def size(room: int) -> tuple[int, int]:
+        settings = DataSettings(path="x", object_store_bytes=room)
         found = segment_size(settings, batch_size=4, crop=256, fields=3)
         assert 2 * found.iterations * batch <= room
         return found.iterations, found.block
 
-    assert size(200 * batch) == (96, 16)
-    assert size(40 * batch) == (16, 16)
-    assert size(10 * batch) == (5, 5)
+    assert size(400 * batch) == (192, 32)
+    assert size(200 * batch) == (100, 25)
+    assert size(10 * batch) == (5, 1)
     assert size(2 * batch) == (1, 1)
     with pytest.raises(SettingsError, match=r"object_store_bytes=4718591 is less than two batches"):
         size(2 * batch - 1)
@@ -172,6 +172,7 @@ def small_store() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FaultyStore().environment.items():
             patch.setenv(name, value)
+        patch.setenv("RAY_free_objects_period_milliseconds", "50")
         ray.init(num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False)
         yield
         ray.shutdown()
@@ -181,7 +182,7 @@ def small_store() -> Iterator[None]:
 def test_a_dataset_ten_times_the_object_store_streams_within_the_bound(
     small_store: None, tmp_path: Path
 ) -> None:
-    """50 samples of 16 MB are 800 MB in all; nothing is spilled, and the bound is never passed."""
+    """The samples are 800 MB in all; nothing is spilled, and the bound is never passed."""
     crop, batch_size, bound = 512, 1, 24 * 2**20
     (tmp_path / "real").mkdir()
     random = np.random.default_rng(0)

@@ -23,13 +23,16 @@ from safetensors.torch import load_file
 
 from qdmr_ray.artifacts import load_model
 from qdmr_ray.config import Experiment, experiment_from_dict
+from qdmr_ray.data.check import set_index
 from qdmr_ray.data.images import read_image
+from qdmr_ray.data.manifest import read_manifest
 from qdmr_ray.data.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.evaluate.metrics import psnr, ssim
 from qdmr_ray.evaluate.report import build_report
 from qdmr_ray.stages import STAGES, Parts, build_stage
+from qdmr_ray.storage import open_location
 from qdmr_ray.train.run import train_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -200,20 +203,48 @@ def test_evaluation_measures_every_stage_and_reports(trained: tuple[Experiment, 
     assert "astronaut" in page
 
 
-def test_a_damaged_shard_ends_the_run_with_its_name(
-    cluster: None, tiny_dataset: Path, tmp_path: Path
-) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    for file in tiny_dataset.iterdir():
-        (data / file.name).write_bytes(file.read_bytes())
-    shard = next(data.glob("source-*.parquet"))
+def test_a_cut_shard_is_refused_before_anything_starts(tiny_dataset: Path, tmp_path: Path) -> None:
+    data = copied(tiny_dataset, tmp_path / "data")
+    shard = next(data.glob("source-0*.parquet"))
     shard.write_bytes(shard.read_bytes()[:-1000])
     values = settings(data, run=["source_only"])
-    with pytest.raises(QdmrError, match=shard.name) as caught:
+    with pytest.raises(QdmrError, match=rf"{shard.name}: has \d+ bytes, not \d+") as caught:
         train_run(experiment_from_dict(values), storage=str(tmp_path / "runs"), say=lambda _: None)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "runs" / "run" / "source_only" / "final").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_broken_records_end_a_run_or_are_counted_by_setting(
+    cluster: None, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    data = copied(tiny_dataset, tmp_path / "data")
+    shard = next(data.glob("source-0*.parquet"))
+    pixels = bytearray(shard.read_bytes())
+    # In every record's photograph: three of four rows of pixels.
+    for place in range(0, len(pixels) - 2000, 97):
+        pixels[place] ^= 1
+    index = read_manifest(open_location(data)).set("source")
+    whole = set_index(open_location(data), index)[0]
+    good = shard.read_bytes()[: whole.image_bytes * 2 + 4000]
+    pixels[: len(good)] = good
+    shard.write_bytes(pixels)
+    values = settings(data, run=["source_only"])
+    with pytest.raises(QdmrError, match=rf"{shard.name}: wrong checksum.*row \d+") as caught:
+        train_run(experiment_from_dict(values), storage=str(tmp_path / "stop"), say=lambda _: None)
+    assert "\n" not in str(caught.value)
+    values["data"]["skip_broken"] = True
+    run = train_run(
+        experiment_from_dict(values), storage=str(tmp_path / "skip"), say=lambda _: None
+    )
+    lines = metrics_of(Path(run.path), "source_only")
+    assert sum(line["broken_records"] for line in lines) > 0
+
+
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
 
 
 def test_too_few_cpus_are_told_before_anything_starts(
