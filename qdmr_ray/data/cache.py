@@ -39,15 +39,23 @@ def default_cache_folder() -> Path:
 class ShardCache:
     """Copies in ``folder`` of the first ``limit`` bytes of ``files``, which lie in ``location``.
 
-    Not usable for writing; safe for use by several threads and processes at once. File names
-    carry their content's checksum, so datasets share the folder without collisions.
+    Without ``fills`` only copies are used that others made. Not usable for writing; safe for use
+    by several threads and processes at once. File names carry their content's checksum, so
+    datasets share the folder without collisions.
     """
 
     def __init__(
-        self, location: Location, files: Sequence[FileEntry], folder: Path, limit: int
+        self,
+        location: Location,
+        files: Sequence[FileEntry],
+        folder: Path,
+        limit: int,
+        *,
+        fills: bool = True,
     ) -> None:
         self._location = location
         self._folder = folder
+        self._fills = fills
         self._wanted: dict[str, FileEntry] = {}
         room = limit
         for file in files:
@@ -73,7 +81,31 @@ class ShardCache:
         self._ask_for(file)
         return None
 
+    def fetch(self, file: FileEntry) -> Path | None:
+        """A copy of ``file``, made now by one process of the node while the others wait.
+
+        ``None`` when the folder cannot hold it.
+
+        Raises:
+            QdmrError: the store does not give the file.
+        """
+        target = self._folder / file.file
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _claimed(self._lock_of(file), wait=True):
+                if not target.exists():
+                    write_file_atomic(target, self._location.join(file.file).read_bytes())
+            return target
+        except OSError as error:
+            _log.warning("%s cannot be used: %s", self._folder, error)
+            return None
+
+    def _lock_of(self, file: FileEntry) -> Path:
+        return self._folder / f"{TEMPORARY_PREFIX}{file.file}.lock"
+
     def _ask_for(self, file: FileEntry) -> None:
+        if not self._fills:
+            return
         with self._lock:
             if file.file in self._asked:
                 return
@@ -95,7 +127,7 @@ class ShardCache:
 
     def _copy(self, file: FileEntry) -> None:
         target = self._folder / file.file
-        with _claimed(self._folder / f"{TEMPORARY_PREFIX}{file.file}.lock") as ours:
+        with _claimed(self._lock_of(file)) as ours:
             if not ours or target.exists():
                 return
             disk = shutil.disk_usage(self._folder)
@@ -110,8 +142,10 @@ class ShardCache:
 
     def _drop_other_datasets(self) -> None:
         """Makes room: files that this dataset doesn't want, the longest unused first."""
-        others = [file for file in self._folder.iterdir() if file.name not in self._wanted]
-        sizes = {file: file.stat() for file in others if not file.name.startswith(".")}
+        # An index is small, and may be another training run's.
+        shards = self._folder.glob("*.parquet")
+        others = [file for file in shards if file.name not in self._wanted]
+        sizes = {file: file.stat() for file in others}
         excess = sum(found.st_size for found in sizes.values())
         excess += sum(file.bytes for file in self._wanted.values()) - self._limit
         for file, found in sorted(sizes.items(), key=lambda item: item[1].st_atime):
@@ -123,15 +157,15 @@ class ShardCache:
 
 
 @contextlib.contextmanager
-def _claimed(lock: Path) -> Iterator[bool]:
-    """Whether this process alone may do what ``lock`` stands for; freed even when it is killed."""
+def _claimed(lock: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone may do what ``lock`` stands for; freed even when it is killed.
+
+    The file stays: removing it would let a third process lock another one of the same name.
+    """
     with open(lock, "w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
             yield False
             return
-        try:
-            yield True
-        finally:
-            lock.unlink(missing_ok=True)
+        yield True

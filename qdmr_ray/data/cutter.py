@@ -52,7 +52,7 @@ class CropRequest:
     rank: int
     world_size: int
 
-    def reader(self) -> RecordReader:
+    def reader(self, *, fill_cache: bool = True) -> RecordReader:
         """Opens the dataset."""
         folder = Path(self.cache_folder) if self.cache_folder else None
         return RecordReader(
@@ -60,15 +60,16 @@ class CropRequest:
             endpoint=self.endpoint,
             cache_bytes=self.cache_bytes,
             cache_folder=folder,
+            fill_cache=fill_cache,
         )
 
 
 class Cutter:
-    """Computes and cuts the samples of some iterations."""
+    """Computes and cuts the samples of some iterations; opens the dataset where not given."""
 
-    def __init__(self, request: CropRequest) -> None:
+    def __init__(self, request: CropRequest, reader: RecordReader | None = None) -> None:
         self._request = request
-        self._reader = request.reader()
+        self._reader = reader or request.reader()
         if self._reader.manifest.digest != request.digest:
             raise QdmrError(f"{request.uri}: was packed again while it was being read; start again")
         self._plan = crop_plan(request, {name: self._reader.index(name) for name in request.sets})

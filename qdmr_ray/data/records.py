@@ -40,7 +40,8 @@ class RecordReader:
     """The records of the packed dataset at ``uri`` (local path or ``s3://…``).
 
     ``endpoint`` is the address of an S3-compatible store. ``cache_bytes`` bounds what this node
-    keeps of a dataset in a store, in ``cache_folder``; 0 keeps nothing. Every band of pixels is
+    keeps of a dataset in a store, in ``cache_folder``; 0 keeps nothing. Without ``fill_cache`` this
+    reader copies no shards but uses what others copied. Every band of pixels is
     checked against its checksum the first time that it is read. Safe for use by several threads.
 
     Raises:
@@ -54,6 +55,7 @@ class RecordReader:
         endpoint: str | None = None,
         cache_bytes: int = 0,
         cache_folder: Path | None = None,
+        fill_cache: bool = True,
     ) -> None:
         self._location = open_location(uri, endpoint=endpoint)
         self.manifest = read_manifest(self._location)
@@ -70,7 +72,7 @@ class RecordReader:
         if self._location.local_path is None and cache_bytes:
             shards = [s for entry in self.manifest.sets.values() for s in entry.shards]
             folder = cache_folder or default_cache_folder()
-            self._cache = ShardCache(self._location, shards, folder, cache_bytes)
+            self._cache = ShardCache(self._location, shards, folder, cache_bytes, fills=fill_cache)
 
     @property
     def is_remote(self) -> bool:
@@ -89,7 +91,10 @@ class RecordReader:
         """
         if set_name not in self._indexes:
             entry = self.manifest.set(set_name)
-            self._indexes[set_name] = set_index(self._location, entry)
+            copy = self._cache.fetch(entry.index) if self._cache else None
+            # A copy is mapped, and so held once by all processes of the node.
+            place = self._location if copy is None else open_location(copy.parent)
+            self._indexes[set_name] = set_index(place, entry)
         return self._indexes[set_name]
 
     def read(self, set_name: str, index: int) -> Record:

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from qdmr_ray.data.check import set_index
 from qdmr_ray.data.cutter import FIELDS, CropRequest, Cutter, checked_fields, crop_plan
 from qdmr_ray.data.index import CHANNELS
 from qdmr_ray.data.manifest import read_manifest
@@ -165,9 +164,9 @@ class _Stream:
             world_size=world_size,
         )
         # Found here and not in a task: an unknown set, or a crop larger than an image.
-        crop_plan(
-            self.request, {name: set_index(location, self.manifest.set(name)) for name in sets}
-        )
+        # Making copies on disk is the loading processes' business.
+        self._reader = self.request.reader(fill_cache=False)
+        crop_plan(self.request, {name: self._reader.index(name) for name in sets})
         self._segment_size = segment_size(
             settings, batch_size=batch_size, crop=crop, fields=len(self.request.fields)
         )
@@ -242,8 +241,7 @@ class CropStream(_Stream):
         gc.collect()
 
     def _first_block(self) -> Iterator[Batch]:
-        # Without copies on disk: making those is the loading processes' business.
-        cutter = Cutter(replace(self.request, cache_bytes=0))
+        cutter = Cutter(self.request, self._reader)
         for iteration in range(self._start, self._loaded_from):
             if self._closed:
                 return

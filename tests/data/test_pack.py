@@ -520,17 +520,25 @@ def test_a_node_keeps_copies_of_shards_that_lie_in_a_store(
     wanted = {shards[0].file, shards[1].file}
     wait_for(lambda: {path.name for path in folder.glob("*.parquet")} == wanted)
     for file in open_location(uri).list():
-        if file.name.startswith("source-0"):
+        if file.name.startswith("source-"):
             file.delete()
     again = RecordReader(uri, cache_bytes=room, cache_folder=folder)
     for i in range(4):
         np.testing.assert_array_equal(again.read("source", i).image, expected[i])
     with pytest.raises(QdmrError, match=f"{shards[2].file}"):
         again.read("source", 4)
+    # The index was copied, too: the store's is no longer needed.
+    assert (folder / manifest.set("source").index.file).exists()
     # Copies of another length are not used.
     (folder / shards[0].file).write_bytes(b"half")
     with pytest.raises(QdmrError, match=f"{shards[0].file}"):
         RecordReader(uri, cache_bytes=room, cache_folder=folder).read("source", 0)
+    # One that may not fill the cache uses what is there, and asks for nothing.
+    (folder / shards[1].file).unlink()
+    passive = RecordReader(uri, cache_bytes=room, cache_folder=folder, fill_cache=False)
+    np.testing.assert_array_equal(passive.index("source").heights, [20, 20, 20, 20, 24])
+    with pytest.raises(QdmrError, match=f"{shards[1].file}"):
+        passive.read("source", 2)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
