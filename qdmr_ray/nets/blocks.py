@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -16,6 +18,25 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with 32 groups, or the largest divisor of ``channels`` below that."""
     groups = max(g for g in range(1, NORM_GROUPS + 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x``, or its float32 copy where autocast has made it narrower: for losses and outputs."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def apply_layers(layers: Iterable[nn.Module], x: Tensor, *args: Any, recompute: bool) -> Tensor:
+    """Applies ``layers`` one after the other, each with ``args``.
+
+    With ``recompute`` what a layer computes inside is forgotten and computed again for its
+    gradients (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
+    """
+    for layer in layers:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(layer, x, *args, use_reentrant=False)
+        else:
+            x = layer(x, *args)
+    return x
 
 
 class ResBlock(nn.Module):
@@ -41,6 +62,9 @@ class Encoder(nn.Module):
     halving restores 128: the authors' code does so, and trained weights depend on it.
     """
 
+    # Whether activations are computed again instead of remembered, here and in what follows.
+    recompute = False
+
     def __init__(self, widths: Sequence[int], residual_blocks: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, widths[0], 4, stride=1, padding=1)
@@ -53,14 +77,16 @@ class Encoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x.detach())
-        for level in self.levels:
-            h = level(h)
-        return h
+        return apply_layers(self.levels, self.first(x.detach()), recompute=self.recompute)
 
 
 class Decoder(nn.Module):
-    """Features (B, widths[-1], h, w) to an image (B, 3, h * 2^n, w * 2^n); no skip connections."""
+    """Features (B, widths[-1], h, w) to an image (B, 3, h * 2^n, w * 2^n); no skip connections.
+
+    The image is float32 (or float64) under autocast, too.
+    """
+
+    recompute = False
 
     def __init__(self, widths: Sequence[int], residual_blocks: int) -> None:
         super().__init__()
@@ -76,11 +102,8 @@ class Decoder(nn.Module):
         self.last = nn.Conv2d(upward[-1], 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        h = features
-        for level in self.levels:
-            h = level(h)
-        image: Tensor = self.last(h)
-        return image
+        h = apply_layers(self.levels, features, recompute=self.recompute)
+        return at_least_float32(self.last(h))
 
 
 class FeatureFusion(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.settings import DiscriminatorSettings
 
 LEAK = 0.2
@@ -61,6 +62,7 @@ class UNetDiscriminator(nn.Module):
     """Images or features (B, C, H, W) to per-pixel logits (B, 1, H, W); H, W multiples of 8.
 
     ``passes`` is the number of equal parts of the batch that count as forwards of their own.
+    The logits are float32 (or float64) under autocast, too.
     """
 
     def __init__(self, inputs: int, settings: DiscriminatorSettings) -> None:
@@ -87,8 +89,7 @@ class UNetDiscriminator(nn.Module):
             h = _leaky(up(h, passes)) + levels.pop()
         h = _leaky(self.conv7(h, passes))
         h = _leaky(self.conv8(h, passes))
-        logits: Tensor = self.conv9(h)
-        return logits
+        return at_least_float32(self.conv9(h))
 
 
 def _leaky(x: Tensor) -> Tensor:

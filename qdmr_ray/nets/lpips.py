@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.weights import first_line, load_weight_file
 
 # ImageNet's mean and deviation, for images in [-1, 1]: constants of the trained heads.
@@ -103,16 +104,19 @@ class LPIPS(nn.Module):
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden)
             if index in self.backbone.taps:
-                norm = torch.linalg.vector_norm(hidden, dim=1, keepdim=True)
-                taken.append(hidden / (norm + NORM_EPSILON))
+                tapped = at_least_float32(hidden)
+                norm = torch.linalg.vector_norm(tapped, dim=1, keepdim=True)
+                taken.append(tapped / (norm + NORM_EPSILON))
         return taken
 
     def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
         """LPIPS per image, ``(B,)``, of two results of ``features``; 0 for identical images."""
         total = features_a[0].new_zeros(features_a[0].shape[0])
-        for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
-            weighted = nn.functional.conv2d((a - b).square(), self.get_buffer(f"head{index}"))
-            total = total + weighted.mean(dim=(1, 2, 3))
+        # Under autocast the weighted sum over channels would be rounded.
+        with torch.autocast(total.device.type, enabled=False):
+            for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
+                weighted = nn.functional.conv2d((a - b).square(), self.get_buffer(f"head{index}"))
+                total = total + weighted.mean(dim=(1, 2, 3))
         return total
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qdmr_ray.nets.blocks import at_least_float32
+
 # Rows compared with the codebook at once: bounds the distance matrix on whole photographs.
 ROWS_AT_ONCE = 32768
 
@@ -25,6 +27,7 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.codes, -1 / codebook_size, 1 / codebook_size)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z = at_least_float32(z)
         rows = z.movedim(1, -1)
         indices = self.nearest(rows.detach().flatten(0, -2)).view(rows.shape[:-1])
         codes = self.lookup(indices)

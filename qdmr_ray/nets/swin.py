@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qdmr_ray.nets.blocks import apply_layers
 from qdmr_ray.nets.settings import SwinSettings
 
 LAYER_NORM_EPS = 1e-5
@@ -130,6 +131,8 @@ class SwinGroup(nn.Module):
 class SwinBottleneck(nn.Module):
     """Residual Swin groups over features (B, C, h, w); h and w are multiples of the window."""
 
+    recompute = False
+
     def __init__(self, channels: int, settings: SwinSettings) -> None:
         super().__init__()
         self.window = settings.window
@@ -138,10 +141,7 @@ class SwinBottleneck(nn.Module):
         self._mask: tuple[tuple[int, int, torch.device], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = self._shift_mask(x)
-        for group in self.groups:
-            x = group(x, mask)
-        return x
+        return apply_layers(self.groups, x, self._shift_mask(x), recompute=self.recompute)
 
     def _shift_mask(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

@@ -6,6 +6,7 @@
 """
 
 from qdmr_ray.stages.base import BaseStage
+from qdmr_ray.stages.compute import ComputeSettings
 from qdmr_ray.stages.settings import (
     BackboneSettings,
     BaseSettings,
@@ -35,6 +36,7 @@ __all__ = [
     "BackboneSettings",
     "BaseSettings",
     "BaseStage",
+    "ComputeSettings",
     "OptimizerSettings",
     "Parts",
     "SourceOnlySettings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qdmr_ray.errors import SettingsError
 from qdmr_ray.losses import GAN_LOSSES
 from qdmr_ray.settings import Settings, setting
 
@@ -25,6 +26,9 @@ class OptimizerSettings(Settings):
         (), "iterations after which the learning rates are multiplied by gamma", minimum=0
     )
     gamma: float = setting(0.5, "factor on the learning rates at each milestone", above=0)
+    clip: float | None = setting(
+        None, "largest length of the gradients of each optimizer; longer ones are scaled", above=0
+    )
 
     def factor(self, iteration: int) -> float:
         """Factor on the learning rates in ``iteration``, counted from 1.
@@ -63,7 +67,28 @@ class StageSettings(Settings):
         0.01, "weight of the adversarial term; 0 leaves the image discriminator out", minimum=0
     )
     gan_loss: str = setting("hinge", "form of the adversarial term", choices=GAN_LOSSES)
+    accumulate: int = setting(
+        1,
+        "equal parts of a batch that are computed one after the other, with one step for all: "
+        "less memory",
+        minimum=1,
+    )
+    ema: float | None = setting(
+        None,
+        "decay of a moving average of the network's weights, which is then the stage's result; "
+        "the paper has none",
+        above=0,
+        maximum=1,
+    )
     optimizer: OptimizerSettings = setting(OptimizerSettings, "Adam and its schedule")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulate:
+            raise SettingsError(
+                f"batch_size={self.batch_size} can't be cut into accumulate={self.accumulate} "
+                "equal parts"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ A new stage is a subclass that builds its networks and writes down two losses. S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -19,6 +21,13 @@ from qdmr_ray.losses import discriminator_gan_loss, generator_gan_loss
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, UNetDiscriminator
 from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.nets.vgg import VGG19Features, load_vgg19
+from qdmr_ray.stages.compute import (
+    ComputeSettings,
+    autocast,
+    channels_last,
+    prepare,
+    tensor_float_32,
+)
 from qdmr_ray.stages.settings import BackboneSettings, StageSettings
 
 Batch = Mapping[str, Tensor]
@@ -93,6 +102,10 @@ class Stage:
         # Frozen networks that the losses use; they have no optimizer and are not saved.
         frozen_networks = [*auxiliary, *([lpips] if lpips else [])]
         self.auxiliary = nn.ModuleList(frozen_networks).requires_grad_(False).eval()
+        # Whether the next step measures its gradients, which takes a pass over them.
+        self.measures_gradients = False
+        self._gradient_norms: Losses = {}
+        self.average: MovingAverage | None = None
         # What ``step`` calls: the objectives themselves, or their distributed wrappers.
         self._generator_pass: nn.Module = self.generator
         self._discriminator_pass: nn.Module = self.discriminators
@@ -116,10 +129,22 @@ class Stage:
 
     # -- what the training loop calls --------------------------------------------------------
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Stage:
-        """Moves every network and makes the optimizers; call it once, before the first step."""
+    def to(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        compute: ComputeSettings | None = None,
+    ) -> Stage:
+        """Moves every network and makes the optimizers; call it once, before the first step.
+
+        ``dtype`` is that of weights and images; ``compute.dtype`` that of the arithmetic.
+        """
+        self.device = torch.device(device)
+        self.compute = compute or ComputeSettings()
         for module in (self.generator, self.discriminators, self.auxiliary):
             module.to(device=device, dtype=dtype)
+        networks = [*self.generator.networks.values(), *self.discriminators.networks.values()]
+        prepare([*networks, *self.auxiliary], self.compute, self.device)
         optimizer = self.settings.optimizer
         self.generator_optimizer = torch.optim.Adam(
             [p for p in self.generator.parameters() if p.requires_grad],
@@ -139,6 +164,8 @@ class Stage:
             if self.has_discriminators
             else None
         )
+        if self.settings.ema is not None:
+            self.average = MovingAverage(self.network, self.settings.ema)
         return self
 
     def parallelize(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
@@ -154,15 +181,67 @@ class Stage:
         """
         self.iteration += 1
         self._set_learning_rates()
-        with frozen(self.discriminators):
-            terms, seen, figures = self._generator_pass(batch)
-            _descend(self.generator_optimizer, terms)
-        logged = _detached(terms) | figures
-        if self.discriminator_optimizer is not None:
-            terms, figures = self._discriminator_pass(_detached(seen))
-            _descend(self.discriminator_optimizer, terms)
-            logged |= _detached(terms) | figures
+        parts = self._parts_of(batch)
+        with tensor_float_32(self.compute, self.device):
+            with frozen(self.discriminators):
+                passes = self._descend(self._generator_pass, self.generator_optimizer, parts)
+            logged = _mean([_detached(out.terms) | out.figures for out in passes])
+            if self.discriminator_optimizer is not None:
+                seen = [_detached(out.seen) for out in passes]
+                judged = self._descend(self._discriminator_pass, self.discriminator_optimizer, seen)
+                logged |= _mean([_detached(terms) | figures for terms, figures in judged])
+        if self.average is not None:
+            self.average.update(self.network)
         return logged
+
+    def gradient_norms(self) -> Losses:
+        """Length of the gradients of the last step, by optimizer, before any clipping; scalars."""
+        return dict(self._gradient_norms)
+
+    def result(self) -> nn.Module:
+        """The network that the stage is for: its moving average where ``ema`` is set."""
+        return self.network if self.average is None else self.average.network(self.network)
+
+    def _parts_of(self, batch: Batch) -> list[Batch]:
+        """The batch in ``accumulate`` equal parts, laid out as ``compute`` says."""
+        layout = torch.contiguous_format
+        if channels_last(self.compute, self.device):
+            layout = torch.channels_last
+        images = {name: batch[name].contiguous(memory_format=layout) for name in self.domains}
+        count = self.settings.accumulate
+        chunks = {name: values.chunk(count) for name, values in images.items()}
+        if any(len(values) != count for values in chunks.values()):
+            raise ValueError(f"a batch of {len(batch[self.domains[0]])} has no {count} equal parts")
+        return [{name: values[i] for name, values in chunks.items()} for i in range(count)]
+
+    def _descend(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch]
+    ) -> list[Any]:
+        """One step of ``optimizer`` on the mean loss over ``parts``; gives the passes' outputs."""
+        optimizer.zero_grad(set_to_none=True)
+        outputs = []
+        for i, part in enumerate(parts):
+            # Workers exchange gradients once, with the last part.
+            waits = i + 1 < len(parts) and hasattr(objective, "no_sync")
+            with objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with autocast(self.compute, self.device):
+                    out = objective(part)
+                terms = out.terms if isinstance(out, GeneratorPass) else out[0]
+                loss = torch.stack(list(terms.values())).sum()
+                (loss / len(parts) if len(parts) > 1 else loss).backward()
+            outputs.append(out)
+        self._clip(optimizer)
+        optimizer.step()
+        return outputs
+
+    def _clip(self, optimizer: torch.optim.Optimizer) -> None:
+        limit = self.settings.optimizer.clip
+        if limit is None and not self.measures_gradients:
+            return
+        name = "generator" if optimizer is self.generator_optimizer else "discriminator"
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(weights, math.inf if limit is None else limit)
+        self._gradient_norms[name] = norm.detach()
 
     @property
     def has_discriminators(self) -> bool:
@@ -179,6 +258,8 @@ class Stage:
         if self.discriminator_optimizer is not None:
             state["discriminators"] = self.discriminators.state_dict()
             state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        if self.average is not None:
+            state["average"] = self.average.weights
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -189,6 +270,9 @@ class Stage:
         if self.discriminator_optimizer is not None:
             self.discriminators.load_state_dict(state["discriminators"])
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.average is not None:
+            for weight, stored in zip(self.average.weights, state["average"], strict=True):
+                weight.copy_(stored)
 
     # -- what subclasses share ---------------------------------------------------------------
 
@@ -260,10 +344,33 @@ def _detached(tensors: Mapping[str, Tensor]) -> Losses:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _descend(optimizer: torch.optim.Optimizer, terms: Losses) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()
-    optimizer.step()
+def _mean(parts: Sequence[Losses]) -> Losses:
+    """Means of scalars of the same names; a single part is left as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+
+class MovingAverage:
+    """Exponential moving average of a network's parameters (Polyak and Juditsky, 1992)."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = [parameter.detach().clone() for parameter in network.parameters()]
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Takes the network's present weights into the average."""
+        now = [parameter.detach() for parameter in network.parameters()]
+        torch._foreach_lerp_(self.weights, now, 1.0 - self.decay)
+
+    @torch.no_grad()
+    def network(self, like: nn.Module) -> nn.Module:
+        """A copy of ``like`` with the averaged weights."""
+        averaged = copy.deepcopy(like)
+        for parameter, weight in zip(averaged.parameters(), self.weights, strict=True):
+            parameter.copy_(weight)
+        return averaged
 
 
 @dataclass(frozen=True, kw_only=True)

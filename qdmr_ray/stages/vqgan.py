@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN, SemanticHead
+from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.nets.vgg import VGG19Features
 from qdmr_ray.stages.settings import VQGANSettings
@@ -67,7 +68,8 @@ class VQGANStage(Stage):
     ) -> Losses:
         if self.semantic is None or self.vgg19 is None:
             return {}
-        errors = (self.semantic(code) - self.vgg19(images)).square().chunk(2)
+        predicted, wanted = self.semantic(code), self.vgg19(images)
+        errors = at_least_float32(predicted).sub(at_least_float32(wanted)).square().chunk(2)
         return {
             f"{domain}/semantic": self.settings.semantic * error.mean()
             for domain, error in zip(outputs, errors, strict=True)

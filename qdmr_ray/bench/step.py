@@ -1,0 +1,291 @@
+"""Seconds per training step beside the floor that the arithmetic sets on this machine.
+
+    qdmr bench step --stage uda --size 64 --batch 2
+    python -m qdmr_ray.bench.step --stage base --size 256 --batch 4 --device cuda --dtype bfloat16
+
+The second form needs PyTorch and NumPy alone. Networks are full-size, images random, LPIPS and the
+semantic term off (they need downloaded weights).
+
+The floor is the arithmetic that the method needs, counted by PyTorch's flop counter on each part,
+divided by the rate of a large matrix product on the same device in the same run. What counts as
+needed follows from METHOD.md, not from how a stage computes it: a network that is trained takes a
+forward and a backward pass; a discriminator in the generator's step a forward pass and a backward
+pass to its input; a frozen network a forward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from qdmr_ray.nets import (
+    QDMR,
+    VQGAN,
+    DiscriminatorSettings,
+    NetworkSettings,
+    SwinSettings,
+    UNetDiscriminator,
+)
+from qdmr_ray.stages import (
+    BaseSettings,
+    ComputeSettings,
+    Parts,
+    SourceOnlySettings,
+    Stage,
+    StageSettings,
+    UDASettings,
+    VQGANSettings,
+    build_stage,
+)
+from qdmr_ray.stages.compute import BFLOAT16, DTYPES, channels_last, tensor_float_32
+
+STAGE_SETTINGS: dict[str, Callable[[], StageSettings]] = {
+    "vqgan": lambda: VQGANSettings(lpips=0, semantic=0),
+    "source_only": lambda: SourceOnlySettings(lpips=0),
+    "base": lambda: BaseSettings(lpips=0),
+    "uda": lambda: UDASettings(lpips=0),
+}
+# Network sizes by name: the paper's, and those of experiments/demo.yaml.
+PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {
+    "full": (NetworkSettings(), DiscriminatorSettings()),
+    "demo": (
+        NetworkSettings(
+            widths=(16, 32, 48),
+            residual_blocks=1,
+            codebook_size=64,
+            code_dim=16,
+            swin=SwinSettings(groups=1, blocks=2, heads=4, window=8, mlp_ratio=2.0),
+            global_residual=True,
+        ),
+        DiscriminatorSettings(width=8),
+    ),
+}
+SEED = 0
+_GIGA = 1e9
+# The image that the arithmetic is counted on; a multiple of every preset's windows.
+_COUNTED_SIDE = 64
+# Side of the matrices whose product gives the machine's rate: large enough to be bound by
+# arithmetic, small enough to take under a second.
+_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+_MATRIX_REPEATS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBench:
+    """What is timed: the median of ``steps`` steps after ``warm_up`` ones."""
+
+    stage: str = "base"
+    size: int = 64
+    batch: int = 2
+    device: str = "cpu"
+    dtype: str = "float32"
+    compile: bool = False
+    channels_last: bool | None = None
+    recompute: bool = False
+    preset: str = "full"
+    warm_up: int = 3
+    steps: int = 10
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFigures:
+    """``ratio`` is seconds_per_step / floor_seconds; ``start_seconds`` is the first step, with
+    compilation where there is any; peak memory is the allocator's on a GPU, the process's
+    otherwise."""
+
+    stage: str
+    seconds_per_step: float
+    gflop_needed: float
+    gflops_measured: float
+    floor_seconds: float
+    ratio: float
+    start_seconds: float
+    peak_memory_bytes: int
+    device: str
+    dtype: str
+    compile: bool
+    channels_last: bool
+    recompute: bool
+    size: int
+    batch: int
+    threads: int
+    torch: str
+
+
+def bench_step(bench: StepBench) -> StepFigures:
+    """Times a stage's steps and the machine's matrix rate, in one process."""
+    device = torch.device(bench.device)
+    if bench.threads is not None:
+        torch.set_num_threads(bench.threads)
+    stage = _stage(bench, device)
+    batch = _batch(bench, device)
+    start = _timed(lambda: stage.step(batch), device)
+    for _ in range(bench.warm_up):
+        stage.step(batch)
+    # The rate is taken before and after: a machine that is busy meanwhile shows in both.
+    before = matrix_rate(device, bench.dtype)
+    seconds = [_timed(lambda: stage.step(batch), device) for _ in range(bench.steps)]
+    rate = max(before, matrix_rate(device, bench.dtype))
+    needed = needed_flop(bench) / _GIGA
+    floor = needed / rate
+    median = statistics.median(seconds)
+    return StepFigures(
+        stage=bench.stage,
+        seconds_per_step=median,
+        gflop_needed=needed,
+        gflops_measured=rate,
+        floor_seconds=floor,
+        ratio=median / floor,
+        start_seconds=start,
+        peak_memory_bytes=_peak_memory(device),
+        device=_device_name(device),
+        dtype=bench.dtype,
+        compile=bench.compile,
+        channels_last=channels_last(stage.compute, device),
+        recompute=bench.recompute,
+        size=bench.size,
+        batch=bench.batch,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+
+
+def matrix_rate(device: torch.device, dtype: str) -> float:
+    """GFLOP/s of a large matrix product: the best of some repeats."""
+    side = _MATRIX_SIDE[device.type]
+    kind = torch.bfloat16 if dtype == BFLOAT16 else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    product = torch.empty_like(a)
+    with tensor_float_32(ComputeSettings(dtype=dtype), device):
+        work = partial(torch.mm, a, b, out=product)
+        best = min(_timed(work, device) for _ in range(_MATRIX_REPEATS))
+    return 2 * side**3 / best / _GIGA
+
+
+def needed_flop(bench: StepBench) -> float:
+    """Floating-point operations that one step of the stage needs, all parts together.
+
+    Counted on one small image and scaled by pixels: every part is convolutions, windows of fixed
+    size and layers of single positions.
+    """
+    scale = bench.batch * (bench.size / _COUNTED_SIDE) ** 2
+    return scale * _flop_of_one_image(bench)
+
+
+def _flop_of_one_image(bench: StepBench) -> float:
+    network, discriminator = PRESETS[bench.preset]
+    images = torch.rand(1, 3, _COUNTED_SIDE, _COUNTED_SIDE)
+    judge = UNetDiscriminator(3, discriminator)
+    # In the generator's step only the gradient of its input is needed.
+    through = _flop(judge, images, to_input=True, to_weights=False)
+    trained = _flop(judge, images, to_input=False, to_weights=True)
+    if bench.stage == "vqgan":
+        both = torch.cat([images, images])
+        vqgan = _flop(lambda x: VQGAN(network)(x).image, both, to_weights=True)
+        return vqgan + through + 2 * trained
+    restoration = QDMR(network, domain_mixing=bench.stage != "source_only")
+    supervised = _flop(lambda x: restoration(x).image, images, to_weights=True)
+    if bench.stage != "uda":
+        return supervised + through + 2 * trained
+    encoded = _flop(lambda x: restoration.encode(x).features, images, to_weights=True)
+    features = restoration.encode(images).features.detach()
+    aligner = UNetDiscriminator(network.feature_width, discriminator)
+    alignment = 2 * _flop(aligner, features, to_input=True, to_weights=False)
+    alignment += 2 * _flop(aligner, features, to_weights=True)
+    s2t = _flop(lambda x: VQGAN(network)(x).image, images)
+    return 2 * supervised + encoded + s2t + 2 * through + 3 * trained + alignment
+
+
+def _flop(
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    *,
+    to_input: bool = False,
+    to_weights: bool = False,
+) -> float:
+    """Of a forward pass, and of a backward pass to the input, the weights, both or neither."""
+    inputs = inputs.clone().requires_grad_(to_input)
+    if isinstance(network, nn.Module):
+        network.requires_grad_(to_weights)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.set_grad_enabled(to_input or to_weights):
+        out = network(inputs)
+        if to_input or to_weights:
+            out.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def _stage(bench: StepBench, device: torch.device) -> Stage:
+    torch.manual_seed(SEED)
+    network, discriminator = PRESETS[bench.preset]
+    trained = {"vqgan": VQGAN(network)} if bench.stage in ("base", "uda") else {}
+    parts = Parts(network=network, discriminator=discriminator, trained=trained)
+    compute = ComputeSettings(
+        dtype=bench.dtype,
+        compile=bench.compile,
+        channels_last=bench.channels_last,
+        recompute=bench.recompute,
+    )
+    stage = build_stage(bench.stage, STAGE_SETTINGS[bench.stage](), parts)
+    return stage.to(device, compute=compute)
+
+
+def _batch(bench: StepBench, device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (bench.batch, 3, bench.size, bench.size)
+    names = ("source", "ground_truth", "target")
+    return {name: torch.rand(shape, generator=generator).to(device) for name in names}
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Imported here: Windows has no such module.
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line where the ``qdmr`` command and what it needs are not installed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    default = StepBench()
+    parser.add_argument("--stage", choices=STAGE_SETTINGS, default=default.stage)
+    parser.add_argument("--preset", choices=PRESETS, default=default.preset)
+    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype)
+    parser.add_argument("--device", default=default.device)
+    for name in ("size", "batch", "warm_up", "steps", "threads"):
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=int, default=getattr(default, name))
+    for name in ("compile", "recompute"):
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=None)
+    print(json.dumps(asdict(bench_step(StepBench(**vars(parser.parse_args(arguments))))), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""How the arithmetic of a stage is done: precision, memory layout, compilation, recomputation.
+
+Float32 without any of these gives the method's numbers; each of the others trades a little of
+their last digits, or some arithmetic, for speed or memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from qdmr_ray.nets.blocks import Decoder, Encoder
+from qdmr_ray.nets.swin import SwinBottleneck
+from qdmr_ray.settings import Settings, setting
+
+FLOAT32, TF32, BFLOAT16 = "float32", "tf32", "bfloat16"
+DTYPES = (FLOAT32, TF32, BFLOAT16)
+# Networks whose passes can be done a second time instead of being remembered.
+RECOMPUTABLE = (Encoder, Decoder, SwinBottleneck)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings(Settings):
+    """Speed and memory of the training steps."""
+
+    dtype: str = setting(
+        FLOAT32,
+        "float32; tf32: float32 with products in TensorFloat-32 (GPUs since Ampere); bfloat16: "
+        "autocast, with codebook distances, losses and adversarial terms in float32",
+        choices=DTYPES,
+    )
+    compile: bool = setting(
+        False, "torch.compile of encoders, decoders, bottleneck and discriminators"
+    )
+    channels_last: bool | None = setting(
+        None, "images with channels innermost in memory; when not set, on GPUs"
+    )
+    recompute: bool = setting(
+        False, "forget activations and compute them again in the backward pass: less memory"
+    )
+
+
+def prepare(modules: Iterable[nn.Module], compute: ComputeSettings, device: torch.device) -> None:
+    """Lays out, marks and compiles the networks in ``modules``, which are on ``device``."""
+    modules = list(modules)
+    if channels_last(compute, device):
+        for module in modules:
+            module.to(memory_format=torch.channels_last)
+    if compute.recompute:
+        for part in _parts(modules):
+            part.recompute = True
+    if compute.compile:
+        for module in modules:
+            _compile(module)
+
+
+def channels_last(compute: ComputeSettings, device: torch.device) -> bool:
+    """Whether images lie with their channels innermost."""
+    return device.type == "cuda" if compute.channels_last is None else compute.channels_last
+
+
+def autocast(compute: ComputeSettings, device: torch.device) -> torch.autocast:
+    """For forward passes: bfloat16 where ``compute`` asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute.dtype == BFLOAT16)
+
+
+@contextmanager
+def tensor_float_32(compute: ComputeSettings, device: torch.device) -> Iterator[None]:
+    """For whole steps: TensorFloat-32 exactly where ``compute`` asks for it."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    # Set in both cases: cuDNN's own default is TF32, which is not what float32 says.
+    matmul.allow_tf32 = cudnn.allow_tf32 = compute.dtype == TF32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def _parts(modules: Iterable[nn.Module]) -> Iterator[Encoder | Decoder | SwinBottleneck]:
+    for module in modules:
+        yield from (part for part in module.modules() if isinstance(part, RECOMPUTABLE))
+
+
+def _compile(module: nn.Module) -> None:
+    """Compiles the large parts in place, which leaves the names of the state dict alone.
+
+    The stages call a network's parts one by one (``encode``, ``decode``), so the parts are what
+    is compiled; a network without such parts is compiled whole.
+    """
+    parts: list[nn.Module] = [*_parts([module])] or [module]
+    for part in parts:
+        part.compile(dynamic=False)

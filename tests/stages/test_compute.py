@@ -1,0 +1,198 @@
+"""Precision, layout, recomputation, accumulation, clipping and averaging: what each may change."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_parts import DISCRIMINATOR, TinyParts, batch_of, network_of, trained_vqgan
+from torch import Tensor, nn
+
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.nets import VQGAN
+from qdmr_ray.stages import (
+    STAGES,
+    BaseSettings,
+    ComputeSettings,
+    SourceOnlySettings,
+    Stage,
+    StageSettings,
+    UDASettings,
+    VQGANSettings,
+    build_stage,
+)
+
+SETTINGS: dict[str, StageSettings] = {
+    "vqgan": VQGANSettings(),
+    "source_only": SourceOnlySettings(),
+    "base": BaseSettings(),
+    "uda": UDASettings(),
+}
+every_stage = pytest.mark.parametrize("name", STAGES)
+
+
+def stage_of(
+    name: str,
+    compute: ComputeSettings | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    **changes: object,
+) -> Stage:
+    torch.manual_seed(0)
+    trained = {"vqgan": trained_vqgan()} if STAGES[name].needs else {}
+    parts = TinyParts(network=network_of(name), discriminator=DISCRIMINATOR, trained=trained)
+    settings = replace(SETTINGS[name], **changes)  # type: ignore[arg-type]
+    return build_stage(name, settings, parts).to("cpu", dtype, compute)
+
+
+def steps(stage: Stage, count: int = 3, batch_size: int = 4) -> list[dict[str, float]]:
+    dtype = next(stage.network.parameters()).dtype
+    logged = []
+    for seed in range(count):
+        figures = stage.step(batch_of(stage.name, batch_size, seed=seed, dtype=dtype))
+        logged.append({key: float(value) for key, value in figures.items()})
+    return logged
+
+
+def weights(stage: Stage) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in stage.network.state_dict().items()}
+
+
+@every_stage
+@pytest.mark.parametrize(
+    "compute", [ComputeSettings(recompute=True), ComputeSettings(channels_last=True)]
+)
+def test_layout_and_recomputation_keep_the_numbers(name: str, compute: ComputeSettings) -> None:
+    plain, changed = (
+        stage_of(name, dtype=torch.float64),
+        stage_of(name, compute, dtype=torch.float64),
+    )
+    for expected, found in zip(steps(plain), steps(changed), strict=True):
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_recomputation_remembers_less() -> None:
+    """Counted as the bytes that autograd keeps for the backward pass."""
+
+    def kept(compute: ComputeSettings) -> int:
+        stage = stage_of("base", compute)
+        total = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            stage.generator(batch_of("base", 4))
+        return total
+
+    assert kept(ComputeSettings(recompute=True)) < 0.6 * kept(ComputeSettings())
+
+
+@every_stage
+def test_bfloat16_comes_close_and_keeps_losses_and_weights_in_float32(name: str) -> None:
+    plain, narrow = stage_of(name), stage_of(name, ComputeSettings(dtype="bfloat16"))
+    seen: list[torch.dtype] = []
+    for module in narrow.generator.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    batch = batch_of(name, 4)
+    expected, found = plain.step(batch), narrow.step(batch)
+    assert torch.bfloat16 in seen
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert {p.dtype for p in narrow.network.parameters()} == {torch.float32}
+    for key in expected:
+        if not key.startswith("codebook/"):
+            assert float(found[key]) == pytest.approx(float(expected[key]), rel=0.05, abs=0.02), key
+
+
+def test_code_distances_are_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    vqgan = trained_vqgan()
+    z = torch.randn(2, vqgan.settings.code_dim, 8, 8)
+    _, expected, _ = vqgan.quantizer(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        quantized, found, loss = vqgan.quantizer(z)
+    assert torch.equal(found, expected)
+    assert (quantized.dtype, loss.dtype) == (torch.float32, torch.float32)
+
+
+@every_stage
+def test_an_accumulated_step_is_the_step_of_the_whole_batch(name: str) -> None:
+    """But for spectral norm, whose estimate of a part comes an iteration later: it is at rest."""
+
+    def at_rest(stage: Stage) -> Stage:
+        for module in stage.discriminators.modules():
+            module.train(False)
+        return stage
+
+    before = weights(stage_of(name, dtype=torch.float64))
+    whole = at_rest(stage_of(name, dtype=torch.float64))
+    parts = at_rest(stage_of(name, dtype=torch.float64, accumulate=2))
+    expected, found = steps(whole, 2), steps(parts, 2)
+    for a, b in zip(expected, found, strict=True):
+        terms = [key for key in a if not key.startswith("codebook/")]
+        assert {k: b[k] for k in terms} == pytest.approx({k: a[k] for k in terms}, rel=1e-9)
+    # Adam takes the sign of gradients that are rounding noise: a few weights, not many.
+    one, two = weights(whole), weights(parts)
+    moved = sum(float((one[key] - before[key]).square().sum()) for key in one)
+    apart = sum(float((one[key] - two[key]).square().sum()) for key in one)
+    assert apart < 1e-4 * moved
+
+
+def test_a_batch_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"batch_size=4 can't be cut into accumulate=3"):
+        BaseSettings(accumulate=3)
+    stage = stage_of("base", accumulate=2)
+    with pytest.raises(ValueError, match="batch of 1 has no 2 equal parts"):
+        stage.step(batch_of("base", 1))
+
+
+def test_clipping_scales_gradients_to_the_limit() -> None:
+    free, bound = stage_of("base"), stage_of("base")
+    clipped = replace(bound.settings.optimizer, clip=1e-3)
+    bound.settings = replace(bound.settings, optimizer=clipped)
+    free.measures_gradients = True
+    batch = batch_of("base", 4)
+    free.step(batch)
+    bound.step(batch)
+    norms = {name: float(value) for name, value in free.gradient_norms().items()}
+    assert norms.keys() == {"generator", "discriminator"}
+    assert norms["generator"] > 1e-3
+    assert {n: float(v) for n, v in bound.gradient_norms().items()} == pytest.approx(norms)
+    for objective in (bound.generator, bound.discriminators):
+        grads = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
+        assert float(torch.cat(grads).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_gradients_are_measured_only_when_asked_for() -> None:
+    stage = stage_of("base")
+    stage.step(batch_of("base", 4))
+    assert stage.gradient_norms() == {}
+
+
+def test_the_average_follows_the_weights_and_becomes_the_result() -> None:
+    stage = stage_of("vqgan", ema=0.9)
+    expected = {name: p.detach().clone() for name, p in stage.network.named_parameters()}
+    for seed in range(3):
+        stage.step(batch_of("vqgan", 2, seed=seed))
+        for name, parameter in stage.network.named_parameters():
+            expected[name] = 0.9 * expected[name] + 0.1 * parameter.detach()
+    result = stage.result()
+    assert isinstance(result, VQGAN)
+    for name, parameter in result.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-6, atol=1e-7)
+    assert not torch.equal(
+        result.decoder.last.weight, stage.network.get_parameter("decoder.last.weight")
+    )
+    assert stage_of("vqgan").average is None
+
+    again = stage_of("vqgan", ema=0.9)
+    again.load_state_dict(copy.deepcopy(stage.state_dict()))
+    for one in (stage, again):
+        one.step(batch_of("vqgan", 2, seed=9))
+    for a, b in zip(stage.result().parameters(), again.result().parameters(), strict=True):
+        assert torch.equal(a, b)
