@@ -385,6 +385,59 @@ def bench_data(
     _print_figures(asdict(rates), json_file)
 
 
+@bench_app.command("step", epilog="Example:  qdmr bench step --stage uda --size 64 --batch 2")
+def bench_step(
+    stage: Annotated[str, typer.Option(help="vqgan, source_only, base or uda.")] = "base",
+    size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, tf32 or bfloat16.")] = "float32",
+    compile_networks: Annotated[
+        bool, typer.Option("--compile", help="With torch.compile; start_seconds says its cost.")
+    ] = False,
+    channels_last: Annotated[
+        bool | None, typer.Option(help="Channels innermost; by default on GPUs.")
+    ] = None,
+    recompute: Annotated[
+        bool, typer.Option(help="Compute activations again instead of keeping them.")
+    ] = False,
+    preset: Annotated[str, typer.Option(help="Sizes of the networks: full or demo.")] = "full",
+    steps: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 10,
+    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Also write the figures to a file.")
+    ] = None,
+) -> None:
+    """Seconds per training step, beside the floor that its arithmetic sets on this machine."""
+    from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench
+    from qdmr_ray.bench.step import bench_step as measure
+    from qdmr_ray.stages.compute import DTYPES
+
+    for option, value, known in (
+        ("stage", stage, STAGE_SETTINGS),
+        ("preset", preset, PRESETS),
+        ("dtype", dtype, DTYPES),
+    ):
+        if value not in known:
+            raise SettingsError(f"--{option} {value}: choose from {', '.join(known)}")
+    figures = measure(
+        StepBench(
+            stage=stage,
+            size=size,
+            batch=batch,
+            device=device,
+            dtype=dtype,
+            compile=compile_networks,
+            channels_last=channels_last,
+            recompute=recompute,
+            preset=preset,
+            steps=steps,
+            threads=threads,
+        )
+    )
+    _print_figures(asdict(figures), json_file)
+
+
 def _print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
     for name, value in figures.items():
         _say(f"{name:34} {value:.5g}" if isinstance(value, float) else f"{name:34} {value}")

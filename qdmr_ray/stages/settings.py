@@ -105,6 +105,12 @@ class VQGANSettings(StageSettings):
         "weight of the VGG19 semantic term; 0 switches it off, and no VGG19 is needed",
         minimum=0,
     )
+    revive_after: int | None = setting(
+        None,
+        "a code that is not chosen for so long moves to an encoder output; the paper has none",
+        unit="iterations",
+        minimum=1,
+    )
     gan: float = setting(0.1, "weight of the adversarial term (source reconstruction)", minimum=0)
     gan_loss: str = setting("lsgan", "form of the adversarial term", choices=GAN_LOSSES)
 

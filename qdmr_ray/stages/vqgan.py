@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from qdmr_ray.nets import VQGAN, SemanticHead
 from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.nets.vgg import VGG19Features
+from qdmr_ray.stages.compute import ComputeSettings
+from qdmr_ray.stages.revival import CodeRevival
 from qdmr_ray.stages.settings import VQGANSettings
 from qdmr_ray.stages.stage import Batch, GeneratorPass, Losses, Parts, Stage, codebook_usage
 
@@ -27,6 +30,7 @@ class VQGANStage(Stage):
 
     def __init__(self, settings: VQGANSettings, parts: Parts) -> None:
         self.network = VQGAN(parts.network)
+        self.revival: CodeRevival | None = None
         self.semantic: SemanticHead | None = None
         self.vgg19: VGG19Features | None = None
         generator: dict[str, nn.Module] = {"network": self.network}
@@ -46,9 +50,43 @@ class VQGANStage(Stage):
             auxiliary=[self.vgg19] if self.vgg19 else [],
         )
 
+    def to(
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        compute: ComputeSettings | None = None,
+    ) -> Stage:
+        super().to(device, dtype, compute)
+        after = self.settings.revive_after
+        if after is not None:
+            self.revival = CodeRevival(self.network, self.generator_optimizer, after)
+        return self
+
+    def step(self, batch: Batch) -> Losses:
+        self._chosen: list[Tensor] = []
+        logged = super().step(batch)
+        if self.revival is not None:
+            images = torch.cat([batch["source"], batch["target"]])
+            chosen = torch.cat([indices.flatten() for indices in self._chosen])
+            logged["codebook/revived"] = self.revival.step(chosen, images, self.iteration)
+        return logged
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.revival is not None:
+            state["idle_codes"] = self.revival.idle
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.revival is not None:
+            self.revival.idle.copy_(state["idle_codes"])
+
     def generator_loss(self, batch: Batch) -> GeneratorPass:
         images = torch.cat([batch["source"], batch["target"]])
         out = self.network(images)
+        if self.revival is not None:
+            self._chosen.append(out.indices)
         source, target = out.image.chunk(2)
         outputs = {"source": source, "target": target}
         terms = {

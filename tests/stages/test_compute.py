@@ -196,3 +196,42 @@ def test_the_average_follows_the_weights_and_becomes_the_result() -> None:
         one.step(batch_of("vqgan", 2, seed=9))
     for a, b in zip(stage.result().parameters(), again.result().parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_dead_codes_move_to_where_features_are() -> None:
+    stage = stage_of("vqgan", revive_after=3)
+    codes = stage.network.get_parameter("quantizer.codes")
+    with torch.no_grad():
+        codes[5:] = 1000.0 + torch.arange(len(codes) - 5)[:, None]  # never chosen
+    revived = []
+    for seed in range(3):
+        batch = batch_of("vqgan", 2, seed=seed)
+        revived.append(float(stage.step(batch)["codebook/revived"]))
+    assert revived[:2] == [0.0, 0.0]
+    assert revived[2] >= len(codes) - 5
+    # Each is an encoder output of the last batch, and Adam knows nothing of it yet.
+    assert isinstance(stage.network, VQGAN)
+    images = torch.cat([batch["source"], batch["target"]])
+    rows = stage.network.before_quant(stage.network.encoder(images)).movedim(1, -1).flatten(0, -2)
+    apart = (codes[5:, None].detach() - rows.detach()).abs().amax(-1).amin(1)
+    assert float(apart.max()) < 1e-5
+    moments = stage.generator_optimizer.state[codes]
+    assert not moments["exp_avg"][5:].any()
+    used = set(stage.network(images).indices.flatten().tolist())
+    assert used & set(range(5, len(codes)))
+
+
+def test_revival_resumes_with_the_same_bits_and_is_off_by_default() -> None:
+    whole, again = stage_of("vqgan", revive_after=2), stage_of("vqgan", revive_after=2)
+    batches = [batch_of("vqgan", 2, seed=seed) for seed in range(4)]
+    for batch in batches[:1]:
+        whole.step(batch)
+    again.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for batch in batches[1:]:
+        whole.step(batch)
+        again.step(batch)
+    for a, b in zip(whole.network.parameters(), again.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+    plain = stage_of("vqgan")
+    assert "codebook/revived" not in plain.step(batches[0])
+    assert "idle_codes" not in plain.state_dict()

@@ -1,0 +1,78 @@
+"""``qdmr bench step``: the arithmetic it counts, the figures it prints, and what it imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from qdmr_ray import cli
+from qdmr_ray.bench.step import PRESETS, StepBench, needed_flop
+from qdmr_ray.config import experiment_from_dict
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("stage", "gflop"), [("vqgan", 153.2), ("source_only", 118.3), ("base", 119.6), ("uda", 275.0)]
+)
+def test_the_needed_arithmetic_is_that_of_the_method(stage: str, gflop: float) -> None:
+    """64 x 64, batch 2. The restoration network takes 67.8 GFLOP forward and backward, the image
+    discriminator 19.4 and two thirds of it without its weights: base is 67.8 + 2/3 x 19.4 +
+    2 x 19.4."""
+    bench = StepBench(stage=stage, size=64, batch=2)
+    assert needed_flop(bench) / 1e9 == pytest.approx(gflop, rel=1e-3)
+    larger = StepBench(stage=stage, size=128, batch=4)
+    assert needed_flop(larger) == pytest.approx(8 * needed_flop(bench))
+
+
+def test_the_demo_preset_is_the_demos() -> None:
+    values = yaml.safe_load((REPOSITORY / "experiments/demo.yaml").read_text())
+    experiment = experiment_from_dict({k: values[k] for k in ("network", "discriminator")})
+    assert PRESETS["demo"] == (experiment.network, experiment.discriminator)
+
+
+def test_the_command_prints_and_writes_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "step.json"
+    command = ["bench", "step", "--stage", "uda", "--preset", "demo", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["qdmr", *command, "--json", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    found = json.loads(out.read_text())
+    assert found["stage"] == "uda"
+    assert found["floor_seconds"] == pytest.approx(found["gflop_needed"] / found["gflops_measured"])
+    assert found["ratio"] == pytest.approx(found["seconds_per_step"] / found["floor_seconds"])
+    for name in ("seconds_per_step", "start_seconds", "peak_memory_bytes"):
+        assert found[name] > 0
+    assert "seconds_per_step" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["qdmr", "bench", "step", "--stage", "bass"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--stage bass: choose from vqgan" in capsys.readouterr().err
+
+
+def test_it_runs_with_pytorch_alone() -> None:
+    """As on a GPU machine that has neither Ray nor pydantic, typer, rich or pyarrow."""
+    program = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"ray", "pydantic", "typer", "rich", "pyarrow", "yaml"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+from qdmr_ray.bench.step import main
+main(["--stage", "vqgan", "--preset", "demo", "--steps", "1", "--warm-up", "0"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stage"] == "vqgan"

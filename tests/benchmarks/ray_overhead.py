@@ -1,0 +1,118 @@
+"""What Ray Train and the loop around a stage cost, against the stage stepped in a bare loop.
+
+    python tests/benchmarks/ray_overhead.py --iterations 60
+
+Trains source-only at full size on crops of 64 out of noise: once by ``train_run`` with one worker,
+once in this process on the same batches, cut beforehand. Prints JSON: seconds per iteration of
+both, the ratio, and seconds from the call of ``train_run`` to the worker's first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qdmr_ray.config import Experiment, experiment_from_dict
+from qdmr_ray.data.images import write_png
+from qdmr_ray.data.pack import PackSettings, pack
+from qdmr_ray.data.stream import InProcessStream
+from qdmr_ray.stages import Parts, build_stage
+from qdmr_ray.train.cluster import ensure_ray
+from qdmr_ray.train.run import train_run
+
+STAGE, CROP, BATCH, WARM_UP = "source_only", 64, 2, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--iterations", type=int, default=60)
+    iterations = parser.parse_args().iterations
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        experiment = _experiment(_dataset(folder), iterations)
+        bare_before = _bare(experiment)
+        ensure_ray()
+        began = time.time()
+        run = train_run(experiment, storage=str(folder / "runs"), say=lambda _: None)
+        text = run.join(STAGE, "metrics.jsonl").read_bytes().decode()
+        lines = [json.loads(line) for line in text.splitlines()]
+        bare = (bare_before + _bare(experiment)) / 2
+    times = [line["time"] for line in lines]
+    steady = np.diff(times)[WARM_UP:]
+    trained = statistics.median(steady)
+    figures = {
+        "bare_seconds": bare,
+        "train_seconds": trained,
+        "ratio": trained / bare,
+        "seconds_to_first_step": times[0] - began,
+        "data_wait_fraction": statistics.mean(line["data_wait_fraction"] for line in lines),
+    }
+    print(json.dumps(figures, indent=1))
+
+
+def _dataset(folder: Path) -> str:
+    random = np.random.default_rng(0)
+    for name in ("aberrated", "clean"):
+        (folder / name).mkdir()
+        for i in range(4):
+            pixels = random.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+            write_png(folder / name / f"{i}.png", pixels)
+    settings = PackSettings(source_images="aberrated", source_ground_truth="clean")
+    pack(folder, str(folder / "packed"), settings=settings)
+    return str(folder / "packed")
+
+
+def _experiment(data: str, iterations: int) -> Experiment:
+    return experiment_from_dict(
+        {
+            "name": "overhead",
+            "run": [STAGE],
+            "data": {"path": data},
+            "stages": {
+                STAGE: {"iterations": iterations, "batch_size": BATCH, "crop": CROP, "lpips": 0}
+            },
+            "logging": {
+                "log_interval": 1,
+                "picture_interval": 10 * iterations,
+                "checkpoint_interval": 10 * iterations,
+            },
+        }
+    )
+
+
+def _bare(experiment: Experiment) -> float:
+    """Median seconds of a step, in this process."""
+    settings = experiment.stage(STAGE)
+    torch.manual_seed(experiment.seed + zlib.crc32(STAGE.encode()))
+    stage = build_stage(STAGE, settings, Parts(network=experiment.network)).to("cpu")
+    stream = InProcessStream(
+        experiment.data,
+        batch_size=BATCH,
+        crop=CROP,
+        same_place=settings.same_place_crops,
+        sets=("source",),
+        seed=experiment.seed,
+        rank=0,
+        world_size=1,
+        start_iteration=0,
+        end_iteration=settings.iterations,
+    )
+    batches = [{name: batch[name].float() / 255 for name in stage.domains} for batch in stream]
+    seconds = []
+    for batch in batches:
+        start = time.perf_counter()
+        stage.step(batch)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARM_UP:])
+
+
+if __name__ == "__main__":
+    main()
