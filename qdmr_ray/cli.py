@@ -46,6 +46,10 @@ bench_app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 
+Endpoint = Annotated[
+    str | None,
+    typer.Option(help="Address of an S3-compatible store; AWS_ENDPOINT_URL by default."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; may be repeated."),
@@ -172,6 +176,7 @@ def pack(
     target_set: Annotated[
         str | None, typer.Option(help="Target photographs: Real-Sim or Real-Snap.")
     ] = None,
+    endpoint: Endpoint = None,
     overrides: Overrides = None,
 ) -> None:
     """Image folders to shards and a manifest. --set source_images=… and so on name folders of
@@ -198,8 +203,9 @@ def pack(
             settings=settings,
             progress=lambda done, total: progress("pack", done, total),
             start_ray=start_ray,
+            endpoint=endpoint,
         )
-    _print_dataset(out)
+    _print_dataset(out, endpoint)
 
 
 @data_app.command(epilog="Example:  qdmr data inspect data/realab-s1 --verify")
@@ -212,6 +218,7 @@ def inspect(
         Path | None,
         typer.Option(metavar="F", help="Contact sheet; NAME-sheet.png here by default."),
     ] = None,
+    endpoint: Endpoint = None,
 ) -> None:
     """What a packed dataset holds: a table, a histogram of sizes, and a contact sheet (PNG)."""
     from qdmr_ray.data.check import verify as verify_records
@@ -219,14 +226,16 @@ def inspect(
     from qdmr_ray.data.records import RecordReader
     from qdmr_ray.data.sheet import contact_sheet
 
-    _print_dataset(uri)
+    _print_dataset(uri, endpoint)
     file = sheet or Path(f"{uri.rstrip('/').rsplit('/', 1)[-1]}-sheet.png")
-    write_png(file, contact_sheet(RecordReader(uri)))
+    write_png(file, contact_sheet(RecordReader(uri, endpoint=endpoint)))
     _say(f"contact sheet {file}")
     if not verify:
         return
     with _bars() as progress:
-        problems = verify_records(uri, progress=lambda d, t: progress("verify", d, t))
+        problems = verify_records(
+            uri, progress=lambda d, t: progress("verify", d, t), endpoint=endpoint
+        )
     for problem in problems:
         print(problem.text, file=sys.stderr)
     if problems:
@@ -457,11 +466,11 @@ def _print_table(table: Table) -> None:
     Console(width=width).print(table)
 
 
-def _print_dataset(uri: str) -> None:
+def _print_dataset(uri: str, endpoint: str | None) -> None:
     from qdmr_ray.data.check import inspect as inspect_dataset
     from qdmr_ray.data.sheet import size_histogram
 
-    manifest = inspect_dataset(uri)
+    manifest = inspect_dataset(uri, endpoint=endpoint)
     table = Table("set", "images", "ground truth", "shards", "MB", "mean R, G, B", "std R, G, B")
     for name, entry in manifest.sets.items():
         table.add_row(

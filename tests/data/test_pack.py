@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from qdmr_ray import cli
 from qdmr_ray.data.check import check_complete, inspect, set_index, verify
 from qdmr_ray.data.images import read_image, write_png
 from qdmr_ray.data.index import RecordEntry
@@ -574,3 +576,26 @@ def test_simulated_pairs_without_photographs_of_the_lens_are_refused(
     with pytest.raises(QdmrError, match="no target photographs of lens L"):
         pack(tmp_path / "mine", str(tmp_path / "packed"), settings=PackSettings())
     assert not (tmp_path / "packed").exists()
+
+
+def test_the_command_takes_the_address_of_a_store(
+    realab: Path,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.chdir(tmp_path)
+    uri = f"{bucket}/by-command"
+    for command in (
+        ["pack", str(realab), "--out", uri, "--endpoint", endpoint],
+        ["inspect", uri, "--verify", "--endpoint", endpoint],
+    ):
+        monkeypatch.setattr(sys, "argv", ["qdmr", "data", *command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    assert "every record agrees" in capsys.readouterr().out
+    assert Image.open(tmp_path / "by-command-sheet.png").width > 500
