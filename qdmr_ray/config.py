@@ -30,11 +30,13 @@ from qdmr_ray.stages import (
     STAGES,
     BackboneSettings,
     BaseSettings,
+    ComputeSettings,
     SourceOnlySettings,
     StageSettings,
     UDASettings,
     VQGANSettings,
 )
+from qdmr_ray.train.guard import GuardSettings
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1
@@ -82,6 +84,10 @@ class LoggingSettings(Settings):
     picture_count: int = setting(4, "samples in the example pictures", minimum=1)
     checkpoint_interval: int = setting(5000, "checkpoints saved", unit="iterations", minimum=1)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
+    best_metric: str | None = setting(
+        None, "logged figure whose best checkpoint is kept too, such as source/l1"
+    )
+    best_mode: str = setting("min", "which value of best_metric is best", choices=("min", "max"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +117,9 @@ class Experiment(Settings):
     )
     weights: BackboneSettings = setting(BackboneSettings, "ImageNet weights of frozen networks")
     stages: StagesSettings = setting(StagesSettings, "the training stages")
+    compute: ComputeSettings = setting(ComputeSettings, "precision, layout, compilation, memory")
     scaling: ScalingSettings = setting(ScalingSettings, "workers, CPUs and GPUs")
+    guard: GuardSettings = setting(GuardSettings, "what is done about a run that goes wrong")
     logging: LoggingSettings = setting(LoggingSettings, "logs, pictures and checkpoints")
     evaluation: EvaluationSettings = setting(EvaluationSettings, "the test set's figures")
 
@@ -196,6 +204,7 @@ def stage_digest(experiment: Experiment, stage: str, manifest_digest: str) -> st
         "settings": values["stages"][stage],
         "network": values["network"],
         "discriminator": values["discriminator"],
+        "dtype": experiment.compute.dtype,
         "seed": experiment.seed,
         "workers": experiment.scaling.workers,
         "data": manifest_digest,

@@ -7,16 +7,16 @@ a slow run explains itself: ``data_wait``, ``step``, ``log``, ``checkpoint``.
 from __future__ import annotations
 
 import logging
+import math
 import os
-import tempfile
+import resource
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import ray.train
@@ -28,20 +28,29 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qdmr_ray.artifacts import KIND_OF_STAGE, load_model, save_model
 from qdmr_ray.config import Experiment, experiment_from_dict
-from qdmr_ray.data.stream import CropStream
+from qdmr_ray.data.stream import CropStream, InProcessStream
+from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR, VQGAN
 from qdmr_ray.stages import STAGES, Parts, Stage, build_stage
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
+from qdmr_ray.train.gauges import Gauges
+from qdmr_ray.train.guard import Guard
 from qdmr_ray.train.journal import Journal
+from qdmr_ray.train.notice import Notice, Preempted
 from qdmr_ray.train.pictures import atlas_sheet, sample_sheet
 from qdmr_ray.train.prefetch import on_device
 from qdmr_ray.train.progress import Reporter
+from qdmr_ray.train.snapshot import random_state, restore_random_state
 
-STATE_FILE = "state.pt"
+CHECKPOINTS_FOLDER = "checkpoints"
 FINAL_FOLDER = "final"
+# Ray Train takes one report in this time; what comes faster would wait in line.
+REPORT_SECONDS = 2.0
 # The end of the columns that count broken records.
 SKIPPED = "_skipped"
 _log = logging.getLogger(__name__)
+Streams = type[CropStream] | type[InProcessStream]
 # Iterations whose first-time costs (allocation, kernel choice) are left out of the timings.
 UNTIMED_ITERATIONS = 1
 # The picture that is shown as an atlas, not as a row of samples.
@@ -131,14 +140,33 @@ class Worker:
         self.stage = self._build_stage()
         self.reporter = Reporter(task.board if self.rank == 0 else None)
         self.journal: Journal | None = None
+        self.checkpoints = self._checkpoint_store()
+        # What the ranks tell each other beside gradients stays on the CPU.
+        self.group: Any = None
+        if self.world_size > 1:
+            self.group = torch.distributed.new_group(backend="gloo")
+        self.notice = Notice(self.group, self.rank)
+        self.guard = Guard(self.experiment.guard, task.stage, self.group)
+        run_name = self.experiment.name
+        self.gauges = Gauges(run_name, task.stage) if self.rank == 0 else None
+        self._figures: dict[str, float] = {}
+        self._reported = -math.inf
+        self._warned = False
 
     def run(self) -> None:
         """Trains from the newest checkpoint to the end, and leaves the stage's result."""
         self._resume()
         if self.rank == 0:
             self.journal = Journal(self.run_location, self.task.stage, self.stage.iteration)
-        if self.stage.iteration < self.settings.iterations:
-            self._train()
+        try:
+            if self.stage.iteration < self.settings.iterations:
+                self._train()
+        except BaseException:
+            # What is being written may still be of use; its own failure would hide the first one.
+            with suppress(QdmrError):
+                self.checkpoints.wait()
+            raise
+        self.checkpoints.wait()
         if self.journal is not None:
             self._save_final()
             self.journal.close()
@@ -156,7 +184,8 @@ class Worker:
             backbones=self.experiment.weights,
             trained=trained,
         )
-        stage = build_stage(self.task.stage, self.settings, parts).to(self.device)
+        stage = build_stage(self.task.stage, self.settings, parts)
+        stage.to(self.device, compute=self.experiment.compute)
         if self.world_size > 1:
             stage.parallelize(self._distributed)
         return stage
@@ -169,19 +198,53 @@ class Worker:
         )
 
     def _resume(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
+        checkpoint = self._newest_checkpoint()
         if checkpoint is None:
             return
-        with checkpoint.as_directory() as folder:
-            state = torch.load(
-                Path(folder) / STATE_FILE, map_location=self.device, weights_only=True
+        if (checkpoint.progress.stage, checkpoint.progress.digest) != (
+            self.task.stage,
+            self.task.digest,
+        ):
+            raise QdmrError(
+                f"{checkpoint.folder.uri}: was written with other settings or data; choose "
+                "another --name, or take the change back"
             )
-        self.stage.load_state_dict(state)
+        self.stage.load_state_dict(checkpoint.state())
+        if checkpoint.world_size == self.world_size:
+            restore_random_state(checkpoint.random_state(self.rank), self.device)
+        elif self.rank == 0:
+            text = (
+                f"{checkpoint.folder.uri}: is of {checkpoint.world_size} workers, not "
+                f"{self.world_size}; random numbers start anew"
+            )
+            self._warn([text])
 
-    def _stream(self) -> CropStream:
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The same on every rank: rank 0 looks for it."""
+        found = self.checkpoints.newest() if self.rank == 0 else None
+        if self.group is None:
+            return found
+        names = [found.name if found else None]
+        torch.distributed.broadcast_object_list(names, src=0, group=self.group)
+        name = names[0]
+        if name is None or found is not None:
+            return found
+        return self.checkpoints.named(name, self.rank)
+
+    def _checkpoint_store(self) -> CheckpointStore:
+        logging = self.experiment.logging
+        return CheckpointStore(
+            self.run_location.join(self.task.stage, CHECKPOINTS_FOLDER),
+            keep=logging.keep_checkpoints,
+            best_metric=logging.best_metric,
+            best_mode=cast(Literal["min", "max"], logging.best_mode),
+            warn=lambda line: self._warn([line]),
+        )
+
+    def _stream(self, kind: Streams) -> CropStream | InProcessStream:
         domains = self.stage.domains
         sets = tuple(name for name in ("source", "target") if name in domains)
-        return CropStream(
+        return kind(
             self.experiment.data,
             batch_size=self.settings.batch_size,
             crop=self.settings.crop,
@@ -196,21 +259,38 @@ class Worker:
         )
 
     def _train(self) -> None:
-        stream = self._stream()
         averages, clock = Averages(), Clock()
         first = self.stage.iteration + UNTIMED_ITERATIONS
-        batches = on_device(iter(stream), self.stage.domains, self.device)
-        try:
+        with closing(self._batches()) as batches:
             while self.stage.iteration < self.settings.iterations:
                 with clock.phase("data_wait"):
                     received = next(batches)
                 batch = {name: received[name] for name in self.stage.domains}
+                self.stage.measures_gradients = self._logs_at(self.stage.iteration + 1)
                 with clock.phase("step"):
                     figures = self.stage.step(batch)
+                    self.guard.watch(figures, self.stage.iteration)
                     averages.add(figures | {SKIPPED: self._skipped(received)})
                 self._after_step(batch, averages, clock)
+                if self.notice.given(self.stage.iteration):
+                    self._leave()
                 if self.stage.iteration == first:
                     clock.take(UNTIMED_ITERATIONS)
+
+    def _batches(self) -> Generator[dict[str, Any], None, None]:
+        try:
+            yield from self._loaded(CropStream)
+        except ray.exceptions.TaskUnschedulableError:
+            # Ray starts no more tasks on a node that is about to go. Until all ranks stop, this
+            # one loads the same batches by itself.
+            self.notice.hurry()
+            yield from self._loaded(InProcessStream)
+
+    def _loaded(self, kind: Streams) -> Generator[dict[str, Any], None, None]:
+        stream = self._stream(kind)
+        batches = on_device(iter(stream), self.stage.domains, self.device)
+        try:
+            yield from batches
         finally:
             stream.close()
             batches.close()
@@ -223,7 +303,10 @@ class Worker:
     def _after_step(self, batch: dict[str, Tensor], averages: Averages, clock: Clock) -> None:
         iteration, logging = self.stage.iteration, self.experiment.logging
         last = iteration == self.settings.iterations
-        if iteration % logging.log_interval == 0 or last:
+        if self._logs_at(iteration) or self._saves_at(iteration):
+            # Before a bad state is saved.
+            self._warn(self.guard.check())
+        if self._logs_at(iteration):
             with clock.phase("log"):
                 self._log(averages, clock)
         else:
@@ -231,9 +314,17 @@ class Worker:
         if iteration % logging.picture_interval == 0 or last:
             with clock.phase("pictures"):
                 self._draw(batch)
-        if iteration % logging.checkpoint_interval == 0 or last:
+        if self._saves_at(iteration):
             with clock.phase("checkpoint"):
                 self._checkpoint()
+
+    def _saves_at(self, iteration: int) -> bool:
+        interval = self.experiment.logging.checkpoint_interval
+        return iteration % interval == 0 or iteration == self.settings.iterations
+
+    def _logs_at(self, iteration: int) -> bool:
+        interval = self.experiment.logging.log_interval
+        return iteration % interval == 0 or iteration == self.settings.iterations
 
     def _log(self, averages: Averages, clock: Clock) -> None:
         count = averages.count
@@ -246,6 +337,9 @@ class Worker:
                 self.experiment.data.path,
                 figures["broken_records"],
             )
+        for name, norm in self.stage.gradient_norms().items():
+            figures[f"gradient_norm/{name}"] = float(norm)
+        figures["memory_bytes"] = float(_memory_in_use(self.device))
         optimizer = self.settings.optimizer
         factor = optimizer.factor(self.stage.iteration)
         figures["learning_rate/generator"] = optimizer.generator_lr * factor
@@ -254,8 +348,12 @@ class Worker:
         seconds = sum(value for name, value in figures.items() if name.startswith("time/"))
         rate = self.settings.batch_size * self.world_size / seconds
         figures["samples_per_second"] = rate
-        if self.journal is not None:
+        self._figures = figures
+        self._check_best_metric()
+        self._warn(self.guard.check_means(figures, self.stage.iteration))
+        if self.journal is not None and self.gauges is not None:
             self.journal.log(self.stage.iteration, figures)
+            self.gauges.set(self.stage.iteration, figures)
         shown = {k: v for k, v in figures.items() if k.endswith(("/l1", "/perplexity"))}
         shown |= {"samples/s": rate, "data_wait": figures["data_wait_fraction"]}
         self.reporter.post(self.stage.iteration, shown)
@@ -274,23 +372,71 @@ class Worker:
             self.journal.picture(self.stage.iteration, name, sheet)
 
     def _checkpoint(self) -> None:
-        """Every rank reports; rank 0's state is what is kept."""
-        metrics = {"iteration": self.stage.iteration, "stage": self.task.stage}
-        if self.journal is None:
-            ray.train.report(metrics)
+        """Rank 0 keeps its state and all ranks' random states, and all tell Ray Train."""
+        iteration, now = self.stage.iteration, time.monotonic()
+        last = iteration == self.settings.iterations
+        report = last or now - self._reported >= REPORT_SECONDS
+        states, reports = self._of_all_ranks((random_state(self.device), report))
+        if self.journal is not None:
+            progress = Progress(iteration, self.task.stage, self.task.digest, self._figures)
+            # Stored first, so that no line is missing after resuming from this checkpoint.
+            publish = self.journal.publish
+            self.checkpoints.save(progress, self.stage.state_dict(), states, publish)
+        # A report is a call on all ranks: rank 0's clock decides for them.
+        if reports[0]:
+            self._reported = now
+            metrics = {"iteration": iteration, "stage": self.task.stage, **self._figures}
+            in_background = ray.train.CheckpointUploadMode.ASYNC
+            ray.train.report(metrics, checkpoint_upload_mode=in_background)
+
+    def _of_all_ranks(self, own: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """For each entry of ``own`` the entries of all ranks, in their order."""
+        gathered: list[Any] = [own] * self.world_size
+        if self.group is not None:
+            torch.distributed.all_gather_object(gathered, own, group=self.group)
+        return list(zip(*gathered, strict=True))
+
+    def _warn(self, lines: list[str]) -> None:
+        for line in lines:
+            _log.warning(line)
+            self.reporter.warn(line)
+
+    def _check_best_metric(self) -> None:
+        name = self.experiment.logging.best_metric
+        if self.rank == 0 and name is not None and name not in self._figures and not self._warned:
+            self._warned = True
+            text = (
+                f"logging.best_metric: stage {self.task.stage} logs no {name}, so only its newest "
+                f"checkpoints are kept; it logs {', '.join(sorted(self._figures))}"
+            )
+            self._warn([text])
+
+    def _leave(self) -> None:
+        """Ends all ranks at a checkpoint, for Ray Train to start them again elsewhere."""
+        iteration = self.stage.iteration
+        if iteration == self.settings.iterations:
             return
-        with tempfile.TemporaryDirectory(prefix="qdmr-checkpoint-") as folder:
-            torch.save(self.stage.state_dict(), Path(folder) / STATE_FILE)
-            self.journal.publish()
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            name = f"checkpoint_{self.stage.iteration:09d}"
-            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        if not self._saves_at(iteration):
+            self._warn(self.guard.check())
+            self._checkpoint()
+        self.checkpoints.wait()
+        if self.group is not None:
+            # The first rank that ends takes the others with it: not before rank 0 has written.
+            torch.distributed.barrier(group=self.group)
+        raise Preempted(f"stopped after iteration {iteration}: a worker is about to be taken away")
 
     def _save_final(self) -> None:
         save_model(
             self.run_location.join(self.task.stage, FINAL_FOLDER),
-            cast(VQGAN | QDMR, self.stage.network),
+            cast(VQGAN | QDMR, self.stage.result()),
             kind=KIND_OF_STAGE[self.task.stage],
             step=self.stage.iteration,
             digest=self.task.digest,
         )
+
+
+def _memory_in_use(device: torch.device) -> int:
+    """Most bytes so far: of the allocator on a GPU, of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -24,6 +24,16 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self._news: dict[str, Any] | None = None
+        self._warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        """Adds a line that the driver shows once."""
+        self._warnings.append(text)
+
+    def warnings(self) -> list[str]:
+        """The lines that were not taken yet; they are then gone."""
+        taken, self._warnings = self._warnings, []
+        return taken
 
     def post(self, news: dict[str, Any]) -> None:
         """Replaces the news: ``iteration``, and ``figures`` to show."""
@@ -51,6 +61,11 @@ class Reporter:
         self._figures = self._figures if figures is None else figures
         self._board.post.remote({"iteration": iteration, "figures": self._figures})
 
+    def warn(self, text: str) -> None:
+        """Lets the driver show a line."""
+        if self._board is not None:
+            self._board.warn.remote(text)
+
 
 @contextmanager
 def shown_progress(stage: str, iterations: int, board: Any) -> Iterator[None]:
@@ -67,6 +82,8 @@ def shown_progress(stage: str, iterations: int, board: Any) -> Iterator[None]:
     finally:
         done.set()
         thread.join(timeout=5)
+        for line in _warnings(board):
+            console.print(f"qdmr: warning: {line}", soft_wrap=True, markup=False)
 
 
 def _read(board: Any) -> dict[str, Any] | None:
@@ -75,6 +92,14 @@ def _read(board: Any) -> dict[str, Any] | None:
     except ray.exceptions.RayError:
         return None  # a slow or lost board must not disturb training
     return news
+
+
+def _warnings(board: Any) -> list[str]:
+    try:
+        lines: list[str] = ray.get(board.warnings.remote(), timeout=POLL_SECONDS * 4)
+    except ray.exceptions.RayError:
+        return []
+    return lines
 
 
 def _text(figures: dict[str, float]) -> str:
@@ -95,6 +120,8 @@ def _show_bar(
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(stage, total=iterations, figures="starting workers")
         while not done.wait(POLL_SECONDS):
+            for line in _warnings(board):
+                console.print(f"qdmr: warning: {line}", soft_wrap=True, markup=False)
             news = _read(board)
             if news:
                 figures = _text(news["figures"])
@@ -110,6 +137,8 @@ def _show_lines(
     shown: int | None = None
     while True:
         ended = done.wait(LINE_SECONDS)
+        for line in _warnings(board):
+            print(f"qdmr: warning: {line}", file=sys.stderr, flush=True)
         news = _read(board)
         if news and news["iteration"] != shown:
             shown = news["iteration"]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,7 +34,9 @@ from qdmr_ray.nets.vgg import find_vgg19_weights
 from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
+from qdmr_ray.train.failures import EndAtOnce, training_error
 from qdmr_ray.train.loop import FINAL_FOLDER, Task, train_worker
+from qdmr_ray.train.notice import WatchedTorchConfig
 from qdmr_ray.train.progress import ProgressBoard, shown_progress
 
 CONFIG_FILE = "config.yaml"
@@ -40,7 +44,6 @@ ENVIRONMENT_FILE = "environment.json"
 NOTES_FILE = "notes.json"
 # Says which settings a stage was begun with, before it has a result.
 BEGUN_FILE = "begun.json"
-CHECKPOINTS_FOLDER = "checkpoints"
 
 
 def train_run(
@@ -223,49 +226,33 @@ def _train_stage(experiment: Experiment, run: Location, stage: str, digest: str,
     place.join(BEGUN_FILE).write_bytes_atomic(json.dumps({"digest": digest}).encode())
     board = ProgressBoard.remote()  # type: ignore[attr-defined]
     task = Task(experiment.to_dict(), stage, run.uri, digest, board)
-    scaling, logging = experiment.scaling, experiment.logging
+    scaling = experiment.scaling
+    # What Ray Train keeps of a run would disturb the next one of the same name; the controller,
+    # which alone uses it, runs on this machine.
+    scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=WatchedTorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scaling.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=ray.train.RunConfig(
-            name=CHECKPOINTS_FOLDER,
-            storage_path=place.path,
-            storage_filesystem=place.filesystem,
+            name=f"{experiment.name}-{stage}",
+            storage_path=scratch,
             failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=logging.keep_checkpoints),
+            callbacks=[EndAtOnce()],  # type: ignore[list-item]
         ),
     )
     try:
         with shown_progress(stage, experiment.stage(stage).iterations, board):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _training_error(stage, error) from error
+        raise training_error(stage, error) from error
     finally:
         ray.kill(board)
+        shutil.rmtree(scratch, ignore_errors=True)
     if not _is_finished(run, stage):
         raise QdmrError(f"{place.uri}: training ended without a result; see Ray's logs")
-
-
-def _training_error(stage: str, error: BaseException) -> QdmrError:
-    """One line with the first cause: a worker's own error where there is one."""
-    failures = getattr(error, "worker_failures", {})
-    causes = [_root_cause(failure) for failure in failures.values()] or [_root_cause(error)]
-    cause = next((c for c in causes if isinstance(c, QdmrError)), causes[0])
-    text = " ".join(str(cause).split())
-    kind = "" if isinstance(cause, QdmrError) else f"{type(cause).__name__}: "
-    return QdmrError(f"stage {stage} failed: {kind}{text}")
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    while True:
-        inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)
-        inner = inner or error.__cause__
-        if not isinstance(inner, BaseException) or inner is error:
-            return error
-        error = inner

@@ -229,9 +229,12 @@ def test_broken_records_end_a_run_or_are_counted_by_setting(
     pixels[: len(good)] = good
     shard.write_bytes(pixels)
     values = settings(data, run=["source_only"])
+    values["scaling"]["max_failures"] = 3
     with pytest.raises(QdmrError, match=rf"{shard.name}: wrong checksum.*row \d+") as caught:
         train_run(experiment_from_dict(values), storage=str(tmp_path / "stop"), say=lambda _: None)
     assert "\n" not in str(caught.value)
+    # Workers were started once: what broken data did, it would do again.
+    assert len(list((tmp_path / "stop" / "run" / "tensorboard" / "source_only").iterdir())) == 1
     values["data"]["skip_broken"] = True
     run = train_run(
         experiment_from_dict(values), storage=str(tmp_path / "skip"), say=lambda _: None
@@ -260,7 +263,8 @@ def test_too_few_cpus_are_told_before_anything_starts(
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL for the driver after its first checkpoint; the same command then finishes."""
+    """SIGKILL for the driver, and its newest checkpoint cut short; the same command then goes back
+    to the one before, says so, and finishes."""
     values = settings(tiny_dataset, run=["source_only"])
     values["stages"]["source_only"]["iterations"] = 200
     values["scaling"]["workers"] = 1
@@ -274,13 +278,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
 
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
-        wait_for(run / "source_only" / "checkpoints", "checkpoint_*/state.pt", driver)
+        wait_for(run / "source_only" / "checkpoints", "checkpoint_*/complete.json", driver, 2)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     assert not (run / "source_only" / "final").exists()
+    wait_until_quiet(run / "source_only" / "metrics.jsonl")
+    *_, newest = sorted((run / "source_only" / "checkpoints").glob("checkpoint_*/complete.json"))
+    state = newest.with_name("state.pt")
+    left = state.stat().st_size // 2
+    state.write_bytes(state.read_bytes()[:left])
 
-    subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE)
+    done = subprocess.run(command, env=environment, check=True, stderr=subprocess.PIPE, text=True)
+    assert done.stderr.count(f"{state}: has {left} bytes, not ") == 1
     experiment = experiment_from_dict(values)
     *_, expected = bare_loop(experiment, "source_only", run, workers=1)
     found = load_file(run / "source_only" / "final" / "model.safetensors")
@@ -290,12 +300,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     assert iterations == list(range(10, 201, 10))
 
 
-def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[bytes]) -> None:
+def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[bytes], count: int) -> None:
     deadline = time.monotonic() + 240
-    while not list(folder.glob(pattern)):
+    while len(list(folder.glob(pattern))) < count:
         assert driver.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline, "no checkpoint in four minutes"
         time.sleep(0.02)
+
+
+def wait_until_quiet(file: Path) -> None:
+    """Workers outlive their driver by a second or two."""
+    before = -1
+    while before != file.stat().st_size:
+        before = file.stat().st_size
+        time.sleep(2)
 
 
 def test_paths_of_weights_are_made_absolute_and_named_when_missing(

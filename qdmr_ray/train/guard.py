@@ -1,0 +1,131 @@
+"""Notices a run that goes wrong: values that are not finite, a discriminator that explodes, a
+codebook that dies.
+
+Looking costs no wait for the GPU: each step marks on the device which terms went wrong when, and
+the marks are read where a line is logged or a checkpoint saved, so before a bad state is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.settings import Settings, setting
+
+STOP, WARN, OFF = "stop", "warn", "off"
+ACTIONS = (STOP, WARN, OFF)
+# How the stages name what is watched.
+_LOGIT = "_logit"
+_PERPLEXITY = "/perplexity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardSettings(Settings):
+    """What is done about a run that goes wrong: stop it, warn, or nothing."""
+
+    non_finite: str = setting(STOP, "a loss term that is infinite or not a number", choices=ACTIONS)
+    discriminator: str = setting(
+        WARN, "a discriminator whose mean logit passes discriminator_logit", choices=ACTIONS
+    )
+    discriminator_logit: float = setting(100.0, "largest usual mean logit, either sign", above=0)
+    codebook: str = setting(
+        WARN, "a codebook whose perplexity falls below codebook_perplexity", choices=ACTIONS
+    )
+    codebook_perplexity: float = setting(
+        1.5, "smallest usual perplexity of a batch's codes; 1 is a single code", minimum=1
+    )
+
+
+class Guard:
+    """Watches the figures of one stage; every rank has one, and they stop together.
+
+    ``group`` is a process group on CPUs, or ``None`` for a single worker.
+    """
+
+    def __init__(self, settings: GuardSettings, stage: str, group: Any = None) -> None:
+        self._settings = settings
+        self._stage = stage
+        self._group = group
+        self._names: tuple[str, ...] = ()
+        self._first_bad: Tensor | None = None
+        self._warned: set[str] = set()
+
+    @torch.no_grad()
+    def watch(self, figures: Mapping[str, Tensor], iteration: int) -> None:
+        """Marks the figures (scalars) of one step that are not finite."""
+        if self._settings.non_finite == OFF:
+            return
+        values = torch.stack([value.detach().float() for value in figures.values()])
+        if self._first_bad is None:
+            self._names = tuple(figures)
+            self._first_bad = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        new = ~values.isfinite() & (self._first_bad == 0)
+        self._first_bad = self._first_bad.masked_fill(new, iteration)
+
+    def check(self) -> list[str]:
+        """A warning for each term newly found not finite; a collective call on all ranks.
+
+        Raises:
+            QdmrError: such a term, where the setting says stop; names it and the iteration.
+        """
+        if self._first_bad is None:
+            return []
+        bad = self._first_bad.cpu()
+        if self._group is not None:
+            # The first iteration on any rank: 0 stands for never, so it is taken for the largest.
+            never = torch.iinfo(torch.int64).max
+            bad = torch.where(bad == 0, never, bad)
+            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MIN, group=self._group)
+            bad = torch.where(bad == never, 0, bad)
+        found = {n: i for n, i in zip(self._names, bad.tolist(), strict=True) if i}
+        if not found:
+            return []
+        name, iteration = min(found.items(), key=lambda item: item[1])
+        text = f"stage {self._stage}: {name} is not finite from iteration {iteration} on"
+        return self._told(
+            self._settings.non_finite,
+            text,
+            "the checkpoint before it is kept; lower the learning rates "
+            f"(stages.{self._stage}.optimizer) or set their clip, under another --name",
+        )
+
+    def check_means(self, figures: Mapping[str, float], iteration: int) -> list[str]:
+        """Warnings about the means that are logged, the same on all ranks.
+
+        Raises:
+            QdmrError: where a setting says stop.
+        """
+        settings, told = self._settings, []
+        for name, value in figures.items():
+            if name.endswith(_LOGIT) and abs(value) > settings.discriminator_logit:
+                told += self._told(
+                    settings.discriminator,
+                    f"stage {self._stage}: mean logit {name} is {value:.4g} at iteration "
+                    f"{iteration}, more than guard.discriminator_logit="
+                    f"{settings.discriminator_logit:g}",
+                    "the discriminator explodes: lower its learning rate or the gan weights",
+                )
+            if name.endswith(_PERPLEXITY) and value < settings.codebook_perplexity:
+                told += self._told(
+                    settings.codebook,
+                    f"stage {self._stage}: {name} is {value:.3g} at iteration {iteration}, less "
+                    f"than guard.codebook_perplexity={settings.codebook_perplexity:g}",
+                    "the codebook dies: lower the learning rate, or raise the codebook weights",
+                )
+        return told
+
+    def _told(self, action: str, what: str, remedy: str) -> list[str]:
+        if action == STOP:
+            raise QdmrError(f"{what}; {remedy}")
+        # One warning for each figure, not one for each line that is logged.
+        key = what.split(" is ")[0]
+        if action == OFF or key in self._warned:
+            return []
+        self._warned.add(key)
+        return [f"{what}; {remedy}"]

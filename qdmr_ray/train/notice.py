@@ -1,0 +1,118 @@
+"""Notice that a worker is about to be taken away: a spot instance reclaimed, a node drained.
+
+It comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained
+(``ray drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray starts
+them again, on other nodes, without counting that as a failure.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchConfig
+
+# Ranks compare what they know so often; a notice leaves 30 s (Google) to 2 min (Amazon).
+AGREE_ITERATIONS = 8
+# Asking Ray is a call that all ranks wait for.
+ASK_RAY_SECONDS = 10.0
+
+_terminated = threading.Event()
+
+
+class Preempted(RayActorError):  # noqa: N818
+    """Training stopped at a checkpoint because a worker is about to be taken away.
+
+    Ray counts an actor's error that says ``preempted`` against its own, unlimited budget.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(error_msg=message, preempted=True)
+
+
+class WatchedTorchConfig(TorchConfig):
+    """PyTorch's process group, on workers that take SIGTERM as a notice."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """What Ray Train sets the workers up with."""
+        return _WatchedBackend
+
+
+class _WatchedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        super().on_start(worker_group, backend_config)
+        worker_group.execute(watch_for_sigterm)
+
+
+def watch_for_sigterm() -> None:
+    """Takes the first SIGTERM as a notice; call it in the main thread, as Python demands.
+
+    Python calls the handler when the main thread runs next. In a worker Ray Train sees to that:
+    it asks for its status every two seconds.
+    """
+    previous = signal.getsignal(signal.SIGTERM)
+
+    def note(number: int, frame: Any) -> None:
+        again = _terminated.is_set()
+        _terminated.set()
+        if again and callable(previous):
+            previous(number, frame)
+
+    signal.signal(signal.SIGTERM, note)
+
+
+class Notice:
+    """Tells all ranks in the same iteration that one of them has to go.
+
+    Args:
+        group: a process group on CPU tensors, None for a single worker.
+        rank: of this worker.
+    """
+
+    def __init__(self, group: Any | None, rank: int) -> None:
+        self._group, self._rank = group, rank
+        self._asked = time.monotonic()
+        self._hurry = False
+        self._pending: tuple[Any, torch.Tensor] | None = None
+
+    def given(self, iteration: int) -> bool:
+        """Whether to stop after ``iteration``; every rank calls it once per iteration."""
+        terminated, ask = self._agreed(iteration)
+        if ask:
+            self._asked = time.monotonic()
+            return terminated or ray.train.get_preemption_info() is not None
+        return terminated
+
+    def hurry(self) -> None:
+        """Lets Ray be asked at every occasion from now on."""
+        self._hurry = True
+
+    def _own(self) -> tuple[bool, bool]:
+        # Otherwise rank 0's clock alone decides when Ray is asked.
+        due = self._rank == 0 and time.monotonic() - self._asked >= ASK_RAY_SECONDS
+        return _terminated.is_set(), self._hurry or due
+
+    def _agreed(self, iteration: int) -> tuple[bool, bool]:
+        if self._group is None:
+            return self._own()
+        answer = (False, False)
+        if self._pending is not None:
+            # Started an iteration ago, so that there is next to nothing to wait for.
+            work, flags = self._pending
+            work.wait()
+            self._pending = None
+            answer = (bool(flags[0]), bool(flags[1]))
+        elif iteration % AGREE_ITERATIONS == 0:
+            flags = torch.tensor(self._own(), dtype=torch.int32)
+            work = torch.distributed.all_reduce(
+                flags, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
+            )
+            self._pending = (work, flags)
+        return answer
