@@ -683,6 +683,7 @@ def test_links_and_encrypted_files_in_a_zip_are_refused(hub: Hub, tmp_path: Path
 def run_command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *words: str
 ) -> tuple[int, str, str]:
+    monkeypatch.setenv("QDMR_VERBOSE", "")  # set by -v
     monkeypatch.setattr(sys, "argv", ["qdmr", "data", "fetch-realab", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()

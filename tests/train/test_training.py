@@ -243,6 +243,19 @@ def test_broken_records_end_a_run_or_are_counted_by_setting(
     assert sum(line["broken_records"] for line in lines) > 0
 
 
+def test_a_run_that_diverges_stops_before_a_bad_state_is_kept(
+    cluster: None, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    values = settings(tiny_dataset, run=["source_only"])
+    values["stages"]["source_only"] |= {"iterations": 8, "optimizer": {"generator_lr": 1e30}}
+    values["logging"] |= {"log_interval": 8, "checkpoint_interval": 1}
+    with pytest.raises(QdmrError, match=r"source/\w+ is not finite from iteration 2 on") as caught:
+        train_run(experiment_from_dict(values), storage=str(tmp_path), say=lambda _: None)
+    assert "\n" not in str(caught.value)
+    kept = tmp_path / "run" / "source_only" / "checkpoints"
+    assert [path.parent.name for path in kept.glob("*/complete.json")] == ["checkpoint_000000001"]
+
+
 def copied(source: Path, target: Path) -> Path:
     target.mkdir()
     for file in source.iterdir():
@@ -273,7 +286,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     config.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "qdmr_ray.cli", "train", str(config)]
     command += ["--storage", str(tmp_path / "runs")]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "QDMR_VERBOSE")}
     run = tmp_path / "runs" / "run"
 
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
