@@ -2,7 +2,7 @@
 
 A photograph is stored raw and interleaved by line, (height, 3, width): one row of red, the same
 row of green, of blue, then the next. What that costs, measured on 1920 x 1280 with sensor noise
-(one core of an AMD EPYC, 2026-11-23; `qdmr bench data` times the whole path):
+(one core of an Intel Xeon, 2026-11-23; `qdmr bench data` times the whole path):
 
 ======================  =================  ================  ==========================
 layout                  bytes on disk      a crop of 256     bytes read for the crop
