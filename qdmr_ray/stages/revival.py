@@ -19,27 +19,31 @@ class CodeRevival:
     The same on every rank: usage is summed over the ranks, and rank 0 chooses.
     """
 
-    def __init__(self, network: VQGAN, optimizer: torch.optim.Optimizer, after: int) -> None:
+    def __init__(self, network: VQGAN, after: int) -> None:
         self._network = network
-        self._optimizer = optimizer
         self._after = after
-        codes = network.quantizer.codes
-        self.idle = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
+        self.idle = torch.zeros(len(network.quantizer.codes), dtype=torch.int64)
 
     @torch.no_grad()
-    def step(self, indices: Tensor, images: Tensor, iteration: int) -> Tensor:
+    def step(
+        self,
+        indices: Tensor,
+        images: Tensor,
+        iteration: int,
+        optimizer: torch.optim.Optimizer,
+    ) -> Tensor:
         """How many codes were replaced, a scalar; ``indices`` are those that ``images`` chose."""
         codes = self._network.quantizer.codes
         used = torch.bincount(indices.flatten(), minlength=len(codes))
         if _distributed():
             torch.distributed.all_reduce(used)
-        self.idle = torch.where(used > 0, 0, self.idle + 1)
+        self.idle = torch.where(used > 0, 0, self.idle.to(used.device) + 1)
         dead = (self.idle >= self._after).nonzero().flatten()
         if len(dead):
             codes[dead] = self._rows(images, len(dead), iteration).to(codes.dtype)
             for moment in ("exp_avg", "exp_avg_sq"):
                 # What Adam remembers is about the place that the code has left.
-                self._optimizer.state[codes][moment][dead] = 0
+                optimizer.state[codes][moment][dead] = 0
             self.idle[dead] = 0
         return used.new_tensor(len(dead), dtype=torch.float32)
 

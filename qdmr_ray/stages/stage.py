@@ -6,8 +6,6 @@ A new stage is a subclass that builds its networks and writes down two losses. S
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from qdmr_ray.losses import discriminator_gan_loss, generator_gan_loss
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, UNetDiscriminator
 from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.nets.vgg import VGG19Features, load_vgg19
+from qdmr_ray.stages.average import MovingAverage
 from qdmr_ray.stages.compute import (
     ComputeSettings,
     autocast,
@@ -240,7 +239,10 @@ class Stage:
             return
         name = "generator" if optimizer is self.generator_optimizer else "discriminator"
         weights = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(weights, math.inf if limit is None else limit)
+        gradients = [p.grad for p in weights if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(weights, limit, norm)
         self._gradient_norms[name] = norm.detach()
 
     @property
@@ -349,28 +351,6 @@ def _mean(parts: Sequence[Losses]) -> Losses:
     if len(parts) == 1:
         return parts[0]
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-
-
-class MovingAverage:
-    """Exponential moving average of a network's parameters (Polyak and Juditsky, 1992)."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights = [parameter.detach().clone() for parameter in network.parameters()]
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        """Takes the network's present weights into the average."""
-        now = [parameter.detach() for parameter in network.parameters()]
-        torch._foreach_lerp_(self.weights, now, 1.0 - self.decay)
-
-    @torch.no_grad()
-    def network(self, like: nn.Module) -> nn.Module:
-        """A copy of ``like`` with the averaged weights."""
-        averaged = copy.deepcopy(like)
-        for parameter, weight in zip(averaged.parameters(), self.weights, strict=True):
-            parameter.copy_(weight)
-        return averaged
 
 
 @dataclass(frozen=True, kw_only=True)

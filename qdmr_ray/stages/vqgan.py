@@ -13,7 +13,6 @@ from qdmr_ray.nets import VQGAN, SemanticHead
 from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.nets.vgg import VGG19Features
-from qdmr_ray.stages.compute import ComputeSettings
 from qdmr_ray.stages.revival import CodeRevival
 from qdmr_ray.stages.settings import VQGANSettings
 from qdmr_ray.stages.stage import Batch, GeneratorPass, Losses, Parts, Stage, codebook_usage
@@ -30,7 +29,8 @@ class VQGANStage(Stage):
 
     def __init__(self, settings: VQGANSettings, parts: Parts) -> None:
         self.network = VQGAN(parts.network)
-        self.revival: CodeRevival | None = None
+        after = settings.revive_after
+        self.revival = None if after is None else CodeRevival(self.network, after)
         self.semantic: SemanticHead | None = None
         self.vgg19: VGG19Features | None = None
         generator: dict[str, nn.Module] = {"network": self.network}
@@ -50,25 +50,15 @@ class VQGANStage(Stage):
             auxiliary=[self.vgg19] if self.vgg19 else [],
         )
 
-    def to(
-        self,
-        device: torch.device | str,
-        dtype: torch.dtype = torch.float32,
-        compute: ComputeSettings | None = None,
-    ) -> Stage:
-        super().to(device, dtype, compute)
-        after = self.settings.revive_after
-        if after is not None:
-            self.revival = CodeRevival(self.network, self.generator_optimizer, after)
-        return self
-
     def step(self, batch: Batch) -> Losses:
         self._chosen: list[Tensor] = []
         logged = super().step(batch)
         if self.revival is not None:
             images = torch.cat([batch["source"], batch["target"]])
             chosen = torch.cat([indices.flatten() for indices in self._chosen])
-            logged["codebook/revived"] = self.revival.step(chosen, images, self.iteration)
+            logged["codebook/revived"] = self.revival.step(
+                chosen, images, self.iteration, self.generator_optimizer
+            )
         return logged
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,7 +70,7 @@ class VQGANStage(Stage):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         if self.revival is not None:
-            self.revival.idle.copy_(state["idle_codes"])
+            self.revival.idle = state["idle_codes"].clone()
 
     def generator_loss(self, batch: Batch) -> GeneratorPass:
         images = torch.cat([batch["source"], batch["target"]])

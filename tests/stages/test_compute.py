@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_parts import DISCRIMINATOR, TinyParts, batch_of, network_of, trained_vqgan
+from tiny_parts import SETTINGS, batch_of, tiny_stage, trained_vqgan
 from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
@@ -16,20 +17,9 @@ from qdmr_ray.stages import (
     STAGES,
     BaseSettings,
     ComputeSettings,
-    SourceOnlySettings,
     Stage,
-    StageSettings,
-    UDASettings,
-    VQGANSettings,
-    build_stage,
 )
 
-SETTINGS: dict[str, StageSettings] = {
-    "vqgan": VQGANSettings(),
-    "source_only": SourceOnlySettings(),
-    "base": BaseSettings(),
-    "uda": UDASettings(),
-}
 every_stage = pytest.mark.parametrize("name", STAGES)
 
 
@@ -40,11 +30,8 @@ def stage_of(
     dtype: torch.dtype = torch.float32,
     **changes: object,
 ) -> Stage:
-    torch.manual_seed(0)
-    trained = {"vqgan": trained_vqgan()} if STAGES[name].needs else {}
-    parts = TinyParts(network=network_of(name), discriminator=DISCRIMINATOR, trained=trained)
     settings = replace(SETTINGS[name], **changes)  # type: ignore[arg-type]
-    return build_stage(name, settings, parts).to("cpu", dtype, compute)
+    return tiny_stage(name, settings, dtype=dtype, compute=compute)
 
 
 def steps(stage: Stage, count: int = 3, batch_size: int = 4) -> list[dict[str, float]]:
@@ -166,6 +153,21 @@ def test_clipping_scales_gradients_to_the_limit() -> None:
     for objective in (bound.generator, bound.discriminators):
         grads = [p.grad.flatten() for p in objective.parameters() if p.grad is not None]
         assert float(torch.cat(grads).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_measuring_leaves_the_gradients_alone() -> None:
+    """Also infinite ones: whoever looks at the run must see what happened."""
+    stage, batch = stage_of("base"), batch_of("base", 4)
+    stage.measures_gradients = True
+    hook = stage.network.get_parameter("decoder.last.bias").register_hook(
+        lambda gradient: gradient * math.inf
+    )
+    stage.step(batch)
+    hook.remove()
+    assert not math.isfinite(stage.gradient_norms()["generator"])
+    encoder = stage.network.get_parameter("encoder.first.weight")
+    assert encoder.grad is not None
+    assert encoder.grad.isfinite().all()
 
 
 def test_gradients_are_measured_only_when_asked_for() -> None:

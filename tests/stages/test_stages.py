@@ -10,28 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_parts import CROP, DISCRIMINATOR, SMALL, batch_of, tiny_stage, trained_vqgan
+from tiny_parts import CROP, DISCRIMINATOR, SETTINGS, SMALL, batch_of, tiny_stage, trained_vqgan
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.stages import (
     STAGES,
-    BaseSettings,
     OptimizerSettings,
     Parts,
     SourceOnlySettings,
     StageSettings,
-    UDASettings,
     VQGANSettings,
     build_stage,
 )
 
-SETTINGS: dict[str, StageSettings] = {
-    "vqgan": VQGANSettings(),
-    "source_only": SourceOnlySettings(),
-    "base": BaseSettings(),
-    "uda": UDASettings(),
-}
 CODEBOOK_FIGURES = ("perplexity", "used")
 
 

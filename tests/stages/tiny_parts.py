@@ -8,7 +8,25 @@ from torch import Tensor, nn
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, SwinSettings
 from qdmr_ray.nets.lpips import LPIPS, Backbone
 from qdmr_ray.nets.vqgan import VGG_WIDTH
-from qdmr_ray.stages import STAGES, Parts, Stage, StageSettings, build_stage
+from qdmr_ray.stages import (
+    STAGES,
+    BaseSettings,
+    ComputeSettings,
+    Parts,
+    SourceOnlySettings,
+    Stage,
+    StageSettings,
+    UDASettings,
+    VQGANSettings,
+    build_stage,
+)
+
+SETTINGS: dict[str, StageSettings] = {
+    "vqgan": VQGANSettings(),
+    "source_only": SourceOnlySettings(),
+    "base": BaseSettings(),
+    "uda": UDASettings(),
+}
 
 # One halving and windows of 4.
 SMALL = NetworkSettings(
@@ -89,6 +107,7 @@ def tiny_stage(
     seed: int = 0,
     network: NetworkSettings | None = None,
     dtype: torch.dtype = torch.float32,
+    compute: ComputeSettings | None = None,
 ) -> Stage:
     """A stage of toy size on the CPU; the same seed gives the same weights."""
     torch.manual_seed(seed)
@@ -96,7 +115,7 @@ def tiny_stage(
     parts = TinyParts(
         network=network or network_of(name), discriminator=DISCRIMINATOR, trained=trained
     )
-    return build_stage(name, settings, parts).to("cpu", dtype)
+    return build_stage(name, settings, parts).to("cpu", dtype, compute)
 
 
 def batch_of(
