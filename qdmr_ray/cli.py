@@ -413,12 +413,15 @@ def bench_step(
     preset: Annotated[str, typer.Option(help="Sizes of the networks: full or demo.")] = "full",
     steps: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 10,
     threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads.")] = None,
+    profiled: Annotated[
+        bool, typer.Option("--profile", help="Print a table of operations instead.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="F", help="Also write the figures to a file.")
     ] = None,
 ) -> None:
     """Seconds per training step, beside the floor that its arithmetic sets on this machine."""
-    from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench
+    from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench, profile_step
     from qdmr_ray.bench.step import bench_step as measure
     from qdmr_ray.stages.compute import DTYPES
 
@@ -429,22 +432,23 @@ def bench_step(
     ):
         if value not in known:
             raise SettingsError(f"--{option} {value}: choose from {', '.join(known)}")
-    figures = measure(
-        StepBench(
-            stage=stage,
-            size=size,
-            batch=batch,
-            device=device,
-            dtype=dtype,
-            compile=compile_networks,
-            channels_last=channels_last,
-            recompute=recompute,
-            preset=preset,
-            steps=steps,
-            threads=threads,
-        )
+    bench = StepBench(
+        stage=stage,
+        size=size,
+        batch=batch,
+        device=device,
+        dtype=dtype,
+        compile=compile_networks,
+        channels_last=channels_last,
+        recompute=recompute,
+        preset=preset,
+        steps=steps,
+        threads=threads,
     )
-    _print_figures(asdict(figures), json_file)
+    if profiled:
+        _say(profile_step(bench))
+        return
+    _print_figures(asdict(measure(bench)), json_file)
 
 
 def _print_figures(figures: dict[str, Any], json_file: Path | None) -> None:

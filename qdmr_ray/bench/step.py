@@ -25,6 +25,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from qdmr_ray.nets import (
@@ -73,6 +74,7 @@ SEED = 0
 _GIGA = 1e9
 # The image that the arithmetic is counted on; a multiple of every preset's windows.
 _COUNTED_SIDE = 64
+_PROFILED_STEPS = 3
 # Side of the matrices whose product gives the machine's rate: large enough to be bound by
 # arithmetic, small enough to take under a second.
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -158,6 +160,25 @@ def bench_step(bench: StepBench) -> StepFigures:
         threads=torch.get_num_threads(),
         torch=torch.__version__,
     )
+
+
+def profile_step(bench: StepBench, rows: int = 25) -> str:
+    """A table of the operations that take the most time in three steps, by PyTorch's profiler."""
+    device = torch.device(bench.device)
+    if bench.threads is not None:
+        torch.set_num_threads(bench.threads)
+    stage, batch = _stage(bench, device), _batch(bench, device)
+    for _ in range(bench.warm_up):
+        stage.step(batch)
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) as profiler:
+        for _ in range(_PROFILED_STEPS):
+            stage.step(batch)
+    order = f"self_{device.type}_time_total"
+    table: str = profiler.key_averages().table(sort_by=order, row_limit=rows)
+    return table
 
 
 def matrix_rate(device: torch.device, dtype: str) -> float:
@@ -284,7 +305,11 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("compile", "recompute"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=None)
-    print(json.dumps(asdict(bench_step(StepBench(**vars(parser.parse_args(arguments))))), indent=1))
+    parser.add_argument("--profile", action="store_true", help="a table of operations instead")
+    values = vars(parser.parse_args(arguments))
+    profiled = values.pop("profile")
+    bench = StepBench(**values)
+    print(profile_step(bench) if profiled else json.dumps(asdict(bench_step(bench)), indent=1))
 
 
 if __name__ == "__main__":

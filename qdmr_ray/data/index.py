@@ -4,8 +4,9 @@ An Arrow IPC file beside the shards. It is memory-mapped, so that ten million re
 process the pages that it touches and not a parsed list, and any Arrow reader opens it.
 
 Pixels are checked by bands of ``BAND_ROWS`` rows, so that a crop can be checked without reading
-the whole photograph. CRC-32 takes 0.5 ms for the five bands of a crop of 256 out of 1920 x 1280
-(sha256: 1.4 ms; one core of an Intel Xeon, 2026-11-23), and a reader does it once per band.
+the whole photograph. CRC-32 takes 0.4 ms for the five bands of a crop of 256 out of 1920 x 1280
+(sha256: 1.1 ms; tests/benchmarks/layouts.py, one core of an Intel Xeon, 2026-11-23), and a
+reader does it once per band.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ Progress = Callable[[int, int], None]
 
 _OURS = re.compile(r"(source|target|test)-(\d{5,6}|index)-[0-9a-f]{16}\.(parquet|arrow)")
 # Starting Ray takes as long as packing this many bytes of pixels (7 s; one core packs 1920 x 1280
-# PNGs at 0.1 s each).
+# PNGs at 0.1 to 0.14 s each).
 _WORTH_STARTING_RAY = 2**30
 STOP, LEAVE_OUT = "stop", "leave_out"
 

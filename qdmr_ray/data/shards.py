@@ -7,12 +7,12 @@ row of green, of blue, then the next. What that costs, measured on 1920 x 1280 w
 ======================  =================  ================  ==========================
 layout                  bytes on disk      a crop of 256     bytes read for the crop
 ======================  =================  ================  ==========================
-PNG                     3.7 MB             98 ms (decode)    3.7 MB
-raw (H, W, 3)           7.4 MB             0.14 ms           1.5 MB in one piece
-raw planes (3, H, W)    7.4 MB             0.05 ms           1.5 MB in three pieces
+PNG                     3.7 MB             93 ms (decode)    3.7 MB
+raw (H, W, 3)           7.4 MB             0.15 ms           1.5 MB in one piece
+raw planes (3, H, W)    7.4 MB             0.04 ms           1.5 MB in three pieces
 raw lines (H, 3, W)     7.4 MB             0.04 ms           1.5 MB in one piece
-lines, zstd bands       7.0 MB             2.3 ms            1.4 MB in one piece
-lines, lz4 bands        7.3 MB             0.2 ms            1.5 MB in one piece
+lines, zstd bands       7.0 MB             1.5 ms            1.4 MB in one piece
+lines, lz4 bands        7.3 MB             0.1 ms            1.5 MB in one piece
 512 tiles, step 256     28 MB              0.04 ms           0.8 MB in one piece
 ======================  =================  ================  ==========================
 

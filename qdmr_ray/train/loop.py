@@ -12,10 +12,9 @@ import os
 import resource
 import time
 import zlib
-from collections import defaultdict
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -34,6 +33,7 @@ from qdmr_ray.nets import QDMR, VQGAN
 from qdmr_ray.stages import STAGES, Parts, Stage, build_stage
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
+from qdmr_ray.train.figures import Averages, Clock
 from qdmr_ray.train.gauges import Gauges
 from qdmr_ray.train.guard import Guard
 from qdmr_ray.train.journal import Journal
@@ -66,54 +66,6 @@ class Task:
     run_uri: str
     digest: str
     board: Any = None
-
-
-@dataclass
-class Averages:
-    """Means of figures since they were last taken; tensors stay on their device until then."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        """Adds one iteration's scalars."""
-        for name, value in figures.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.count += 1
-
-    def take(self) -> dict[str, float]:
-        """Means over the iterations and over all workers (a collective call), then starts anew."""
-        values = torch.stack([value.double() for value in self.sums.values()]) / self.count
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(values)
-            values /= torch.distributed.get_world_size()
-        means = dict(zip(self.sums, values.tolist(), strict=True))
-        self.sums, self.count = {}, 0
-        return means
-
-
-class Clock:
-    """Seconds spent per phase since they were last taken."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Counts the block's duration under ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] += time.perf_counter() - start
-
-    def take(self, iterations: int) -> dict[str, float]:
-        """Seconds per iteration by phase and the share of data_wait, then starts anew."""
-        total = sum(self._seconds.values())
-        per_iteration = {f"time/{k}": v / iterations for k, v in self._seconds.items()}
-        waited = self._seconds["data_wait"] / total if total else 0.0
-        self._seconds.clear()
-        return per_iteration | {"data_wait_fraction": waited}
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -152,6 +104,8 @@ class Worker:
         self._figures: dict[str, float] = {}
         self._reported = -math.inf
         self._warned = False
+        self._skipped = 0
+        self._told_of_broken = False
 
     def run(self) -> None:
         """Trains from the newest checkpoint to the end, and leaves the stage's result."""
@@ -270,7 +224,8 @@ class Worker:
                 with clock.phase("step"):
                     figures = self.stage.step(batch)
                     self.guard.watch(figures, self.stage.iteration)
-                    averages.add(figures | {SKIPPED: self._skipped(received)})
+                    averages.add(figures)
+                self._skipped += _skipped(received)
                 self._after_step(batch, averages, clock)
                 if self.notice.given(self.stage.iteration):
                     self._leave()
@@ -294,11 +249,6 @@ class Worker:
         finally:
             stream.close()
             batches.close()
-
-    def _skipped(self, batch: dict[str, Any]) -> Tensor:
-        """How many broken records were passed over for this batch."""
-        count = sum(int(values.sum()) for name, values in batch.items() if name.endswith(SKIPPED))
-        return torch.tensor(float(count), device=self.device)
 
     def _after_step(self, batch: dict[str, Tensor], averages: Averages, clock: Clock) -> None:
         iteration, logging = self.stage.iteration, self.experiment.logging
@@ -328,15 +278,12 @@ class Worker:
 
     def _log(self, averages: Averages, clock: Clock) -> None:
         count = averages.count
+        # Taken with the other figures, whose means over the workers are one exchange.
+        averages.sums[SKIPPED] = torch.tensor(float(self._skipped * count), device=self.device)
+        self._skipped = 0
         figures = averages.take() | clock.take(count)
-        figures["broken_records"] = round(figures.pop(SKIPPED) * count * self.world_size)
-        if figures["broken_records"]:
-            _log.warning(
-                "%s: %d broken records passed over since the last line; `qdmr data inspect "
-                "--verify` names them",
-                self.experiment.data.path,
-                figures["broken_records"],
-            )
+        figures["broken_records"] = round(figures.pop(SKIPPED) * self.world_size)
+        self._warn_of_broken(figures["broken_records"])
         for name, norm in self.stage.gradient_norms().items():
             figures[f"gradient_norm/{name}"] = float(norm)
         figures["memory_bytes"] = float(_memory_in_use(self.device))
@@ -401,6 +348,17 @@ class Worker:
             _log.warning(line)
             self.reporter.warn(line)
 
+    def _warn_of_broken(self, count: float) -> None:
+        if count and not self._told_of_broken:
+            self._told_of_broken = True
+            path = self.experiment.data.path
+            self._warn(
+                [
+                    f"{path}: broken records are passed over (data.skip_broken; broken_records in "
+                    f"metrics.jsonl counts them); `qdmr data inspect {path} --verify` names them"
+                ]
+            )
+
     def _check_best_metric(self) -> None:
         name = self.experiment.logging.best_metric
         if self.rank == 0 and name is not None and name not in self._figures and not self._warned:
@@ -433,6 +391,11 @@ class Worker:
             step=self.stage.iteration,
             digest=self.task.digest,
         )
+
+
+def _skipped(batch: dict[str, Any]) -> int:
+    """How many broken records were passed over for this batch."""
+    return sum(int(values.sum()) for name, values in batch.items() if name.endswith(SKIPPED))
 
 
 def _memory_in_use(device: torch.device) -> int:

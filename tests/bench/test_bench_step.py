@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from qdmr_ray import cli
-from qdmr_ray.bench.step import PRESETS, StepBench, needed_flop
+from qdmr_ray.bench.step import PRESETS, StepBench, needed_flop, profile_step
 from qdmr_ray.config import experiment_from_dict
 
 REPOSITORY = Path(__file__).parents[2]
@@ -57,6 +57,11 @@ def test_the_command_prints_and_writes_the_figures(
         cli.main()
     assert ended.value.code == 2
     assert "--stage bass: choose from vqgan" in capsys.readouterr().err
+
+
+def test_the_profile_names_operations() -> None:
+    table = profile_step(StepBench(stage="base", preset="demo", warm_up=1))
+    assert "aten::convolution_backward" in table
 
 
 def test_it_runs_with_pytorch_alone() -> None:

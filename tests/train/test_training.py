@@ -215,7 +215,7 @@ def test_a_cut_shard_is_refused_before_anything_starts(tiny_dataset: Path, tmp_p
 
 
 def test_broken_records_end_a_run_or_are_counted_by_setting(
-    cluster: None, tiny_dataset: Path, tmp_path: Path
+    cluster: None, tiny_dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = copied(tiny_dataset, tmp_path / "data")
     shard = next(data.glob("source-0*.parquet"))
@@ -241,6 +241,8 @@ def test_broken_records_end_a_run_or_are_counted_by_setting(
     )
     lines = metrics_of(Path(run.path), "source_only")
     assert sum(line["broken_records"] for line in lines) > 0
+    told = [line for line in capfd.readouterr().err.splitlines() if "qdmr: warning" in line]
+    assert sum(f"{data}: broken records are passed over" in line for line in told) == 1
 
 
 def test_a_run_that_diverges_stops_before_a_bad_state_is_kept(

@@ -32,7 +32,7 @@ OUTLIER_FACTOR = 1.6
 # The same scalar of several domains shares a chart; each domain has its own colour throughout.
 DOMAINS = ("source", "s2t", "target", "ground_truth")
 # Families of scalars that share a chart.
-FAMILIES = ("time", "learning_rate")
+FAMILIES = ("time", "learning_rate", "gradient_norm")
 COLOURS = 6
 PLAIN_COLOUR = COLOURS - 1
 # Scalars that say how fast it ran rather than how well, shown apart.

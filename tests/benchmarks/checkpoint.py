@@ -1,0 +1,51 @@
+"""What a checkpoint of the full-size UDA stage costs: the loop, the writer, and who resumes.
+
+python tests/benchmarks/checkpoint.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+
+from qdmr_ray.nets import VQGAN, NetworkSettings
+from qdmr_ray.stages import Parts, UDASettings, build_stage
+from qdmr_ray.storage import open_location
+from qdmr_ray.train.checkpoints import CheckpointStore, Progress
+from qdmr_ray.train.snapshot import random_state
+
+REPEATS = 3
+
+
+def main() -> None:
+    parts = Parts(trained={"vqgan": VQGAN(NetworkSettings())})
+    stage = build_stage("uda", UDASettings(lpips=0), parts).to("cpu")
+    names = ("source", "ground_truth", "target")
+    # Adam has its state after the first step.
+    stage.step({name: torch.rand(1, 3, 64, 64) for name in names})
+    with tempfile.TemporaryDirectory() as folder:
+        store = CheckpointStore(open_location(folder))
+        states = [random_state(torch.device("cpu"))]
+        for repeat in range(1, REPEATS + 1):
+            progress = Progress(repeat, "uda", "digest")
+            state = stage.state_dict()
+            _tell("blocks the loop", lambda p=progress, s=state: store.save(p, s, states))
+            _tell("written beside it", store.wait)
+        found = _tell("read and verified", store.newest)
+        assert found is not None
+        _tell("loaded", lambda: stage.load_state_dict(found.state()))
+        print(f"{'state.pt':20} {len(found.contents['state.pt']) / 1e6:7.0f} MB")
+
+
+def _tell(name: str, work: Callable[[], object]) -> object:
+    start = time.perf_counter()
+    result = work()
+    print(f"{name:20} {(time.perf_counter() - start) * 1e3:7.0f} ms")
+    return result
+
+
+if __name__ == "__main__":
+    main()
