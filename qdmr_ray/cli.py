@@ -405,8 +405,8 @@ def bench_step(
         bool, typer.Option("--compile", help="With torch.compile; start_seconds says its cost.")
     ] = False,
     channels_last: Annotated[
-        bool | None, typer.Option(help="Channels innermost; by default on GPUs.")
-    ] = None,
+        bool, typer.Option(help="Channels innermost in memory.")
+    ] = True,
     recompute: Annotated[
         bool, typer.Option(help="Compute activations again instead of keeping them.")
     ] = False,

@@ -36,18 +36,16 @@ class ComputeSettings(Settings):
     compile: bool = setting(
         False, "torch.compile of encoders, decoders, bottleneck and discriminators"
     )
-    channels_last: bool | None = setting(
-        None, "images with channels innermost in memory; when not set, on GPUs"
-    )
+    channels_last: bool = setting(True, "images with channels innermost in memory")
     recompute: bool = setting(
         False, "forget activations and compute them again in the backward pass: less memory"
     )
 
 
-def prepare(modules: Iterable[nn.Module], compute: ComputeSettings, device: torch.device) -> None:
-    """Lays out, marks and compiles the networks in ``modules``, which are on ``device``."""
+def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
+    """Lays out, marks and compiles the networks in ``modules``."""
     modules = list(modules)
-    if channels_last(compute, device):
+    if compute.channels_last:
         for module in modules:
             module.to(memory_format=torch.channels_last)
     if compute.recompute:
@@ -56,11 +54,6 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings, device: torc
     if compute.compile:
         for module in modules:
             _compile(module)
-
-
-def channels_last(compute: ComputeSettings, device: torch.device) -> bool:
-    """Whether images lie with their channels innermost."""
-    return device.type == "cuda" if compute.channels_last is None else compute.channels_last
 
 
 def autocast(compute: ComputeSettings, device: torch.device) -> torch.autocast:

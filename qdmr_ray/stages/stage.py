@@ -23,7 +23,6 @@ from qdmr_ray.stages.average import MovingAverage
 from qdmr_ray.stages.compute import (
     ComputeSettings,
     autocast,
-    channels_last,
     prepare,
     tensor_float_32,
 )
@@ -143,7 +142,7 @@ class Stage:
         for module in (self.generator, self.discriminators, self.auxiliary):
             module.to(device=device, dtype=dtype)
         networks = [*self.generator.networks.values(), *self.discriminators.networks.values()]
-        prepare([*networks, *self.auxiliary], self.compute, self.device)
+        prepare([*networks, *self.auxiliary], self.compute)
         optimizer = self.settings.optimizer
         self.generator_optimizer = torch.optim.Adam(
             [p for p in self.generator.parameters() if p.requires_grad],
@@ -203,9 +202,9 @@ class Stage:
 
     def _parts_of(self, batch: Batch) -> list[Batch]:
         """The batch in ``accumulate`` equal parts, laid out as ``compute`` says."""
-        layout = torch.contiguous_format
-        if channels_last(self.compute, self.device):
-            layout = torch.channels_last
+        layout = (
+            torch.channels_last if self.compute.channels_last else torch.contiguous_format
+        )
         images = {name: batch[name].contiguous(memory_format=layout) for name in self.domains}
         count = self.settings.accumulate
         chunks = {name: values.chunk(count) for name, values in images.items()}

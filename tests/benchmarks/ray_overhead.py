@@ -4,7 +4,8 @@
 
 Trains source-only at full size on crops of 64 out of noise: once by ``train_run`` with one worker,
 once in this process on the same batches, cut beforehand. Prints JSON: seconds per iteration of
-both, the ratio, and seconds from the call of ``train_run`` to the worker's first step.
+both, the ratio, and seconds from the call of ``train_run`` to the worker's first step. With one
+thread fewer than there are CPUs (``--threads``) Ray's own processes have one to themselves.
 """
 
 from __future__ import annotations
@@ -36,10 +37,14 @@ LOG_INTERVAL = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--iterations", type=int, default=60)
-    iterations = parser.parse_args().iterations
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; all CPUs by default")
+    arguments = parser.parse_args()
+    iterations = arguments.iterations
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        experiment = _experiment(_dataset(folder), iterations)
+        experiment = _experiment(_dataset(folder), iterations, arguments.threads)
         bare_before = _bare(experiment)
         ensure_ray()
         began = time.time()
@@ -77,12 +82,13 @@ def _dataset(folder: Path) -> str:
     return str(folder / "packed")
 
 
-def _experiment(data: str, iterations: int) -> Experiment:
+def _experiment(data: str, iterations: int, threads: int | None) -> Experiment:
     return experiment_from_dict(
         {
             "name": "overhead",
             "run": [STAGE],
             "data": {"path": data},
+            "scaling": {"threads": threads},
             "stages": {
                 STAGE: {"iterations": iterations, "batch_size": BATCH, "crop": CROP, "lpips": 0}
             },
