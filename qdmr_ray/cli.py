@@ -404,9 +404,7 @@ def bench_step(
     compile_networks: Annotated[
         bool, typer.Option("--compile", help="With torch.compile; start_seconds says its cost.")
     ] = False,
-    channels_last: Annotated[
-        bool, typer.Option(help="Channels innermost in memory.")
-    ] = True,
+    channels_last: Annotated[bool, typer.Option(help="Channels innermost in memory.")] = True,
     recompute: Annotated[
         bool, typer.Option(help="Compute activations again instead of keeping them.")
     ] = False,

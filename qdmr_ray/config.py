@@ -60,7 +60,29 @@ class StagesSettings(Settings):
 class ScalingSettings(Settings):
     """Where training runs."""
 
-    workers: int = setting(1, "training workers; each has the stage's batch_size", minimum=1)
+    workers: int = setting(
+        1, "training workers; the batch is the stage's batch_size times this", minimum=1
+    )
+    min_workers: int | None = setting(
+        None,
+        "go on with as few workers when nodes are lost, and with more when they come back; batch "
+        "and learning rate stay, since fewer workers take more samples each, in more parts; when "
+        "not set, training waits for all",
+        minimum=1,
+    )
+    resize_interval: float = setting(
+        600.0,
+        "with min_workers: how often to look for room for more workers, which costs a restart from "
+        "the newest checkpoint",
+        unit="seconds",
+        above=0,
+    )
+    node_wait: float = setting(
+        3600.0,
+        "how long training waits for nodes that its workers fit on, before it ends",
+        unit="seconds",
+        above=0,
+    )
     gpu: bool | None = setting(None, "one GPU per worker; when not set, if the cluster has GPUs")
     cpus_per_worker: float = setting(
         1.0, "CPUs that Ray reserves for each training worker", unit="CPUs", above=0
@@ -73,6 +95,19 @@ class ScalingSettings(Settings):
     max_failures: int = setting(
         3, "times that training goes on from its checkpoint after losing a worker", minimum=0
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise SettingsError(
+                f"scaling.min_workers={self.min_workers} is more than scaling.workers="
+                f"{self.workers}: lower it"
+            )
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which training doesn't go on."""
+        return self.workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True, kw_only=True)

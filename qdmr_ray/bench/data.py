@@ -156,8 +156,6 @@ def _arguments(bench: DataBench) -> dict[str, Any]:
         "same_place": False,
         "sets": ("source",),
         "seed": SEED,
-        "rank": 0,
-        "world_size": 1,
         "start_iteration": 0,
         "end_iteration": 2**40,
     }

@@ -49,8 +49,8 @@ class CropRequest:
     sets: tuple[str, ...]
     fields: tuple[str, ...]
     seed: int
-    rank: int
-    world_size: int
+    first: int
+    total: int
 
     def reader(self, *, fill_cache: bool = True) -> RecordReader:
         """Opens the dataset."""
@@ -90,8 +90,8 @@ class Cutter:
         positions = worker_positions(
             iterations,
             batch_size=request.batch_size,
-            rank=request.rank,
-            world_size=request.world_size,
+            first=request.first,
+            total=request.total,
         )
         columns = {"positions": positions}
         for name, crops in self._plan.at(positions).items():

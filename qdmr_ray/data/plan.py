@@ -176,15 +176,15 @@ def permute(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
 
 
 def worker_positions(
-    iterations: np.ndarray, *, batch_size: int, rank: int, world_size: int
+    iterations: np.ndarray, *, batch_size: int, first: int, total: int
 ) -> np.ndarray:
     """Global positions, int64 (n * batch_size,), of one worker's batches, in order.
 
-    Position = iteration * (batch_size * world_size) + rank * batch_size + place in the batch,
-    so that workers share one global order whatever their number.
+    An iteration takes ``total`` positions, and this worker those from its ``first`` on, so that
+    workers share one global order whatever their number.
     """
-    first = np.asarray(iterations, dtype=np.int64) * (batch_size * world_size) + rank * batch_size
-    return (first[:, None] + np.arange(batch_size, dtype=np.int64)).reshape(-1)
+    begin = np.asarray(iterations, dtype=np.int64) * total + first
+    return (begin[:, None] + np.arange(batch_size, dtype=np.int64)).reshape(-1)
 
 
 def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Endless, exact streams of crops into one training worker, through Ray Data or without it.
 
     stream = CropStream(settings, batch_size=4, crop=256, same_place=False,
-                        sets=("source", "target"), seed=0, rank=0, world_size=1,
-                        start_iteration=0, end_iteration=200_000)
+                        sets=("source", "target"), seed=0, start_iteration=0, end_iteration=200_000)
     for batch in stream: ...
 
 Every training worker runs a pipeline of its own, in segments of bounded length (``segment``), so
@@ -131,16 +130,17 @@ class _Stream:
         same_place: bool,
         sets: tuple[str, ...],
         seed: int,
-        rank: int,
-        world_size: int,
         start_iteration: int,
         end_iteration: int,
         fields: tuple[str, ...] | None = None,
+        first: int = 0,
+        total: int | None = None,
     ) -> None:
         if not settings.path:
             raise SettingsError("path of the packed dataset is not set; give a folder or s3:// URI")
-        if not 0 <= rank < world_size or batch_size < 1 or crop < 1:
-            raise ValueError(f"rank {rank} of {world_size}, batch {batch_size}, crop {crop}")
+        total = batch_size if total is None else total
+        if not 0 <= first <= total - batch_size or batch_size < 1 or crop < 1:
+            raise ValueError(f"{batch_size} samples from {first} on of {total}, crop {crop}")
         location = open_location(settings.path, endpoint=settings.s3_endpoint)
         self.manifest = read_manifest(location)
         self._settings = settings
@@ -160,8 +160,8 @@ class _Stream:
             sets=sets,
             fields=checked_fields(sets, fields),
             seed=seed,
-            rank=rank,
-            world_size=world_size,
+            first=first,
+            total=total,
         )
         # Found here and not in a task: an unknown set, or a crop larger than an image.
         # Making copies on disk is the loading processes' business.
@@ -204,8 +204,10 @@ class CropStream(_Stream):
     """One training worker's batches for iterations ``start_iteration`` .. ``end_iteration - 1``.
 
     ``sets`` is ("source",) or ("source", "target"); ``fields`` are the images wanted, all that
-    the sets hold when ``None``. Loading starts at once, while the networks are still being built.
-    Iterating yields a ``Batch`` per iteration; it can be done once and closes the stream.
+    the sets hold when ``None``. Of the ``total`` samples of an iteration (``batch_size`` when not
+    given) this worker takes ``batch_size`` from its ``first`` on. Loading starts at once, while the
+    networks are still being built. Iterating yields a ``Batch`` per iteration; it can be done once
+    and closes the stream.
 
     Raises:
         QdmrError: no dataset, a set is missing, a crop larger than an image; while iterating,
@@ -249,7 +251,7 @@ class CropStream(_Stream):
 
     def _start_next(self, position: int) -> None:
         request = self.request
-        iteration = position // (request.batch_size * request.world_size)
+        iteration = position // request.total
         newest = self._segments[-1]
         lead = max(_LEAD * self._segment_size.iterations, self._segment_size.block)
         if newest.end < self._end and iteration >= newest.end - lead:

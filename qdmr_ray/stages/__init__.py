@@ -16,6 +16,7 @@ from qdmr_ray.stages.settings import (
     UDASettings,
     VQGANSettings,
 )
+from qdmr_ray.stages.share import Share, share_of
 from qdmr_ray.stages.source_only import SourceOnlyStage
 from qdmr_ray.stages.stage import Parts, Stage
 from qdmr_ray.stages.uda import UDAStage
@@ -39,6 +40,7 @@ __all__ = [
     "ComputeSettings",
     "OptimizerSettings",
     "Parts",
+    "Share",
     "SourceOnlySettings",
     "SourceOnlyStage",
     "Stage",
@@ -48,4 +50,5 @@ __all__ = [
     "VQGANSettings",
     "VQGANStage",
     "build_stage",
+    "share_of",
 ]

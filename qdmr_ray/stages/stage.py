@@ -27,6 +27,7 @@ from qdmr_ray.stages.compute import (
     tensor_float_32,
 )
 from qdmr_ray.stages.settings import BackboneSettings, StageSettings
+from qdmr_ray.stages.share import Share, share_of
 
 Batch = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
@@ -104,6 +105,8 @@ class Stage:
         self.measures_gradients = False
         self._gradient_norms: Losses = {}
         self.average: MovingAverage | None = None
+        # This worker's part of the batch; the whole batch when there is no other worker.
+        self.share: Share | None = None
         # What ``step`` calls: the objectives themselves, or their distributed wrappers.
         self._generator_pass: nn.Module = self.generator
         self._discriminator_pass: nn.Module = self.discriminators
@@ -175,19 +178,25 @@ class Stage:
     def step(self, batch: Batch) -> Losses:
         """One generator and one discriminator step; gives every logged scalar, detached.
 
-        ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``.
+        ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``: with
+        several workers the samples of ``share``. A scalar's mean over the workers is that of the
+        whole batch.
         """
         self.iteration += 1
         self._set_learning_rates()
-        parts = self._parts_of(batch)
+        share = self._share(len(batch[self.domains[0]]))
+        parts = self._parts_of(batch, share)
         with tensor_float_32(self.compute, self.device):
             with frozen(self.discriminators):
-                passes = self._descend(self._generator_pass, self.generator_optimizer, parts)
-            logged = _mean([_detached(out.terms) | out.figures for out in passes])
+                passes = self._descend(self._generator_pass, self.generator_optimizer, parts, share)
+            logged = _sum([_detached(out.terms) | out.figures for out in passes], share.weights)
             if self.discriminator_optimizer is not None:
                 seen = [_detached(out.seen) for out in passes]
-                judged = self._descend(self._discriminator_pass, self.discriminator_optimizer, seen)
-                logged |= _mean([_detached(terms) | figures for terms, figures in judged])
+                judged = self._descend(
+                    self._discriminator_pass, self.discriminator_optimizer, seen, share
+                )
+                figures = [_detached(terms) | logits for terms, logits in judged]
+                logged |= _sum(figures, share.weights)
         if self.average is not None:
             self.average.update(self.network)
         return logged
@@ -200,25 +209,45 @@ class Stage:
         """The network that the stage is for: its moving average where ``ema`` is set."""
         return self.network if self.average is None else self.average.network(self.network)
 
-    def _parts_of(self, batch: Batch) -> list[Batch]:
-        """The batch in ``accumulate`` equal parts, laid out as ``compute`` says."""
-        layout = (
-            torch.channels_last if self.compute.channels_last else torch.contiguous_format
-        )
+    def _share(self, samples: int) -> Share:
+        share = self.share or share_of(samples, part=max(1, samples // self.settings.accumulate))
+        if share.count != samples:
+            raise ValueError(f"a batch of {samples} samples; this worker's share is {share.count}")
+        return share
+
+    def _parts_of(self, batch: Batch, share: Share) -> list[Batch]:
+        """The batch in the parts of ``share``, laid out as ``compute`` says."""
+        layout = torch.channels_last if self.compute.channels_last else torch.contiguous_format
         images = {name: batch[name].contiguous(memory_format=layout) for name in self.domains}
-        count = self.settings.accumulate
-        chunks = {name: values.chunk(count) for name, values in images.items()}
-        if any(len(values) != count for values in chunks.values()):
-            raise ValueError(f"a batch of {len(batch[self.domains[0]])} has no {count} equal parts")
-        return [{name: values[i] for name, values in chunks.items()} for i in range(count)]
+        parts: list[Batch] = []
+        first = 0
+        for size in share.parts:
+            # An empty part goes through with the sample before it, and weight 0.
+            rows = slice(first, first + size) if size else slice(first - 1, first)
+            parts.append({name: values[rows] for name, values in images.items()})
+            first += size
+        return parts
 
     def _descend(
-        self, objective: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch]
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        parts: Sequence[Batch],
+        share: Share,
     ) -> list[Any]:
-        """One step of ``optimizer`` on the mean loss over ``parts``; gives the passes' outputs."""
+        """One step of ``optimizer`` on the weighted loss over ``parts``; gives what they put out.
+
+        Spectral norm's estimates go through every part alike, so that parts give the gradients of
+        the batch in one piece.
+        """
         optimizer.zero_grad(set_to_none=True)
+        estimates = list(self.discriminators.buffers())
+        before = [value.clone() for value in estimates] if len(parts) > 1 else []
         outputs = []
-        for i, part in enumerate(parts):
+        for i, (part, weight) in enumerate(zip(parts, share.weights, strict=True)):
+            if i:
+                for value, earlier in zip(estimates, before, strict=True):
+                    value.copy_(earlier)
             # Workers exchange gradients once, with the last part.
             waits = i + 1 < len(parts) and hasattr(objective, "no_sync")
             with objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
@@ -226,7 +255,7 @@ class Stage:
                     out = objective(part)
                 terms = out.terms if isinstance(out, GeneratorPass) else out[0]
                 loss = torch.stack(list(terms.values())).sum()
-                (loss / len(parts) if len(parts) > 1 else loss).backward()
+                (loss if weight == 1 else loss * weight).backward()
             outputs.append(out)
         self._clip(optimizer)
         optimizer.step()
@@ -345,11 +374,15 @@ def _detached(tensors: Mapping[str, Tensor]) -> Losses:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def _mean(parts: Sequence[Losses]) -> Losses:
-    """Means of scalars of the same names; a single part is left as it is."""
-    if len(parts) == 1:
+def _sum(parts: Sequence[Losses], weights: Sequence[float]) -> Losses:
+    """Weighted sums of scalars of the same names; a single part of weight 1 is left as it is."""
+    if tuple(weights) == (1,):
         return parts[0]
-    return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+    weighted = list(zip(parts, weights, strict=True))
+    return {
+        name: torch.stack([part[name] * weight for part, weight in weighted]).sum()
+        for name in parts[0]
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

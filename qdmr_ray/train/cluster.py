@@ -75,13 +75,15 @@ def uses_gpu(experiment: Experiment) -> bool:
         SettingsError: GPUs are asked for and the cluster has fewer.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    workers = experiment.scaling.workers
-    if experiment.scaling.gpu and gpus < workers:
+    scaling = experiment.scaling
+    workers = scaling.fewest_workers
+    if scaling.gpu and gpus < workers:
+        name = "workers" if scaling.min_workers is None else "min_workers"
         raise SettingsError(
-            f"scaling.workers is {workers} with one GPU each, and the cluster has {gpus}: lower "
+            f"scaling.{name} is {workers} with one GPU each, and the cluster has {gpus}: lower "
             "it, or set scaling.gpu=false"
         )
-    return gpus >= workers if experiment.scaling.gpu is None else experiment.scaling.gpu
+    return gpus >= workers if scaling.gpu is None else scaling.gpu
 
 
 def check_cpus(experiment: Experiment) -> None:
@@ -91,12 +93,13 @@ def check_cpus(experiment: Experiment) -> None:
         SettingsError: the cluster has too few CPUs.
     """
     scaling = experiment.scaling
-    loading = required_cpus(experiment.data, scaling.workers)
-    needed = scaling.workers * scaling.cpus_per_worker + loading
+    workers = scaling.fewest_workers
+    loading = required_cpus(experiment.data, workers)
+    needed = workers * scaling.cpus_per_worker + loading
     available = ray.cluster_resources().get("CPU", 0)
     if needed > available:
         raise SettingsError(
-            f"{scaling.workers} workers need {needed:g} CPUs ({scaling.cpus_per_worker:g} each and "
+            f"{workers} workers need {needed:g} CPUs ({scaling.cpus_per_worker:g} each and "
             f"{loading:g} for loading data), and Ray has {available:g}: lower "
-            "scaling.cpus_per_worker, data.loader_cpus or scaling.workers"
+            "scaling.cpus_per_worker, data.loader_cpus or the number of workers"
         )

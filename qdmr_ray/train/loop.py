@@ -30,7 +30,7 @@ from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.data.stream import CropStream, InProcessStream
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR, VQGAN
-from qdmr_ray.stages import STAGES, Parts, Stage, build_stage
+from qdmr_ray.stages import STAGES, Parts, Share, Stage, build_stage, share_of
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
 from qdmr_ray.train.figures import Averages, Clock
@@ -140,6 +140,13 @@ class Worker:
         )
         stage = build_stage(self.task.stage, self.settings, parts)
         stage.to(self.device, compute=self.experiment.compute)
+        # The batch is that of all workers, however many are left of them.
+        stage.share = share_of(
+            self.settings.batch_size * self.experiment.scaling.workers,
+            part=self.settings.batch_size // self.settings.accumulate,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
         if self.world_size > 1:
             stage.parallelize(self._distributed)
         return stage
@@ -196,18 +203,18 @@ class Worker:
         )
 
     def _stream(self, kind: Streams) -> CropStream | InProcessStream:
-        domains = self.stage.domains
+        domains, share = self.stage.domains, cast(Share, self.stage.share)
         sets = tuple(name for name in ("source", "target") if name in domains)
         return kind(
             self.experiment.data,
-            batch_size=self.settings.batch_size,
+            batch_size=share.count,
+            first=share.first,
+            total=share.total,
             crop=self.settings.crop,
             same_place=self.settings.same_place_crops,
             sets=sets,
             fields=domains,
             seed=self.experiment.seed,
-            rank=self.rank,
-            world_size=self.world_size,
             start_iteration=self.stage.iteration,
             end_iteration=self.settings.iterations,
         )
@@ -293,7 +300,8 @@ class Worker:
         if self.stage.has_discriminators:
             figures["learning_rate/discriminator"] = optimizer.discriminator_lr * factor
         seconds = sum(value for name, value in figures.items() if name.startswith("time/"))
-        rate = self.settings.batch_size * self.world_size / seconds
+        rate = cast(Share, self.stage.share).total / seconds
+        figures["workers"] = self.world_size
         figures["samples_per_second"] = rate
         self._figures = figures
         self._check_best_metric()

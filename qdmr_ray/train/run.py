@@ -24,7 +24,7 @@ import yaml
 from ray.train.torch import TorchTrainer
 
 from qdmr_ray.artifacts import read_description
-from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
+from qdmr_ray.config import Experiment, ScalingSettings, code_version, dump_experiment, stage_digest
 from qdmr_ray.data.check import check_complete
 from qdmr_ray.data.manifest import read_manifest
 from qdmr_ray.data.stream import InProcessStream
@@ -34,10 +34,10 @@ from qdmr_ray.nets.vgg import find_vgg19_weights
 from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
-from qdmr_ray.train.failures import EndAtOnce, training_error
+from qdmr_ray.train.failures import EndAtOnce, attempts_within, training_error
 from qdmr_ray.train.loop import FINAL_FOLDER, Task, train_worker
 from qdmr_ray.train.notice import WatchedTorchConfig
-from qdmr_ray.train.progress import ProgressBoard, shown_progress
+from qdmr_ray.train.progress import new_board, shown_progress
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -124,8 +124,6 @@ def _check_data(experiment: Experiment, names: Sequence[str]) -> None:
             sets=_sets([name]),
             fields=domains,
             seed=experiment.seed,
-            rank=0,
-            world_size=1,
             start_iteration=0,
             end_iteration=0,
         )
@@ -221,10 +219,17 @@ def _is_finished(run: Location, stage: str) -> bool:
     return read_description(run.join(stage, FINAL_FOLDER)) is not None
 
 
+def _worker_count(scaling: ScalingSettings) -> Any:
+    """As Ray Train takes it; its annotations don't know of a range yet."""
+    if scaling.min_workers is None:
+        return scaling.workers
+    return scaling.min_workers, scaling.workers
+
+
 def _train_stage(experiment: Experiment, run: Location, stage: str, digest: str, gpu: bool) -> None:
     place = run.join(stage)
     place.join(BEGUN_FILE).write_bytes_atomic(json.dumps({"digest": digest}).encode())
-    board = ProgressBoard.remote()  # type: ignore[attr-defined]
+    board = new_board()
     task = Task(experiment.to_dict(), stage, run.uri, digest, board)
     scaling = experiment.scaling
     # What Ray Train keeps of a run would disturb the next one of the same name; the controller,
@@ -235,14 +240,18 @@ def _train_stage(experiment: Experiment, run: Location, stage: str, digest: str,
         train_loop_config={"task": task},
         torch_config=WatchedTorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=scaling.workers,
+            num_workers=_worker_count(scaling),
+            elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
             use_gpu=gpu,
             resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=ray.train.RunConfig(
             name=f"{experiment.name}-{stage}",
             storage_path=scratch,
-            failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=scaling.max_failures,
+                controller_failure_limit=attempts_within(scaling.node_wait),  # type: ignore[call-arg]
+            ),
             callbacks=[EndAtOnce()],  # type: ignore[list-item]
         ),
     )

@@ -113,8 +113,6 @@ def _bare(experiment: Experiment) -> float:
         same_place=settings.same_place_crops,
         sets=("source",),
         seed=experiment.seed,
-        rank=0,
-        world_size=1,
         start_iteration=0,
         end_iteration=settings.iterations,
     )

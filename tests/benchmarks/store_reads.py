@@ -102,8 +102,6 @@ def _measure(endpoint: str) -> None:
             same_place=False,
             sets=("source",),
             seed=0,
-            rank=0,
-            world_size=1,
             start_iteration=0,
             end_iteration=1,
         )

@@ -169,11 +169,11 @@ def test_negative_positions_are_refused() -> None:
 
 def test_workers_together_cover_the_global_order() -> None:
     iterations = np.arange(5, 9)
-    one = worker_positions(iterations, batch_size=6, rank=0, world_size=1).reshape(4, 6)
+    one = worker_positions(iterations, batch_size=6, first=0, total=6).reshape(4, 6)
     for world_size in (2, 3):
         parts = [
             worker_positions(
-                iterations, batch_size=6 // world_size, rank=rank, world_size=world_size
+                iterations, batch_size=6 // world_size, first=6 // world_size * rank, total=6
             ).reshape(4, -1)
             for rank in range(world_size)
         ]

@@ -83,8 +83,6 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "same_place": False,
         "sets": BOTH,
         "seed": 11,
-        "rank": 0,
-        "world_size": 1,
         "start_iteration": 0,
         "end_iteration": 20,
         **changes,
@@ -168,7 +166,7 @@ def test_resuming_gives_the_samples_that_were_to_come(packed: str) -> None:
 
 def test_two_workers_share_the_order_of_one(packed: str) -> None:
     one = batches(InProcessStream, settings(packed), batch_size=4)
-    two = [batches(InProcessStream, settings(packed), rank=rank, world_size=2) for rank in (0, 1)]
+    two = [batches(InProcessStream, settings(packed), first=2 * rank, total=4) for rank in (0, 1)]
     assert_same(joined(two), one)
 
 
@@ -244,7 +242,7 @@ def test_blocks_and_segments_change_nothing(
 def test_two_ray_workers_resumed_share_the_order_of_one(cluster: None, packed: str) -> None:
     data = settings(packed, loader_workers=1)
     one = batches(InProcessStream, data, batch_size=4)
-    two = [batches(CropStream, data, rank=rank, world_size=2, start_iteration=6) for rank in (0, 1)]
+    two = [batches(CropStream, data, first=2 * rank, total=4, start_iteration=6) for rank in (0, 1)]
     assert_same(joined(two), one[6:])
 
 

@@ -64,8 +64,6 @@ def stream(kind: type, path: str, *, end: int = 12, **changes: Any) -> list[Batc
         same_place=False,
         sets=("source", "target"),
         seed=3,
-        rank=0,
-        world_size=1,
         start_iteration=0,
         end_iteration=end,
     )
@@ -199,8 +197,6 @@ def test_a_dataset_ten_times_the_object_store_streams_within_the_bound(
         same_place=False,
         sets=("target",),
         seed=0,
-        rank=0,
-        world_size=1,
         start_iteration=0,
         end_iteration=iterations,
     )

@@ -18,6 +18,7 @@ from qdmr_ray.stages import (
     BaseSettings,
     ComputeSettings,
     Stage,
+    share_of,
 )
 
 every_stage = pytest.mark.parametrize("name", STAGES)
@@ -109,16 +110,9 @@ def test_code_distances_are_in_float32_under_autocast() -> None:
 
 @every_stage
 def test_an_accumulated_step_is_the_step_of_the_whole_batch(name: str) -> None:
-    """But for spectral norm, whose estimate of a part comes an iteration later: it is at rest."""
-
-    def at_rest(stage: Stage) -> Stage:
-        for module in stage.discriminators.modules():
-            module.train(False)
-        return stage
-
     before = weights(stage_of(name, dtype=torch.float64))
-    whole = at_rest(stage_of(name, dtype=torch.float64))
-    parts = at_rest(stage_of(name, dtype=torch.float64, accumulate=2))
+    whole = stage_of(name, dtype=torch.float64)
+    parts = stage_of(name, dtype=torch.float64, accumulate=2)
     expected, found = steps(whole, 2), steps(parts, 2)
     for a, b in zip(expected, found, strict=True):
         terms = [key for key in a if not key.startswith("codebook/")]
@@ -133,9 +127,13 @@ def test_an_accumulated_step_is_the_step_of_the_whole_batch(name: str) -> None:
 def test_a_batch_that_cannot_be_cut_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"batch_size=4 can't be cut into accumulate=3"):
         BaseSettings(accumulate=3)
-    stage = stage_of("base", accumulate=2)
-    with pytest.raises(ValueError, match="batch of 1 has no 2 equal parts"):
-        stage.step(batch_of("base", 1))
+
+
+def test_a_batch_that_is_not_the_share_is_refused() -> None:
+    stage = stage_of("base")
+    stage.share = share_of(4, part=4, rank=1, world_size=2)
+    with pytest.raises(ValueError, match="a batch of 3 samples; this worker's share is 2"):
+        stage.step(batch_of("base", 3))
 
 
 def test_clipping_scales_gradients_to_the_limit() -> None:

@@ -1,4 +1,5 @@
-"""Two workers at batch b train what one worker at batch 2b trains, for every stage.
+"""Two workers at batch b train what one worker at batch 2b trains, for every stage, and so they
+do when their shares of the batch are unequal and come in parts.
 
 The workers are two processes with gloo and the training loop's own DistributedDataParallel, at toy
 size; they are started once and go through all stages in both precisions.
@@ -10,7 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,12 +29,11 @@ from qdmr_ray.stages import (
     StageSettings,
     UDASettings,
     VQGANSettings,
+    share_of,
 )
 
 WORLD_SIZE = 2
-BATCH_PER_WORKER = 2
 ITERATIONS = 3
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # Terms at a weight of 1, so that none hides behind the others.
 SETTINGS: dict[str, StageSettings] = {
     "vqgan": VQGANSettings(gan=1.0, semantic=1.0),
@@ -43,14 +43,31 @@ SETTINGS: dict[str, StageSettings] = {
 }
 OPTIMIZER = OptimizerSettings()
 
+
+class Case(NamedTuple):
+    """How two workers train: precision, samples in the batch, and at most in a part."""
+
+    dtype: torch.dtype
+    total: int
+    part: int
+
+
+CASES = {
+    "float64": Case(torch.float64, 4, 2),
+    "float32": Case(torch.float32, 4, 2),
+    # Parts of 1 and 1 sample on one worker; of 1 and none on the other.
+    "unequal": Case(torch.float64, 3, 1),
+}
 Result = dict[str, Any]
 
 
-def run_steps(stage: Stage, dtype: torch.dtype, rows: slice) -> Result:
-    """Losses of every iteration, and the weights after the last, from ``rows`` of each batch."""
+def run_steps(stage: Stage, case: Case) -> Result:
+    """Losses of every iteration and the weights after the last, from the stage's share."""
     losses: list[dict[str, Tensor]] = []
+    share = stage.share or share_of(case.total, part=case.total)
+    rows = slice(share.first, share.first + share.count)
     for iteration in range(ITERATIONS):
-        whole = batch_of(stage.name, WORLD_SIZE * BATCH_PER_WORKER, seed=iteration, dtype=dtype)
+        whole = batch_of(stage.name, case.total, seed=iteration, dtype=case.dtype)
         logged = stage.step({name: images[rows] for name, images in whole.items()})
         # How many codes a worker's own batch uses is no mean over the images.
         losses.append({k: v for k, v in logged.items() if not k.startswith("codebook/")})
@@ -77,12 +94,12 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, f
     return {objective: square**0.5 for objective, square in squares.items()}
 
 
-def new_stage(name: str, dtype: torch.dtype) -> Stage:
-    return tiny_stage(name, replace(SETTINGS[name], optimizer=OPTIMIZER), dtype=dtype)
+def new_stage(name: str, case: Case) -> Stage:
+    return tiny_stage(name, replace(SETTINGS[name], optimizer=OPTIMIZER), dtype=case.dtype)
 
 
 def worker(rank: int, folder: str) -> None:
-    """One of the two processes: every stage in every precision, its results into a file."""
+    """One of the two processes: every stage in every case, its results into a file."""
     # Imported here: it brings Ray, which the comparison itself does without.
     from qdmr_ray.train.loop import Worker
 
@@ -91,20 +108,20 @@ def worker(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE
     )
     on_this_device = SimpleNamespace(device=torch.device("cpu"))
-    rows = slice(rank * BATCH_PER_WORKER, (rank + 1) * BATCH_PER_WORKER)
     results: dict[str, Result] = {}
-    for label, dtype in DTYPES.items():
+    for label, case in CASES.items():
         for name in STAGES:
-            stage = new_stage(name, dtype)
+            stage = new_stage(name, case)
+            stage.share = share_of(case.total, part=case.part, rank=rank, world_size=WORLD_SIZE)
             stage.parallelize(lambda module: Worker._distributed(on_this_device, module))  # type: ignore[arg-type]
-            results[f"{name}/{label}"] = run_steps(stage, dtype, rows)
+            results[f"{name}/{label}"] = run_steps(stage, case)
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
-    """Each rank's results by ``stage/dtype``."""
+    """Each rank's results by ``stage/case``."""
     folder = tmp_path_factory.mktemp("workers")
     with pytest.MonkeyPatch.context() as patch:
         # gloo must not look for the machine's name where there is no network.
@@ -122,44 +139,45 @@ def averaged(ranks: list[Result], iteration: int) -> dict[str, Tensor]:
 
 
 every_case = pytest.mark.parametrize(
-    ("name", "label"), [(name, label) for label in DTYPES for name in STAGES]
+    ("name", "label"), [(name, label) for label in CASES for name in STAGES]
 )
 # Relative to each loss. float32 sums in another order, and three Adam steps carry that on.
-LOSS_TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+LOSS_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Between the two results, relative to how far training moved the weights. In the first steps Adam
 # moves every weight by its learning rate times the gradient's *sign*: a weight whose gradient is
 # nothing but rounding (a bias before a group norm of one channel) may move either way in float32.
 # So no single weight can be held to rounding there, but such weights are few. Measured: up to
 # 2e-2 in float32 and 2e-10 in float64; 0.4 to 0.9 where the gradients are one worker's own.
-MOVE_TOLERANCE = {"float64": 1e-7, "float32": 0.1}
+MOVE_TOLERANCE = {torch.float64: 1e-7, torch.float32: 0.1}
 
 
 @every_case
 def test_two_workers_train_what_one_does(
     name: str, label: str, two_workers: list[dict[str, Result]]
 ) -> None:
-    dtype = DTYPES[label]
-    alone = new_stage(name, dtype)
+    case = CASES[label]
+    tolerance = LOSS_TOLERANCE[case.dtype]
+    alone = new_stage(name, case)
     before = weights_of(alone)
-    one = run_steps(alone, dtype, slice(None))
+    one = run_steps(alone, case)
     two = [results[f"{name}/{label}"] for results in two_workers]
     for iteration in range(ITERATIONS):
         mean, expected = averaged(two, iteration), one["losses"][iteration]
         assert mean.keys() == expected.keys()
         for term in expected:
             # Mean logits lie around zero, so they get the tolerance of logits of size 1.
-            absolute = LOSS_TOLERANCE[label] if term.endswith("_logit") else 0.0
+            absolute = tolerance if term.endswith("_logit") else 0.0
             torch.testing.assert_close(
-                mean[term], expected[term], rtol=LOSS_TOLERANCE[label], atol=absolute, msg=term
+                mean[term], expected[term], rtol=tolerance, atol=absolute, msg=term
             )
     for key, expected in one["weights"].items():
         # Whoever reads only rank 0's checkpoint must get what every rank has.
         assert torch.equal(two[0]["weights"][key], two[1]["weights"][key]), key
-        if label == "float64":
+        if case.dtype == torch.float64:
             torch.testing.assert_close(
                 two[0]["weights"][key], expected, rtol=1e-9, atol=1e-9, msg=key
             )
     apart = distance(two[0]["weights"], one["weights"])
     for objective, moved in distance(one["weights"], before).items():
         assert moved > 0
-        assert apart[objective] < MOVE_TOLERANCE[label] * moved, objective
+        assert apart[objective] < MOVE_TOLERANCE[case.dtype] * moved, objective

@@ -103,8 +103,6 @@ def bare_loop(experiment: Experiment, stage_name: str, run: Path, workers: int) 
         sets=tuple(s for s in ("source", "target") if s in stage.domains),
         fields=stage.domains,
         seed=experiment.seed,
-        rank=0,
-        world_size=1,
         start_iteration=0,
         end_iteration=own.iterations,
     )

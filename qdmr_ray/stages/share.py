@@ -1,0 +1,44 @@
+"""Which samples of a batch a worker takes, in which parts, and what each part counts for.
+
+The batch is the same whatever the number of workers: fewer of them take more samples each, in
+more parts, so that none needs more memory than before. Every part's mean loss is weighted by its
+number of samples, so that the gradients, which are averaged over the workers, are those of the
+mean over the whole batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's samples: ``first`` .. ``first + count - 1`` of a batch of ``total``.
+
+    ``parts`` are the sizes of the pieces that go through the networks one after the other;
+    ``weights`` what the mean loss of each counts for. All workers have the same number of parts,
+    since they exchange gradients and estimate spectral norms in step; a part of size 0 stands for
+    a worker that has no sample left.
+    """
+
+    total: int
+    first: int
+    count: int
+    parts: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+def share_of(total: int, *, part: int, rank: int = 0, world_size: int = 1) -> Share:
+    """The share of worker ``rank``, in parts of at most ``part`` samples.
+
+    Raises:
+        ValueError: there are more workers than samples.
+    """
+    if not 0 <= rank < world_size <= total or part < 1:
+        raise ValueError(f"rank {rank} of {world_size}, batch {total}, part {part}")
+    least, more = divmod(total, world_size)
+    count = least + (rank < more)
+    pieces = -(-(least + bool(more)) // part)
+    parts = tuple(count // pieces + (i < count % pieces) for i in range(pieces))
+    weights = tuple(size * world_size / total for size in parts)
+    return Share(total, rank * least + min(rank, more), count, parts, weights)
