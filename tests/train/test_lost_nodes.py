@@ -19,14 +19,14 @@ from qdmr_ray.train.run import train_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-# One worker and its loading task fit on a node of one CPU; two workers do not.
-PLACE = {"cpus_per_worker": 0.6, "max_failures": 3}
-ITERATIONS = 5000
+# One worker and its loading task fit on a node of three CPUs; two workers do not.
+PLACE = {"cpus_per_worker": 2, "max_failures": 3}
+ITERATIONS = 150
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head with one CPU; lost nodes are noticed within seconds."""
+    """A head with three CPUs; lost nodes are noticed within seconds."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "6")
     # Nodes are added in a thread, where Python takes no signal handlers.
@@ -35,7 +35,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     store = 100_000_000
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": store, "_system_config": quick},
+        head_node_args={"num_cpus": 3, "object_store_memory": store, "_system_config": quick},
     )
     ray.init(address=cluster.address)
     yield cluster
@@ -44,7 +44,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def add_node(cluster: Cluster) -> object:
-    node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    node = cluster.add_node(num_cpus=3, object_store_memory=100_000_000)
     cluster.wait_for_nodes()
     return node
 
@@ -65,32 +65,27 @@ def test_training_goes_on_with_the_nodes_that_are_left(
         cluster.remove_node(nodes.pop(), allow_graceful=False)
         return True
 
-    def bring_a_new_one(stage: Path) -> bool:
-        if workers_by_iteration(run)[-1:] != [1]:
-            return False
-        nodes.append(add_node(cluster))
-        return True
-
+    # Without discriminators, whose float32 noise would grow over so many steps.
     experiment = long_run(
         tiny_dataset,
         "run",
+        gan=0,
         workers=2,
         min_workers=1,
-        resize_interval=2,
         iterations=ITERATIONS,
         **PLACE,
     )
-    with Misfortune(run / STAGE, lose_the_node, bring_a_new_one) as misfortune:
+    with Misfortune(run / STAGE, lose_the_node) as misfortune:
         train_run(experiment, storage=str(tmp_path), say=lambda _: None)
     assert misfortune.left == []
     counts = workers_by_iteration(run)
     assert len(counts) == ITERATIONS
     changes = [counts[0], *(b for a, b in itertools.pairwise(counts) if a != b)]
-    assert changes == [2, 1, 2]
+    assert changes == [2, 1]
     # The batch and the order of the samples stay, so the result is that of two workers.
     *expected, weights = bare_loop(experiment, STAGE, run, workers=2)
     for line, losses in zip(metrics_of(run, STAGE), expected, strict=True):
-        assert line["source/l1"] == pytest.approx(losses["source/l1"], rel=2e-2)
+        assert line["source/l1"] == pytest.approx(losses["source/l1"], rel=1e-2)
     found = load_file(run / STAGE / "final" / "model.safetensors")
     assert found.keys() == weights.keys()
     for name, value in weights.items():

@@ -36,10 +36,12 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def long_run(data: Path, name: str, *, workers: int, iterations: int, **scaling: Any) -> Any:
+def long_run(
+    data: Path, name: str, *, workers: int, iterations: int, gan: float = 0.01, **scaling: Any
+) -> Any:
     """Settings of a run that takes some seconds, a log line per iteration."""
     values = settings(data, name=name, run=[STAGE])
-    values["stages"][STAGE]["iterations"] = iterations
+    values["stages"][STAGE] |= {"iterations": iterations, "gan": gan}
     values["scaling"] |= {"workers": workers, **scaling}
     values["logging"] |= {"checkpoint_interval": INTERVAL, "picture_interval": iterations}
     return experiment_from_dict(values)
