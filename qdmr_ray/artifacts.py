@@ -23,6 +23,11 @@ from qdmr_ray.storage import Location, open_location
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
+# What an imported VQGAN's file held beside the network: its semantic head and VGG19. Kept so that
+# it can be written back; nothing here computes with it.
+EXTRAS_FILE = "extras.safetensors"
+# The digest of an imported model is this and the SHA-256 of the file it came from.
+IMPORTED = "imported-sha256-"
 FORMAT = 1
 # Kind of network by the stage that trains it.
 KIND_OF_STAGE = {
@@ -53,15 +58,23 @@ def build_network(kind: str, settings: NetworkSettings) -> VQGAN | QDMR:
 
 
 def save_model(
-    folder: Location, network: VQGAN | QDMR, *, kind: str, step: int, digest: str
+    folder: Location,
+    network: VQGAN | QDMR,
+    *,
+    kind: str,
+    step: int,
+    digest: str,
+    extras: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes weights, then the description: a folder without one holds no model.
+
+    ``extras`` are tensors that belong to the model but not to the network; :func:`load_extras`
+    gives them back.
 
     Raises:
         QdmrError: the place can't be written to.
     """
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    weights = safetensors.torch.save(state)
+    weights = _serialized(network.state_dict())
     description = {
         "format": FORMAT,
         "kind": kind,
@@ -71,6 +84,10 @@ def save_model(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     folder.join(WEIGHTS_FILE).write_bytes_atomic(weights)
+    if extras:
+        data = _serialized(extras)
+        description["extras_sha256"] = hashlib.sha256(data).hexdigest()
+        folder.join(EXTRAS_FILE).write_bytes_atomic(data)
     folder.join(DESCRIPTION_FILE).write_bytes_atomic(json.dumps(description, indent=1).encode())
 
 
@@ -121,7 +138,8 @@ def load_model(checkpoint: str | Path | Location) -> LoadedModel:
             f"version ({error}); train or import it again"
         ) from error
     network = build_network(description["kind"], sizes)
-    load_weights(network, _read_weights(folder, description), folder.join(WEIGHTS_FILE).uri)
+    file = folder.join(WEIGHTS_FILE)
+    load_weights(network, _read_tensors(file, description["weights_sha256"]), file.uri)
     return LoadedModel(
         network=network.eval(),
         kind=description["kind"],
@@ -129,6 +147,16 @@ def load_model(checkpoint: str | Path | Location) -> LoadedModel:
         digest=description["digest"],
         source=folder.uri,
     )
+
+
+def load_extras(folder: Location) -> dict[str, Tensor]:
+    """What :func:`save_model` was given as ``extras``; empty for a model without.
+
+    Raises:
+        QdmrError: the file is missing or damaged.
+    """
+    checksum = (read_description(folder) or {}).get("extras_sha256")
+    return _read_tensors(folder.join(EXTRAS_FILE), checksum) if checksum else {}
 
 
 def network_settings(values: Mapping[str, Any]) -> NetworkSettings:
@@ -161,10 +189,13 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     network.load_state_dict(dict(state))
 
 
-def _read_weights(folder: Location, description: Mapping[str, Any]) -> dict[str, Tensor]:
-    file = folder.join(WEIGHTS_FILE)
+def _serialized(state: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()})
+
+
+def _read_tensors(file: Location, checksum: str) -> dict[str, Tensor]:
     data = file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != description["weights_sha256"]:
+    if hashlib.sha256(data).hexdigest() != checksum:
         raise QdmrError(
             f"{file.uri}: differs from its checksum in {DESCRIPTION_FILE}; it is damaged"
         )

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from qdmr_ray.commands.codebook import EPILOG as CODEBOOK_EPILOG
+from qdmr_ray.commands.codebook import codebook
+from qdmr_ray.commands.niqe import niqe_fit
 from qdmr_ray.errors import QdmrError, SettingsError
 
 VERBOSE_FLAGS = ("-v", "--verbose")
@@ -45,6 +48,8 @@ bench_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(bench_app, name="bench")
+app.command(epilog=CODEBOOK_EPILOG)(codebook)
+app.command("niqe-fit", epilog="Example:  qdmr niqe-fit photos --out pristine.npz")(niqe_fit)
 
 Endpoint = Annotated[
     str | None,
@@ -267,8 +272,10 @@ def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT")],
     data: Annotated[str | None, typer.Option(help="Packed dataset; the run's by default.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder; the run's by default.")] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Figures and restored images of a test set, spread over the cluster."""
+    """Figures and restored images of a test set, spread over the cluster; run again, it goes on.
+    --set evaluation.niqe=FILE, evaluation.workers=4 and so on replace the run's settings."""
     from qdmr_ray.evaluate.evaluate import evaluate_run
     from qdmr_ray.storage import open_location
 
@@ -277,9 +284,12 @@ def evaluate(
             open_location(run),
             data=data,
             out=out,
+            overrides=overrides or (),
             progress=lambda done, total: progress("evaluate", done, total),
         )
     _print_evaluation(evaluation)
+    if evaluation["failed"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command(
@@ -289,13 +299,31 @@ def restore(
     files: Annotated[list[Path], typer.Argument(help="Photographs, folders or patterns.")],
     checkpoint: Annotated[str, typer.Option(help="A trained base, uda or source_only model.")],
     out: Annotated[Path, typer.Option(help="Folder for the corrected photographs.")],
+    memory: Annotated[
+        float,
+        typer.Option(help="GiB for maps between layers; larger ones lie in scratch files.", min=0),
+    ] = 2.0,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for those files; the system's by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU by default where there is one.")
+    ] = None,
 ) -> None:
-    """Correct photographs of any size."""
-    from qdmr_ray.evaluate.restore import restore_files
+    """Correct photographs of any size; bits, transparency, EXIF data and colour profile stay."""
+    from qdmr_ray.evaluate.restoration import RestoreSettings, restore_files
 
+    settings = RestoreSettings(
+        memory=round(memory * 2**30), scratch=scratch, dtype=dtype, device=device
+    )
     with _bars() as progress:
         failures = restore_files(
-            files, checkpoint, out, progress=lambda d, t, _: progress("restore", d, t)
+            files,
+            checkpoint,
+            out,
+            progress=lambda d, t, _: progress("restore", d, t),
+            settings=settings,
         )
     for failure in failures:
         print(f"qdmr: {failure.reason}", file=sys.stderr)
@@ -306,13 +334,17 @@ def restore(
 
 @app.command(epilog="Example:  qdmr report runs/demo")
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN")],
-    out: Annotated[Path | None, typer.Option(help="File; RUN/report.html by default.")] = None,
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Run folder or evaluation, local or s3://.")
+    ],
+    out: Annotated[str | None, typer.Option(help="File; RUN/report.html by default.")] = None,
 ) -> None:
-    """Curves, pictures and figures of a run on one page."""
+    """One self-contained page: figures, curves, pictures, codebook, settings."""
     from qdmr_ray.evaluate.report import build_report
 
-    _say(str(build_report(run, out)))
+    with _bars() as progress:
+        page = build_report(run, out, progress=lambda d, t: progress("codebook", d, t))
+    _say(page)
 
 
 @app.command(epilog="Example:  qdmr verify tests/golden --dtype float64")
@@ -423,13 +455,9 @@ def bench_step(
     from qdmr_ray.bench.step import bench_step as measure
     from qdmr_ray.stages.compute import DTYPES
 
-    for option, value, known in (
-        ("stage", stage, STAGE_SETTINGS),
-        ("preset", preset, PRESETS),
-        ("dtype", dtype, DTYPES),
-    ):
-        if value not in known:
-            raise SettingsError(f"--{option} {value}: choose from {', '.join(known)}")
+    _check_choices(
+        ("stage", stage, STAGE_SETTINGS), ("preset", preset, PRESETS), ("dtype", dtype, DTYPES)
+    )
     bench = StepBench(
         stage=stage,
         size=size,
@@ -447,6 +475,45 @@ def bench_step(
         _say(profile_step(bench))
         return
     _print_figures(asdict(measure(bench)), json_file)
+
+
+@bench_app.command("restore", epilog="Example:  qdmr bench restore --height 640 --width 960")
+def bench_restore(
+    height: Annotated[int, typer.Option(min=1, help="Pixels.")] = 640,
+    width: Annotated[int, typer.Option(min=1, help="Pixels.")] = 960,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    memory: Annotated[float, typer.Option(min=0, help="GiB for maps between layers.")] = 2.0,
+    preset: Annotated[str, typer.Option(help="Sizes of the network: full or demo.")] = "full",
+    repeats: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Also write the figures to a file.")
+    ] = None,
+) -> None:
+    """Seconds and memory to correct a photograph, beside the floor that its arithmetic sets."""
+    from qdmr_ray.bench.restore import DTYPES, RestoreBench
+    from qdmr_ray.bench.restore import bench_restore as measure
+    from qdmr_ray.bench.step import PRESETS
+
+    _check_choices(("preset", preset, PRESETS), ("dtype", dtype, DTYPES))
+    bench = RestoreBench(
+        height=height,
+        width=width,
+        device=device,
+        dtype=dtype,
+        memory=round(memory * 2**30),
+        preset=preset,
+        repeats=repeats,
+        threads=threads,
+    )
+    _print_figures(asdict(measure(bench)), json_file)
+
+
+def _check_choices(*choices: tuple[str, str, Collection[str]]) -> None:
+    for option, value, known in choices:
+        if value not in known:
+            raise SettingsError(f"--{option} {value}: choose from {', '.join(known)}")
 
 
 def _print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
@@ -508,6 +575,8 @@ def _print_evaluation(evaluation: dict[str, Any]) -> None:
         table.add_row(name, *cells, gain)
     _print_table(table)
     _say(f"means over {evaluation['images']} test images")
+    for failure in evaluation["failed"]:
+        print(f"qdmr: {failure['name']}: {failure['reason']}", file=sys.stderr)
 
 
 @contextmanager

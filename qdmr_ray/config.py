@@ -132,6 +132,10 @@ class EvaluationSettings(Settings):
     border: int = setting(0, "pixels left out at each edge", unit="pixels", minimum=0)
     luma: bool = setting(False, "compare the Y channel (BT.601) instead of RGB")
     lpips: bool = setting(False, "also LPIPS-Alex; needs AlexNet's weights (weights.alexnet)")
+    niqe: str | None = setting(
+        None, "also NIQE, without ground truth too: file of its pristine parameters, .mat or .npz"
+    )
+    sheets: bool = setting(True, "a comparison.png beside each image's pictures")
     workers: int = setting(1, "images restored at the same time", minimum=1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,20 @@ class Golden:
     forward: Mapping[str, np.ndarray]
     steps: dict[str, Any]
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure: its worst ``difference`` and how much is allowed."""
+
+    figure: str
+    difference: float
+    allowed: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the difference is allowed; NaN never is."""
+        return self.difference <= self.allowed
 
 
 def load_golden(folder: Path) -> Golden:
@@ -100,3 +114,13 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 def golden_image(seed: int, count: int, height: int, width: int) -> Tensor:
     """Random images (count, 3, height, width), float64 in [0, 1)."""
     return torch.from_numpy(np.random.default_rng(seed).random((count, 3, height, width)))
+
+
+def relative_difference(found: float, wanted: float) -> float:
+    """``|found - wanted|`` over ``|wanted|``."""
+    return abs(found - wanted) / max(abs(wanted), np.finfo(float).tiny)
+
+
+def worst(differences: Iterable[float]) -> float:
+    """The largest, or NaN where any is NaN: ``max`` would pass over it."""
+    return float(np.max(list(differences)))

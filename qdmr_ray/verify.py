@@ -9,9 +9,8 @@ scalars by their relative difference, code indices by the share that differs.
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.evaluate.metrics import psnr, ssim
+from qdmr_ray.evaluate.niqe import PristineModel, load_pristine
 from qdmr_ray.golden import (
+    Comparison,
     Golden,
     fill,
-    golden_array,
     golden_image,
     golden_state,
     load_golden,
+    relative_difference,
     under,
+    worst,
 )
 from qdmr_ray.nets import (
     QDMR,
@@ -38,11 +39,11 @@ from qdmr_ray.nets import (
     UNetDiscriminator,
 )
 from qdmr_ray.nets.adapter import to_authors
-from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.nets.vgg import VGG19Features
 from qdmr_ray.stages import BaseSettings, Parts, UDASettings, VQGANSettings, build_stage
 from qdmr_ray.stages.stage import Stage
 from qdmr_ray.storage import open_location
+from qdmr_ray.verify_metrics import verify_metrics, verify_niqe
 
 # Largest difference allowed by dtype: outputs, losses, share of differing indices.
 TOLERANCES = {
@@ -52,39 +53,33 @@ TOLERANCES = {
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # The authors decoded these in float32.
 DECODED_CODES_TOLERANCE = 1e-5
-METRIC_TOLERANCES = {"psnr": 1e-6, "ssim": 1e-6, "psnr_crop4_y": 1e-4, "ssim_crop4_y": 1e-4}
-LPIPS_TOLERANCE = 1e-5
-GOLDEN_PHOTOGRAPHS = ("coffee", "astronaut", "chelsea")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One figure: its worst ``difference`` and how much is allowed."""
-
-    figure: str
-    difference: float
-    allowed: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the difference is allowed; NaN never is."""
-        return self.difference <= self.allowed
+# NIQE's figures were made with the parameters here, seen from the golden figures' folder.
+PRISTINE_PATH = Path("..", "data", "niqe_pris_params.npz")
 
 
 def verify(
-    golden: Golden, dtype: torch.dtype, progress: Callable[[str], None] | None = None
+    golden: Golden,
+    dtype: torch.dtype,
+    progress: Callable[[str], None] | None = None,
+    *,
+    pristine: PristineModel | None = None,
 ) -> list[Comparison]:
-    """Every comparison, in float64 or float32; ``progress`` hears what is being computed."""
+    """Every comparison, in float64 or float32; ``progress`` hears what is being computed.
+
+    NIQE is left out without ``pristine``, the model that its figures were made with.
+    """
     tell = progress or (lambda _: None)
     comparisons: list[Comparison] = []
-    parts = (
+    parts: list[tuple[str, Callable[[], list[Comparison]]]] = [
         ("networks", lambda: verify_networks(golden, dtype)),
         ("discriminators", lambda: verify_discriminators(golden, dtype)),
         ("vqgan steps", lambda: verify_steps(golden, "vqgan", dtype)),
         ("base steps", lambda: verify_steps(golden, "qdmr_base", dtype)),
         ("uda steps", lambda: verify_steps(golden, "qdmr_uda", dtype)),
         ("metrics", lambda: verify_metrics(golden)),
-    )
+    ]
+    if pristine is not None:
+        parts.append(("NIQE", lambda: verify_niqe(golden, pristine)))
     for name, run in parts:
         tell(name)
         comparisons += run()
@@ -94,11 +89,17 @@ def verify(
 def verify_folder(folder: Path, dtype: str, say: Callable[[str], None]) -> list[Comparison]:
     """Every comparison with the golden figures in ``folder``; ``dtype`` is one of ``DTYPES``.
 
+    NIQE is compared where its pristine parameters lie beside it, at ``PRISTINE_PATH``.
+
     Raises:
-        QdmrError: the folder holds no golden figures.
+        QdmrError: the folder holds no golden figures, or the parameters are unreadable.
     """
     golden = load_golden(folder)
-    return verify(golden, DTYPES[dtype], lambda part: say(f"comparing {part}"))
+    path = (folder / PRISTINE_PATH).resolve()
+    pristine = load_pristine(path) if path.is_file() else None
+    if pristine is None:
+        say(f"leaving out NIQE: it is measured from pristine parameters, and there is no {path}")
+    return verify(golden, DTYPES[dtype], lambda part: say(f"comparing {part}"), pristine=pristine)
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> None:
@@ -192,7 +193,7 @@ class _Checker:
         self.comparisons.append(Comparison(name, difference, self.allowed["output"]))
 
     def loss(self, name: str, value: Tensor) -> None:
-        difference = _relative(value.item(), float(self.golden.forward[name]))
+        difference = relative_difference(value.item(), float(self.golden.forward[name]))
         self.comparisons.append(Comparison(name, difference, self.allowed["loss"]))
 
     def indices(self, name: str, value: Tensor) -> None:
@@ -254,14 +255,14 @@ def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparis
     allowed = TOLERANCES[str(dtype).removeprefix("torch.")]
     wanted = golden.steps[kind]
     stage = golden_stage(golden, kind, dtype)
-    worst = dict.fromkeys(names.values(), 0.0)
+    largest = dict.fromkeys(names.values(), 0.0)
     for losses, batch in zip(wanted["losses"], golden_batches(golden, kind, dtype), strict=True):
         found = stage.step(batch)
         for ours, theirs in names.items():
-            difference = _relative(found[ours].item(), losses[theirs])
-            worst[theirs] = _worst((worst[theirs], difference))
-    comparisons = [Comparison(f"{kind} steps/{k}", v, allowed["loss"]) for k, v in worst.items()]
-    difference = _worst(
+            difference = relative_difference(found[ours].item(), losses[theirs])
+            largest[theirs] = worst((largest[theirs], difference))
+    comparisons = [Comparison(f"{kind} steps/{k}", v, allowed["loss"]) for k, v in largest.items()]
+    difference = worst(
         _parameter_difference(value, wanted["params_after"][key])
         for key, value in _authors_parameters(stage, kind, wanted["params_after"])
     )
@@ -343,7 +344,7 @@ def _parameter_difference(value: Tensor, wanted: list[float]) -> float:
     size = max(wanted[1], np.finfo(float).tiny)
     sums = (flat.sum().item() - wanted[0], flat.abs().sum().item() - wanted[1])
     ends = (flat[0].item() - wanted[2], flat[-1].item() - wanted[3])
-    return _worst(
+    return worst(
         [
             *(abs(difference) / size for difference in sums),
             *(abs(difference) * flat.numel() / size for difference in ends),
@@ -351,63 +352,6 @@ def _parameter_difference(value: Tensor, wanted: list[float]) -> float:
     )
 
 
-def verify_metrics(golden: Golden) -> list[Comparison]:
-    """PSNR and SSIM on photographs, and LPIPS-VGG with weights of the recipe."""
-    comparisons = []
-    for name in GOLDEN_PHOTOGRAPHS:
-        sharp, blurred = _golden_photographs(name)
-        found = {
-            "psnr": psnr(sharp, blurred),
-            "ssim": ssim(sharp, blurred),
-            "psnr_crop4_y": psnr(sharp, blurred, border=4, luma=True),
-            "ssim_crop4_y": ssim(sharp, blurred, border=4, luma=True),
-        }
-        for metric, value in found.items():
-            difference = _relative(float(value), golden.metrics[name][metric])
-            allowed = METRIC_TOLERANCES[metric]
-            comparisons.append(Comparison(f"{name}/{metric}", difference, allowed))
-    seed = golden.recipe["seed"]
-    distances = golden_lpips()(golden_image(seed, 2, 64, 64), golden_image(seed + 1, 2, 64, 64))
-    pairs = zip(distances.tolist(), golden.metrics["lpips_vgg"], strict=True)
-    difference = _worst(_relative(found, wanted) for found, wanted in pairs)
-    return [*comparisons, Comparison("lpips_vgg", difference, LPIPS_TOLERANCE)]
-
-
-def golden_lpips() -> LPIPS:
-    """LPIPS-VGG in float64 whose backbone the recipe filled under torchvision's keys."""
-    import torchvision
-
-    with torch.device("meta"):
-        layers = torchvision.models.vgg16(weights=None).features
-    state = {
-        f"features.{key}": torch.from_numpy(golden_array(f"features.{key}", tuple(value.shape)))
-        for key, value in layers.state_dict().items()
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vgg16.pth"
-        torch.save(state, path)
-        return build_lpips("vgg", path).double()
-
-
-def _golden_photographs(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-image's photograph and its golden blur, uint8 (H, W, 3)."""
-    import skimage.data
-
-    a = getattr(skimage.data, name)()
-    wide = a.astype(np.int64)
-    total = wide + np.roll(wide, 1, 0) + np.roll(wide, 1, 1) + np.roll(wide, 3, 1)
-    return a, (total // 4).astype(np.uint8)
-
-
 def _array_difference(found: Tensor, wanted: np.ndarray) -> float:
     difference = np.abs(found.double().numpy() - wanted.astype(np.float64)).max()
     return float(difference / np.abs(wanted).max())
-
-
-def _relative(found: float, wanted: float) -> float:
-    return abs(found - wanted) / max(abs(wanted), np.finfo(float).tiny)
-
-
-def _worst(differences: Iterable[float]) -> float:
-    """The largest, or NaN where any is NaN: ``max`` would pass over it."""
-    return float(np.max(list(differences)))

@@ -14,24 +14,31 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
 from qdmr_ray import cli
 from qdmr_ray import verify as module
+from qdmr_ray import verify_metrics as metrics_module
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.niqe import PristineModel, fit_pristine, load_pristine, niqe, save_pristine
 from qdmr_ray.golden import Golden, golden_array, golden_state, load_golden
 from qdmr_ray.nets import DiscriminatorSettings, UNetDiscriminator
 from qdmr_ray.verify import (
+    PRISTINE_PATH,
     Comparison,
     golden_batches,
     verify,
     verify_discriminators,
     verify_metrics,
     verify_networks,
+    verify_niqe,
     verify_steps,
 )
 
 FOLDER = Path(__file__).parent / "golden"
+# NIQE's authors' parameters are not this project's to ship; where they are, they are used.
+SHARED_PRISTINE = Path(__file__).parents[2] / "shared" / "data" / "niqe_pris_params.npz"
 STAGES = ("vqgan", "qdmr_base", "qdmr_uda")
 FILES = ("forward.npz", "metrics.json", "recipe.json", "state_dict_keys.json", "train_steps.json")
 # A base stage's figures that one step settles: the loss terms, and the codebook that stays.
@@ -85,7 +92,7 @@ def test_three_training_steps_agree(golden: Golden, kind: str) -> None:
 
 def test_metrics_agree(golden: Golden) -> None:
     comparisons = verify_metrics(golden)
-    # NIQE comes with a later issue.
+    # NIQE is a part of its own: what it is measured from may be missing.
     photographs = {
         f"{photograph}/{metric}"
         for photograph, values in golden.metrics.items()
@@ -211,7 +218,7 @@ def nothing(*_: object) -> list[Comparison]:
 
 
 def test_wrong_metrics_are_reported(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "GOLDEN_PHOTOGRAPHS", ("chelsea",))
+    monkeypatch.setattr(metrics_module, "GOLDEN_PHOTOGRAPHS", ("chelsea",))
     right = golden.metrics["chelsea"]
     chelsea = {**right, "psnr": right["psnr"] * (1 + 3e-6), "ssim_crop4_y": math.nan}
     wrong = replace(golden, metrics={**golden.metrics, "chelsea": chelsea})
@@ -223,11 +230,56 @@ def test_wrong_metrics_are_reported(golden: Golden, monkeypatch: pytest.MonkeyPa
 def test_one_wrong_lpips_distance_is_reported(
     golden: Golden, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GOLDEN_PHOTOGRAPHS", ())
+    monkeypatch.setattr(metrics_module, "GOLDEN_PHOTOGRAPHS", ())
     first, second = golden.metrics["lpips_vgg"]
     wrong = replace(golden, metrics={"lpips_vgg": [first, second * factor]})
 
     assert differing(verify_metrics(wrong)) == ["lpips_vgg"]
+
+
+@pytest.fixture(scope="module")
+def own_pristine() -> PristineModel:
+    """A model of two photographs: the one behind the golden figures is not this project's."""
+    photographs = (skimage.data.hubble_deep_field(), skimage.data.immunohistochemistry())
+    return fit_pristine(photographs)
+
+
+def with_niqe(golden: Golden, model: PristineModel, **factors: float) -> Golden:
+    """NIQE's figures as ``model`` gives them, those named multiplied."""
+    chelsea = skimage.data.chelsea()
+    wide = chelsea.astype(int)
+    shifted = sum(np.roll(wide, shift, axis) for shift, axis in ((1, 0), (1, 1), (3, 1)))
+    images = {"niqe": chelsea, "niqe_blurred": ((wide + shifted) // 4).astype(np.uint8)}
+    figures = {key: niqe(image, model) * factors.get(key, 1.0) for key, image in images.items()}
+    return replace(golden, metrics={"chelsea": figures})
+
+
+def test_wrong_niqe_is_reported(
+    golden: Golden, own_pristine: PristineModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_module, "GOLDEN_PHOTOGRAPHS", ("chelsea",))
+    right = with_niqe(golden, own_pristine)
+    both = ["chelsea/niqe", "chelsea/niqe_blurred"]
+
+    assert figures(verify_niqe(right, own_pristine)) == set(both)
+    assert differing(verify_niqe(right, own_pristine)) == []
+    for factors, wrong in (
+        ({"niqe": 1 + 3e-5, "niqe_blurred": 1 + 1e-3}, both[:1]),
+        ({"niqe_blurred": 1 + 5e-3}, both[1:]),
+        ({"niqe": math.nan, "niqe_blurred": math.nan}, both),
+    ):
+        spoilt = with_niqe(golden, own_pristine, **factors)
+        assert differing(verify_niqe(spoilt, own_pristine)) == wrong
+
+
+def test_niqe_agrees_where_the_pristine_parameters_are(golden: Golden) -> None:
+    if not SHARED_PRISTINE.is_file():
+        pytest.skip(f"there are no pristine parameters in {SHARED_PRISTINE}")
+
+    comparisons = verify_niqe(golden, load_pristine(SHARED_PRISTINE))
+
+    assert len(figures(comparisons)) == 6
+    assert differing(comparisons) == []
 
 
 def test_all_parts_are_compared(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,17 +289,20 @@ def test_all_parts_are_compared(golden: Golden, monkeypatch: pytest.MonkeyPatch)
 
         return part
 
-    for name in ("networks", "discriminators", "steps", "metrics"):
+    for name in ("networks", "discriminators", "steps", "metrics", "niqe"):
         monkeypatch.setattr(module, f"verify_{name}", naming(name))
     told: list[str] = []
-
-    assert figures(verify(golden, torch.float32, told.append)) == {
+    without_niqe = {
         "networks torch.float32",
         "discriminators torch.float32",
         *(f"steps {kind} torch.float32" for kind in STAGES),
         "metrics",
     }
+    model: Any = "model"
+
+    assert figures(verify(golden, torch.float32, told.append)) == without_niqe
     assert len(told) == 6
+    assert figures(verify(golden, torch.float32, pristine=model)) == {*without_niqe, "niqe model"}
 
 
 # -- the recipe behind the figures -----------------------------------------------------------
@@ -377,6 +432,41 @@ def test_command_says_that_all_agree(
         "feature_discriminator/logits",
     }
     assert all(row["agrees"] is True and row["difference"] <= row["allowed"] for row in rows)
+
+
+@pytest.mark.usefixtures("only_discriminators")
+def test_command_compares_niqe_where_its_parameters_lie_beside_the_figures(
+    own_folder: Path,
+    own_pristine: PristineModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def compare(_: Golden, model: PristineModel) -> list[Comparison]:
+        agrees = np.array_equal(model.mean, own_pristine.mean)
+        return [Comparison("NIQE's turn", 0.0 if agrees else 1.0, 0.0)]
+
+    monkeypatch.setattr(module, "verify_niqe", compare)
+    file = (own_folder / PRISTINE_PATH).resolve()
+
+    assert run(monkeypatch, own_folder) == 0
+    out = capsys.readouterr().out
+    assert f"leaving out NIQE: it is measured from pristine parameters, and there is no {file}" in (
+        " ".join(out.split())
+    )
+    assert "NIQE's turn" not in out
+
+    file.parent.mkdir()
+    save_pristine(file, own_pristine)
+    assert run(monkeypatch, own_folder) == 0
+    out = capsys.readouterr().out
+    assert "leaving out" not in out
+    assert "all 3 figures agree" in out
+
+    file.write_bytes(b"PK")
+    assert run(monkeypatch, own_folder) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert str(file) in lines[0]
 
 
 @pytest.mark.usefixtures("only_discriminators")

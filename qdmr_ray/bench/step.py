@@ -71,9 +71,9 @@ PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {
     ),
 }
 SEED = 0
-_GIGA = 1e9
+GIGA = 1e9
 # The image that the arithmetic is counted on; a multiple of every preset's windows.
-_COUNTED_SIDE = 64
+COUNTED_SIDE = 64
 _PROFILED_STEPS = 3
 # Side of the matrices whose product gives the machine's rate: large enough to be bound by
 # arithmetic, small enough to take under a second.
@@ -138,15 +138,15 @@ def bench_step(bench: StepBench) -> StepFigures:
         torch.set_num_threads(bench.threads)
     stage = _stage(bench, device)
     batch = _batch(bench, device)
-    start = _timed(lambda: stage.step(batch), device)
+    start = timed(lambda: stage.step(batch), device)
     for _ in range(bench.warm_up):
         stage.step(batch)
     # The rate is taken before and after: a machine that is busy meanwhile shows in both.
     before = matrix_rate(device, bench.dtype)
-    seconds = [_timed(lambda: stage.step(batch), device) for _ in range(bench.steps)]
-    peak = _peak_memory(device)
+    seconds = [timed(lambda: stage.step(batch), device) for _ in range(bench.steps)]
+    peak = peak_memory(device)
     rate = max(before, matrix_rate(device, bench.dtype))
-    needed = needed_flop(bench) / _GIGA
+    needed = needed_flop(bench) / GIGA
     floor = needed / rate
     median = statistics.median(seconds)
     convolution = convolution_rate(device, bench)
@@ -159,10 +159,10 @@ def bench_step(bench: StepBench) -> StepFigures:
         ratio=median / floor,
         gflops_convolution=convolution,
         ratio_convolution=median * convolution / needed,
-        gigabytes_copied_per_second=copy_rate(device) / _GIGA,
+        gigabytes_copied_per_second=copy_rate(device) / GIGA,
         start_seconds=start,
         peak_memory_bytes=peak,
-        device=_device_name(device),
+        device=device_name(device),
         dtype=bench.dtype,
         compile=bench.compile,
         channels_last=bench.channels_last,
@@ -201,8 +201,8 @@ def matrix_rate(device: torch.device, dtype: str) -> float:
     product = torch.empty_like(a)
     with tensor_float_32(ComputeSettings(dtype=dtype), device):
         work = partial(torch.mm, a, b, out=product)
-        best = min(_timed(work, device) for _ in range(_MATRIX_REPEATS))
-    return 2 * side**3 / best / _GIGA
+        best = min(timed(work, device) for _ in range(_MATRIX_REPEATS))
+    return 2 * side**3 / best / GIGA
 
 
 def convolution_rate(device: torch.device, bench: StepBench) -> float:
@@ -215,15 +215,15 @@ def convolution_rate(device: torch.device, bench: StepBench) -> float:
     images, weight = (x.contiguous(memory_format=layout) for x in (images, weight))
     with tensor_float_32(ComputeSettings(dtype=bench.dtype), device):
         work = partial(nn.functional.conv2d, images, weight, padding=1)
-        best = min(_timed(work, device) for _ in range(_MATRIX_REPEATS))
-    return 2 * batch * side**2 * channels**2 * 9 / best / _GIGA
+        best = min(timed(work, device) for _ in range(_MATRIX_REPEATS))
+    return 2 * batch * side**2 * channels**2 * 9 / best / GIGA
 
 
 def copy_rate(device: torch.device) -> float:
     """Bytes read and written per second when a large tensor is copied."""
     values = torch.zeros(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     copy = torch.empty_like(values)
-    best = min(_timed(lambda: copy.copy_(values), device) for _ in range(_MATRIX_REPEATS))
+    best = min(timed(lambda: copy.copy_(values), device) for _ in range(_MATRIX_REPEATS))
     return 2 * values.numel() / best
 
 
@@ -233,35 +233,35 @@ def needed_flop(bench: StepBench) -> float:
     Counted on one small image and scaled by pixels: every part is convolutions, windows of fixed
     size and layers of single positions.
     """
-    scale = bench.batch * (bench.size / _COUNTED_SIDE) ** 2
+    scale = bench.batch * (bench.size / COUNTED_SIDE) ** 2
     return scale * _flop_of_one_image(bench)
 
 
 def _flop_of_one_image(bench: StepBench) -> float:
     network, discriminator = PRESETS[bench.preset]
-    images = torch.rand(1, 3, _COUNTED_SIDE, _COUNTED_SIDE)
+    images = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
     judge = UNetDiscriminator(3, discriminator)
     # In the generator's step only the gradient of its input is needed.
-    through = _flop(judge, images, to_input=True, to_weights=False)
-    trained = _flop(judge, images, to_input=False, to_weights=True)
+    through = flop_of(judge, images, to_input=True, to_weights=False)
+    trained = flop_of(judge, images, to_input=False, to_weights=True)
     if bench.stage == "vqgan":
         both = torch.cat([images, images])
-        vqgan = _flop(lambda x: VQGAN(network)(x).image, both, to_weights=True)
+        vqgan = flop_of(lambda x: VQGAN(network)(x).image, both, to_weights=True)
         return vqgan + through + 2 * trained
     restoration = QDMR(network, domain_mixing=bench.stage != "source_only")
-    supervised = _flop(lambda x: restoration(x).image, images, to_weights=True)
+    supervised = flop_of(lambda x: restoration(x).image, images, to_weights=True)
     if bench.stage != "uda":
         return supervised + through + 2 * trained
-    encoded = _flop(lambda x: restoration.encode(x).features, images, to_weights=True)
+    encoded = flop_of(lambda x: restoration.encode(x).features, images, to_weights=True)
     features = restoration.encode(images).features.detach()
     aligner = UNetDiscriminator(network.feature_width, discriminator)
-    alignment = 2 * _flop(aligner, features, to_input=True, to_weights=False)
-    alignment += 2 * _flop(aligner, features, to_weights=True)
-    s2t = _flop(lambda x: VQGAN(network)(x).image, images)
+    alignment = 2 * flop_of(aligner, features, to_input=True, to_weights=False)
+    alignment += 2 * flop_of(aligner, features, to_weights=True)
+    s2t = flop_of(lambda x: VQGAN(network)(x).image, images)
     return 2 * supervised + encoded + s2t + 2 * through + 3 * trained + alignment
 
 
-def _flop(
+def flop_of(
     network: Callable[[Tensor], Tensor],
     inputs: Tensor,
     *,
@@ -302,7 +302,7 @@ def _batch(bench: StepBench, device: torch.device) -> dict[str, Tensor]:
     return {name: torch.rand(shape, generator=generator).to(device) for name in names}
 
 
-def _timed(work: Callable[[], object], device: torch.device) -> float:
+def timed(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -312,7 +312,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Imported here: Windows has no such module.
@@ -321,7 +321,7 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 

@@ -29,22 +29,10 @@ from qdmr_ray.storage import write_file_atomic
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
-# How files other than PNG are written, by ending.
-_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-_TIFF = {"format": "TIFF", "compression": "tiff_lzw"}
-_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    ".bmp": {"format": "BMP"},
-    ".jpeg": _JPEG,
-    ".jpg": _JPEG,
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
-    ".webp": {"format": "WEBP", "lossless": True},
-}
-
 # 65535 / 255: the factor between full scale at 16 and at 8 bits.
 _SIXTEEN_TO_EIGHT = 257
-_SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
-_CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
+SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
 _TIFF_BITS_PER_SAMPLE = 258
 # A PNG's bit depth lies at a fixed place: 8 bytes of signature, then the IHDR chunk's length,
 # name, width and height of 4 bytes each.
@@ -109,7 +97,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         raise QdmrError(
             f"{name}: unreadable image ({reason}); replace or remove the file"
         ) from error
-    return np.ascontiguousarray(_oriented(pixels, orientation))
+    return np.ascontiguousarray(oriented(pixels, orientation))
 
 
 def probe_image(path: Path) -> tuple[int, int]:
@@ -158,43 +146,27 @@ def write_png(path: Path, image: np.ndarray) -> None:
     write_file_atomic(path, encode_png(image))
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 (H, W, 3) in the format of the file's ending; completely or not at all.
-
-    PNG, TIFF, BMP and WebP lose nothing; JPEG is written at quality 95 without subsampled colour.
-
-    Raises:
-        QdmrError: the folder is missing or not writable, or the disk is full.
-    """
-    suffix = path.suffix.lower()
-    if suffix == ".png":
-        return write_png(path, image)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, **_SAVE_OPTIONS[suffix])
-    return write_file_atomic(path, buffer.getvalue())
-
-
 def _is_unknown(error: Exception) -> bool:
     return isinstance(error, Image.UnidentifiedImageError)
 
 
 def _pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
     """uint8 (H, W, 3) in the file's own orientation."""
-    if image.mode in _SIXTEEN_BIT_GREY:
+    if image.mode in SIXTEEN_BIT_GREY:
         return _eight_bits(np.asarray(image)[..., None])
-    if image.mode not in _CONVERTIBLE:
+    if image.mode not in CONVERTIBLE:
         raise QdmrError(
             f"{name}: colour mode {image.mode} is not supported; "
             "save the picture as 8- or 16-bit RGB or grey"
         )
-    if _is_sixteen_bit(image, data):
-        return _eight_bits(_read_sixteen_bit(image, data, name))
+    if is_sixteen_bit(image, data):
+        return _eight_bits(read_sixteen_bit(image, data, name))
     if image.has_transparency_data:
         return _on_white(np.asarray(image.convert("RGBA")), full_scale=255)
     return np.asarray(image.convert("RGB"))
 
 
-def _is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
+def is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
     """Whether Pillow, which has no 16-bit colour mode, has thrown away the low bytes."""
     if image.format == "PNG":
         return data[_PNG_BIT_DEPTH_AT] == 16
@@ -202,7 +174,7 @@ def _is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
     return tags is not None and 16 in tuple(tags.get(_TIFF_BITS_PER_SAMPLE, ()))
 
 
-def _read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
+def read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
     """uint16 (H, W, 2 grey, alpha | 3 RGB | 4 RGBA) of a colour PNG or TIFF, turned as ``image``.
 
     Pillow's unpackers take the high byte of each value; told that the bytes come in the other
@@ -253,7 +225,7 @@ def _on_white(rgba: np.ndarray, *, full_scale: int) -> np.ndarray:
     return np.rint((colour * alpha + (1.0 - alpha)) * 255.0).astype(np.uint8)
 
 
-def _oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
+def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """``pixels`` (H, W, C) turned upright; an orientation that EXIF does not know is ignored."""
     transpose, vertical, horizontal = _ORIENTATIONS.get(orientation, _ORIENTATIONS[1])
     if transpose:

@@ -1,103 +1,67 @@
 """Judging a run on its test set: every photograph restored and measured, spread by Ray Data.
 
-evaluation = evaluate_run(open_location("runs/demo"))
+    evaluation = evaluate_run(open_location("runs/demo"))
+
+Results are kept as they come (``evaluation/results.jsonl``): an evaluation that was killed goes on
+where it stopped when it is started again with the same models, data and settings.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray.data
-import torch
+from ray.util.annotations import RayDeprecationWarning
 
-from qdmr_ray.artifacts import LoadedModel, load_model, read_description
-from qdmr_ray.config import EvaluationSettings, Experiment, experiment_of_run
-from qdmr_ray.data.images import encode_png
+from qdmr_ray.artifacts import read_description
+from qdmr_ray.config import (
+    EvaluationSettings,
+    Experiment,
+    code_version,
+    experiment_from_dict,
+    experiment_of_run,
+)
 from qdmr_ray.data.records import RecordReader
-from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.metrics import json_figure, psnr, ssim
-from qdmr_ray.evaluate.restore import restore
-from qdmr_ray.nets.lpips import LPIPS, build_lpips
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.restorer import (
+    COMPARISON,
+    GROUND_TRUTH,
+    INPUT,
+    TEST_SET,
+    EvaluationTask,
+    Restorer,
+)
+from qdmr_ray.evaluate.results import RESULTS_FILE, ResultsFile
+from qdmr_ray.evaluate.summary import summarize
+from qdmr_ray.nets.lpips import find_backbone_weights
+from qdmr_ray.parsing import apply_override
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.cluster import ensure_ray
 
+if TYPE_CHECKING:
+    from qdmr_ray.evaluate.niqe import PristineModel
+
 EVALUATION_FILE = "evaluation.json"
 PICTURES_FOLDER = "evaluation"
-TEST_SET = "test"
-INPUT = "input"
-GROUND_TRUTH = "ground_truth"
 # Ray keeps a CPU for this part of a restoring actor; it mostly waits for its own threads.
 ACTOR_CPUS = 0.5
+# Times that a photograph is tried again whose worker was lost. Ray's default, for ever, would have
+# a photograph that exhausts a worker's memory kill one worker after the other.
+WORKER_RETRIES = 3
+# Settings that an evaluation may have of its own; the others have made the models.
+OWN_SETTINGS = ("evaluation.", "weights.", "data.s3_endpoint")
+# Listings of a store that wait at the same time.
+_LISTERS = 16
 
-Figures = dict[str, float]
-
-
-@dataclass(frozen=True)
-class EvaluationTask:
-    """What every restoring actor is given: the test set, the models by name, and where to write."""
-
-    data: str
-    endpoint: str | None
-    models: dict[str, str]
-    out: str
-    settings: EvaluationSettings
-    alexnet: str | None
-    gpu: bool
-
-
-class Restorer:
-    """Restores and measures test photographs; its networks are loaded once."""
-
-    def __init__(self, task: EvaluationTask) -> None:
-        self.task = task
-        self.reader = RecordReader(task.data, endpoint=task.endpoint)
-        device = "cuda" if task.gpu else "cpu"
-        self.models = {
-            name: _on(load_model(open_location(uri, endpoint=task.endpoint)), device)
-            for name, uri in task.models.items()
-        }
-        self.out = open_location(task.out, endpoint=task.endpoint)
-        self.lpips: LPIPS | None = None
-        if task.settings.lpips:
-            self.lpips = build_lpips("alex", Path(task.alexnet) if task.alexnet else None)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        record = self.reader.read(TEST_SET, int(row["index"]))
-        images = {INPUT: record.image}
-        images |= {name: restore(record.image, model) for name, model in self.models.items()}
-        figures: dict[str, Figures] = {}
-        if record.ground_truth is not None:
-            figures = {n: self._measure(i, record.ground_truth) for n, i in images.items()}
-            images[GROUND_TRUTH] = record.ground_truth
-        for name, image in images.items():
-            self.out.join(record.name, f"{name}.png").write_bytes_atomic(encode_png(image))
-        return {"index": row["index"], "name": record.name, "figures": json.dumps(figures)}
-
-    def _measure(self, image: np.ndarray, truth: np.ndarray) -> Figures:
-        border, luma = self.task.settings.border, self.task.settings.luma
-        figures = {
-            "psnr": psnr(image, truth, border=border, luma=luma),
-            "ssim": ssim(image, truth, border=border, luma=luma),
-        }
-        if self.lpips is not None:
-            pair = (_tensor(image), _tensor(truth))
-            with torch.inference_mode():
-                figures["lpips"] = self.lpips(*pair).item()
-        return figures
-
-
-def _on(model: LoadedModel, device: str) -> LoadedModel:
-    model.network.to(device)
-    return model
-
-
-def _tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).float() / 255
+Progress = Callable[[int, int], None]
 
 
 def evaluate_run(
@@ -105,39 +69,61 @@ def evaluate_run(
     *,
     data: str | None = None,
     out: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Restores the test set with every trained stage of a run (or with one ``final`` folder).
 
     Writes ``evaluation.json`` and the pictures into the run, or into ``out``; gives what the file
-    holds. A single model's stage is named by its folder. Ray is started or joined when it is
+    holds. A photograph that fails stands under ``failed`` with its reason, and the others are
+    judged. A single model's stage is named by its folder. Ray is started or joined when it is
     needed.
+
+    Args:
+        overrides: ``evaluation.…=value`` and ``weights.…=value``, replacing the run's settings.
+        progress: called with photographs done and in all.
 
     Raises:
         QdmrError: nothing trained there, no test set, or a damaged file.
+        SettingsError: a setting that is unknown, out of range or no evaluation's.
     """
-    experiment, models = _models_of(run)
-    settings = experiment.evaluation if experiment else EvaluationSettings()
-    path = data or (experiment.data.path if experiment else None)
+    trained_with, models = _models_of(run)
+    experiment = _overridden(trained_with or Experiment(), overrides)
+    path = data or experiment.data.path
     if not path:
         raise QdmrError(f"{run.uri}: name the packed dataset with --data")
-    endpoint = experiment.data.s3_endpoint if experiment else None
+    endpoint = experiment.data.s3_endpoint
+    packed = open_location(path, endpoint=endpoint)
     reader = RecordReader(path, endpoint=endpoint)
-    count = reader.count(TEST_SET)
+    names = _unique([reader.index(TEST_SET)[i].name for i in range(reader.count(TEST_SET))])
+    settings = experiment.evaluation
+    if settings.lpips:
+        alexnet = experiment.weights.alexnet
+        find_backbone_weights("alex", Path(alexnet) if alexnet else None)
+    pristine, niqe_parameters = _pristine(settings)
     place = open_location(out, endpoint=endpoint) if out else run
-    ensure_ray()
-    alexnet = experiment.weights.alexnet if experiment else None
-    task = EvaluationTask(
-        data=path,
-        endpoint=endpoint,
-        models={name: location.uri for name, location in models.items()},
-        out=place.join(PICTURES_FOLDER).uri,
-        settings=settings,
-        alexnet=alexnet,
-        gpu=ray.cluster_resources().get("GPU", 0) >= 1,
+    pictures = place.join(PICTURES_FOLDER)
+    test_set = reader.manifest.set(TEST_SET)
+    provenance = _provenance(test_set.content, models, settings, niqe_parameters)
+    results = ResultsFile(pictures.join(RESULTS_FILE), provenance["digest"])
+    wanted = _wanted(models, paired=test_set.paired, sheets=settings.sheets)
+    results.keep(_complete(pictures, {i: names[i] for i in results.rows}, wanted))
+    failed = _judge_missing(
+        EvaluationTask(
+            data=packed.uri,
+            endpoint=endpoint,
+            models={name: location.uri for name, location in models.items()},
+            out=pictures.uri,
+            settings=settings,
+            alexnet=experiment.weights.alexnet,
+            pristine=pristine,
+        ),
+        names,
+        results,
+        progress,
     )
-    rows = _restore_all(task, count, progress)
-    evaluation = summarize(rows, list(models))
+    rows = [results.rows[index] for index in sorted(results.rows)]
+    evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
     text = json.dumps(evaluation, indent=1)
     place.join(EVALUATION_FILE).write_bytes_atomic(text.encode())
     return evaluation
@@ -168,55 +154,143 @@ def _check_restores(model: Location) -> None:
         )
 
 
-def _restore_all(
-    task: EvaluationTask, count: int, progress: Callable[[int, int], None] | None
-) -> list[dict[str, Any]]:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    workers = min(task.settings.workers, count)
-    dataset = ray.data.from_items(
-        [{"index": index} for index in range(count)], override_num_blocks=count
-    ).map(
-        Restorer,  # type: ignore[arg-type]
-        fn_constructor_args=(task,),
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_cpus=ACTOR_CPUS,
-        num_gpus=1 if task.gpu else 0,
+def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    values = experiment.to_dict()
+    for override in overrides:
+        if not override.startswith(OWN_SETTINGS):
+            raise SettingsError(
+                f"--set {override}: an evaluation takes only settings of evaluation and weights"
+            )
+        apply_override(values, override)
+    return experiment_from_dict(values, source="qdmr evaluate") if overrides else experiment
+
+
+def _pristine(
+    settings: EvaluationSettings,
+) -> tuple[PristineModel | None, str | None]:
+    """NIQE's parameters and which they are, read before Ray starts: workers need no file."""
+    if settings.niqe is None:
+        return None, None
+    path = Path(settings.niqe).expanduser().resolve()
+    if not path.is_file():
+        raise QdmrError(
+            f"evaluation.niqe={settings.niqe}: there is no file {path}; name the pristine "
+            "parameters (.mat or .npz)"
+        )
+    from qdmr_ray.evaluate.niqe import load_pristine
+
+    model = load_pristine(path)
+    named = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    # Without a source of its own a model names its path, which is another on another machine.
+    return model, named if model.source == str(path) else f"{named}: {model.source}"
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names of folders: of two photographs a.png and a.jpg the second becomes ``a (2)``."""
+    seen: Counter[str] = Counter()
+    unique: list[str] = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
+
+
+def _provenance(
+    test_set: str,
+    models: Mapping[str, Location],
+    settings: EvaluationSettings,
+    niqe_parameters: str | None,
+) -> dict[str, Any]:
+    """All that determines the figures, and a digest of it."""
+    weights = {name: read_description(location) or {} for name, location in models.items()}
+    found: dict[str, Any] = {
+        "test_set": test_set,
+        "models": {name: description["weights_sha256"] for name, description in weights.items()},
+        "border": settings.border,
+        "luma": settings.luma,
+        "lpips": settings.lpips,
+        "niqe_parameters": niqe_parameters,
+        "code_version": code_version(),
+    }
+    text = json.dumps(found, sort_keys=True)
+    return {**found, "digest": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _wanted(models: Mapping[str, Location], *, paired: bool, sheets: bool) -> set[str]:
+    """The files that a judged photograph's folder holds."""
+    kinds = [INPUT, *models, *([GROUND_TRUTH] if paired else []), *([COMPARISON] if sheets else [])]
+    return {f"{kind}.png" for kind in kinds}
+
+
+def _complete(pictures: Location, names: Mapping[int, str], wanted: set[str]) -> set[int]:
+    """Those photographs whose pictures are all there still."""
+
+    def complete(index: int) -> bool:
+        return wanted <= pictures.join(names[index]).file_sizes().keys()
+
+    with ThreadPoolExecutor(_LISTERS) as pool:
+        return {i for i, whole in zip(names, pool.map(complete, names), strict=True) if whole}
+
+
+def _judge_missing(
+    task: EvaluationTask,
+    names: Sequence[str],
+    results: ResultsFile,
+    progress: Progress | None,
+) -> list[dict[str, str]]:
+    """Adds what ``results`` hasn't yet; gives the photographs that failed, in the set's order."""
+    missing = [{"index": i, "name": n} for i, n in enumerate(names) if i not in results.rows]
+    reasons: dict[int, str] = {}
+    if missing:
+        ensure_ray()
+        gpu = ray.cluster_resources().get("GPU", 0) >= 1
+        for row in _judged(replace(task, gpu=gpu), missing):
+            failure = row.pop("failure")
+            if failure:
+                reasons[row["index"]] = failure
+            else:
+                results.add({**row, "figures": json.loads(row["figures"])})
+            if progress is not None:
+                progress(len(results.rows) + len(reasons), len(names))
+        results.flush()
+    lost = (
+        f"its worker was lost {WORKER_RETRIES + 1} times, perhaps for want of memory; evaluate it "
+        "on a machine with more, or cut it into pieces"
     )
-    rows = []
-    for row in dataset.iter_rows():
-        rows.append({**row, "figures": json.loads(row["figures"])})
-        if progress is not None:
-            progress(len(rows), count)
-    return sorted(rows, key=lambda row: row["index"])
+    return [
+        {"name": name, "reason": reasons.get(index, lost)}
+        for index, name in enumerate(names)
+        if index not in results.rows
+    ]
 
 
-def summarize(rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> dict[str, Any]:
-    """What ``evaluation.json`` holds: means over the images, and each image's own figures.
-
-    A figure that is not finite (identical images have an infinite PSNR) is null.
-    """
-    measured = [row for row in rows if row["figures"]]
-    return {
-        "images": len(rows),
-        INPUT: _means(measured, INPUT),
-        "stages": {stage: _means(measured, stage) for stage in stages},
-        "per_image": [
-            {
-                "name": row["name"],
-                **{
-                    name: {metric: json_figure(value) for metric, value in figures.items()}
-                    for name, figures in row["figures"].items()
-                },
-            }
-            for row in rows
-        ],
-    }
-
-
-def _means(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
-    metrics = rows[0]["figures"][name] if rows else {}
-    return {
-        metric: json_figure(float(np.mean([row["figures"][name][metric] for row in rows])))
-        for metric in metrics
-    }
+def _judged(task: EvaluationTask, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the actors give for ``rows``, as it comes. Rows whose workers died are missing."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    # Restorer raises nothing for a photograph: what fails is a worker that died once too often.
+    context.max_errored_blocks = -1
+    with ray.data.DataContext.current(context), warnings.catch_warnings():
+        # Ray 2.60 has no other way yet to pass max_task_retries.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = ray.data.from_items(
+            [dict(row) for row in rows], override_num_blocks=len(rows)
+        ).map(
+            Restorer,  # type: ignore[arg-type]
+            fn_constructor_args=(task,),
+            # One at a time: a worker that dies then costs a try of the photograph it held only.
+            compute=ray.data.ActorPoolStrategy(
+                size=min(task.settings.workers, len(rows)), max_tasks_in_flight_per_actor=1
+            ),
+            num_cpus=ACTOR_CPUS,
+            num_gpus=1 if task.gpu else 0,
+            max_task_retries=WORKER_RETRIES,
+        )
+    try:
+        yield from dataset.iter_rows()
+    except Exception as error:
+        # Of a worker that couldn't be set up, Ray passes on only the traceback's text.
+        _, named, words = str(error).rpartition(f"{QdmrError.__module__}.{QdmrError.__name__}: ")
+        if named:
+            raise QdmrError(" ".join(words.split())) from error
+        raise

@@ -134,6 +134,26 @@ def _check_kind(kind: str) -> None:
         raise QdmrError(f"unknown kind of network {kind!r}: use one of {', '.join(KINDS)}")
 
 
+def authors_key(kind: str, key: str) -> str:
+    """The authors' name of our ``key``.
+
+    Raises:
+        QdmrError: unknown kind, or a key that no such network has.
+    """
+    _check_kind(kind)
+    return _rename(key, _TO[kind], kind)
+
+
+def our_key(kind: str, key: str) -> str | None:
+    """Our name of the authors' ``key``, None for one of their constants.
+
+    Raises:
+        QdmrError: unknown kind, or a key that no such network has.
+    """
+    _check_kind(kind)
+    return None if _CONSTANT.search(key) else _rename(key, _FROM[kind], kind)
+
+
 def from_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our state dict from the authors'; their constants are dropped.
 

@@ -25,6 +25,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def exporting() -> bool:
+    """Whether ``torch.export`` is tracing (``torch.compile`` does not count).
+
+    What depends on the size of the input then has to be computed in the graph, for every size.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 def apply_layers(layers: Iterable[nn.Module], x: Tensor, *args: Any, recompute: bool) -> Tensor:
     """Applies ``layers`` one after the other, each with ``args``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets.blocks import at_least_float32
+from qdmr_ray.nets.blocks import at_least_float32, exporting
 
 # Rows compared with the codebook at once: bounds the distance matrix on whole photographs.
 ROWS_AT_ONCE = 32768
@@ -46,7 +46,9 @@ class VectorQuantizer(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):
             codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
             half_norms = codes.square().sum(1) / 2
-            chunks = rows.to(codes.dtype).split(ROWS_AT_ONCE)
+            rows = rows.to(codes.dtype)
+            # A graph has one number of chunks for all sizes.
+            chunks = [rows] if exporting() else rows.split(ROWS_AT_ONCE)
             return torch.cat([(half_norms - chunk @ codes.T).argmin(1) for chunk in chunks])
 
     def lookup(self, indices: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets.blocks import apply_layers
+from qdmr_ray.nets.blocks import apply_layers, exporting
 from qdmr_ray.nets.settings import SwinSettings
 
 LAYER_NORM_EPS = 1e-5
@@ -146,6 +146,8 @@ class SwinBottleneck(nn.Module):
 
     def _shift_mask(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
+        if exporting():
+            return shift_mask(height, width, self.window, self.window // 2).to(x.device)
         key = (height, width, x.device)
         if self._mask is None or self._mask[0] != key:
             mask = shift_mask(height, width, self.window, self.window // 2)

@@ -44,6 +44,11 @@ class VQGAN(nn.Module):
         code, indices, loss = self.quantizer(self.before_quant(self.encoder(x)))
         return VQGANOutput(self.decoder(self.after_quant(code)), code, indices, loss)
 
+    def encode_indices(self, x: Tensor) -> Tensor:
+        """The codes, int64 (B, h, w), that images (B, 3, H, W) choose; nothing is decoded."""
+        indices: Tensor = self.quantizer(self.before_quant(self.encoder(x)))[1]
+        return indices
+
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Images (B, 3, H, W), unclamped, that the codes at ``indices`` (B, h, w) stand for."""
         image: Tensor = self.decoder(self.after_quant(self.quantizer.lookup(indices)))

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from qdmr_ray.artifacts import save_model
 from qdmr_ray.data.images import write_png
+from qdmr_ray.nets import VQGAN, NetworkSettings
+from qdmr_ray.storage import Location, open_location
 
 CONFIG = {
     "name": "demo",
@@ -38,6 +42,7 @@ FIGURES = {
 }
 
 RunMaker = Callable[..., Path]
+VQGANMaker = Callable[[Path, NetworkSettings, Path | str], Location]
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +92,21 @@ def _make_run(
         atlas = np.zeros((40, 40, 3), dtype=np.uint8)
         write_png(folder / stage / "pictures" / "codebook_atlas.png", atlas)
     return folder
+
+
+@pytest.fixture(scope="session")
+def add_vqgan() -> VQGANMaker:
+    """``add_vqgan(run, network, dataset)``: a VQGAN of random weights in a run folder, and the
+    settings that lead from there to the dataset."""
+    return _add_vqgan
+
+
+def _add_vqgan(run: Path, network: NetworkSettings, dataset: Path | str) -> Location:
+    run.mkdir(parents=True, exist_ok=True)
+    config = {"name": "demo", "run": ["vqgan"], "data": {"path": str(dataset)}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    vqgan = VQGAN(network)
+    # Codes as far apart as features are, so that more than one is chosen.
+    torch.nn.init.normal_(vqgan.quantizer.codes)
+    save_model(open_location(run / "vqgan" / "final"), vqgan, kind="vqgan", step=1, digest="d")
+    return open_location(run)

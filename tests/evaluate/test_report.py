@@ -5,17 +5,25 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 
 from qdmr_ray.data.images import write_png
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.report import build_report
 from qdmr_ray.evaluate.report.charts import draw_curves
+from qdmr_ray.evaluate.report.codebook import draw_usage
 from qdmr_ray.evaluate.report.pictures import MAP_COLOURS, difference_map
+from qdmr_ray.evaluate.usage import CodebookUsage, SetUsage
+from qdmr_ray.nets import NetworkSettings
+from qdmr_ray.storage import Location, open_location
 
 LARGEST_REPORT = 15_000_000
 
@@ -52,7 +60,7 @@ class Page(HTMLParser):
 
 
 def report(run: Path) -> Page:
-    return Page(build_report(run))
+    return Page(Path(build_report(run)))
 
 
 def rewrite(run: Path, change) -> None:
@@ -145,7 +153,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(make_run, tmp_path: Path) 
     with pytest.raises(QdmrError, match="missing"):
         build_report(run, tmp_path / "missing" / "report.html")
     assert not (tmp_path / "missing").exists()
-    assert build_report(run, tmp_path / "other.html") == tmp_path / "other.html"
+    assert build_report(run, tmp_path / "other.html") == str(tmp_path / "other.html")
     assert (tmp_path / "other.html").is_file()
 
 
@@ -334,7 +342,7 @@ def test_the_page_stays_small_for_the_worst_pictures(make_run, tmp_path: Path) -
             write_png(run / "evaluation" / name / f"{kind}.png", noise)
     rewrite(run, lambda content: content.update(per_image=[{"name": name} for name in names]))
 
-    path = build_report(run)
+    path = Path(build_report(run))
 
     assert path.stat().st_size < LARGEST_REPORT
     shown = Page(path)
@@ -399,3 +407,194 @@ def test_odd_curves_are_drawn(values: list[float | None]) -> None:
 
     assert "nan" not in chart.svg
     assert "inf" not in chart.svg
+
+
+STATISTICS = {
+    "statistics": {
+        "input": {"psnr": {"mean": 25.0, "median": 24.4, "ci95": [23.25, 27.75], "n": 3}},
+        "uda": {
+            "psnr": {"mean": 26.2, "median": 26.0, "ci95": None, "n": 2},
+            "ssim": {"mean": None, "median": None, "ci95": None, "n": 0},
+        },
+        "base": "damaged",
+    },
+    "failed": [{"name": "IMG_0031", "reason": "wrong <checksum>"}, "damaged"],
+    "niqe_parameters": {"file": "pris.npz", "sha256": "5e" * 32, "source": "the authors"},
+    "provenance": {"border": 4, "models": {"uda": "ab" * 32}, "niqe_parameters": None},
+}
+
+
+def test_medians_intervals_and_failures_are_told(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    before = report(run).text
+    assert "95 %" not in before
+    assert "median" not in before
+    rewrite(run, lambda content: content.update(STATISTICS))
+    text = report(run).text
+
+    assert "25.00 median 24.40 95 %: 23.25 … 27.75" in text
+    assert "median 26.00 of 2" in text
+    assert "1 photograph could not be evaluated, and is in no figure" in text
+    assert "IMG_0031 : wrong <checksum>" in text
+    assert (
+        "NIQE compares with the parameters in pris.npz, the authors, sha256 5e5e5e5e5e5e." in text
+    )
+    assert "models.uda abababababab…" in text
+    assert "border 4" in text
+    assert "None" not in text.replace("None: every", "")
+
+
+def test_statistics_of_any_damaged_kind_are_left_out(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    wrong = {"statistics": [], "failed": {"a": 1}, "niqe_parameters": None, "provenance": "x"}
+    rewrite(run, lambda content: content.update(wrong))
+    text = report(run).text
+
+    assert "UDA: +1.20 dB" in text
+    assert "could not be evaluated" not in text
+
+
+def test_every_metric_of_a_photograph_is_in_the_table(make_run, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    rewrite(run, lambda content: content["per_image"][0]["uda"].update(niqe=3.456, lpips=0.25))
+    page = report(run)
+
+    groups = [a for tag, a in page.tags if tag == "th" and a.get("scope") == "colgroup"]
+    assert len(groups) == 4
+    assert "3.46" in page.text
+    assert "0.2500" in page.text
+
+
+def test_an_evaluation_alone_has_a_report(make_run, tmp_path: Path) -> None:
+    run, alone = make_run(tmp_path / "run"), tmp_path / "alone"
+    alone.mkdir()
+    shutil.copytree(run / "evaluation", alone / "evaluation")
+    shutil.copy(run / "evaluation.json", alone)
+    page = report(alone)
+
+    assert (alone / "report.html").is_file()
+    assert page.text.startswith("alone – QDMR report")
+    assert "QDMR evaluation report" in page.text
+    assert len(page.photographs) == 3
+    assert "An evaluation alone" in page.text
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    assert {"results", "photographs", "figures", "settings"} <= ids
+    assert not {"training", "codebook"} & ids
+    links = [attributes.get("href") for tag, attributes in page.tags if tag == "a"]
+    assert {str(link)[1:] for link in links} <= ids
+
+
+def test_the_report_makes_the_codebook_view_and_keeps_it(
+    make_run, add_vqgan, tmp_path: Path, tiny_network: NetworkSettings, tiny_dataset: Path
+) -> None:
+    run = make_run(tmp_path / "run")
+    assert "Codebook" not in re.sub("Codebook atlas", "", report(run).text)
+    add_vqgan(run, tiny_network, tiny_dataset)
+    told: list[tuple[int, int]] = []
+    page = Page(Path(build_report(run, progress=lambda d, t: told.append((d, t)))))
+
+    assert told[-1] == (128, 128)
+    written = json.loads((run / "codebook.json").read_text())
+    assert f"{written['groups']['target_own']} of 16 codes" in page.text
+    assert "of what target photographs choose falls on codes" in page.text
+    alternatives = [str(attributes.get("alt")) for tag, attributes in page.tags if tag == "img"]
+    assert any(text.startswith("Atlas of the codebook") for text in alternatives)
+    chart = page.json["chart-data"][-1]  # type: ignore[index,call-overload]
+    live = 16 - written["groups"]["dead"]
+    assert [len(series["points"]) for series in chart["series"]] == [live, live]
+    told.clear()
+    build_report(run, progress=lambda d, t: told.append((d, t)))
+    assert told == []
+
+    # Trained again: the old view is of another network.
+    add_vqgan(run, tiny_network, tiny_dataset)
+    build_report(run, progress=lambda d, t: told.append((d, t)))
+    assert told[-1] == (128, 128)
+    add_vqgan(run, tiny_network, tmp_path / "nowhere")
+    text = report(run).text
+    assert "codebook.json is of another network" in text
+    assert "of what target photographs choose" not in text
+
+
+def test_a_dataset_out_of_reach_leaves_the_codebook_out(
+    make_run, add_vqgan, tmp_path: Path, tiny_network: NetworkSettings
+) -> None:
+    run = make_run(tmp_path / "run")
+    add_vqgan(run, tiny_network, tmp_path / "nowhere")
+    page = report(run)
+
+    assert "Could not be read" not in page.text
+    assert "of what target photographs choose" not in page.text
+    assert not (run / "codebook.json").exists()
+
+
+def test_bars_of_the_codebook_stand_where_the_counts_say() -> None:
+    source, target = (
+        SetUsage(photographs=1, crops=1, counts=counts) for counts in ((0, 90, 10), (100, 0, 0))
+    )
+    chart = draw_usage(CodebookUsage(source=source, target=target, crop=8))
+    up, down = (line["points"] for line in chart.data["series"])  # type: ignore[index,attr-defined]
+
+    assert [point[0] for point in up] == [1, 2, 0]
+    assert [point[1] for point in up] == [90.0, 10.0, 0.0]
+    assert [point[1] for point in down] == [0.0, 0.0, 100.0]
+    middle = up[2][3]
+    assert [down[0][3], down[1][3]] == [middle, middle]
+    # Heights go with the square root of the share.
+    heights = [middle - up[0][3], middle - up[1][3], down[2][3] - middle]
+    assert heights[0] / heights[2] == pytest.approx(0.9**0.5, abs=0.01)
+    assert heights[1] / heights[2] == pytest.approx(0.1**0.5, abs=0.01)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Location]:
+    """A folder in an empty store."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="lens")
+    yield open_location("s3://lens/runs")
+    server.stop()
+
+
+def test_a_run_in_a_store_has_the_same_report(
+    make_run,
+    add_vqgan,
+    store: Location,
+    tmp_path: Path,
+    tiny_network: NetworkSettings,
+    tiny_dataset: Path,
+) -> None:
+    run = make_run(tmp_path / "run")
+    data = store.join("data")
+    for file in tiny_dataset.iterdir():
+        data.join(file.name).write_bytes_atomic(file.read_bytes())
+    add_vqgan(run, tiny_network, data.uri)
+    there = store.join("demo")
+    for file in filter(Path.is_file, run.rglob("*")):
+        there.join(*file.relative_to(run).parts).write_bytes_atomic(file.read_bytes())
+
+    assert build_report(there.uri) == "s3://lens/runs/demo/report.html"
+    assert there.join("codebook.png").exists()
+    fetched = tmp_path / "fetched.html"
+    fetched.write_bytes(there.join("report.html").read_bytes())
+    local = report(run)
+    remote = Page(fetched)
+
+    def undated(page: Page) -> str:
+        return re.sub(r"Made .* UTC", "", page.text)
+
+    assert undated(remote) == undated(local)
+    assert remote.json == local.json
+    out = tmp_path / "out.html"
+    assert build_report(there, out) == str(out)
+    with pytest.raises(QdmrError, match=r"s3://lens/runs/none is not a run folder"):
+        build_report("s3://lens/runs/none")

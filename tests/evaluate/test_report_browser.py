@@ -6,13 +6,18 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from qdmr_ray.evaluate.atlas import atlas_picture
+from qdmr_ray.evaluate.codebook import CodebookView, write_view
 from qdmr_ray.evaluate.report import build_report
+from qdmr_ray.evaluate.usage import CodebookUsage, SetUsage
+from qdmr_ray.storage import open_location
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -57,7 +62,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(make_run, tmp_path_factory: pytest.TempPathFactory) -> str:
     run = make_run(tmp_path_factory.mktemp("report") / "run", names=NAMES)
-    return build_report(run).as_uri()
+    counts = {"source": (5, 9, 1, 0), "target": (5, 0, 2, 4)}
+    usage = CodebookUsage(
+        **{name: SetUsage(photographs=1, crops=1, counts=c) for name, c in counts.items()}, crop=8
+    )
+    tiles = np.full((4, 4, 4, 3), 90, np.uint8)
+    write_view(CodebookView(usage, atlas_picture(tiles, usage)), open_location(run))
+    return Path(build_report(run)).as_uri()
 
 
 @pytest.fixture
@@ -211,7 +222,7 @@ def test_the_table_sorts_by_any_column_with_missing_figures_last(page: Any) -> N
 def test_curves_are_read_out_by_mouse_and_keyboard(page: Any) -> None:
     from selenium.webdriver import ActionChains
 
-    plot, readout = find(page, ".plot"), find(page, ".readout")
+    plot, readout = find(page, "#training .plot"), find(page, "#training .readout")
     assert readout.text.startswith("last")
 
     plot.send_keys("\ue012")  # arrow left, from the last of 40
@@ -221,6 +232,24 @@ def test_curves_are_read_out_by_mouse_and_keyboard(page: Any) -> None:
     assert 15 <= middle <= 25
     ActionChains(page).move_to_element(find(page, "h1")).perform()
     assert readout.text.startswith("last")
+
+
+def test_the_use_of_each_code_is_read_out(page: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    plot, readout = find(page, "#codebook .plot"), find(page, "#codebook .readout")
+    assert readout.text.split("\n")[0] == "point at a bar to read it"
+
+    plot.send_keys("\ue012")  # arrow left, from the last of four
+    assert " ".join(readout.text.split()) == "code 2 source 6.667 % target 18.18 %"
+    plot.send_keys("\ue014")
+    assert " ".join(readout.text.split()) == "code 3 source 0 % target 36.36 %"
+    ActionChains(page).move_to_element_with_offset(
+        plot, -round(plot.size["width"] / 3), 0
+    ).perform()
+    assert readout.text.startswith("code 1")
+    atlas = find(page, "#codebook .atlas img")
+    assert page.execute_script("return arguments[0].naturalWidth", atlas) > 400
 
 
 def test_details_are_moved_by_keyboard_together(page: Any) -> None:

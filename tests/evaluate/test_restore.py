@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from qdmr_ray.artifacts import LoadedModel, save_model
 from qdmr_ray.data.images import read_image, write_png
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.data.photographs import Photograph, read_photograph, write_photograph
+from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate import restore, restore_files, restore_tensor
-from qdmr_ray.evaluate.restore import pad_to_multiple
+from qdmr_ray.evaluate.restoration import RestoreSettings, pad_to_multiple
 from qdmr_ray.nets import QDMR, NetworkSettings, SwinSettings
 from qdmr_ray.storage import open_location
 
@@ -298,3 +299,30 @@ def test_a_photograph_keeps_its_name_and_format(tmp_path: Path, suffix: str) -> 
     expected = restore(read_image(source), loaded(Brighten())).astype(int)
     # JPEG at quality 95 is close, the other formats lose nothing.
     assert np.abs(found - expected).max() <= (40 if suffix == ".jpg" else 0)
+
+
+def test_sixteen_bits_and_transparency_come_back(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (20, 30, 4)).astype(np.uint16)
+    own = Photograph(
+        pixels=pixels[..., :3], alpha=pixels[..., 3], grey=False, exif=Image.Exif(), profile=b""
+    )
+    write_photograph(tmp_path / "deep.png", own, own.pixels)
+    model = loaded(Brighten())
+    assert restore_files([tmp_path / "deep.png"], model, tmp_path / "out") == []
+    found = read_photograph(tmp_path / "out" / "deep.png")
+    assert found.pixels.dtype == np.uint16
+    assert np.array_equal(found.pixels, own.pixels)
+    assert found.alpha is not None
+    assert np.array_equal(found.alpha, pixels[..., 3])
+
+
+def test_settings_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="dtype float16: choose float32 or bfloat16"):
+        RestoreSettings(dtype="float16")
+    with pytest.raises(SettingsError, match=r"scratch folder .*missing is not there"):
+        RestoreSettings(scratch=tmp_path / "missing")
+    write_png(tmp_path / "a.png", photograph(0))
+    settings = RestoreSettings(device="cuda:99")
+    with pytest.raises(SettingsError, match="device cuda:99 can't be used"):
+        restore_files([tmp_path / "a.png"], loaded(Brighten()), tmp_path / "out", settings=settings)
+    assert not (tmp_path / "out").exists()

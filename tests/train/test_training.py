@@ -197,7 +197,7 @@ def test_evaluation_measures_every_stage_and_reports(trained: tuple[Experiment, 
             assert row[name]["ssim"] == pytest.approx(ssim(image, truth))
     mean = np.mean([row["uda"]["psnr"] for row in evaluation["per_image"]])
     assert evaluation["stages"]["uda"]["psnr"] == pytest.approx(mean)
-    page = build_report(run).read_text()
+    page = Path(build_report(run)).read_text()
     assert "astronaut" in page
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from html import escape
 
 from qdmr_ray.evaluate.report.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes
-from qdmr_ray.evaluate.report.run_folder import INPUT, Evaluation, StageCurves, label
+from qdmr_ray.evaluate.report.evaluation import INPUT, Evaluation, label
+from qdmr_ray.evaluate.report.run_folder import StageCurves
 
 # Height of a stage's strip of gains, in the SVG's own units.
 ROW = 34

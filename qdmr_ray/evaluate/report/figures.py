@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from qdmr_ray.evaluate.report.run_folder import INPUT, Evaluation, label
+from qdmr_ray.evaluate.report.evaluation import INPUT, Evaluation, label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,15 @@ METRICS = {
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """A figure; ``gain`` is its change from the input as text, ``verdict`` ``better``, ``worse``
-    or nothing, ``value`` what a table sorts by (empty where there is no figure)."""
+    or nothing, ``value`` what a table sorts by (empty where there is no figure), ``spread`` the
+    median and the mean's interval as lines of text."""
 
     text: str
     value: str = ""
     gain: str | None = None
     verdict: str = ""
     best: bool = False
+    spread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,17 +168,18 @@ def stage_table(evaluation: Evaluation | None) -> Table | None:
 
 def photograph_table(evaluation: Evaluation | None) -> Table | None:
     """A row per photograph; per metric the input, every stage, and the gain of the last."""
-    if evaluation is None or not evaluation.per_image or not evaluation.metrics:
+    metrics = _photograph_metrics(evaluation) if evaluation else []
+    if evaluation is None or not evaluation.per_image or not metrics:
         return None
     with_gain = INPUT in evaluation.figures and bool(evaluation.stages)
     columns = [label(stage) for stage in evaluation.figures]
     if with_gain:
         columns.append(f"{label(evaluation.stages[-1])} gain")
-    groups = [ColumnGroup(style=metric_style(name), columns=columns) for name in evaluation.metrics]
+    groups = [ColumnGroup(style=metric_style(name), columns=columns) for name in metrics]
     rows = []
     for image in evaluation.per_image:
         cells = []
-        for name in evaluation.metrics:
+        for name in metrics:
             style = metric_style(name)
             values = [image.figures.get(stage, {}).get(name) for stage in evaluation.figures]
             cells += [Cell(text=style.text(value), value=_sortable(value)) for value in values]
@@ -188,6 +191,12 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
     return Table(groups=groups, rows=rows)
 
 
+def _photograph_metrics(evaluation: Evaluation) -> list[str]:
+    """The metrics with a mean, then those that single photographs alone have."""
+    rows = [row for image in evaluation.per_image for row in image.figures.values()]
+    return list(dict.fromkeys([*evaluation.metrics, *(name for row in rows for name in row)]))
+
+
 def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricStyle) -> Cell:
     gain = None if stage == INPUT else mean_gain(evaluation, stage, metric)
     return Cell(
@@ -195,7 +204,22 @@ def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricSt
         gain=None if gain is None else style.text(gain, signed=True),
         verdict=_verdict(style, gain),
         best=stage in _best(evaluation, metric, style),
+        spread=_spread(evaluation, stage, metric, style),
     )
+
+
+def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricStyle) -> tuple[str, ...]:
+    """``median 26.10`` and ``95 %: 25.30 … 27.00``; nothing where the file says nothing of it."""
+    known = evaluation.statistics.get(stage, {}).get(metric)
+    if known is None:
+        return ()
+    lines = [] if known.median is None else [f"median {style.text(known.median)}"]
+    if known.interval is not None:
+        low, high = map(style.text, known.interval)
+        lines.append(f"95 %: {low} … {high}")
+    if known.count is not None and known.count != evaluation.images:
+        lines.append(f"of {known.count}")
+    return tuple(lines)
 
 
 def _verdict(style: MetricStyle, gain: float | None) -> str:

@@ -1,7 +1,8 @@
 """Puts the page together and writes it.
 
     from qdmr_ray.evaluate.report import build_report
-    build_report(Path("runs/demo"))     # writes runs/demo/report.html
+    build_report("runs/demo")     # writes runs/demo/report.html
+    build_report("s3://bucket/runs/lens")
 
 The page needs no network: pictures are data URIs, and a content security policy lets no script run
 but its own, so that nothing in a file's name or a setting can.
@@ -13,6 +14,7 @@ import base64
 import hashlib
 import importlib.resources
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,18 +25,13 @@ import jinja2
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.report import charts, figures, pictures
 from qdmr_ray.evaluate.report.charts import Chart
-from qdmr_ray.evaluate.report.run_folder import (
-    GROUND_TRUTH,
-    INPUT,
-    Evaluation,
-    RunData,
-    label,
-    read_run,
-    switched_off,
-)
-from qdmr_ray.storage import write_file_atomic
+from qdmr_ray.evaluate.report.codebook import codebook_section
+from qdmr_ray.evaluate.report.evaluation import GROUND_TRUTH, INPUT, Evaluation, label
+from qdmr_ray.evaluate.report.run_folder import PICTURE_SUFFIX, RunData, read_run, switched_off
+from qdmr_ray.storage import Location, open_location, write_file_atomic
 
 REPORT_FILE = "report.html"
+Progress = Callable[[int, int], None]
 ASSETS = importlib.resources.files("qdmr_ray.evaluate.report") / "assets"
 # A picture that training wrote more than once: name-000200.png or name_000200.png.
 SERIES_NAME = re.compile(r"(?:(?P<name>.+)[-_])?(?P<iteration>\d+)")
@@ -63,25 +60,46 @@ class StageSection:
     pictures: list[TrainingPicture]
 
 
-def build_report(run: Path, out: Path | None = None) -> Path:
-    """Writes the report of the run folder ``run`` to ``out`` (``RUN/report.html``); returns it.
+def build_report(
+    run: Location | Path | str,
+    out: Location | Path | str | None = None,
+    *,
+    progress: Progress | None = None,
+) -> str:
+    """Writes the report of a run to ``out`` (``RUN/report.html``); gives its path or ``s3://…``.
 
-    Everything but ``config.yaml`` may be missing: the page then says what is.
+    ``run`` is a run folder or a folder with an evaluation alone, here or in a store. Everything
+    else may be missing: the page then says what is. Where the run has a trained VQGAN and its
+    dataset can be reached, ``codebook.json`` and ``codebook.png`` are made too (``progress`` tells
+    of that, in crops).
 
     Raises:
-        QdmrError: no run folder, or the page cannot be written.
+        QdmrError: neither a run nor an evaluation there, or the page cannot be written.
     """
-    target = run / REPORT_FILE if out is None else out
-    write_file_atomic(target, _render(read_run(run)).encode("utf-8"))
-    return target
+    place = _location(run)
+    target = place.join(REPORT_FILE) if out is None else _location(out)
+    page = _render(read_run(place), progress).encode("utf-8")
+    local = target.local_path
+    if local is None:
+        target.write_bytes_atomic(page)
+    else:
+        # A misspelt folder should be told, not made.
+        write_file_atomic(local, page)
+    return target.uri
 
 
-def _render(run: RunData) -> str:
+def _location(place: Location | Path | str) -> Location:
+    return place if isinstance(place, Location) else open_location(place)
+
+
+def _render(run: RunData, progress: Progress | None) -> str:
     evaluation = run.evaluation
     metric = figures.primary_metric(evaluation) if evaluation else None
     photographs, amplification = pictures.photographs(run, metric)
     stages = [_stage_section(run, stage) for stage in run.stages]
     drawn = [chart for stage in stages for chart in stage.charts + stage.housekeeping]
+    codebook = codebook_section(run, progress)
+    drawn += [codebook.chart] if codebook else []
     script = _asset("report.js")
     return (
         _environment()
@@ -102,6 +120,7 @@ def _render(run: RunData) -> str:
             full_scale=round(255 / amplification),
             map_colours=pictures.MAP_COLOURS,
             stages=stages,
+            codebook=codebook,
             charts=[chart.data for chart in drawn],
             off=switched_off(run),
             made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -199,11 +218,12 @@ def _stage_section(run: RunData, stage: str) -> StageSection:
 
 def _training_pictures(run: RunData, stage: str) -> list[TrainingPicture]:
     """The newest picture of each name, with its caption."""
-    newest: dict[str, tuple[int, Path]] = {}
+    newest: dict[str, tuple[int, Location]] = {}
     for file in run.pictures(stage):
-        match = SERIES_NAME.fullmatch(file.stem)
+        stem = file.name.removesuffix(PICTURE_SUFFIX)
+        match = SERIES_NAME.fullmatch(stem)
         name, iteration = (match["name"] or "", int(match["iteration"])) if match else ("", -1)
-        name = name or (label(stage) if match else file.stem)
+        name = name or (label(stage) if match else stem)
         if iteration >= newest.get(name, (-1, file))[0]:
             newest[name] = (iteration, file)
     shown = []

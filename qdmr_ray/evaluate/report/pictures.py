@@ -6,15 +6,16 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from qdmr_ray.data.images import read_image
+from qdmr_ray.data.images import decode_image
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.report.evaluation import GROUND_TRUTH, INPUT, ImageResult
 from qdmr_ray.evaluate.report.figures import change
-from qdmr_ray.evaluate.report.run_folder import GROUND_TRUTH, INPUT, ImageResult, RunData
+from qdmr_ray.evaluate.report.run_folder import RunData
+from qdmr_ray.storage import Location
 
 # Longest sides in pixels: of a photograph, of a training picture and of a thumbnail.
 PHOTOGRAPH_SIDE = 1024
@@ -84,13 +85,18 @@ def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int
     return sorted(shown, key=lambda photograph: order[photograph.name]), amplification
 
 
-def training_picture(file: Path) -> tuple[str, int, int]:
+def training_picture(file: Location) -> tuple[str, int, int]:
     """``(data URI, width, height)`` of a picture that training left.
 
     Raises:
         QdmrError: the file is no readable image.
     """
-    image = Image.fromarray(read_image(file))
+    return embedded_picture(decode_image(file.read_bytes(), file.uri))
+
+
+def embedded_picture(pixels: np.ndarray) -> tuple[str, int, int]:
+    """``(data URI, width, height)`` of uint8 ``(H, W, 3)``, reduced where it is very large."""
+    image = Image.fromarray(pixels)
     image.thumbnail((TRAINING_SIDE, TRAINING_SIDE), Image.Resampling.LANCZOS)
     uri = _uri(image, "PNG")
     if len(uri) > LARGEST_PNG:
@@ -149,26 +155,40 @@ def _bisected(length: int, wanted: int) -> Iterator[int]:
 
 def _load(run: RunData, name: str) -> dict[str, np.ndarray]:
     """The pictures of one photograph that are there: input, stages in order, ground truth."""
-    folder = run.path / "evaluation" / name
-    root = (run.path / "evaluation").resolve()
-    if folder.resolve() == root or not folder.resolve().is_relative_to(root):
+    root = run.place.join("evaluation")
+    folder = root.join(name)
+    if not _lies_below(folder, root, name):
         run.problems.append(f"{name!r} is no name of a folder in evaluation/: not shown")
         return {}
     assert run.evaluation is not None
     pictures = {}
+    try:
+        present = folder.file_sizes()
+    except QdmrError as error:
+        run.problems.append(str(error))
+        return {}
     for kind in (INPUT, *run.evaluation.stages, GROUND_TRUTH):
-        file = folder / f"{kind}.png"
-        if not file.is_file():
+        if f"{kind}.png" not in present:
             continue
         try:
-            pictures[kind] = read_image(file)
+            file = folder.join(f"{kind}.png")
+            pictures[kind] = decode_image(file.read_bytes(), file.uri)
         except QdmrError as error:
             run.problems.append(str(error))
     sizes = {picture.shape for picture in pictures.values()}
     if len(sizes) > 1:
-        run.problems.append(f"the pictures in {folder} differ in size: not shown")
+        run.problems.append(f"the pictures in {folder.uri} differ in size: not shown")
         return {}
     return pictures
+
+
+def _lies_below(folder: Location, root: Location, name: str) -> bool:
+    """Whether ``name`` leads to a folder in ``root`` and not out of it, nor over a link."""
+    if "\0" in name or {"", ".", ".."} & set(name.split("/")):
+        return False
+    if folder.local_path is None or root.local_path is None:
+        return True
+    return folder.local_path.resolve().is_relative_to(root.local_path.resolve())
 
 
 def _amplification(sets: Sequence[dict[str, np.ndarray]]) -> int:

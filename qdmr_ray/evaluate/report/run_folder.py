@@ -1,4 +1,4 @@
-"""What a run folder holds, read for its report: nothing but ``config.yaml`` has to be there.
+"""What a run folder holds, read for its report: its settings or an evaluation have to be there.
 
 A part that is missing or broken becomes a line in ``RunData.problems`` instead of an error, since
 a report is wanted most for the run that went wrong.
@@ -7,26 +7,27 @@ a report is wanted most for the run that went wrong.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.report.evaluation import (
+    STAGE_LABELS,
+    Evaluation,
+    finite,
+    is_figure,
+    parse_evaluation,
+)
+from qdmr_ray.storage import Location
 
-INPUT = "input"
-GROUND_TRUTH = "ground_truth"
-STAGE_LABELS = {
-    INPUT: "Aberrated input",
-    GROUND_TRUTH: "Ground truth",
-    "vqgan": "VQGAN",
-    "base": "Base",
-    "uda": "UDA",
-    "source_only": "Source-only",
-}
+CONFIG_FILE = "config.yaml"
+EVALUATION_FILE = "evaluation.json"
+CURVES_FILE = "metrics.jsonl"
+PICTURES_FOLDER = "pictures"
+PICTURE_SUFFIX = ".png"
 # Settings that weigh a loss term; at 0 the term is off.
 TERMS = frozenset(
     {
@@ -44,8 +45,6 @@ TERMS = frozenset(
 # Keys of a metrics.jsonl line that are no scalars of the training.
 _LINE_KEYS = frozenset({"iteration", "time"})
 
-Figures = dict[str, float | None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageCurves:
@@ -60,38 +59,12 @@ class StageCurves:
     seconds: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageResult:
-    """One held-out photograph: its figures by stage (``input`` among them)."""
-
-    name: str
-    figures: dict[str, Figures]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """``evaluation.json``; ``figures`` are means by stage, ``input`` first."""
-
-    images: int
-    figures: dict[str, Figures]
-    per_image: list[ImageResult]
-
-    @property
-    def stages(self) -> list[str]:
-        """The stages that were evaluated, in the run's order."""
-        return [stage for stage in self.figures if stage != INPUT]
-
-    @property
-    def metrics(self) -> list[str]:
-        """Every metric that any stage has, in the file's order."""
-        return list(dict.fromkeys(name for row in self.figures.values() for name in row))
-
-
 @dataclass(kw_only=True)
 class RunData:
-    """A run folder as its report shows it; ``problems`` says what could not be read."""
+    """A run, or an evaluation alone, as its report shows it; ``problems`` says what could not be
+    read. ``config_text`` is empty where there are no settings."""
 
-    path: Path
+    place: Location
     config: dict[str, Any]
     config_text: str
     environment: dict[str, str] = field(default_factory=dict)
@@ -104,38 +77,28 @@ class RunData:
     @property
     def name(self) -> str:
         """The run's name in its settings, else the folder's."""
-        return str(self.config.get("name") or self.path.resolve().name)
+        return str(self.config.get("name") or self.place.name)
 
-    def pictures(self, stage: str) -> list[Path]:
+    @property
+    def is_run(self) -> bool:
+        """Whether it has settings; an evaluation in a folder of its own has none."""
+        return bool(self.config_text)
+
+    def pictures(self, stage: str) -> list[Location]:
         """The pictures that the stage's training left, sorted by name."""
-        return sorted((self.path / stage / "pictures").glob("*.png"))
+        folder = self.place.join(stage, PICTURES_FOLDER)
+        return [file for file in folder.list() if file.name.endswith(PICTURE_SUFFIX)]
 
 
-def label(stage: str) -> str:
-    """The name that people read: ``uda`` becomes ``UDA``."""
-    return STAGE_LABELS.get(stage, stage.replace("_", " ").capitalize())
-
-
-def read_run(path: Path) -> RunData:
-    """Reads the run folder ``path``.
+def read_run(place: Location) -> RunData:
+    """Reads the run folder ``place``, or a folder with nothing but an evaluation.
 
     Raises:
-        QdmrError: no folder, or no readable ``config.yaml`` in it.
+        QdmrError: neither ``config.yaml`` nor ``evaluation.json`` is there, or the first is no
+            mapping of settings.
     """
-    config_file = path / "config.yaml"
-    try:
-        text = config_file.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise QdmrError(
-            f"{path} is not a run folder: it has no config.yaml; name the folder that qdmr train "
-            "or qdmr demo wrote"
-        ) from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise QdmrError(f"{config_file} cannot be read ({_one_line(error)}): mend it") from error
-    if not isinstance(config, dict):
-        raise QdmrError(f"{config_file} must hold a mapping of settings: mend it")
-    run = RunData(path=path, config=config, config_text=text)
+    config, text = _read_config(place)
+    run = RunData(place=place, config=config, config_text=text)
     environment = _read_json(run, "environment.json", dict)
     run.environment = {str(key): str(value) for key, value in (environment or {}).items()}
     run.notes = [str(note) for note in _read_json(run, "notes.json", list) or []]
@@ -144,8 +107,32 @@ def read_run(path: Path) -> RunData:
         curves = _read_curves(run, stage)
         if curves is not None:
             run.curves[stage] = curves
-    run.evaluation = _read_evaluation(run)
+    content = _read_json(run, EVALUATION_FILE, dict)
+    if content is not None:
+        run.evaluation = parse_evaluation(content, run.stages)
+        if run.evaluation is None:
+            run.problems.append(f"{EVALUATION_FILE} holds no figures")
     return run
+
+
+def _read_config(place: Location) -> tuple[dict[str, Any], str]:
+    file = place.join(CONFIG_FILE)
+    if file.size() is None:
+        if place.join(EVALUATION_FILE).size() is None:
+            raise QdmrError(
+                f"{place.uri} is not a run folder: it has no {CONFIG_FILE} and no "
+                f"{EVALUATION_FILE}; name the folder that qdmr train, qdmr demo or qdmr evaluate "
+                "wrote"
+            )
+        return {}, ""
+    try:
+        text = file.read_bytes().decode("utf-8")
+        config = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise QdmrError(f"{file.uri} cannot be read ({_one_line(error)}): mend it") from error
+    if not isinstance(config, dict):
+        raise QdmrError(f"{file.uri} must hold a mapping of settings: mend it")
+    return config, text
 
 
 def switched_off(run: RunData) -> list[str]:
@@ -158,7 +145,7 @@ def switched_off(run: RunData) -> list[str]:
         for stage in run.stages
         if isinstance(sections.get(stage), Mapping)
         for name, value in sections[stage].items()
-        if name in TERMS and _is_figure(value) and value == 0
+        if name in TERMS and is_figure(value) and value == 0
     ]
 
 
@@ -166,24 +153,28 @@ def _stages(run: RunData) -> list[str]:
     """The stages that the settings run, in their order, then whatever else has left something."""
     configured = run.config.get("run")
     names = [str(name) for name in configured] if isinstance(configured, list) else []
+    names = list(dict.fromkeys(filter(_is_plain_name, names)))
     order = list(STAGE_LABELS)
-    found = {
-        file.parent.name
-        for pattern in ("*/metrics.jsonl", "*/pictures")
-        for file in run.path.glob(pattern)
-    }
+    files = run.place.file_sizes()
+    found = [
+        folder.name
+        for folder in run.place.list()
+        if folder.name not in files
+        and folder.name not in names
+        and {CURVES_FILE, PICTURES_FOLDER} & {child.name for child in folder.list()}
+    ]
     known = sorted(found, key=lambda name: (name not in order, name in order and order.index(name)))
-    return list(dict.fromkeys([*filter(_is_plain_name, names), *known]))
+    return [*names, *known]
 
 
 def _read_curves(run: RunData, stage: str) -> StageCurves | None:
-    file = run.path / stage / "metrics.jsonl"
+    file = run.place.join(stage, CURVES_FILE)
     try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        run.problems.append(f"{stage}/metrics.jsonl cannot be read ({error.strerror})")
+        if file.size() is None:
+            return None
+        lines = file.read_bytes().decode("utf-8", errors="replace").splitlines()
+    except QdmrError as error:
+        run.problems.append(str(error))
         return None
     records: dict[int, dict[str, Any]] = {}
     broken = 0
@@ -195,17 +186,17 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
         except (ValueError, TypeError, KeyError, OverflowError):
             broken += 1
     if broken:
-        run.problems.append(f"{stage}/metrics.jsonl: {broken} unreadable line(s) left out")
+        run.problems.append(f"{stage}/{CURVES_FILE}: {broken} unreadable line(s) left out")
     if not records:
         return None
     scalars: dict[str, tuple[list[int], list[float | None]]] = {}
     for iteration in sorted(records):
         for key, value in records[iteration].items():
-            if key not in _LINE_KEYS and (value is None or _is_figure(value)):
+            if key not in _LINE_KEYS and (value is None or is_figure(value)):
                 iterations, values = scalars.setdefault(key, ([], []))
                 iterations.append(iteration)
-                values.append(_finite(value))
-    times = [record["time"] for record in records.values() if _finite(record.get("time"))]
+                values.append(finite(value))
+    times = [record["time"] for record in records.values() if finite(record.get("time"))]
     return StageCurves(
         scalars=scalars,
         iterations=max(records),
@@ -213,40 +204,14 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
     )
 
 
-def _read_evaluation(run: RunData) -> Evaluation | None:
-    content = _read_json(run, "evaluation.json", dict)
-    if content is None:
-        return None
-    stages = content.get("stages")
-    stages = stages if isinstance(stages, dict) else {}
-    ordered = [name for name in run.stages if name in stages]
-    ordered += [name for name in stages if name not in ordered]
-    named = [(INPUT, content.get(INPUT)), *((name, stages[name]) for name in ordered)]
-    figures = {name: _figures(row) for name, row in named if isinstance(row, dict)}
-    rows = content.get("per_image")
-    per_image = [
-        ImageResult(
-            name=str(row.get("name", f"image {index + 1}")),
-            figures={name: _figures(row[name]) for name in figures if _has(row, name)},
-        )
-        for index, row in enumerate(rows if isinstance(rows, list) else [])
-        if isinstance(row, dict)
-    ]
-    if not figures:
-        run.problems.append("evaluation.json holds no figures")
-        return None
-    images = content.get("images")
-    count = images if isinstance(images, int) else len(per_image)
-    return Evaluation(images=count, figures=figures, per_image=per_image)
-
-
 def _read_json(run: RunData, name: str, kind: type) -> Any:
     """The content of RUN/``name``; ``None`` where it is missing, broken or of another kind."""
+    file = run.place.join(name)
     try:
-        content = json.loads((run.path / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        if file.size() is None:
+            return None
+        content = json.loads(file.read_bytes())
+    except (QdmrError, ValueError) as error:
         run.problems.append(f"{name} cannot be read ({_one_line(error)})")
         return None
     if isinstance(content, kind):
@@ -255,29 +220,9 @@ def _read_json(run: RunData, name: str, kind: type) -> Any:
     return None
 
 
-def _has(row: Mapping[str, Any], name: str) -> bool:
-    return isinstance(row.get(name), dict)
-
-
-def _figures(row: Mapping[str, Any]) -> Figures:
-    return {
-        str(name): None if value is None or math.isnan(value) else float(value)
-        for name, value in row.items()
-        if value is None or _is_figure(value)
-    }
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if _is_figure(value) and math.isfinite(value) else None
-
-
 def _is_plain_name(name: str) -> bool:
     """A folder directly inside the run, not a path that leads out of it."""
-    return name not in ("", ".", "..") and Path(name).name == name
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 def _one_line(error: Exception) -> str:

@@ -214,10 +214,10 @@
     const nearest = (points, x) => points.reduce((best, point) =>
       Math.abs(point[2] - x) < Math.abs(best[2] - x) ? point : best);
     const say = (x, iteration) => {
-      where.textContent = iteration === null ? "last" : `iteration ${iteration}`;
+      where.textContent = iteration === null ? "last" : `${chart.along ?? "iteration"} ${iteration}`;
       chart.series.forEach((series, index) => {
         const point = nearest(series.points, x);
-        values[index].textContent = format(point[1]);
+        values[index].textContent = format(point[1]) + (chart.unit ?? "");
         circles[index].setAttribute("cx", point[2]);
         circles[index].setAttribute("cy", point[3] ?? 0);
         circles[index].setAttribute("visibility", point[3] === null ? "hidden" : "inherit");
@@ -226,7 +226,13 @@
       line.setAttribute("x2", x);
       cursor.setAttribute("visibility", iteration === null ? "hidden" : "visible");
     };
-    const rest = () => say(chart.right, null);
+    // At rest a curve says where it ended; bars have no last value that matters.
+    const rest = () => {
+      say(chart.right, null);
+      if (!chart.rest) return;
+      where.textContent = chart.rest;
+      for (const shown of values) shown.textContent = "–";
+    };
     const point = (index) => {
       position = clamp(index, 0, longest.length - 1);
       say(longest[position][2], longest[position][0]);

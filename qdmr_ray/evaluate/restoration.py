@@ -16,12 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.artifacts import LoadedModel, load_model
-from qdmr_ray.data.images import IMAGE_SUFFIXES, read_image, write_image
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.data.images import IMAGE_SUFFIXES
+from qdmr_ray.data.photographs import read_photograph, write_photograph
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.streamed import DEFAULT_MEMORY, reflected, restore_pixels
+from qdmr_ray.nets import QDMR
 from qdmr_ray.storage import Location
 
 # Where a stage's result lies, or that result loaded.
 Checkpoint = Path | str | Location | LoadedModel
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 # Called after each file with: files done, files in all, the file.
 Progress = Callable[[int, int, Path], None]
@@ -46,7 +51,8 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
     for axis, length in ((-2, height), (-1, width)):
         wanted = -(-length // multiple) * multiple
         if wanted != length:
-            padded = padded.index_select(axis, _reflected(length, wanted, x.device))
+            positions = torch.from_numpy(reflected(length, wanted)).to(x.device)
+            padded = padded.index_select(axis, positions)
     return padded, (height, width)
 
 
@@ -67,11 +73,33 @@ def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
     return image[..., :height, :width].clamp(0.0, 1.0)
 
 
-def restore(image: np.ndarray, checkpoint: Checkpoint) -> np.ndarray:
+@dataclass(frozen=True, kw_only=True)
+class RestoreSettings:
+    """How photographs are computed: ``memory`` in bytes for the maps between the layers, those
+    that exceed it in files in the folder ``scratch``; ``dtype`` is float32 or bfloat16; files are
+    restored on ``device``, a GPU by default where there is one."""
+
+    memory: int = DEFAULT_MEMORY
+    scratch: Path | None = None
+    dtype: str = FLOAT32
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (FLOAT32, BFLOAT16):
+            raise SettingsError(f"dtype {self.dtype}: choose {FLOAT32} or {BFLOAT16}")
+        if self.scratch is not None and not self.scratch.is_dir():
+            raise SettingsError(f"the scratch folder {self.scratch} is not there: make it first")
+
+
+def restore(
+    image: np.ndarray, checkpoint: Checkpoint, settings: RestoreSettings | None = None
+) -> np.ndarray:
     """Corrects one photograph, uint8 or uint16 ``(H, W, 3)`` RGB; the result has the same type.
 
     ``checkpoint`` is a stage's result (a path, read anew on each call) or what
     ``qdmr_ray.artifacts.load_model`` made of it, which is then run where it is (CPU or GPU).
+    However large the image, the result is the network's on the whole of it, in bounded memory
+    (see ``streamed``). A VQGAN gives the image as one of the target domain.
 
     Raises:
         QdmrError: another type or shape, or an unusable checkpoint.
@@ -84,6 +112,15 @@ def restore(image: np.ndarray, checkpoint: Checkpoint) -> np.ndarray:
     if image.size == 0:
         raise QdmrError(f"restore was given an image without pixels, shape {tuple(image.shape)}")
     network = _loaded(checkpoint).network
+    settings = settings or RestoreSettings()
+    if isinstance(network, QDMR):
+        return restore_pixels(
+            network.to(memory_format=torch.channels_last).eval(),
+            image,
+            memory=settings.memory,
+            scratch=settings.scratch,
+            bfloat16=settings.dtype == BFLOAT16,
+        )
     parameter = next(network.parameters())
     full_scale = np.iinfo(image.dtype).max
     # By way of float32, which holds every uint16 exactly and every device knows.
@@ -98,21 +135,25 @@ def restore_files(
     checkpoint: Checkpoint,
     out: Path,
     progress: Progress | None = None,
+    settings: RestoreSettings | None = None,
 ) -> list[Failure]:
     """Corrects photographs into ``out`` under their own names and formats; returns what failed.
 
     ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
-    ``"night/*.jpg"``. EXIF orientation is applied. A file that cannot be read or written does not
-    stop the others, and leaves nothing behind.
+    ``"night/*.jpg"``. EXIF orientation is applied; 16 bits, transparency, EXIF data and colour
+    profile are kept. A file that cannot be read or written does not stop the others, and leaves
+    nothing behind.
 
     Raises:
         QdmrError: no photograph at all, ``out`` cannot be made, or an unusable checkpoint.
     """
-    paths = _expand(files)
+    paths, failures = _expand(files)
     if not paths:
         named = ", ".join(str(path) for path in files) or "an empty list"
         raise QdmrError(f"no photograph to restore in {named}: name {_suffixes()} files or folders")
+    settings = settings or RestoreSettings()
     model = _loaded(checkpoint)
+    model.network.to(_device(settings.device))
     if model.kind == "vqgan":
         raise QdmrError(
             f"{model.source}: is a VQGAN, which restores nothing; name a base, uda or source_only "
@@ -125,13 +166,12 @@ def restore_files(
         raise QdmrError(
             f"the folder {out} cannot be made ({error.strerror}): name another --out"
         ) from error
-    failures: list[Failure] = []
     written: dict[Path, Path] = {}
     for done, path in enumerate(paths, start=1):
         result = out / _result_name(path)
         try:
             _check_free(result, path, written)
-            write_image(result, _restore_eight_bit(path, model))
+            _restore_file(path, result, model, settings)
             written[result] = path
         except (QdmrError, OSError, MemoryError) as error:
             failures.append(Failure(path=path, reason=_one_line(error, path)))
@@ -142,18 +182,31 @@ def restore_files(
     return failures
 
 
-def _restore_eight_bit(path: Path, model: LoadedModel) -> np.ndarray:
-    image = read_image(path)
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return restore(image, model)
+        # A device that PyTorch knows by name may still not be there.
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"device {name} can't be used: {reason}") from error
+
+
+def _restore_file(path: Path, result: Path, model: LoadedModel, settings: RestoreSettings) -> None:
+    photograph = read_photograph(path)
+    height, width = photograph.pixels.shape[:2]
+    try:
+        restored = restore(photograph.pixels, model, settings)
     except (RuntimeError, MemoryError) as error:
         # PyTorch has an exception of its own for a GPU's memory only.
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         raise QdmrError(
-            f"{path}: too little memory for {image.shape[1]}x{image.shape[0]} pixels; "
-            "restore it on a machine with more, or cut it into pieces"
+            f"{path}: too little memory for {width}x{height} pixels; lower --memory, so that more "
+            "lies in scratch files"
         ) from error
+    write_photograph(result, photograph, restored)
 
 
 def _result_name(path: Path) -> str:
@@ -172,20 +225,25 @@ def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
         raise QdmrError(f"{path}: its result would overwrite it; name another --out")
 
 
-def _expand(files: Sequence[Path]) -> list[Path]:
-    """The photographs named, each once, in the order given; folders and patterns sorted."""
+def _expand(files: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
+    """The photographs named, each once, in the order given, folders and patterns sorted; and the
+    folders and patterns that hold none."""
     found: dict[Path, None] = {}
+    empty = []
     for named in files:
         path = Path(named)
         if path.is_dir():
-            inside = (item for item in sorted(path.iterdir()) if not item.name.startswith("."))
-            found.update(dict.fromkeys(filter(_is_photograph, inside)))
+            kind, items = "folder", [p for p in path.iterdir() if not p.name.startswith(".")]
         elif not path.exists() and glob.has_magic(str(path)):
-            matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-            found.update(dict.fromkeys(filter(_is_photograph, matches)))
+            kind, items = "pattern", [Path(p) for p in glob.glob(str(path), recursive=True)]
         else:
             found[path] = None
-    return list(found)
+            continue
+        photographs = sorted(filter(_is_photograph, items))
+        found.update(dict.fromkeys(photographs))
+        if not photographs:
+            empty.append(Failure(path=path, reason=f"{path}: the {kind} holds no photographs"))
+    return list(found), empty
 
 
 def _is_photograph(path: Path) -> bool:
@@ -198,16 +256,6 @@ def _suffixes() -> str:
 
 def _loaded(checkpoint: Checkpoint) -> LoadedModel:
     return checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
-
-
-def _reflected(length: int, wanted: int, device: torch.device) -> Tensor:
-    """Positions 0 … length - 1, back to 0, and so on, ``wanted`` of them."""
-    positions = torch.arange(wanted, device=device)
-    if length == 1:
-        return torch.zeros_like(positions)
-    period = 2 * (length - 1)
-    positions = positions % period
-    return torch.minimum(positions, period - positions)
 
 
 def _one_line(error: BaseException, path: Path) -> str:

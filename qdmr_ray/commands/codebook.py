@@ -1,0 +1,49 @@
+"""``qdmr codebook``: what source and target photographs choose from a trained codebook."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+EPILOG = "Example:  qdmr codebook runs/demo"
+
+
+def codebook(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    crops: Annotated[int, typer.Option(min=1, help="Squares cut from each domain.")] = 64,
+    out: Annotated[str | None, typer.Option(help="Folder; the run's by default.")] = None,
+) -> None:
+    """How source and target use a trained codebook: figures, and every code in a picture."""
+    # Imported late, since qdmr_ray.cli imports this module.
+    from qdmr_ray.cli import _bars, _print_table, _say
+    from qdmr_ray.evaluate.codebook import ATLAS_FILE, codebook_view, write_view
+    from qdmr_ray.evaluate.usage import GROUP_LABELS
+    from qdmr_ray.storage import open_location
+
+    place = open_location(run)
+    with _bars() as progress:
+        view = codebook_view(
+            place, crops=crops, progress=lambda done, total: progress("codebook", done, total)
+        )
+    to = open_location(out) if out else place
+    write_view(view, to)
+    usage = view.usage
+    table = Table("set", "photographs", "crops", "codes used", "perplexity")
+    for name, used in (("source", usage.source), ("target", usage.target)):
+        table.add_row(
+            name,
+            str(used.photographs),
+            str(used.crops),
+            f"{used.used} of {usage.codes}",
+            f"{used.perplexity:.1f}",
+        )
+    _print_table(table)
+    groups = [f"{GROUP_LABELS[group]} {size}" for group, size in usage.group_sizes().items()]
+    _say(f"codes: {', '.join(groups)}")
+    _say(
+        f"{usage.target_on_source_codes:.1%} of the target's choices fall on codes that the source "
+        f"chooses too; divergence {usage.divergence:.3f} bits of at most 1"
+    )
+    _say(f"atlas {to.join(ATLAS_FILE).uri}")

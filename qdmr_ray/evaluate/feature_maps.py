@@ -1,0 +1,197 @@
+"""Feature maps of whole photographs, read and written in strips of rows; what exceeds the memory
+granted lies in unnamed temporary files.
+
+Rows are stored with their channels innermost, so that a strip is one piece and PyTorch's
+channels-last convolutions take it as it lies.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets.blocks import at_least_float32
+
+# Largest tensor of a strip. A step has a handful of them; rows that strips share are then few.
+STRIP_BYTES = 96 * 2**20
+# Halvings and doublings need strips that begin and end at even rows.
+_ROW_MULTIPLE = 2
+
+
+def strips(height: int, row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover ``height``, each of about ``STRIP_BYTES``."""
+    rows = max(_ROW_MULTIPLE, STRIP_BYTES // row_bytes // _ROW_MULTIPLE * _ROW_MULTIPLE)
+    for first in range(0, height, rows):
+        yield first, min(first + rows, height)
+
+
+class FeatureMap:
+    """(channels, height, width) of one photograph, of ``dtype``, on ``device`` or in a file."""
+
+    def __init__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        folder: Path | None,
+    ) -> None:
+        self.channels, self.height, self.width = channels, height, width
+        self._dtype, self._device = dtype, device
+        self._rows: Tensor | None = None
+        self._file = -1
+        if folder is None:
+            self._rows = torch.empty(height, width, channels, dtype=dtype, device=device)
+            return
+        try:
+            # No name: the space is free again however the process ends.
+            self._file, name = tempfile.mkstemp(prefix="qdmr-", dir=folder)
+            os.unlink(name)
+            # Taken now: a disk that is full must say so before hours of work.
+            reserve = getattr(os, "posix_fallocate", lambda file, _, size: os.truncate(file, size))
+            reserve(self._file, 0, self.nbytes)
+        except OSError as error:
+            self.close()
+            raise QdmrError(
+                f"{folder}: a scratch file of {self.nbytes / 2**30:.1f} GiB cannot be made "
+                f"({error.strerror}); name another folder, or grant more memory"
+            ) from error
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.width * self.channels * self._dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole map."""
+        return self.height * self.row_bytes
+
+    def strips(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows that cover the map."""
+        return strips(self.height, self.row_bytes)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows ``first`` .. ``last - 1`` as (1, channels, n, width) on the device; not to be
+        changed."""
+        if self._rows is not None:
+            strip = self._rows[first:last]
+        else:
+            count = (last - first) * self.row_bytes
+            buffer = np.empty(count, dtype=np.uint8)
+            self._transfer(os.preadv, buffer.data, first)
+            shape = (last - first, self.width, self.channels)
+            strip = torch.from_numpy(buffer).view(self._dtype).view(shape).to(self._device)
+        return strip.permute(2, 0, 1).unsqueeze(0)
+
+    def put(self, first: int, values: Tensor) -> None:
+        """Writes ``values`` (1, channels, n, width) from row ``first`` on."""
+        strip = values[0].permute(1, 2, 0)
+        if self._rows is not None and strip.shape == self._rows.shape:
+            # The whole map at once: taken over, not copied.
+            self._rows = strip.to(self._dtype).contiguous()
+            return
+        if self._rows is not None:
+            self._rows[first : first + len(strip)] = strip
+            return
+        data = strip.to("cpu", self._dtype).contiguous()
+        self._transfer(os.pwritev, data.view(torch.uint8).numpy().reshape(-1).data, first)
+
+    def close(self) -> None:
+        """Gives memory and file back."""
+        self._rows = None
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _transfer(self, call: object, view: memoryview, first: int) -> None:
+        """preadv or pwritev, which may stop short of 2 GiB at a time."""
+        done = 0
+        while done < len(view):
+            moved = call(self._file, [view[done:]], first * self.row_bytes + done)  # type: ignore[operator]
+            if moved <= 0:
+                raise QdmrError("a scratch file ended early; is its disk full?")
+            done += moved
+
+
+class Arena:
+    """Makes feature maps: in memory as long as they fit into ``memory`` bytes together."""
+
+    def __init__(
+        self, memory: int, device: torch.device, dtype: torch.dtype, folder: Path | None = None
+    ) -> None:
+        self._free = memory
+        self._device, self._dtype = device, dtype
+        self._folder = folder or Path(tempfile.gettempdir())
+
+    def new(self, channels: int, height: int, width: int) -> FeatureMap:
+        """A map whose contents are undefined."""
+        fits = self.fits(channels, height, width)
+        made = FeatureMap(
+            channels,
+            height,
+            width,
+            dtype=self._dtype,
+            device=self._device,
+            folder=None if fits else self._folder,
+        )
+        if fits:
+            self._free -= made.nbytes
+        return made
+
+    def fits(self, channels: int, height: int, width: int) -> bool:
+        """Whether such a map would lie in memory."""
+        return channels * height * width * self._dtype.itemsize <= self._free
+
+    def drop(self, used: FeatureMap) -> None:
+        """Gives the map's room back."""
+        if used._rows is not None:
+            self._free += used.nbytes
+        used.close()
+
+
+class GroupStatistics:
+    """Mean and variance of the groups of a group normalisation over a whole map, strip by strip.
+
+    Strips are combined by Chan, Golub and LeVeque's formula, in float64.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        self._norm = norm
+        self._count = 0
+        self._mean = torch.zeros(norm.num_channels, dtype=torch.float64)
+        self._squares = torch.zeros(norm.num_channels, dtype=torch.float64)
+
+    def add(self, strip: Tensor) -> None:
+        """Takes in (1, C, n, width): each row once."""
+        # Batch normalisation's own reduction: twenty times as fast as var_mean on these layouts.
+        mean, variance = torch.batch_norm_update_stats(at_least_float32(strip), None, None, 0.0)
+        mean, variance = mean.double().cpu(), variance.double().cpu()
+        count = strip.shape[2] * strip.shape[3]
+        total = self._count + count
+        apart = mean - self._mean
+        self._squares += variance * count + apart.square() * (self._count * count / total)
+        self._mean += apart * (count / total)
+        self._count = total
+
+    def affine(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (1, C, 1, 1), that normalise with these statistics."""
+        norm = self._norm
+        means = self._mean.view(norm.num_groups, -1)
+        mean = means.mean(1, keepdim=True)
+        within = self._squares.view(norm.num_groups, -1) / self._count
+        variance = (within + (means - mean).square()).mean(1, keepdim=True)
+        deviation = (variance + norm.eps).sqrt().expand_as(means).reshape(-1)
+        scale = norm.weight.detach().double().cpu() / deviation
+        shift = norm.bias.detach().double().cpu() - mean.expand_as(means).reshape(-1) * scale
+        scale, shift = (v.view(1, -1, 1, 1).to(device, dtype) for v in (scale, shift))
+        return scale, shift

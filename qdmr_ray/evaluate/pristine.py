@@ -1,0 +1,169 @@
+"""The pristine model that NIQE measures against, and its files.
+
+    model = load_pristine("niqe_pris_params.npz")
+
+The authors of NIQE publish theirs as ``modelparameters.mat``; many programs carry the same
+numbers as ``niqe_pris_params.npz``. Neither is part of this package: name a file of yours, or fit
+one from clean photographs with ``qdmr niqe-fit``.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import write_file_atomic
+
+# 18 at each of two scales.
+FEATURES = 36
+WINDOW_SIDE = 7
+WINDOW_SIGMA = 7 / 6
+# MATLAB's names first, without the underscore before "param".
+_MEAN_KEYS = ("mu_prisparam", "mu_pris_param")
+_COVARIANCE_KEYS = ("cov_prisparam", "cov_pris_param")
+_WINDOW_KEY = "gaussian_window"
+_REMEDY = "name the authors' .mat or .npz, or make one with qdmr niqe-fit"
+
+
+def _gaussian_window() -> np.ndarray:
+    """The weights of local means and deviations; their sum is 1."""
+    offsets = np.arange(WINDOW_SIDE) - (WINDOW_SIDE - 1) / 2
+    line = np.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
+    window = np.outer(line, line)
+    return window / window.sum()
+
+
+GAUSSIAN_WINDOW = _gaussian_window()
+
+
+@dataclass(frozen=True, eq=False)
+class PristineModel:
+    """Mean ``(36,)`` and covariance ``(36, 36)`` of clean images' features, and ``window (7, 7)``.
+
+    ``source`` says where the figures are from; it is stored with them.
+
+    Raises:
+        QdmrError: another shape, or a number that is not finite.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    window: np.ndarray
+    source: str
+
+    def __post_init__(self) -> None:
+        shapes = {
+            "mean": (FEATURES,),
+            "covariance": (FEATURES, FEATURES),
+            "window": (WINDOW_SIDE, WINDOW_SIDE),
+        }
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or not np.isfinite(array).all():
+                raise QdmrError(
+                    f"{self.source}: the {name} of a pristine model has shape {shape} and finite "
+                    f"numbers; this one has shape {array.shape}: {_REMEDY}"
+                )
+
+
+def load_pristine(path: Path | str) -> PristineModel:
+    """Reads a model: MATLAB's ``.mat``, or else an ``.npz``; no code in it is ever run.
+
+    The keys are ``mu_prisparam`` and ``cov_prisparam``, or ``mu_pris_param`` and
+    ``cov_pris_param``. Without ``gaussian_window`` it is the 7 x 7 Gaussian of sigma 7/6; without
+    ``source`` that is the path.
+
+    Raises:
+        QdmrError: no such file, another kind of file, a missing key, or wrong shapes.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise QdmrError(
+            f"{path}: the pristine model cannot be read ({error.strerror}); {_REMEDY}"
+        ) from error
+    kind = ".mat" if path.suffix.lower() == ".mat" else ".npz"
+    try:
+        arrays = _read_mat(data) if kind == ".mat" else _read_npz(data)
+    except Exception as error:  # The readers raise whatever a broken file makes them stumble over.
+        raise QdmrError(
+            f"{path}: is no readable {kind} of a pristine model "
+            f"({' '.join(str(error).split())}); {_REMEDY}"
+        ) from error
+    mean = _numbers(path, arrays, _MEAN_KEYS)
+    # MATLAB knows no vectors: the mean comes as (1, 36) or (36, 1).
+    mean = mean.reshape(-1) if mean.size == FEATURES else mean
+    covariance = _numbers(path, arrays, _COVARIANCE_KEYS)
+    window = GAUSSIAN_WINDOW
+    if _WINDOW_KEY in arrays:
+        window = _numbers(path, arrays, (_WINDOW_KEY,))
+    # Named by its path at first: that is what errors should name.
+    model = PristineModel(mean, covariance, window, str(path))
+    source = arrays.get("source")
+    if source is None or source.size != 1:
+        return model
+    return replace(model, source=str(source.item()))
+
+
+def save_pristine(path: Path | str, model: PristineModel) -> None:
+    """Writes ``model`` as an ``.npz`` that ``load_pristine`` and other programs read, atomically.
+
+    Raises:
+        QdmrError: another ending, a missing folder, or a place that is not writable.
+    """
+    path = check_target(path)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        mu_pris_param=model.mean.reshape(1, -1),
+        cov_pris_param=model.covariance,
+        gaussian_window=model.window,
+        source=np.array(model.source),
+    )
+    write_file_atomic(path, buffer.getvalue())
+
+
+def check_target(path: Path | str) -> Path:
+    """The path, if a model can be saved there: a fit takes minutes, and should not end in vain.
+
+    Raises:
+        QdmrError: another ending than ``.npz``, or a missing folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".npz":
+        raise QdmrError(f"{path}: a pristine model is an .npz; name a file that ends in .npz")
+    if not path.absolute().parent.is_dir():
+        raise QdmrError(f"{path}: there is no folder {path.parent}; make it or name another file")
+    return path
+
+
+def _read_npz(data: bytes) -> dict[str, np.ndarray]:
+    arrays = np.load(io.BytesIO(data), allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+        raise ValueError("one array without names")
+    with arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def _read_mat(data: bytes) -> dict[str, np.ndarray]:
+    # Lazy: scipy.io takes a while to import, and most models are .npz.
+    from scipy.io import loadmat
+
+    return loadmat(io.BytesIO(data))
+
+
+def _numbers(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray:
+    """The float64 array under the first of ``keys`` that is there."""
+    for key in keys:
+        if key in arrays:
+            try:
+                return np.asarray(arrays[key], dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise QdmrError(f"{path}: {key} holds no real numbers; {_REMEDY}") from error
+    held = ", ".join(key for key in arrays if not key.startswith("__")) or "nothing"
+    raise QdmrError(f"{path}: holds no {' or '.join(keys)}, but {held}; {_REMEDY}")

@@ -1,0 +1,125 @@
+"""What a worker of an evaluation does: restores one photograph with every model and measures it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from qdmr_ray.artifacts import LoadedModel, load_model
+from qdmr_ray.config import EvaluationSettings
+from qdmr_ray.data.images import encode_png
+from qdmr_ray.data.records import Record, RecordReader
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.metrics import psnr, ssim
+from qdmr_ray.evaluate.restoration import restore
+from qdmr_ray.evaluate.sheets import comparison_sheet
+from qdmr_ray.nets.lpips import LPIPS, build_lpips
+from qdmr_ray.storage import open_location
+
+if TYPE_CHECKING:
+    from qdmr_ray.evaluate.niqe import PristineModel
+
+TEST_SET = "test"
+INPUT = "input"
+GROUND_TRUTH = "ground_truth"
+COMPARISON = "comparison"
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTask:
+    """What every restoring actor is given: the test set, the models by name, and where to write.
+
+    Paths are absolute, since an actor's working directory is Ray's own; NIQE's parameters travel
+    with the task, so that no worker needs their file.
+    """
+
+    data: str
+    endpoint: str | None
+    models: dict[str, str]
+    out: str
+    settings: EvaluationSettings
+    alexnet: str | None = None
+    pristine: PristineModel | None = None
+    gpu: bool = False
+
+
+class Restorer:
+    """Restores and measures test photographs; its networks are loaded once.
+
+    Called with ``{"index", "name"}``, it gives the same with ``figures`` (JSON) and ``failure``, a
+    reason where the photograph could not be read, restored, measured or written.
+    """
+
+    def __init__(self, task: EvaluationTask) -> None:
+        self.task = task
+        self.reader = RecordReader(task.data, endpoint=task.endpoint)
+        device = "cuda" if task.gpu else "cpu"
+        self.models = {
+            name: _on(load_model(open_location(uri, endpoint=task.endpoint)), device)
+            for name, uri in task.models.items()
+        }
+        self.out = open_location(task.out, endpoint=task.endpoint)
+        self.lpips: LPIPS | None = None
+        if task.settings.lpips:
+            self.lpips = build_lpips("alex", Path(task.alexnet) if task.alexnet else None)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        figures: dict[str, Figures] = {}
+        failure = ""
+        try:
+            record = self.reader.read(TEST_SET, int(row["index"]))
+            figures = self._judge(record, str(row["name"]))
+        except Exception as error:  # whatever one photograph breaks, the others are judged
+            failure = _one_line(error)
+        return {**row, "figures": json.dumps(figures), "failure": failure}
+
+    def _judge(self, record: Record, name: str) -> dict[str, Figures]:
+        """The figures of input and stages; their pictures are written below ``name``."""
+        images = {INPUT: record.image}
+        images |= {stage: restore(record.image, model) for stage, model in self.models.items()}
+        figures = {stage: self._measure(i, record.ground_truth) for stage, i in images.items()}
+        if record.ground_truth is not None:
+            images[GROUND_TRUTH] = record.ground_truth
+        pictures = dict(images)
+        if self.task.settings.sheets:
+            pictures[COMPARISON] = comparison_sheet(name, images, figures)
+        for picture, image in pictures.items():
+            self.out.join(name, f"{picture}.png").write_bytes_atomic(encode_png(image))
+        return {stage: row for stage, row in figures.items() if row}
+
+    def _measure(self, image: np.ndarray, truth: np.ndarray | None) -> Figures:
+        border, luma = self.task.settings.border, self.task.settings.luma
+        figures: Figures = {}
+        if truth is not None:
+            figures["psnr"] = psnr(image, truth, border=border, luma=luma)
+            figures["ssim"] = ssim(image, truth, border=border, luma=luma)
+            if self.lpips is not None:
+                pair = (_tensor(image), _tensor(truth))
+                with torch.inference_mode():
+                    figures["lpips"] = self.lpips(*pair).item()
+        if self.task.pristine is not None:
+            from qdmr_ray.evaluate.niqe import niqe
+
+            figures["niqe"] = niqe(image, self.task.pristine, border=border)
+        return figures
+
+
+def _on(model: LoadedModel, device: str) -> LoadedModel:
+    model.network.to(device)
+    return model
+
+
+def _tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).float() / 255
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, QdmrError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,269 @@
+"""One picture per test photograph that shows what was gained: ``evaluation/NAME/comparison.png``.
+
+    sheet = comparison_sheet("astronaut", {"input": …, "uda": …, "ground_truth": …}, figures)
+
+A column each for the input, the restored stages and the ground truth. From above: the whole
+photographs with their figures, the absolute errors, and two magnified details.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.report.evaluation import GROUND_TRUTH, INPUT, label
+
+# Of the error maps: 255 / ERROR_GAIN levels and more are the lightest. The same on every sheet, so
+# that sheets compare.
+ERROR_GAIN = 4
+# The scale of the error maps in OKLCH (Ottosson, "A perceptual color space for image processing",
+# 2020): lightness rises evenly, the hue (in degrees) stays.
+MAP_LIGHTNESS = (0.13, 0.97)
+MAP_HUE = 60.0
+MAP_CHROMA = 0.15
+REGIONS = 2
+# Sides in pixels of a region, as far as it is at most a third of the photograph's: so two fit.
+REGION_WIDTH, REGION_HEIGHT = 128, 96
+# Pixels of a region are shown this many times as large, larger where the region is small.
+LEAST_ZOOM = 3
+COLUMN = REGION_WIDTH * LEAST_ZOOM
+DETAIL_HEIGHT = REGION_HEIGHT * LEAST_ZOOM
+TALLEST = 512
+LEGEND_HEIGHT = 40
+MARGIN, GAP = 16, 10
+BACKGROUND, TEXT, FAINT = (22, 24, 28), (240, 240, 240), (168, 172, 180)
+# Of the regions' frames (Okabe and Ito: told apart by the colour-blind too).
+FRAMES = ((86, 180, 233), (240, 228, 66))
+_METRICS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "lpips": "LPIPS {:.4f}"}
+_TITLE, _LABEL, _SMALL = 20, 17, 13
+
+
+def comparison_sheet(
+    name: str, images: Mapping[str, np.ndarray], figures: Mapping[str, Mapping[str, float]]
+) -> np.ndarray:
+    """uint8 ``(H, W, 3)``.
+
+    Args:
+        name: the photograph's, for the title.
+        images: uint8 ``(H, W, 3)`` of one size: ``input``, the stages, and ``ground_truth`` last
+            where there is one.
+        figures: those of each image by metric, for the captions.
+
+    Raises:
+        QdmrError: the images differ in size.
+    """
+    height, width = images[INPUT].shape[:2]
+    if {image.shape for image in images.values()} != {(height, width, 3)}:
+        raise QdmrError(f"{name}: its pictures differ in size, so they can't be compared")
+    truth = images.get(GROUND_TRUTH)
+    size = region_size(height, width)
+    corners = choose_regions(interest(images[INPUT], truth), size)
+    sheet = _Sheet(len(images))
+    sheet.line(f"{name}   {width} x {height}", _TITLE, TEXT)
+    sheet.captions([label(key) for key in images], _LABEL, TEXT)
+    captions = [figure_caption(figures.get(key, {})) for key in images]
+    if any(captions):
+        sheet.captions(captions, _SMALL, FAINT)
+    sheet.tiles([_overview(image, corners, size) for image in images.values()])
+    if truth is not None:
+        sheet.line(f"Absolute error x{ERROR_GAIN}, mean of the channels", _SMALL, FAINT)
+        maps = [_error_tile(i, truth) for key, i in images.items() if key != GROUND_TRUTH]
+        sheet.tiles([*maps, _scale_tile(maps[0].height)])
+    zoom = min(COLUMN // size[1], DETAIL_HEIGHT // size[0])
+    for number, (top, left) in enumerate(corners):
+        text = f"Detail {number + 1}, x{zoom}, at ({left}, {top})"
+        sheet.line(text, _SMALL, FRAMES[number])
+        parts = [i[top : top + size[0], left : left + size[1]] for i in images.values()]
+        sheet.tiles([_framed(_enlarged(part, zoom), FRAMES[number]) for part in parts])
+    return sheet.pixels()
+
+
+def figure_caption(figures: Mapping[str, float]) -> str:
+    """``PSNR 27.53 dB   SSIM 0.8412``; an infinite PSNR is that of an identical image."""
+    parts = []
+    for metric, value in figures.items():
+        if metric == "psnr" and value == math.inf:
+            parts.append("identical")
+        else:
+            parts.append(_METRICS.get(metric, metric.upper() + " {:.3f}").format(value))
+    return "   ".join(parts)
+
+
+def region_size(height: int, width: int) -> tuple[int, int]:
+    """Height and width of the details in a photograph."""
+    return max(1, min(REGION_HEIGHT, height // 3)), max(1, min(REGION_WIDTH, width // 3))
+
+
+def interest(image: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """float64 ``(H, W)``, what details are chosen by: never by what a method made of them.
+
+    The absolute error of the input; without a ground truth, its local contrast (the length of the
+    gradient).
+    """
+    if truth is not None:
+        return absolute_error(image, truth).astype(np.float64)
+    grey = image.mean(axis=2, dtype=np.float64)
+    across = np.diff(grey, axis=1, append=grey[:, -1:])
+    down = np.diff(grey, axis=0, append=grey[-1:])
+    return np.hypot(across, down)
+
+
+def choose_regions(
+    score: np.ndarray, size: tuple[int, int], count: int = REGIONS
+) -> list[tuple[int, int]]:
+    """(top, left) of up to ``count`` rectangles without overlap and with the largest sums."""
+    height, width = size
+    total = np.pad(score, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width]
+    sums += total[:-height, :-width]
+    chosen: list[tuple[int, int]] = []
+    while len(chosen) < count and np.isfinite(sums).any():
+        top, left = (int(place) for place in np.unravel_index(sums.argmax(), sums.shape))
+        chosen.append((top, left))
+        rows = slice(max(0, top - height + 1), top + height)
+        sums[rows, max(0, left - width + 1) : left + width] = -np.inf
+    return chosen
+
+
+def absolute_error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """float32 ``(H, W)`` in [0, 255]: ``|image - truth|``, mean over the channels."""
+    return np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean(axis=2)
+
+
+def error_colours(error: np.ndarray) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` of an absolute error ``(H, W)`` in levels, amplified."""
+    levels = np.clip(np.rint(error * ERROR_GAIN), 0, 255).astype(np.uint8)
+    return _map_colours()[levels]
+
+
+@cache
+def _map_colours() -> np.ndarray:
+    """uint8 (256, 3): from dark to light in one hue, equally far apart to the eye."""
+    lightness = np.linspace(*MAP_LIGHTNESS, 256)
+    # Colours near black and white have no room for chroma.
+    chroma = MAP_CHROMA * np.sin(np.pi * np.linspace(0.0, 1.0, 256)) ** 0.8
+    hue = math.radians(MAP_HUE)
+    lab = np.stack([lightness, chroma * math.cos(hue), chroma * math.sin(hue)], axis=1)
+    # Ottosson's matrices from OKLab to linear sRGB.
+    cone = np.array(
+        [
+            [1.0, 0.3963377774, 0.2158037573],
+            [1.0, -0.1055613458, -0.0638541728],
+            [1.0, -0.0894841775, -1.2914855480],
+        ]
+    )
+    rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = np.clip((lab @ cone.T) ** 3 @ rgb.T, 0.0, 1.0)
+    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(curved * 255).astype(np.uint8)
+
+
+class _Sheet:
+    """Rows of text and pictures, one below the other, drawn at the end."""
+
+    def __init__(self, columns: int) -> None:
+        self._width = 2 * MARGIN + columns * COLUMN + (columns - 1) * GAP
+        self._top = MARGIN
+        self._texts: list[tuple[int, int, str, int, tuple[int, int, int]]] = []
+        self._pictures: list[tuple[int, int, Image.Image]] = []
+
+    def line(self, text: str, size: int, colour: tuple[int, int, int]) -> None:
+        self._texts.append((MARGIN, self._top, text, size, colour))
+        self._top += round(size * 1.6)
+
+    def captions(self, texts: list[str], size: int, colour: tuple[int, int, int]) -> None:
+        for column, text in enumerate(texts):
+            self._texts.append((self._left(column), self._top, text, size, colour))
+        self._top += round(size * 1.5)
+
+    def tiles(self, pictures: list[Image.Image]) -> None:
+        for column, picture in enumerate(pictures):
+            self._pictures.append((self._left(column), self._top, picture))
+        self._top += max(picture.height for picture in pictures) + GAP
+
+    def pixels(self) -> np.ndarray:
+        sheet = Image.new("RGB", (self._width, self._top - GAP + MARGIN), BACKGROUND)
+        for left, top, picture in self._pictures:
+            sheet.paste(picture, (left, top))
+        draw = ImageDraw.Draw(sheet)
+        for left, top, text, size, colour in self._texts:
+            draw.text((left, top), text, fill=colour, font=ImageFont.load_default(size))
+        return np.asarray(sheet)
+
+    def _left(self, column: int) -> int:
+        return MARGIN + column * (COLUMN + GAP)
+
+
+def _overview(
+    image: np.ndarray, corners: list[tuple[int, int]], size: tuple[int, int]
+) -> Image.Image:
+    """The photograph as large as a tile is, with the details' frames."""
+    picture = _fitted(Image.fromarray(image), Image.Resampling.LANCZOS)
+    scale = picture.width / image.shape[1]
+    draw = ImageDraw.Draw(picture)
+    for (top, left), colour in zip(corners, FRAMES, strict=False):
+        x, y = round(left * scale), round(top * scale)
+        right = max(x, round((left + size[1]) * scale) - 1)
+        bottom = max(y, round((top + size[0]) * scale) - 1)
+        # A dark line around the frame, since photographs are of any colour.
+        draw.rectangle((x - 1, y - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=4)
+        draw.rectangle((x, y, right, bottom), outline=colour, width=2)
+    return picture
+
+
+def _error_tile(image: np.ndarray, truth: np.ndarray) -> Image.Image:
+    # Made smaller before it is coloured: means of errors, not of colours.
+    error = _fitted(Image.fromarray(absolute_error(image, truth)), Image.Resampling.BOX)
+    return Image.fromarray(error_colours(np.asarray(error)))
+
+
+def _scale_tile(height: int) -> Image.Image:
+    """The legend of the error maps, where the ground truth has no error to show."""
+    tile = Image.new("RGB", (COLUMN, max(height, LEGEND_HEIGHT)), BACKGROUND)
+    bar_width = COLUMN - 2 * MARGIN
+    levels = np.linspace(0, 255 / ERROR_GAIN, bar_width)
+    bar = error_colours(np.tile(levels, (LEGEND_HEIGHT // 2, 1)))
+    top = (tile.height - LEGEND_HEIGHT) // 2
+    tile.paste(Image.fromarray(bar), (MARGIN, top))
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(_SMALL)
+    below = top + LEGEND_HEIGHT // 2 + 4
+    draw.text((MARGIN, below), "0", fill=FAINT, font=font)
+    most = f"{math.ceil(255 / ERROR_GAIN)} or more of 255"
+    draw.text((MARGIN + bar_width, below), most, fill=FAINT, font=font, anchor="ra")
+    return tile
+
+
+def _fitted(picture: Image.Image, method: Image.Resampling) -> Image.Image:
+    """At most COLUMN x TALLEST; a smaller picture is enlarged by a whole factor, unblurred."""
+    scale = min(COLUMN / picture.width, TALLEST / picture.height)
+    if scale >= 1.0:
+        factor = int(scale)
+        size = picture.width * factor, picture.height * factor
+        return picture.resize(size, Image.Resampling.NEAREST)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, method)
+
+
+def _enlarged(part: np.ndarray, zoom: int) -> Image.Image:
+    height, width = part.shape[:2]
+    return Image.fromarray(np.ascontiguousarray(part)).resize(
+        (width * zoom, height * zoom), Image.Resampling.NEAREST
+    )
+
+
+def _framed(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    ImageDraw.Draw(picture).rectangle(
+        (0, 0, picture.width - 1, picture.height - 1), outline=colour, width=2
+    )
+    return picture

@@ -1,0 +1,189 @@
+"""How source and target photographs use the codes of one codebook: counts and what they say.
+
+A codebook mixes the domains where both choose the same codes; codes that one domain alone chooses
+are its own, and what it puts there the other knows nothing of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# A code is a domain's own where that domain makes this share of its use, or more.
+OWN_SHARE = 0.9
+SOURCE, TARGET = "source", "target"
+# The groups of codes, in the order in which they are shown.
+SOURCE_OWN, SHARED, TARGET_OWN, DEAD = "source_own", "shared", "target_own", "dead"
+GROUPS = (SOURCE_OWN, SHARED, TARGET_OWN, DEAD)
+GROUP_LABELS = {
+    SOURCE_OWN: "the source's own",
+    SHARED: "shared",
+    TARGET_OWN: "the target's own",
+    DEAD: "chosen by neither",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetUsage:
+    """Which codes one set chose: ``counts[k]`` is how often code k was, over ``crops`` squares cut
+    from ``photographs`` photographs."""
+
+    photographs: int
+    crops: int
+    counts: tuple[int, ...]
+
+    @property
+    def choices(self) -> int:
+        """Places of the code maps, each of which chose one code."""
+        return sum(self.counts)
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """float64 (K,): the share of the choices that fell on each code."""
+        return np.asarray(self.counts, dtype=np.float64) / max(1, self.choices)
+
+    @property
+    def used(self) -> int:
+        """Codes that were chosen at all."""
+        return sum(count > 0 for count in self.counts)
+
+    @property
+    def used_share(self) -> float:
+        """The same as a share of the codebook."""
+        return self.used / len(self.counts)
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(entropy)`` of the frequencies: 1 for one code, K where all are used alike (van den
+        Oord et al., 2017)."""
+        frequencies = self.frequencies[self.frequencies > 0]
+        return float(np.exp(-(frequencies * np.log(frequencies)).sum()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookUsage:
+    """The use of one codebook by both domains, and what it was counted on.
+
+    ``crop`` is the largest side of the squares in pixels, ``own_share`` the share from which on a
+    code is a domain's own; ``weights_sha256`` and ``data_digest`` tell network and dataset.
+    """
+
+    source: SetUsage
+    target: SetUsage
+    crop: int
+    own_share: float = OWN_SHARE
+    weights_sha256: str = ""
+    data_digest: str = ""
+
+    @property
+    def codes(self) -> int:
+        """Size of the codebook."""
+        return len(self.source.counts)
+
+    @property
+    def target_share(self) -> np.ndarray:
+        """float64 (K,): ``t / (s + t)`` of the frequencies of each code, NaN where it is dead."""
+        source, target = self.source.frequencies, self.target.frequencies
+        both = source + target
+        return np.divide(target, both, out=np.full(self.codes, np.nan), where=both > 0)
+
+    @property
+    def divergence(self) -> float:
+        """Jensen-Shannon divergence in bits: 0 where both choose alike, 1 where no code is shared
+        (Lin, 1991)."""
+        source, target = self.source.frequencies, self.target.frequencies
+        middle = (source + target) / 2
+        return (_relative_entropy(source, middle) + _relative_entropy(target, middle)) / 2
+
+    @property
+    def target_on_source_codes(self) -> float:
+        """Share of the target's choices that fall on codes which the source chooses at all."""
+        return float(self.target.frequencies[np.asarray(self.source.counts) > 0].sum())
+
+    def groups(self) -> np.ndarray:
+        """str (K,): for each code, which of ``GROUPS`` it belongs to."""
+        source, target = self.source.frequencies, self.target.frequencies
+        both, groups = source + target, np.full(self.codes, SHARED, dtype="U10")
+        # Compared without a division, so that 9 of 10 is not lost to rounding.
+        groups[source >= self.own_share * both] = SOURCE_OWN
+        groups[target >= self.own_share * both] = TARGET_OWN
+        groups[both == 0] = DEAD
+        return groups
+
+    def group_sizes(self) -> dict[str, int]:
+        """Codes in each group."""
+        groups = self.groups()
+        return {group: int((groups == group).sum()) for group in GROUPS}
+
+    def order(self) -> list[int]:
+        """The codes from the source's own to the target's own by target share, dead ones last; of
+        the same share, those that are chosen most come first."""
+        # Rounded, since equal shares need not be equal to the last bit.
+        share, groups = np.nan_to_num(self.target_share).round(12), self.groups()
+        use = self.source.frequencies + self.target.frequencies
+        group_places = np.array([GROUPS.index(group) for group in groups])
+        return np.lexsort((np.arange(self.codes), -use, share, group_places)).tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``codebook.json`` holds; a dead code's target share is null."""
+        shares = self.target_share
+        return {
+            "codes": self.codes,
+            "crop": self.crop,
+            "own_share": self.own_share,
+            "sets": {SOURCE: _set_dict(self.source), TARGET: _set_dict(self.target)},
+            "divergence_bits": self.divergence,
+            "target_on_source_codes": self.target_on_source_codes,
+            "groups": self.group_sizes(),
+            "target_share": [None if np.isnan(share) else float(share) for share in shares],
+            "weights_sha256": self.weights_sha256,
+            "data_digest": self.data_digest,
+        }
+
+
+def usage_from_dict(content: Mapping[str, Any]) -> CodebookUsage:
+    """What :meth:`CodebookUsage.to_dict` gave; everything that follows from the counts is made
+    anew.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is something else.
+    """
+    sets = {
+        name: SetUsage(
+            photographs=int(content["sets"][name]["photographs"]),
+            crops=int(content["sets"][name]["crops"]),
+            counts=tuple(int(count) for count in content["sets"][name]["counts"]),
+        )
+        for name in (SOURCE, TARGET)
+    }
+    sizes = {len(usage.counts) for usage in sets.values()}
+    if len(sizes) > 1 or not min(sizes) or any(min(usage.counts) < 0 for usage in sets.values()):
+        raise ValueError("counts must be one list of counts for each set, of the same length")
+    return CodebookUsage(
+        **sets,
+        crop=int(content["crop"]),
+        own_share=float(content["own_share"]),
+        weights_sha256=str(content.get("weights_sha256", "")),
+        data_digest=str(content.get("data_digest", "")),
+    )
+
+
+def _set_dict(usage: SetUsage) -> dict[str, Any]:
+    return {
+        "photographs": usage.photographs,
+        "crops": usage.crops,
+        "choices": usage.choices,
+        "used": usage.used,
+        "used_share": usage.used_share,
+        "perplexity": usage.perplexity,
+        "counts": list(usage.counts),
+    }
+
+
+def _relative_entropy(of: np.ndarray, to: np.ndarray) -> float:
+    """Kullback-Leibler divergence in bits; ``to`` is above 0 wherever ``of`` is."""
+    known = of > 0
+    return float((of[known] * np.log2(of[known] / to[known])).sum())

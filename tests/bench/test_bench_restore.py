@@ -1,0 +1,62 @@
+"""``qdmr bench restore``: the figures it prints, and that it needs PyTorch and NumPy alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qdmr_ray import cli
+
+REPOSITORY = Path(__file__).parents[2]
+BLOCKED = "ray", "pydantic", "pyarrow", "PIL", "yaml", "boto3", "typer", "safetensors"
+
+
+def test_the_command_prints_and_writes_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "restore.json"
+    size = ["--height", "100", "--width", "200", "--preset", "demo", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["qdmr", "bench", "restore", *size, "--json", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    found = json.loads(out.read_text())
+    assert found["megapixels_per_second"] == pytest.approx(0.02 / found["seconds"])
+    assert found["floor_seconds"] == pytest.approx(found["gflop_needed"] / found["gflops_measured"])
+    assert found["ratio"] == pytest.approx(found["seconds"] / found["floor_seconds"])
+    assert found["peak_memory_bytes"] > 0
+    assert "megapixels_per_second" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["qdmr", "bench", "restore", "--dtype", "float8"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--dtype float8: choose from float32" in capsys.readouterr().err
+
+
+def test_the_arithmetic_is_that_of_the_padded_photograph() -> None:
+    """640 x 960 at full size takes 1,700 GFLOP (the issue's own figure); sides are padded to 64."""
+    from qdmr_ray.bench.restore import needed_flop_of_photograph
+
+    assert needed_flop_of_photograph("full", 640, 960) / 1e9 == pytest.approx(1696, rel=2e-3)
+    assert needed_flop_of_photograph("full", 577, 897) == needed_flop_of_photograph(
+        "full", 640, 960
+    )
+
+
+def test_it_runs_where_only_pytorch_is_installed() -> None:
+    code = f"""
+import sys
+for name in {BLOCKED!r}:
+    sys.modules[name] = None
+from qdmr_ray.bench.restore import main
+main(["--height", "64", "--width", "64", "--preset", "demo", "--repeats", "1"])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["height"] == 64

@@ -1,0 +1,236 @@
+"""Tables over several evaluations, on small ones worked out by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qdmr_ray.commands.compare import compare as command
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.compare import (
+    Comparison,
+    StoredEvaluation,
+    compare,
+    named_apart,
+    read_evaluation,
+)
+from qdmr_ray.evaluate.compare_text import comparison_text, escape_latex
+from qdmr_ray.storage import open_location
+
+NAMES = [f"image{number}" for number in range(6)]
+INPUT = [20.0, 21.0, 22.0, 23.0, 24.0, 25.0]
+# The gain over the input is 1 to 6 dB: the signed-rank test's smallest p for six pairs, 2/64.
+BETTER = [value + gain for gain, value in enumerate(INPUT, start=1)]
+# One dB up and down in turn.
+EVEN = [value + (1 if place % 2 else -1) for place, value in enumerate(INPUT)]
+
+
+def write(
+    folder: Path,
+    stages: dict[str, list[float | None]],
+    *,
+    names: list[str] = NAMES,
+    metric: str = "psnr",
+    inputs: list[float | None] | None = None,
+    **content: Any,
+) -> Path:
+    """A folder with an evaluation.json of these figures."""
+    rows = {"input": INPUT[: len(names)] if inputs is None else inputs, **stages}
+    per_image = [
+        {"name": name, **{row: {metric: values[place]} for row, values in rows.items()}}
+        for place, name in enumerate(names)
+    ]
+    folder.mkdir(parents=True)
+    evaluation = {
+        "images": len(names),
+        "input": {},
+        "stages": {stage: {} for stage in stages},
+        "per_image": per_image,
+        **content,
+    }
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def read(*folders: Path) -> list[StoredEvaluation]:
+    return named_apart([read_evaluation(open_location(folder)) for folder in folders])
+
+
+def table(*folders: Path, **options: Any) -> Comparison:
+    return compare(read(*folders), **options)
+
+
+def test_means_best_and_significance(tmp_path: Path) -> None:
+    found = table(
+        write(tmp_path / "a", {"base": EVEN, "uda": BETTER}),
+        write(tmp_path / "b", {"uda": INPUT}),
+    )
+    assert list(found.rows) == ["input", "a/base", "a/uda", "b/uda"]
+    assert found.metrics == ["psnr"]
+    assert found.images == 6
+    cells = {row: cell["psnr"] for row, cell in found.rows.items()}
+    assert {row: cell.mean for row, cell in cells.items()} == {
+        "input": 22.5,
+        "a/base": 22.5,
+        "a/uda": 26.0,
+        "b/uda": 22.5,
+    }
+    assert [row for row, cell in cells.items() if cell.best] == ["a/uda"]
+    # Three comparisons: 2/64 for the best, times 3; the others don't differ at all.
+    assert cells["input"].p is None
+    assert cells["a/uda"].p == pytest.approx(3 * 2 / 64)
+    assert cells["a/base"].p == cells["b/uda"].p == 1.0
+    low, high = cells["input"].interval or (0.0, 0.0)
+    assert 20.0 < low < 22.5 < high < 25.0
+    assert any("n = 6 pairs, Holm-corrected for 3 comparisons" in note for note in found.notes)
+    assert not any("fewer than" in note for note in found.notes)
+
+
+def test_another_reference_and_lower_is_better(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", {"base": EVEN, "uda": BETTER}, metric="lpips")
+    found = table(folder, reference="a/uda")
+    cells = {row: cell["lpips"] for row, cell in found.rows.items()}
+    assert [row for row, cell in cells.items() if cell.best] == ["input", "a/base"]
+    assert cells["a/uda"].p is None
+    assert cells["input"].p == pytest.approx(2 * 2 / 64)
+    with pytest.raises(SettingsError, match=r"--reference uda: choose from input, a/base, a/uda"):
+        table(folder, reference="uda")
+
+
+def test_only_common_images_count(tmp_path: Path) -> None:
+    found = table(
+        write(tmp_path / "a", {"uda": BETTER}),
+        write(tmp_path / "b", {"uda": [1.0, 2.0]}, names=["image0", "image1"]),
+    )
+    assert found.images == 2
+    assert found.rows["a/uda"]["psnr"].mean == (21.0 + 23.0) / 2
+    assert "Only images that every evaluation has are used: 2 (6 in a, 2 in b)." in found.notes
+    assert any("fewer than 6 pairs" in note for note in found.notes)
+
+
+def test_pairs_are_made_by_name_not_by_place(tmp_path: Path) -> None:
+    backwards = write(
+        tmp_path / "b", {"uda": BETTER[::-1]}, names=NAMES[::-1], inputs=list(INPUT[::-1])
+    )
+    found = table(write(tmp_path / "a", {"uda": BETTER}), backwards, reference="a/uda")
+    assert found.rows["b/uda"]["psnr"].p == 1.0
+
+
+def test_a_figure_that_is_not_finite_leaves_its_image_out(tmp_path: Path) -> None:
+    found = table(write(tmp_path / "a", {"uda": [None, *BETTER[1:]]}))
+    assert found.rows["input"]["psnr"].mean == 23.0
+    assert found.rows["input"]["psnr"].images == 5
+    assert any(note.startswith("PSNR: 5 images") for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"),
+    [
+        ({"names": [f"other{place}" for place in range(6)]}, "no image in common"),
+        ({"inputs": [20.5, *INPUT[1:]]}, r"the input image0 has psnr 20\.5 instead of 20"),
+        ({"provenance": {"test_set": "bb"}}, r"another test set than .* \(bb instead of aa\)"),
+        ({"provenance": {"test_set": "aa", "border": 4}}, "another border"),
+    ],
+)
+def test_other_test_sets_and_settings_are_refused(
+    tmp_path: Path, second: dict[str, Any], reason: str
+) -> None:
+    first = write(tmp_path / "a", {"uda": BETTER}, provenance={"test_set": "aa", "border": 0})
+    other = write(tmp_path / "b", {"uda": BETTER}, **second)
+    with pytest.raises(QdmrError, match=reason) as caught:
+        table(first, other)
+    assert str(other / "evaluation.json") in str(caught.value)
+
+
+def test_other_niqe_parameters_are_refused_only_where_niqe_is_shown(tmp_path: Path) -> None:
+    folders = [
+        write(tmp_path / name, {"uda": BETTER}, metric=metric, niqe_parameters=file)
+        for name, metric, file in (("a", "niqe", "x.mat"), ("b", "niqe", "y.mat"))
+    ]
+    with pytest.raises(QdmrError, match=r"another niqe_parameters .*y\.mat instead of x\.mat"):
+        table(*folders)
+    for folder in folders:
+        file = folder / "evaluation.json"
+        file.write_text(file.read_text().replace('"niqe":', '"psnr":'))
+    assert table(*folders).metrics == ["psnr"]
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    first = write(tmp_path / "x" / "run", {"uda": BETTER})
+    second = write(tmp_path / "y" / "run", {"uda": EVEN})
+    assert list(table(first, second).rows) == ["input", f"{first}/uda", f"{second}/uda"]
+    with pytest.raises(SettingsError, match="named twice"):
+        table(first, first / "evaluation.json")
+
+
+def test_what_is_no_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(QdmrError, match=r"evaluation\.json: there is no evaluation"):
+        read(tmp_path)
+    (tmp_path / "evaluation.json").write_text("[]")
+    with pytest.raises(QdmrError, match="is no evaluation") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_metric(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--metric ssim: .*choose from psnr"):
+        table(write(tmp_path / "a", {"uda": BETTER}), metrics=["ssim"])
+
+
+def test_plain_text(tmp_path: Path) -> None:
+    flat = [30.0] * 6
+    text = comparison_text(
+        table(write(tmp_path / "a", {"uda": flat}, inputs=list(flat)), metrics=["psnr"])
+    )
+    assert text.splitlines()[:3] == [
+        "                 PSNR (dB) ^      p",
+        "input  30.00* [30.00, 30.00]      -",
+        "a/uda  30.00* [30.00, 30.00]  1.000",
+    ]
+
+
+def test_markdown_and_latex(tmp_path: Path) -> None:
+    constant = [25.0] * 6
+    found = table(
+        write(tmp_path / "run_1", {"my_stage": [26.0] * 6}, inputs=list(constant)),
+        reference="input",
+    )
+    markdown = comparison_text(found, "markdown").splitlines()
+    assert markdown[:4] == [
+        "|  | PSNR (dB) ↑ | p |",
+        "| --- | ---: | ---: |",
+        "| input | 25.00 [25.00, 25.00] | - |",
+        "| run_1/my_stage | **26.00** [26.00, 26.00] | 0.031 |",
+    ]
+    latex = comparison_text(found, "latex").splitlines()
+    assert latex[1:9] == [
+        r"\begin{tabular}{lrr}",
+        r"\toprule",
+        r" & PSNR (dB) $\uparrow$ & p \\",
+        r"\midrule",
+        r"input & 25.00 [25.00, 25.00] & - \\",
+        r"run\_1/my\_stage & \textbf{26.00} [26.00, 26.00] & 0.031 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    assert all(line.startswith("%") for line in latex[9:])
+    with pytest.raises(SettingsError, match="--format html: choose from plain, markdown, latex"):
+        comparison_text(found, "html")
+
+
+def test_latex_escapes() -> None:
+    assert escape_latex(r"a_b & 5% $x {y} #1 ~^ \z <") == (
+        r"a\_b \& 5\% \$x \{y\} \#1 \textasciitilde{}\textasciicircum{} "
+        r"\textbackslash{}z \textless{}"
+    )
+
+
+def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "a", {"uda": BETTER})
+    command([str(folder)], style="markdown", metric=["psnr"])
+    assert "| a/uda | **26.00** [" in capsys.readouterr().out
+    with pytest.raises(SettingsError, match="--format"):
+        command([str(tmp_path / "none")], style="html")
