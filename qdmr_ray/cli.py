@@ -21,6 +21,8 @@ from rich.table import Table
 from qdmr_ray.commands.codebook import EPILOG as CODEBOOK_EPILOG
 from qdmr_ray.commands.codebook import codebook
 from qdmr_ray.commands.niqe import niqe_fit
+from qdmr_ray.commands.weights import EXPORT_EPILOG, IMPORT_EPILOG, import_weights
+from qdmr_ray.commands.weights import export as export_command
 from qdmr_ray.errors import QdmrError, SettingsError
 
 VERBOSE_FLAGS = ("-v", "--verbose")
@@ -49,6 +51,8 @@ bench_app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 app.command(epilog=CODEBOOK_EPILOG)(codebook)
+app.command("import-weights", epilog=IMPORT_EPILOG)(import_weights)
+app.command("export", epilog=EXPORT_EPILOG)(export_command)
 app.command("niqe-fit", epilog="Example:  qdmr niqe-fit photos --out pristine.npz")(niqe_fit)
 
 Endpoint = Annotated[

@@ -23,7 +23,7 @@ import torch
 import yaml
 from ray.train.torch import TorchTrainer
 
-from qdmr_ray.artifacts import read_description
+from qdmr_ray.artifacts import IMPORTED, network_settings, read_description
 from qdmr_ray.config import Experiment, ScalingSettings, code_version, dump_experiment, stage_digest
 from qdmr_ray.data.check import check_complete
 from qdmr_ray.data.manifest import read_manifest
@@ -149,6 +149,10 @@ def _check_earlier_run(
         begun = run.join(name, BEGUN_FILE)
         if found is None and name in needed and name not in names:
             raise QdmrError(f"{run.uri}: stage {name} is not trained yet; train it first")
+        if found is not None and found["digest"].startswith(IMPORTED):
+            # Weights from elsewhere were trained with settings that nobody here knows.
+            _check_imported(run.join(name, FINAL_FOLDER), found, experiment)
+            continue
         digest = found["digest"] if found else None
         if digest is None and begun.exists():
             digest = json.loads(begun.read_bytes())["digest"]
@@ -157,6 +161,16 @@ def _check_earlier_run(
                 f"{run.uri}: stage {name} was begun with other settings or data"
                 f"{_first_difference(experiment, run)}; choose another --name, or take the "
                 "change back"
+            )
+
+
+def _check_imported(folder: Location, found: dict[str, Any], experiment: Experiment) -> None:
+    theirs, ours = network_settings(found["settings"]), experiment.network
+    for size in ("widths", "residual_blocks", "codebook_size", "code_dim"):
+        if getattr(theirs, size) != getattr(ours, size):
+            raise SettingsError(
+                f"network.{size} is {getattr(ours, size)}, and the imported {folder.uri} has "
+                f"{getattr(theirs, size)}: set it to the same"
             )
 
 

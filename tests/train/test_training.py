@@ -22,6 +22,7 @@ import yaml
 from safetensors.torch import load_file
 
 from qdmr_ray.artifacts import load_model
+from qdmr_ray.authors import import_authors
 from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.data.check import set_index
 from qdmr_ray.data.images import read_image
@@ -31,6 +32,8 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.evaluate.metrics import psnr, ssim
 from qdmr_ray.evaluate.report import build_report
+from qdmr_ray.nets import VQGAN
+from qdmr_ray.nets.adapter import to_authors
 from qdmr_ray.stages import STAGES, Parts, build_stage
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.run import train_run
@@ -339,3 +342,26 @@ def test_paths_of_weights_are_made_absolute_and_named_when_missing(
     with pytest.raises(QdmrError, match=str(tmp_path / "vgg" / "vgg16.pth")):
         train_run(experiment_from_dict(values), storage=str(tmp_path), say=lambda _: None)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_base_trains_on_an_imported_vqgan(
+    cluster: None, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    experiment = experiment_from_dict(settings(tiny_dataset, run=["vqgan", "base"]))
+    torch.manual_seed(0)
+    own = VQGAN(experiment.network)
+    torch.save({"params": to_authors("s2t", own.state_dict())}, tmp_path / "authors.pth")
+    final = tmp_path / "run" / "vqgan" / "final"
+    import_authors(tmp_path / "authors.pth", "vqgan", open_location(str(final)))
+    other = settings(tiny_dataset, run=["vqgan", "base"])
+    other["network"]["codebook_size"] = 32
+    with pytest.raises(SettingsError, match=r"network\.codebook_size is 32, .* has 16"):
+        train_run(experiment_from_dict(other), storage=str(tmp_path), stages=["base"])
+    said: list[str] = []
+    train_run(experiment, storage=str(tmp_path), say=said.append)
+    assert said[0] == "vqgan: finished before, kept"
+    *expected, _ = bare_loop(experiment, "base", tmp_path / "run", workers=2)
+    found = metrics_of(tmp_path / "run", "base")
+    assert found[0]["source/l1"] == pytest.approx(expected[0]["source/l1"], rel=1e-4)
+    trained = load_file(tmp_path / "run" / "base" / "final" / "model.safetensors")
+    assert torch.equal(trained["quantizer.codes"], own.quantizer.codes)
