@@ -36,7 +36,6 @@ from qdmr_ray.evaluate.streamed import DEFAULT_MEMORY, restore_pixels
 from qdmr_ray.nets import QDMR
 from qdmr_ray.stages.compute import BFLOAT16, FLOAT32
 
-
 DTYPES = (FLOAT32, BFLOAT16)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from qdmr_ray.commands.output import bars, print_table, say
+
 EPILOG = "Example:  qdmr codebook runs/demo"
 
 
@@ -16,14 +18,12 @@ def codebook(
     out: Annotated[str | None, typer.Option(help="Folder; the run's by default.")] = None,
 ) -> None:
     """How source and target use a trained codebook: figures, and every code in a picture."""
-    # Imported late, since qdmr_ray.cli imports this module.
-    from qdmr_ray.cli import _bars, _print_table, _say
     from qdmr_ray.evaluate.codebook import ATLAS_FILE, codebook_view, write_view
     from qdmr_ray.evaluate.usage import GROUP_LABELS
     from qdmr_ray.storage import open_location
 
     place = open_location(run)
-    with _bars() as progress:
+    with bars() as progress:
         view = codebook_view(
             place, crops=crops, progress=lambda done, total: progress("codebook", done, total)
         )
@@ -39,11 +39,11 @@ def codebook(
             f"{used.used} of {usage.codes}",
             f"{used.perplexity:.1f}",
         )
-    _print_table(table)
+    print_table(table)
     groups = [f"{GROUP_LABELS[group]} {size}" for group, size in usage.group_sizes().items()]
-    _say(f"codes: {', '.join(groups)}")
-    _say(
+    say(f"codes: {', '.join(groups)}")
+    say(
         f"{usage.target_on_source_codes:.1%} of the target's choices fall on codes that the source "
         f"chooses too; divergence {usage.divergence:.3f} bits of at most 1"
     )
-    _say(f"atlas {to.join(ATLAS_FILE).uri}")
+    say(f"atlas {to.join(ATLAS_FILE).uri}")
