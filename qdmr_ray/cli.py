@@ -84,6 +84,8 @@ def demo(
         evaluation = run_demo(out, overrides=overrides or (), say=say, progress=progress)
     _print_evaluation(evaluation)
     say(f"open {out / 'report.html'}")
+    if evaluation["failed"]:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command(epilog="Example:  qdmr train experiments/demo.yaml --name try1 --set seed=1")
