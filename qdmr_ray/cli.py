@@ -20,6 +20,7 @@ from qdmr_ray.commands.compare import compare
 from qdmr_ray.commands.data import data_app
 from qdmr_ray.commands.niqe import niqe_fit
 from qdmr_ray.commands.output import Overrides, bars, print_table, say
+from qdmr_ray.commands.stages import stages_app
 from qdmr_ray.commands.weights import EXPORT_EPILOG, IMPORT_EPILOG, import_weights
 from qdmr_ray.commands.weights import export as export_command
 from qdmr_ray.errors import QdmrError, SettingsError
@@ -94,6 +95,10 @@ def train(
     stage: Annotated[str, typer.Option(help="One stage of the experiment, or all.")] = "all",
     name: Annotated[str | None, typer.Option(help="Run name; the experiment's by default.")] = None,
     storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://…")] = "runs",
+    store: Annotated[
+        str | None,
+        typer.Option(help="Stages that runs share: a folder or s3://…"),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Train an experiment's stages; with the same name and storage again, it resumes."""
@@ -103,7 +108,7 @@ def train(
     from qdmr_ray.train.run import train_run
 
     stages = None if stage == "all" else [stage]
-    run = train_run(settings, storage=storage, stages=stages, say=say)
+    run = train_run(settings, storage=storage, stages=stages, store=store, say=say)
     say(f"run folder {run.uri}")
 
 
@@ -251,6 +256,7 @@ app.command("niqe-fit", epilog="Example:  qdmr niqe-fit photos --out pristine.np
 app.command("import-weights", epilog=IMPORT_EPILOG)(import_weights)
 app.command("export", epilog=EXPORT_EPILOG)(export_command)
 app.add_typer(data_app, name="data")
+app.add_typer(stages_app, name="stages")
 app.add_typer(bench_app, name="bench")
 
 

@@ -231,11 +231,20 @@ def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings")
     return experiment
 
 
-def stage_digest(experiment: Experiment, stage: str, manifest_digest: str) -> str:
+def stage_digest(
+    experiment: Experiment,
+    stage: str,
+    manifest_digest: str,
+    imported: Mapping[str, str] | None = None,
+) -> str:
     """Identifies a stage's result by all that determines it, its needed stages included.
 
     Settings that change only where or how visibly it trains (logging, Ray, paths) are left out.
+    ``imported`` holds the digests of stages whose weights come from elsewhere.
     """
+    imported = imported or {}
+    if stage in imported:
+        return imported[stage]
     values = experiment.to_dict()
     determining = {
         "method": METHOD_VERSION,
@@ -248,7 +257,7 @@ def stage_digest(experiment: Experiment, stage: str, manifest_digest: str) -> st
         "workers": experiment.scaling.workers,
         "data": manifest_digest,
         "needs": {
-            needed: stage_digest(experiment, needed, manifest_digest)
+            needed: stage_digest(experiment, needed, manifest_digest, imported)
             for needed in STAGES[stage].needs
         },
     }

@@ -30,7 +30,7 @@ from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.data.stream import CropStream, InProcessStream
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR, VQGAN
-from qdmr_ray.stages import STAGES, Parts, Share, Stage, build_stage, share_of
+from qdmr_ray.stages import Parts, Share, Stage, build_stage, share_of
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
 from qdmr_ray.train.figures import Averages, Clock
@@ -65,6 +65,8 @@ class Task:
     stage: str
     run_uri: str
     digest: str
+    # Where the results of the stages lie that this one starts from, by stage.
+    needs: dict[str, str]
     board: Any = None
 
 
@@ -128,9 +130,10 @@ class Worker:
     def _build_stage(self) -> Stage:
         # The same weights on every rank and after every restart; each stage has its own.
         torch.manual_seed(self.experiment.seed + zlib.crc32(self.task.stage.encode()))
+        endpoint = self.experiment.data.s3_endpoint
         trained = {
-            needed: load_model(self.run_location.join(needed, FINAL_FOLDER)).network
-            for needed in STAGES[self.task.stage].needs
+            needed: load_model(open_location(uri, endpoint=endpoint)).network
+            for needed, uri in self.task.needs.items()
         }
         parts = Parts(
             network=self.experiment.network,

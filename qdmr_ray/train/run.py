@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from qdmr_ray.train.failures import EndAtOnce, attempts_within, training_error
 from qdmr_ray.train.loop import FINAL_FOLDER, Task, train_worker
 from qdmr_ray.train.notice import WatchedTorchConfig
 from qdmr_ray.train.progress import new_board, shown_progress
+from qdmr_ray.train.stage_store import StageStore, copy_stage
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -51,10 +53,13 @@ def train_run(
     *,
     storage: str,
     stages: Sequence[str] | None = None,
+    store: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Location:
     """Trains ``stages`` (all of ``experiment.run`` by default); gives the run folder.
 
+    With ``store``, a folder or ``s3://…`` that runs share, each stage is taken from there when any
+    run has trained it, and trained there when none has; the run gets a copy of its result.
     Everything that can be checked is checked before a worker starts.
 
     Raises:
@@ -73,7 +78,8 @@ def train_run(
         data=replace(experiment.data, path=data.uri),
         weights=_absolute(experiment.weights),
     )
-    digests = {name: stage_digest(experiment, name, manifest.digest) for name in STAGES}
+    imported = _imported(run)
+    digests = {n: stage_digest(experiment, n, manifest.digest, imported) for n in STAGES}
     check_complete(data, manifest, _sets(names))
     _check_data(experiment, names)
     _check_weights(experiment, names)
@@ -86,9 +92,37 @@ def train_run(
         if _is_finished(run, name):
             say(f"{name}: finished before, kept")
             continue
-        _train_stage(experiment, run, name, digests[name], gpu)
+        train = partial(_train_stage, experiment, run, name, digests[name], gpu)
+        if store is None:
+            train(run)
+        else:
+            shared = StageStore(open_location(store, endpoint=endpoint), endpoint=endpoint)
+            _take(shared, run, name, digests[name], experiment, train, say)
         say(f"{name}: {experiment.stage(name).iterations} iterations done")
     return run
+
+
+def _imported(run: Location) -> dict[str, str]:
+    """The digests of a run's stages that were not trained here."""
+    found = {name: read_description(run.join(name, FINAL_FOLDER)) for name in STAGES}
+    return {n: d["digest"] for n, d in found.items() if d and d["digest"].startswith(IMPORTED)}
+
+
+def _take(
+    store: StageStore,
+    run: Location,
+    stage: str,
+    digest: str,
+    experiment: Experiment,
+    train: Callable[[Location], None],
+    say: Callable[[str], None],
+) -> None:
+    """The stage from the store, which trains it where it must, into the run."""
+    begun = json.dumps({"digest": digest, "store": store.place(stage, digest).uri})
+    run.join(stage, BEGUN_FILE).write_bytes_atomic(begun.encode())
+    place = store.provide(stage, digest, asdict(experiment.stage(stage)), train, say)
+    store.note_use(place, run.uri)
+    copy_stage(place, run, stage)
 
 
 def _checked_stages(experiment: Experiment, stages: Sequence[str] | None) -> list[str]:
@@ -240,11 +274,15 @@ def _worker_count(scaling: ScalingSettings) -> Any:
     return scaling.min_workers, scaling.workers
 
 
-def _train_stage(experiment: Experiment, run: Location, stage: str, digest: str, gpu: bool) -> None:
-    place = run.join(stage)
+def _train_stage(
+    experiment: Experiment, run: Location, stage: str, digest: str, gpu: bool, root: Location
+) -> None:
+    """Trains into the run folder ``root``, starting from what ``run`` has trained before."""
+    place = root.join(stage)
     place.join(BEGUN_FILE).write_bytes_atomic(json.dumps({"digest": digest}).encode())
     board = new_board()
-    task = Task(experiment.to_dict(), stage, run.uri, digest, board)
+    needs = {needed: run.join(needed, FINAL_FOLDER).uri for needed in STAGES[stage].needs}
+    task = Task(experiment.to_dict(), stage, root.uri, digest, needs, board)
     scaling = experiment.scaling
     # What Ray Train keeps of a run would disturb the next one of the same name; the controller,
     # which alone uses it, runs on this machine.
@@ -277,5 +315,5 @@ def _train_stage(experiment: Experiment, run: Location, stage: str, digest: str,
     finally:
         ray.kill(board)
         shutil.rmtree(scratch, ignore_errors=True)
-    if not _is_finished(run, stage):
+    if not _is_finished(root, stage):
         raise QdmrError(f"{place.uri}: training ended without a result; see Ray's logs")

@@ -1,0 +1,210 @@
+"""One process at a time does a piece of work, on a disk or in a store that several share.
+
+    claims = Claims(folder, endpoint=None)
+    claim = claims.acquire(finished=lambda: result.exists(), say=print)
+    if claim is not None:            # None: somebody else has finished it meanwhile
+        with claim:
+            work()
+
+A claim is a numbered file that can be made once only; the highest number holds. Its holder rewrites
+a file beside it every few seconds. Whoever waits takes over, by making the next number, when that
+file has not changed for a while by its own clock: no two machines' clocks are compared.
+
+A holder that was only asleep may wake and find itself replaced. Claims therefore suit work that
+may be done twice with the same result, as a stage's training may, not work that must not be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import Location
+
+BEAT_SECONDS = 10.0
+# Without a sign of life for this long a holder counts as gone.
+STALE_SECONDS = 90.0
+_POLL_SECONDS = 1.0
+_CLAIM = re.compile(r"(\d{6})\.json")
+_RELEASED = "released"
+
+
+class Claims:
+    """The claims in ``folder``; ``endpoint`` is that of an S3-compatible store."""
+
+    def __init__(
+        self,
+        folder: Location,
+        *,
+        endpoint: str | None = None,
+        beat: float = BEAT_SECONDS,
+        stale: float = STALE_SECONDS,
+    ) -> None:
+        self._folder, self._endpoint = folder, endpoint
+        self._beat, self._stale = beat, stale
+        # The holder's number and sign of life, and when this process saw it change.
+        self._seen: tuple[int, bytes] | None = None
+        self._seen_at = 0.0
+
+    def acquire(self, finished: Callable[[], bool], say: Callable[[str], None]) -> Claim | None:
+        """Waits until the work is free or ``finished``, which gives None.
+
+        ``say`` is told once for whom it waits.
+
+        Raises:
+            QdmrError: the folder can't be read or written.
+        """
+        told: int | None = None
+        while not finished():
+            number = self._highest()
+            if number == 0 or self._is_free(number):
+                claim = self._try(number + 1)
+                if claim is not None:
+                    return claim
+                continue
+            if told != number:
+                say(f"waiting for {self._owner(number)}")
+                told = number
+            time.sleep(min(_POLL_SECONDS, self._stale / 4))
+        return None
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who holds the claim (``owner``, and ``time`` of the last sign of life), if anybody."""
+        number = self._highest()
+        if number == 0:
+            return None
+        try:
+            found: dict[str, Any] = json.loads(self._sign(number).read_bytes())
+        except (QdmrError, ValueError):
+            return {"owner": self._owner(number), "time": 0.0}
+        return None if found.get("state") == _RELEASED else found
+
+    def _highest(self) -> int:
+        matches = (_CLAIM.fullmatch(name) for name in self._folder.file_sizes())
+        return max((int(match[1]) for match in matches if match), default=0)
+
+    def _is_free(self, number: int) -> bool:
+        """Whether the holder has let go, or shows no sign of life."""
+        try:
+            sign = self._sign(number).read_bytes()
+            if json.loads(sign).get("state") == _RELEASED:
+                return True
+        except (QdmrError, ValueError):
+            sign = b""
+        if self._seen != (number, sign):
+            self._seen, self._seen_at = (number, sign), time.monotonic()
+        return time.monotonic() - self._seen_at > self._stale
+
+    def _try(self, number: int) -> Claim | None:
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        text = json.dumps({"owner": owner}).encode()
+        if not create(self._folder.join(f"{number:06}.json"), text, endpoint=self._endpoint):
+            return None
+        return Claim(self._sign(number), owner, self._beat)
+
+    def _owner(self, number: int) -> str:
+        with suppress(QdmrError, ValueError, KeyError):
+            return str(json.loads(self._folder.join(f"{number:06}.json").read_bytes())["owner"])
+        return "another process"
+
+    def _sign(self, number: int) -> Location:
+        return self._folder.join(f"{number:06}.beat")
+
+
+class Claim:
+    """What :meth:`Claims.acquire` gives; a context that shows signs of life until it ends."""
+
+    def __init__(self, sign: Location, owner: str, beat: float) -> None:
+        self._sign, self._owner, self._beat = sign, owner, beat
+        self._over = threading.Event()
+        self._count = 0
+        self._show()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="claim")
+        self._thread.start()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        # Whoever waits then need not wait until it looks dead.
+        with suppress(QdmrError):
+            self._show(_RELEASED)
+
+    def _run(self) -> None:
+        while not self._over.wait(self._beat):
+            # A store that fails for a while must not end the work; at worst it is taken over.
+            with suppress(QdmrError):
+                self._show()
+
+    def _show(self, state: str = "working") -> None:
+        self._count += 1
+        sign = {"owner": self._owner, "state": state, "count": self._count, "time": time.time()}
+        self._sign.write_bytes_atomic(json.dumps(sign).encode())
+
+
+def create(file: Location, data: bytes, *, endpoint: str | None = None) -> bool:
+    """Writes a small file unless there is one already; whether it did. Only one of several
+    processes that try at once does.
+
+    Raises:
+        QdmrError: the place is not writable.
+    """
+    path = file.local_path
+    try:
+        return _create_object(file, data, endpoint) if path is None else _create_file(path, data)
+    except (OSError, ValueError) as error:
+        raise QdmrError(f"{file.uri}: cannot be written ({error})") from error
+
+
+def _create_file(path: Path, data: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".claim-")
+    try:
+        with os.fdopen(descriptor, "wb") as made:
+            made.write(data)
+        # A link, unlike a rename, fails where there is a file; and nobody sees half of it.
+        os.link(name, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(name)
+    return True
+
+
+def _create_object(file: Location, data: bytes, endpoint: str | None) -> bool:
+    # Imported here: it takes half a second, and most runs lie on disks.
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = file.path.partition("/")
+    try:
+        client = boto3.client("s3", endpoint_url=endpoint)
+        client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in (
+            "PreconditionFailed",
+            "ConditionalRequestConflict",
+        ):
+            return False
+        raise ValueError(str(error)) from error
+    except BotoCoreError as error:
+        raise ValueError(str(error)) from error
+    return True
