@@ -16,7 +16,8 @@ demo: install
 	$(BIN)/qdmr demo --out runs/demo
 
 test: install
-	$(BIN)/python -m pytest
+	# The tests that start Ray mostly wait: two of them at a time fit on two cores.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

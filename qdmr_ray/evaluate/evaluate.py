@@ -243,8 +243,11 @@ def _judge_missing(
     reasons: dict[int, str] = {}
     if missing:
         ensure_ray()
-        gpu = ray.cluster_resources().get("GPU", 0) >= 1
-        for row in _judged(replace(task, gpu=gpu), missing):
+        resources = ray.cluster_resources()
+        workers = min(task.settings.workers, len(missing))
+        threads = int(resources.get("CPU", 1) // workers)
+        gpu = resources.get("GPU", 0) >= 1
+        for row in _judged(replace(task, gpu=gpu, threads=threads), missing):
             failure = row.pop("failure")
             if failure:
                 reasons[row["index"]] = failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,7 @@ class EvaluationTask:
     alexnet: str | None = None
     pristine: PristineModel | None = None
     gpu: bool = False
+    threads: int = 1
 
 
 class Restorer:
@@ -59,6 +61,8 @@ class Restorer:
 
     def __init__(self, task: EvaluationTask) -> None:
         self.task = task
+        # Ray leaves an actor that asks for less than a CPU one thread.
+        torch.set_num_threads(max(1, min(task.threads, os.cpu_count() or 1)))
         self.reader = RecordReader(task.data, endpoint=task.endpoint)
         device = "cuda" if task.gpu else "cpu"
         self.models = {
