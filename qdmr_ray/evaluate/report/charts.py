@@ -37,7 +37,7 @@ FAMILIES = ("time", "learning_rate", "gradient_norm")
 COLOURS = 6
 PLAIN_COLOUR = COLOURS - 1
 # Scalars that say how fast it ran rather than how well, shown apart.
-HOUSEKEEPING = ("time", "learning_rate", "data_wait", "per_second", "memory")
+HOUSEKEEPING = ("time", "learning_rate", "data_wait", "per_second", "memory", "workers")
 
 Points = list[tuple[float, float | None]]
 
