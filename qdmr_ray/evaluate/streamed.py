@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -96,22 +97,26 @@ class _Pass:
             halving, *blocks = cast(nn.Sequential, level)
             height, width = height // 2, width // 2
             out = self.arena.new(cast(nn.Conv2d, halving).out_channels, height, width)
-            # The first convolution reaches two rows down and makes its strip a row shorter.
-            reach = 4 if current is None else 2
-            source = self._pixels if current is None else current.rows
-
-            def halved(first: int, last: int) -> Tensor:
-                begin, end = max(0, 2 * first - reach), min(2 * height, 2 * last + reach)  # noqa: B023
-                x = source(begin, end)  # noqa: B023
-                x = halving(encoder.first(x) if current is None else x)  # noqa: B023
-                return x[:, :, first - begin // 2 : last - begin // 2]
-
-            self._blocks(out, halved, blocks)
+            self._blocks(out, partial(self._halved, cast(nn.Conv2d, halving), current), blocks)
             if current is not None:
                 self.arena.drop(current)
             current = out
         assert current is not None
         return current
+
+    def _halved(
+        self, halving: nn.Conv2d, below: FeatureMap | None, first: int, last: int
+    ) -> Tensor:
+        """Rows ``first`` .. ``last - 1`` after ``halving``; ``below`` None is the image."""
+        height = len(self.row_at) if below is None else below.height
+        # The first convolution reaches two rows down and makes its strip a row shorter.
+        reach = 4 if below is None else 2
+        begin, end = max(0, 2 * first - reach), min(height, 2 * last + reach)
+        if below is None:
+            x = self.network.encoder.first(self._pixels(begin, end))
+        else:
+            x = below.rows(begin, end)
+        return halving(x)[:, :, first - begin // 2 : last - begin // 2]
 
     def _blocks(
         self, out: FeatureMap, begin: Callable[[int, int], Tensor], blocks: list[nn.Module]
@@ -213,15 +218,8 @@ class _Pass:
             _, convolution, *blocks = cast(nn.Sequential, level)
             height, width = 2 * current.height, 2 * current.width
             out = self.arena.new(cast(nn.Conv2d, convolution).out_channels, height, width)
-            below = current
-
-            def doubled(first: int, last: int) -> Tensor:
-                begin = max(0, first // 2 - REACH)
-                end = min(below.height, -(-last // 2) + REACH)  # noqa: B023
-                x = convolution(_doubled(below.rows(begin, end)))  # noqa: B023
-                return x[:, :, first - 2 * begin : last - 2 * begin]
-
-            self._blocks(out, doubled, blocks)
+            begin = partial(_convolved_double, cast(nn.Conv2d, convolution), current)
+            self._blocks(out, begin, blocks)
             self.arena.drop(current)
             current = out
         return self._finish(current)
@@ -287,6 +285,14 @@ def _window_order(height: int, width: int, window: int, shift: int) -> Tensor:
     numbers = torch.arange(height * width).view(height, width).roll((-shift, -shift), dims=(0, 1))
     cut = numbers.view(height // window, window, width // window, window).transpose(1, 2)
     return cut.reshape(-1, window * window)
+
+
+def _convolved_double(convolution: nn.Conv2d, below: FeatureMap, first: int, last: int) -> Tensor:
+    """Rows ``first`` .. ``last - 1`` of ``convolution`` after doubling ``below``."""
+    begin = max(0, first // 2 - REACH)
+    end = min(below.height, -(-last // 2) + REACH)
+    x = convolution(_doubled(below.rows(begin, end)))
+    return x[:, :, first - 2 * begin : last - 2 * begin]
 
 
 def _doubled(x: Tensor) -> Tensor:

@@ -43,16 +43,16 @@ def main() -> None:
     different = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = _dataset(folder)
+        data = dataset(folder)
         ensure_ray()
         began = time.monotonic()
-        expected = _weights(_train(_experiment(data, "calm"), folder))
+        expected = _weights(_train(experiment(data, "calm"), folder))
         seconds = time.monotonic() - began
         print(f"undisturbed: {seconds:.0f} s", flush=True)
         for run in range(arguments.runs):
             moments = sorted(chance.uniform(0, seconds) for _ in range(MOST_KILLS))
             with Killer(moments) as killer:
-                found = _weights(_train(_experiment(data, f"run{run}"), folder))
+                found = _weights(_train(experiment(data, f"run{run}"), folder))
             same = found == expected
             different += not same
             killed = ", ".join(f"{moment:.1f} s" for moment in killer.done) or "nobody"
@@ -121,7 +121,7 @@ def _weights(run: Path) -> list[bytes]:
     return [(run / stage / "final" / "model.safetensors").read_bytes() for stage in STAGES]
 
 
-def _dataset(folder: Path) -> str:
+def dataset(folder: Path) -> str:
     pixels = np.random.default_rng(0)
     for name in ("aberrated", "clean", "photographs"):
         (folder / name).mkdir()
@@ -135,7 +135,7 @@ def _dataset(folder: Path) -> str:
     return str(folder / "packed")
 
 
-def _experiment(data: str, name: str) -> Experiment:
+def experiment(data: str, name: str) -> Experiment:
     stage: dict[str, Any] = {"iterations": ITERATIONS, "batch_size": 2, "crop": 32, "lpips": 0}
     return experiment_from_dict(
         {

@@ -51,11 +51,14 @@ def main() -> None:
         run = train_run(experiment, storage=str(folder / "runs"), say=lambda _: None)
         text = run.join(STAGE, "metrics.jsonl").read_bytes().decode()
         lines = [json.loads(line) for line in text.splitlines()]
-        bare = (bare_before + _bare(experiment)) / 2
+        bare_beside = _bare(experiment)
+    bare = (bare_before + bare_beside) / 2
     times = [line["time"] for line in lines]
     trained = statistics.median(np.diff(times)) / LOG_INTERVAL
     figures = {
         "bare_seconds": bare,
+        "bare_before_ray_seconds": bare_before,
+        "bare_beside_ray_seconds": bare_beside,
         "train_seconds": trained,
         "ratio": trained / bare,
         "seconds_to_first_step": times[0] - began - LOG_INTERVAL * trained,

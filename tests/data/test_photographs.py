@@ -84,19 +84,20 @@ def test_transparency_is_kept(ending: str, tmp_path: Path) -> None:
     assert np.array_equal(found.alpha, pixels[..., 3])
 
 
-@pytest.mark.parametrize("ending", [".png", ".tif"])
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+# Pillow reads no 16-bit TIFF of grey and alpha.
+@pytest.mark.parametrize(
+    ("ending", "channels"),
+    [(".png", 1), (".png", 2), (".png", 3), (".png", 4), (".tif", 1), (".tif", 3), (".tif", 4)],
+)
 def test_sixteen_bits_are_kept_exactly(ending: str, channels: int, tmp_path: Path) -> None:
     """The file that comes in is written by another hand: tifffile, or this module's own PNG."""
     pixels = noise(11, 17, channels, dtype=np.uint16)
     path = tmp_path / f"in{ending}"
     if ending == ".tif":
         kind = "rgb" if channels > 2 else "minisblack"
-        extra = ["unassalpha"] if channels in (2, 4) else None
+        extra = ["unassalpha"] if channels == 4 else None
         values = pixels[..., 0] if channels == 1 else pixels
         contiguous = None if channels == 1 else "contig"
-        if channels == 2:
-            pytest.skip("Pillow reads no 16-bit TIFF of grey and alpha")
         tifffile.imwrite(
             path, values, photometric=kind, extrasamples=extra, planarconfig=contiguous
         )

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
-import torch
 from ray.cluster_utils import Cluster
-from safetensors.torch import load_file
 from test_lost_workers import STAGE, Misfortune, logged, long_run
 from test_training import bare_loop, metrics_of
 
@@ -83,13 +81,9 @@ def test_training_goes_on_with_the_nodes_that_are_left(
     changes = [counts[0], *(b for a, b in itertools.pairwise(counts) if a != b)]
     assert changes == [2, 1]
     # The batch and the order of the samples stay, so the result is that of two workers.
-    *expected, weights = bare_loop(experiment, STAGE, run, workers=2)
+    *expected, _ = bare_loop(experiment, STAGE, run, workers=2)
     for line, losses in zip(metrics_of(run, STAGE), expected, strict=True):
         assert line["source/l1"] == pytest.approx(losses["source/l1"], rel=1e-2)
-    found = load_file(run / STAGE / "final" / "model.safetensors")
-    assert found.keys() == weights.keys()
-    for name, value in weights.items():
-        torch.testing.assert_close(found[name], value, rtol=0.2, atol=0.02)
 
 
 def test_a_node_that_never_comes_back_ends_the_run_with_one_line(
