@@ -44,7 +44,10 @@ def ensure_ray() -> None:
             os.environ.setdefault("RAY_worker_niceness", "0")
             # Ray frees what nobody uses once a second; crops go faster than that.
             os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
+            # Without an address Ray joins whichever cluster was started last on this machine: that
+            # of another command, which takes it along when it ends.
             ray.init(
+                "local",
                 num_cpus=cpus,
                 include_dashboard=False,
                 logging_level=level,

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
+from local_ray import local_ray
 
 from qdmr_ray.data.images import read_image, write_png
 from qdmr_ray.data.pack import PackSettings, pack
@@ -60,9 +60,8 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 def settings(path: str, **changes: Any) -> DataSettings:

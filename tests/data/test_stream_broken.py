@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 from faulty_store import FaultyStore, cut, delay, drop, slow_down
+from local_ray import local_ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from qdmr_ray.data.check import set_index
@@ -171,9 +172,8 @@ def small_store() -> Iterator[None]:
         for name, value in FaultyStore().environment.items():
             patch.setenv(name, value)
         patch.setenv("RAY_free_objects_period_milliseconds", "50")
-        ray.init(num_cpus=2, object_store_memory=80 * 2**20, include_dashboard=False)
-        yield
-        ray.shutdown()
+        with local_ray(object_store=80 * 2**20):
+            yield
 
 
 @pytest.mark.ray

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
+from local_ray import local_ray
 
 import qdmr_ray.evaluate.evaluate as evaluate_module
 from qdmr_ray.artifacts import save_model
@@ -82,9 +82,8 @@ def small(model: Path, tmp_path: Path) -> Bench:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 def restoring_processes() -> list[int]:

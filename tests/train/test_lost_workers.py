@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
+from local_ray import local_ray
 from safetensors.torch import load_file
 from test_training import bare_loop, metrics_of, settings
 
@@ -31,9 +31,8 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Ray Train looks after its workers so often; it makes these tests shorter.
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-        ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
-        yield
-        ray.shutdown()
+        with local_ray():
+            yield
 
 
 def long_run(

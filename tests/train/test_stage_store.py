@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
+from local_ray import local_ray
 from safetensors.torch import load_file
 from test_training import bare_loop, metrics_of, settings
 
@@ -128,9 +128,8 @@ def test_the_commands_list_and_prune(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.mark.ray

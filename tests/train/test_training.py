@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 import yaml
+from local_ray import local_ray
 from safetensors.torch import load_file
 
 from qdmr_ray.artifacts import load_model
@@ -71,9 +71,8 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-import ray
+from local_ray import local_ray
 from moto.server import ThreadedMotoServer
 
 from qdmr_ray.artifacts import load_model
@@ -36,9 +36,8 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     ):
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
-    ray.init(num_cpus=2, object_store_memory=200_000_000, include_dashboard=False)
-    yield endpoint
-    ray.shutdown()
+    with local_ray():
+        yield endpoint
     server.stop()
 
 
