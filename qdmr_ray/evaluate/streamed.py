@@ -76,7 +76,8 @@ class _Pass:
 
     def run(self) -> np.ndarray:
         features = self._encode()
-        tokens = self._fuse(features) if self.network.domain_mixing else features
+        fuses = self.network.domain_mixing and self.network.settings.fusion
+        tokens = self._fuse(features) if fuses else features
         for group in self.network.bottleneck.groups:
             tokens = self._swin_group(cast(SwinGroup, group), tokens)
         return self._decode(tokens)

@@ -49,8 +49,9 @@ class QDMR(nn.Module):
             self.before_quant = nn.Conv2d(width, dim, 1)
             self.quantizer = VectorQuantizer(settings.codebook_size, dim, settings.commitment)
             self.quantizer.requires_grad_(False)
-            self.after_quant = nn.Conv2d(dim, width, 3, padding=1)
-            self.fusion = FeatureFusion(width)
+            if settings.fusion:
+                self.after_quant = nn.Conv2d(dim, width, 3, padding=1)
+                self.fusion = FeatureFusion(width)
         self.bottleneck = SwinBottleneck(width, settings.swin)
         self.decoder = Decoder(settings.widths, settings.residual_blocks)
         if settings.global_residual:
@@ -60,7 +61,9 @@ class QDMR(nn.Module):
     def take_codebook(self, vqgan: VQGAN) -> None:
         """Copies the trained codebook (frozen here) and the layers around it (which train on)."""
         for name in ("quantizer", "before_quant", "after_quant"):
-            getattr(self, name).load_state_dict(getattr(vqgan, name).state_dict())
+            # Without fusion nothing follows the codes.
+            if hasattr(self, name):
+                getattr(self, name).load_state_dict(getattr(vqgan, name).state_dict())
 
     def encode(self, x: Tensor) -> Encoded:
         """Features after the bottleneck; images of several domains may share the batch."""
@@ -68,7 +71,8 @@ class QDMR(nn.Module):
         if not self.domain_mixing:
             return Encoded(self.bottleneck(features), None, None)
         code, indices, loss = self.quantizer(self.before_quant(features))
-        features = self.fusion(features, self.after_quant(code))
+        if self.settings.fusion:
+            features = self.fusion(features, self.after_quant(code))
         return Encoded(self.bottleneck(features), indices, loss)
 
     def decode(self, features: Tensor, x: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ class NetworkSettings(Settings):
     codebook_size: int = setting(1024, "number of codes K", minimum=2)
     code_dim: int = setting(512, "length of a code", minimum=1)
     commitment: float = setting(0.25, "weight beta of the commitment loss", minimum=0)
+    fusion: bool = setting(
+        True,
+        "modulate the features by the codebook's (SFT); off, an ablation: the codebook acts only "
+        "through its loss",
+    )
     swin: SwinSettings = setting(SwinSettings, "the Swin bottleneck")
     global_residual: bool = setting(
         False,

@@ -143,6 +143,9 @@ class UDASettings(RestorationSettings):
     iterations: int = setting(
         400_000, "generator steps (each with a discriminator step)", minimum=1
     )
+    s2t: bool = setting(
+        True, "also train on source images made to look like the target; off, an ablation"
+    )
     codebook: float = setting(1.0, "weight of the source images' codebook loss", minimum=0)
     s2t_codebook: float = setting(
         1.0, "weight of the s2t images' codebook loss (the authors' code fixes it at 1)", minimum=0

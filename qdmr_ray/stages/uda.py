@@ -50,38 +50,44 @@ class UDAStage(Stage):
         return image
 
     def generator_loss(self, batch: Batch) -> GeneratorPass:
-        inputs = [batch["source"], self.to_target_style(batch["source"]), batch["target"]]
-        encoded = self.network.encode(torch.cat(inputs))
+        inputs = {"source": batch["source"], "target": batch["target"]}
+        if self.settings.s2t:
+            inputs["s2t"] = self.to_target_style(batch["source"])
+        inputs = {domain: inputs[domain] for domain in DOMAINS if domain in inputs}
+        encoded = self.network.encode(torch.cat(list(inputs.values())))
         assert encoded.indices is not None
         assert encoded.codebook_loss is not None
-        features = dict(zip(DOMAINS, encoded.features.chunk(3), strict=True))
+        features = dict(zip(inputs, encoded.features.chunk(len(inputs)), strict=True))
         # Nothing uses restored target images, so the decoder leaves them out.
-        labelled = torch.cat([features["source"], features["s2t"]])
-        source, s2t = self.network.decode(labelled, torch.cat(inputs[:2])).chunk(2)
-        outputs = {"source": source, "s2t": s2t}
-        terms = self._codebook_terms(encoded.codebook_loss)
+        labelled = [domain for domain in inputs if domain != "target"]
+        restored = self.network.decode(
+            torch.cat([features[domain] for domain in labelled]),
+            torch.cat([inputs[domain] for domain in labelled]),
+        )
+        outputs = dict(zip(labelled, restored.chunk(len(labelled)), strict=True))
+        codebook_losses = encoded.codebook_loss.chunk(len(inputs))
+        terms = self._codebook_terms(dict(zip(inputs, codebook_losses, strict=True)))
         terms |= self._alignment_terms(features)
         terms |= self.image_terms(outputs, dict.fromkeys(outputs, batch["ground_truth"]))
         terms |= self.gan_terms(outputs)
         figures: Losses = {}
-        for domain, indices in zip(DOMAINS, encoded.indices.chunk(3), strict=True):
+        for domain, indices in zip(inputs, encoded.indices.chunk(len(inputs)), strict=True):
             figures |= codebook_usage(domain, indices, self.network.settings.codebook_size)
         seen = {
             "ground_truth": batch["ground_truth"],
-            "source_output": source,
-            "s2t_output": s2t,
+            **{f"{domain}_output": image for domain, image in outputs.items()},
             "source_features": features["source"],
             "target_features": features["target"],
         }
         return GeneratorPass(terms, seen, figures)
 
-    def _codebook_terms(self, losses: Tensor) -> Losses:
-        weights = self.settings
-        by_domain = (weights.codebook, weights.s2t_codebook, weights.target_codebook)
-        return {
-            f"{domain}/codebook": weight * loss.mean()
-            for domain, weight, loss in zip(DOMAINS, by_domain, losses.chunk(3), strict=True)
+    def _codebook_terms(self, losses: Mapping[str, Tensor]) -> Losses:
+        weights = {
+            "source": self.settings.codebook,
+            "s2t": self.settings.s2t_codebook,
+            "target": self.settings.target_codebook,
         }
+        return {f"{name}/codebook": weights[name] * loss.mean() for name, loss in losses.items()}
 
     def _alignment_terms(self, features: Mapping[str, Tensor]) -> Losses:
         if not self.settings.feature_gan:
@@ -108,7 +114,7 @@ class UDAStage(Stage):
             "image",
             self.settings.gan_loss,
             real={"ground_truth": seen["ground_truth"]},
-            fake={"source": seen["source_output"], "s2t": seen["s2t_output"]},
+            fake={d: seen[f"{d}_output"] for d in ("source", "s2t") if f"{d}_output" in seen},
         )
         return terms | image_terms, figures | image_figures
 

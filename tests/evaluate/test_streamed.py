@@ -72,7 +72,9 @@ def test_strips_give_what_the_whole_gives(
     assert difference.max() <= 1
 
 
-@pytest.mark.parametrize("changes", [{"residual_blocks": 1}, {"global_residual": True}])
+@pytest.mark.parametrize(
+    "changes", [{"residual_blocks": 1}, {"global_residual": True}, {"fusion": False}]
+)
 def test_other_networks(changes: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_maps, "STRIP_BYTES", NARROW)
     net, image = network(**changes), photograph(70, 90, np.uint8)

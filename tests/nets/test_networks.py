@@ -191,6 +191,21 @@ def test_fusion_is_the_methods_formula() -> None:
     assert len(list(fusion.parameters())) == 4  # no bias
 
 
+def test_without_fusion_the_codebook_acts_through_its_loss_alone(
+    tiny_network: NetworkSettings,
+) -> None:
+    network = QDMR(replace(tiny_network, fusion=False))
+    network.take_codebook(VQGAN(tiny_network))
+    x = torch.rand(2, 3, 8, 16)
+    out = network(x)
+    expected = network.decoder(network.bottleneck(network.encoder(x)))
+    assert torch.equal(out.image, expected)
+    (out.image.square().mean() + out.codebook_loss.sum()).backward()
+    # No weight is idle: distributed training would wait for its gradient.
+    still = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert still == ["quantizer.codes"]
+
+
 def test_global_residual_starts_as_the_identity_and_trains(tiny_network: NetworkSettings) -> None:
     network = QDMR(replace(tiny_network, global_residual=True))
     x = torch.rand(2, 3, 8, 16)

@@ -331,6 +331,19 @@ def test_uda_decodes_no_target_images() -> None:
     assert sum(counts["decoder"]) == 4
 
 
+def test_uda_without_s2t_sees_source_and_target_only() -> None:
+    stage = tiny_stage("uda", replace(SETTINGS["uda"], s2t=False))
+    batch = batch_of("uda", 2)
+    inputs: list[Tensor] = []
+    stage.network.encoder.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    logged = stage.step(batch)
+    assert torch.equal(torch.cat(inputs), torch.cat([batch["source"], batch["target"]]))
+    domains = {name.split("/")[0] for name in logged if not name.startswith("image_disc")}
+    assert "s2t" not in domains
+    assert {"source", "target"} <= domains
+    assert not any("s2t" in name for name in logged)
+
+
 def test_s2t_images_are_the_vqgans_unclamped_reconstruction() -> None:
     stage = tiny_stage("uda", SETTINGS["uda"])
     with torch.no_grad():
