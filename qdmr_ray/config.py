@@ -40,6 +40,13 @@ from qdmr_ray.train.guard import GuardSettings
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1
+# Sizes that a stage's network has no use for: one VQGAN serves all that differ only in them.
+_NETWORK_WITHOUT = {
+    "vqgan": ("swin", "fusion", "global_residual"),
+    "source_only": ("codebook_size", "code_dim", "commitment", "fusion"),
+}
+# Settings that METHOD_VERSION's first runs didn't have: section of the digest, name, default.
+_LATER_SETTINGS = (("network", "fusion", True), ("settings", "s2t", True))
 # Stands in a saved config.yaml beside the settings.
 VERSION_KEY = "code_version"
 # A run is a folder of this name in its storage, and nowhere else.
@@ -83,7 +90,10 @@ class ScalingSettings(Settings):
         unit="seconds",
         above=0,
     )
-    gpu: bool | None = setting(None, "one GPU per worker; when not set, if the cluster has GPUs")
+    gpu: bool | None = setting(None, "train on GPUs; when not set, if the cluster has enough")
+    gpus_per_worker: float = setting(
+        1.0, "GPUs of each worker; 0.5 lets two share one", unit="GPUs", above=0, maximum=1
+    )
     cpus_per_worker: float = setting(
         1.0, "CPUs that Ray reserves for each training worker", unit="CPUs", above=0
     )
@@ -117,6 +127,13 @@ class LoggingSettings(Settings):
     log_interval: int = setting(100, "averages logged", unit="iterations", minimum=1)
     picture_interval: int = setting(5000, "example pictures made", unit="iterations", minimum=1)
     picture_count: int = setting(4, "samples in the example pictures", minimum=1)
+    validation_interval: int | None = setting(
+        None,
+        "validation photographs restored and measured (evaluation.validation_share says which); "
+        "when not set, never",
+        unit="iterations",
+        minimum=1,
+    )
     checkpoint_interval: int = setting(5000, "checkpoints saved", unit="iterations", minimum=1)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
     best_metric: str | None = setting(
@@ -134,6 +151,16 @@ class EvaluationSettings(Settings):
     lpips: bool = setting(False, "also LPIPS-Alex; needs AlexNet's weights (weights.alexnet)")
     niqe: str | None = setting(
         None, "also NIQE, without ground truth too: file of its pristine parameters, .mat or .npz"
+    )
+    validation_share: float = setting(
+        0.0,
+        "share of the test photographs that training and sweeps are judged on, chosen by a hash "
+        "of their names; evaluations leave them out",
+        minimum=0,
+        maximum=1,
+    )
+    validation_names: tuple[str, ...] = setting(
+        (), "these instead of a share: names of test photographs, or patterns such as scene3_*"
     )
     sheets: bool = setting(True, "a comparison.png beside each image's pictures")
     workers: int = setting(1, "images restored at the same time", minimum=1)
@@ -261,8 +288,18 @@ def stage_digest(
             for needed in STAGES[stage].needs
         },
     }
+    for name in _NETWORK_WITHOUT.get(stage, ()):
+        del determining["network"][name]
+    _leave_out_later_defaults(determining)
     text = json.dumps(determining, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _leave_out_later_defaults(determining: dict[str, Any]) -> None:
+    """A setting that came later must not change the digest of what was trained before it."""
+    for section, name, default in _LATER_SETTINGS:
+        if determining[section].get(name, default) == default:
+            determining[section].pop(name, None)
 
 
 def dump_experiment(experiment: Experiment) -> str:

@@ -40,6 +40,7 @@ from qdmr_ray.evaluate.restorer import (
     Restorer,
 )
 from qdmr_ray.evaluate.results import RESULTS_FILE, ResultsFile
+from qdmr_ray.evaluate.split import validation_indices
 from qdmr_ray.evaluate.summary import summarize
 from qdmr_ray.nets.lpips import find_backbone_weights
 from qdmr_ray.parsing import apply_override
@@ -95,8 +96,12 @@ def evaluate_run(
     endpoint = experiment.data.s3_endpoint
     packed = open_location(path, endpoint=endpoint)
     reader = RecordReader(path, endpoint=endpoint)
-    names = _unique([reader.index(TEST_SET)[i].name for i in range(reader.count(TEST_SET))])
+    named = [reader.index(TEST_SET)[i].name for i in range(reader.count(TEST_SET))]
     settings = experiment.evaluation
+    # Those that the run was validated on were not kept from it; another dataset's all were.
+    own = data is None or packed.uri == open_location(experiment.data.path or path).uri
+    seen = validation_indices(settings, named) if own else []
+    judged = {i: name for i, name in enumerate(_unique(named)) if i not in set(seen)}
     if settings.lpips:
         alexnet = experiment.weights.alexnet
         find_backbone_weights("alex", Path(alexnet) if alexnet else None)
@@ -104,10 +109,10 @@ def evaluate_run(
     place = open_location(out, endpoint=endpoint) if out else run
     pictures = place.join(PICTURES_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
-    provenance = _provenance(test_set.content, models, settings, niqe_parameters)
+    provenance = _provenance(test_set.content, models, settings, niqe_parameters, seen)
     results = ResultsFile(pictures.join(RESULTS_FILE), provenance["digest"])
     wanted = _wanted(models, paired=test_set.paired, sheets=settings.sheets)
-    results.keep(_complete(pictures, {i: names[i] for i in results.rows}, wanted))
+    results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
     failed = _judge_missing(
         EvaluationTask(
             data=packed.uri,
@@ -118,7 +123,7 @@ def evaluate_run(
             alexnet=experiment.weights.alexnet,
             pristine=pristine,
         ),
-        names,
+        judged,
         results,
         progress,
     )
@@ -200,6 +205,7 @@ def _provenance(
     models: Mapping[str, Location],
     settings: EvaluationSettings,
     niqe_parameters: str | None,
+    seen: Sequence[int],
 ) -> dict[str, Any]:
     """All that determines the figures, and a digest of it."""
     weights = {name: read_description(location) or {} for name, location in models.items()}
@@ -212,6 +218,8 @@ def _provenance(
         "niqe_parameters": niqe_parameters,
         "code_version": code_version(),
     }
+    if seen:
+        found["validation_images"] = list(seen)
     text = json.dumps(found, sort_keys=True)
     return {**found, "digest": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -234,12 +242,12 @@ def _complete(pictures: Location, names: Mapping[int, str], wanted: set[str]) ->
 
 def _judge_missing(
     task: EvaluationTask,
-    names: Sequence[str],
+    names: Mapping[int, str],
     results: ResultsFile,
     progress: Progress | None,
 ) -> list[dict[str, str]]:
     """Adds what ``results`` hasn't yet; gives the photographs that failed, in the set's order."""
-    missing = [{"index": i, "name": n} for i, n in enumerate(names) if i not in results.rows]
+    missing = [{"index": i, "name": n} for i, n in names.items() if i not in results.rows]
     reasons: dict[int, str] = {}
     if missing:
         ensure_ray()
@@ -262,7 +270,7 @@ def _judge_missing(
     )
     return [
         {"name": name, "reason": reasons.get(index, lost)}
-        for index, name in enumerate(names)
+        for index, name in names.items()
         if index not in results.rows
     ]
 

@@ -114,13 +114,19 @@ def restore(
     network = _loaded(checkpoint).network
     settings = settings or RestoreSettings()
     if isinstance(network, QDMR):
-        return restore_pixels(
-            network.to(memory_format=torch.channels_last).eval(),
-            image,
-            memory=settings.memory,
-            scratch=settings.scratch,
-            bfloat16=settings.dtype == BFLOAT16,
-        )
+        was_training = network.training
+        # A network in training keeps its layout, which decides how its sums are rounded.
+        laid_out = network if was_training else network.to(memory_format=torch.channels_last)
+        try:
+            return restore_pixels(
+                laid_out.eval(),
+                image,
+                memory=settings.memory,
+                scratch=settings.scratch,
+                bfloat16=settings.dtype == BFLOAT16,
+            )
+        finally:
+            network.train(was_training)
     parameter = next(network.parameters())
     full_scale = np.iinfo(image.dtype).max
     # By way of float32, which holds every uint16 exactly and every device knows.

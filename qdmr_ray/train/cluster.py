@@ -72,21 +72,23 @@ def _quiet() -> None:
 
 
 def uses_gpu(experiment: Experiment) -> bool:
-    """Whether the workers get a GPU each: as set, or when the cluster has enough of them.
+    """Whether the workers train on GPUs: as set, or when the cluster has enough of them.
 
     Raises:
         SettingsError: GPUs are asked for and the cluster has fewer.
     """
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = float(ray.cluster_resources().get("GPU", 0))
     scaling = experiment.scaling
     workers = scaling.fewest_workers
-    if scaling.gpu and gpus < workers:
+    needed = workers * scaling.gpus_per_worker
+    if scaling.gpu and gpus < needed:
         name = "workers" if scaling.min_workers is None else "min_workers"
         raise SettingsError(
-            f"scaling.{name} is {workers} with one GPU each, and the cluster has {gpus}: lower "
-            "it, or set scaling.gpu=false"
+            f"scaling.{name} is {workers} with scaling.gpus_per_worker="
+            f"{scaling.gpus_per_worker:g}, and the cluster has {gpus:g} GPUs: lower one of them, "
+            "or set scaling.gpu=false"
         )
-    return gpus >= workers if scaling.gpu is None else scaling.gpu
+    return gpus >= needed if scaling.gpu is None else scaling.gpu
 
 
 def check_cpus(experiment: Experiment) -> None:

@@ -14,6 +14,7 @@ _TAGS = ("run", "stage", "figure")
 _KINDS = {
     "time": "step_phase_seconds",
     "codebook": "codebook",
+    "validation": "validation",
     "learning_rate": "learning_rate",
     "gradient_norm": "gradient_norm",
 }
@@ -23,8 +24,8 @@ _LOSS = "loss"
 
 class Gauges:
     """Gauges of one stage: ``qdmr_loss``, ``qdmr_step_phase_seconds``, ``qdmr_codebook``,
-    ``qdmr_learning_rate``, ``qdmr_gradient_norm`` and the figures without parts, each with the
-    tags ``run``, ``stage`` and ``figure``."""
+    ``qdmr_validation``, ``qdmr_learning_rate``, ``qdmr_gradient_norm`` and the figures without
+    parts, each with the tags ``run``, ``stage`` and ``figure``."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}

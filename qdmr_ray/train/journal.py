@@ -57,6 +57,10 @@ class Journal:
         file = self._run.join(self._stage, PICTURES_FOLDER, f"{name}.png")
         file.write_bytes_atomic(encode_png(image))
 
+    def lines(self) -> list[dict[str, float]]:
+        """What has been logged so far, a mapping of figures with ``iteration`` per line."""
+        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+
     def publish(self) -> None:
         """Makes everything written so far visible in the run folder."""
         self._writer.flush()

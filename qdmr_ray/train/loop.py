@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import resource
 import time
 import zlib
@@ -18,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-import ray.train
-import ray.train.torch
+import ray.exceptions
 import torch
 import torch.distributed
 from torch import Tensor, nn
@@ -36,12 +34,14 @@ from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
 from qdmr_ray.train.figures import Averages, Clock
 from qdmr_ray.train.gauges import Gauges
 from qdmr_ray.train.guard import Guard
+from qdmr_ray.train.host import Host, RayTrainHost, threads_for
 from qdmr_ray.train.journal import Journal
 from qdmr_ray.train.notice import Notice, Preempted
 from qdmr_ray.train.pictures import atlas_sheet, sample_sheet
 from qdmr_ray.train.prefetch import on_device
 from qdmr_ray.train.progress import Reporter
 from qdmr_ray.train.snapshot import random_state, restore_random_state
+from qdmr_ray.train.validation import VALIDATED, Validation, mean_figures
 
 CHECKPOINTS_FOLDER = "checkpoints"
 FINAL_FOLDER = "final"
@@ -53,6 +53,8 @@ _log = logging.getLogger(__name__)
 Streams = type[CropStream] | type[InProcessStream]
 # Iterations whose first-time costs (allocation, kernel choice) are left out of the timings.
 UNTIMED_ITERATIONS = 1
+# Figures that the progress line shows.
+_SHOWN = ("/l1", "/perplexity", "validation/psnr")
 # The picture that is shown as an atlas, not as a row of samples.
 ATLAS = "codebook_atlas"
 
@@ -68,29 +70,29 @@ class Task:
     # Where the results of the stages lie that this one starts from, by stage.
     needs: dict[str, str]
     board: Any = None
+    # Whether somebody reads the log's lines from the board.
+    watched: bool = False
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of every Ray Train worker; ``config["task"]`` is a :class:`Task`."""
-    Worker(config["task"]).run()
+    task = config["task"]
+    Worker(task, RayTrainHost(task.board if task.watched else None)).run()
 
 
 class Worker:
     """One rank of one stage."""
 
-    def __init__(self, task: Task) -> None:
-        context = ray.train.get_context()
-        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+    def __init__(self, task: Task, host: Host) -> None:
+        self.host = host
+        self.rank, self.world_size, self.device = host.rank, host.world_size, host.device
         self.task = task
         self.experiment: Experiment = experiment_from_dict(task.experiment)
         self.settings = self.experiment.stage(task.stage)
         self.run_location: Location = open_location(
             task.run_uri, endpoint=self.experiment.data.s3_endpoint
         )
-        self.device = ray.train.torch.get_device()
-        threads = self.experiment.scaling.threads
-        local_workers = context.get_local_world_size()
-        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_workers))
+        torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
         self.stage = self._build_stage()
         self.reporter = Reporter(task.board if self.rank == 0 else None)
         self.journal: Journal | None = None
@@ -99,11 +101,17 @@ class Worker:
         self.group: Any = None
         if self.world_size > 1:
             self.group = torch.distributed.new_group(backend="gloo")
-        self.notice = Notice(self.group, self.rank)
+        self.notice = Notice(self.group, self.rank, host.is_leaving)
         self.guard = Guard(self.experiment.guard, task.stage, self.group)
         run_name = self.experiment.name
         self.gauges = Gauges(run_name, task.stage) if self.rank == 0 else None
+        self.validation: Validation | None = None
+        if self.experiment.logging.validation_interval is not None:
+            self.validation = Validation(
+                self.experiment, rank=self.rank, world_size=self.world_size
+            )
         self._figures: dict[str, float] = {}
+        self._validated: dict[str, float] = {}
         self._reported = -math.inf
         self._warned = False
         self._skipped = 0
@@ -114,6 +122,8 @@ class Worker:
         self._resume()
         if self.rank == 0:
             self.journal = Journal(self.run_location, self.task.stage, self.stage.iteration)
+            for line in self.journal.lines():
+                self.host.logged(self.task.stage, int(line["iteration"]), line)
         try:
             if self.stage.iteration < self.settings.iterations:
                 self._train()
@@ -174,6 +184,8 @@ class Worker:
                 "another --name, or take the change back"
             )
         self.stage.load_state_dict(checkpoint.state())
+        metrics = checkpoint.progress.metrics
+        self._validated = {name: metrics[name] for name in VALIDATED if name in metrics}
         if checkpoint.world_size == self.world_size:
             restore_random_state(checkpoint.random_state(self.rank), self.device)
         elif self.rank == 0:
@@ -267,6 +279,9 @@ class Worker:
             # Before a bad state is saved.
             self._warn(self.guard.check())
         if self._logs_at(iteration):
+            if self._validates_at(iteration):
+                with clock.phase("validation"):
+                    self._validate()
             with clock.phase("log"):
                 self._log(averages, clock)
         else:
@@ -284,7 +299,19 @@ class Worker:
 
     def _logs_at(self, iteration: int) -> bool:
         interval = self.experiment.logging.log_interval
+        last = iteration == self.settings.iterations
+        return iteration % interval == 0 or last or self._validates_at(iteration)
+
+    def _validates_at(self, iteration: int) -> bool:
+        interval = self.experiment.logging.validation_interval
+        if interval is None:
+            return False
         return iteration % interval == 0 or iteration == self.settings.iterations
+
+    def _validate(self) -> None:
+        assert self.validation is not None
+        measured = self._of_all_ranks((self.validation.measure(self.stage.result()),))
+        self._validated = mean_figures(measured[0])
 
     def _log(self, averages: Averages, clock: Clock) -> None:
         count = averages.count
@@ -306,13 +333,17 @@ class Worker:
         rate = cast(Share, self.stage.share).total / seconds
         figures["workers"] = self.world_size
         figures["samples_per_second"] = rate
-        self._figures = figures
+        if self._validates_at(self.stage.iteration):
+            figures |= self._validated
+        # A checkpoint between two validations is judged by the one before it.
+        self._figures = self._validated | figures
         self._check_best_metric()
         self._warn(self.guard.check_means(figures, self.stage.iteration))
         if self.journal is not None and self.gauges is not None:
             self.journal.log(self.stage.iteration, figures)
             self.gauges.set(self.stage.iteration, figures)
-        shown = {k: v for k, v in figures.items() if k.endswith(("/l1", "/perplexity"))}
+            self.host.logged(self.task.stage, self.stage.iteration, figures)
+        shown = {k: v for k, v in figures.items() if k.endswith(_SHOWN)}
         shown |= {"samples/s": rate, "data_wait": figures["data_wait_fraction"]}
         self.reporter.post(self.stage.iteration, shown)
 
@@ -343,9 +374,7 @@ class Worker:
         # A report is a call on all ranks: rank 0's clock decides for them.
         if reports[0]:
             self._reported = now
-            metrics = {"iteration": iteration, "stage": self.task.stage, **self._figures}
-            in_background = ray.train.CheckpointUploadMode.ASYNC
-            ray.train.report(metrics, checkpoint_upload_mode=in_background)
+            self.host.report({"iteration": iteration, "stage": self.task.stage, **self._figures})
 
     def _of_all_ranks(self, own: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """For each entry of ``own`` the entries of all ranks, in their order."""
@@ -372,6 +401,8 @@ class Worker:
 
     def _check_best_metric(self) -> None:
         name = self.experiment.logging.best_metric
+        if self.validation is not None and not self._validated and name in VALIDATED:
+            return
         if self.rank == 0 and name is not None and name not in self._figures and not self._warned:
             self._warned = True
             text = (

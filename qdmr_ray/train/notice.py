@@ -10,9 +10,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed
 from ray.exceptions import RayActorError
@@ -74,10 +74,11 @@ class Notice:
     Args:
         group: a process group on CPU tensors, None for a single worker.
         rank: of this worker.
+        is_leaving: asks Ray whether one of the workers' nodes is to go; all ranks call it.
     """
 
-    def __init__(self, group: Any | None, rank: int) -> None:
-        self._group, self._rank = group, rank
+    def __init__(self, group: Any | None, rank: int, is_leaving: Callable[[], bool]) -> None:
+        self._group, self._rank, self._is_leaving = group, rank, is_leaving
         self._asked = time.monotonic()
         self._hurry = False
         self._pending: tuple[Any, torch.Tensor] | None = None
@@ -87,7 +88,7 @@ class Notice:
         terminated, ask = self._agreed(iteration)
         if ask:
             self._asked = time.monotonic()
-            return terminated or ray.train.get_preemption_info() is not None
+            return terminated or self._is_leaving()
         return terminated
 
     def hurry(self) -> None:

@@ -26,6 +26,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._news: dict[str, Any] | None = None
         self._warnings: list[str] = []
+        self._lines: list[tuple[str, int, dict[str, float]]] = []
 
     def warn(self, text: str) -> None:
         """Adds a line that the driver shows once."""
@@ -34,6 +35,15 @@ class ProgressBoard:
     def warnings(self) -> list[str]:
         """The lines that were not taken yet; they are then gone."""
         taken, self._warnings = self._warnings, []
+        return taken
+
+    def log(self, stage: str, iteration: int, figures: dict[str, float]) -> None:
+        """Adds a line of the log, for who watches it."""
+        self._lines.append((stage, iteration, figures))
+
+    def lines(self) -> list[tuple[str, int, dict[str, float]]]:
+        """The lines of the log that were not taken yet; they are then gone."""
+        taken, self._lines = self._lines, []
         return taken
 
     def post(self, news: dict[str, Any]) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 import torch
 import yaml
-from ray.train.torch import TorchTrainer
 
 from qdmr_ray.artifacts import IMPORTED, network_settings, read_description
-from qdmr_ray.config import Experiment, ScalingSettings, code_version, dump_experiment, stage_digest
+from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
 from qdmr_ray.data.check import check_complete
 from qdmr_ray.data.manifest import read_manifest
 from qdmr_ray.data.stream import InProcessStream
@@ -35,11 +31,12 @@ from qdmr_ray.nets.vgg import find_vgg19_weights
 from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
-from qdmr_ray.train.failures import EndAtOnce, attempts_within, training_error
-from qdmr_ray.train.loop import FINAL_FOLDER, Task, train_worker
-from qdmr_ray.train.notice import WatchedTorchConfig
-from qdmr_ray.train.progress import new_board, shown_progress
+from qdmr_ray.train.host import Watch
+from qdmr_ray.train.journal import METRICS_FILE
+from qdmr_ray.train.launch import Launch, with_workers
+from qdmr_ray.train.loop import FINAL_FOLDER, Task
 from qdmr_ray.train.stage_store import StageStore, copy_stage
+from qdmr_ray.train.validation import validation_names
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
@@ -54,13 +51,17 @@ def train_run(
     storage: str,
     stages: Sequence[str] | None = None,
     store: str | None = None,
+    launch: Launch = with_workers,
+    watch: Watch | None = None,
     say: Callable[[str], None] = print,
 ) -> Location:
     """Trains ``stages`` (all of ``experiment.run`` by default); gives the run folder.
 
     With ``store``, a folder or ``s3://…`` that runs share, each stage is taken from there when any
     run has trained it, and trained there when none has; the run gets a copy of its result.
-    Everything that can be checked is checked before a worker starts.
+    ``launch`` trains a stage; ``watch`` is called with every line of the log, those of stages that
+    were trained elsewhere included, and may be called with a line twice. Everything that can be
+    checked is checked before a worker starts.
 
     Raises:
         QdmrError: data, weights, an earlier run of the same name, the cluster or training itself.
@@ -78,28 +79,46 @@ def train_run(
         data=replace(experiment.data, path=data.uri),
         weights=_absolute(experiment.weights),
     )
-    imported = _imported(run)
-    digests = {n: stage_digest(experiment, n, manifest.digest, imported) for n in STAGES}
+    digests = stage_digests(experiment, run, manifest.digest)
     check_complete(data, manifest, _sets(names))
     _check_data(experiment, names)
+    if experiment.logging.validation_interval is not None:
+        validation_names(experiment)
     _check_weights(experiment, names)
     _check_earlier_run(experiment, run, names, digests)
     ensure_ray()
     check_cpus(experiment)
     gpu = uses_gpu(experiment)
+    start = partial(launch, gpu=gpu, watch=watch)
     _write_run_files(experiment, run, gpu)
     for name in names:
         if _is_finished(run, name):
             say(f"{name}: finished before, kept")
-            continue
-        train = partial(_train_stage, experiment, run, name, digests[name], gpu)
-        if store is None:
-            train(run)
         else:
-            shared = StageStore(open_location(store, endpoint=endpoint), endpoint=endpoint)
-            _take(shared, run, name, digests[name], experiment, train, say)
-        say(f"{name}: {experiment.stage(name).iterations} iterations done")
+            train = partial(_train_stage, experiment, run, name, digests[name], start)
+            if store is None:
+                train(run)
+            else:
+                shared = StageStore(open_location(store, endpoint=endpoint), endpoint=endpoint)
+                _take(shared, run, name, digests[name], experiment, train, say)
+            say(f"{name}: {experiment.stage(name).iterations} iterations done")
+        if watch is not None:
+            _replay(run, name, watch)
     return run
+
+
+def stage_digests(experiment: Experiment, run: Location, manifest_digest: str) -> dict[str, str]:
+    """What identifies each stage's result in a run folder, which may hold imported stages."""
+    imported = _imported(run)
+    return {n: stage_digest(experiment, n, manifest_digest, imported) for n in STAGES}
+
+
+def _replay(run: Location, stage: str, watch: Watch) -> None:
+    """The log of a finished stage, whoever has trained it."""
+    file = run.join(stage, METRICS_FILE)
+    for line in file.read_bytes().decode().splitlines() if file.exists() else []:
+        figures = json.loads(line)
+        watch(stage, int(figures["iteration"]), figures)
 
 
 def _imported(run: Location) -> dict[str, str]:
@@ -267,53 +286,18 @@ def _is_finished(run: Location, stage: str) -> bool:
     return read_description(run.join(stage, FINAL_FOLDER)) is not None
 
 
-def _worker_count(scaling: ScalingSettings) -> Any:
-    """As Ray Train takes it; its annotations don't know of a range yet."""
-    if scaling.min_workers is None:
-        return scaling.workers
-    return scaling.min_workers, scaling.workers
-
-
 def _train_stage(
-    experiment: Experiment, run: Location, stage: str, digest: str, gpu: bool, root: Location
+    experiment: Experiment,
+    run: Location,
+    stage: str,
+    digest: str,
+    launch: Callable[[Experiment, Task], None],
+    root: Location,
 ) -> None:
     """Trains into the run folder ``root``, starting from what ``run`` has trained before."""
     place = root.join(stage)
     place.join(BEGUN_FILE).write_bytes_atomic(json.dumps({"digest": digest}).encode())
-    board = new_board()
     needs = {needed: run.join(needed, FINAL_FOLDER).uri for needed in STAGES[stage].needs}
-    task = Task(experiment.to_dict(), stage, root.uri, digest, needs, board)
-    scaling = experiment.scaling
-    # What Ray Train keeps of a run would disturb the next one of the same name; the controller,
-    # which alone uses it, runs on this machine.
-    scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"task": task},
-        torch_config=WatchedTorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=_worker_count(scaling),
-            elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
-            use_gpu=gpu,
-            resources_per_worker={"CPU": scaling.cpus_per_worker, **({"GPU": 1} if gpu else {})},
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"{experiment.name}-{stage}",
-            storage_path=scratch,
-            failure_config=ray.train.FailureConfig(
-                max_failures=scaling.max_failures,
-                controller_failure_limit=attempts_within(scaling.node_wait),  # type: ignore[call-arg]
-            ),
-            callbacks=[EndAtOnce()],  # type: ignore[list-item]
-        ),
-    )
-    try:
-        with shown_progress(stage, experiment.stage(stage).iterations, board):
-            trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise training_error(stage, error) from error
-    finally:
-        ray.kill(board)
-        shutil.rmtree(scratch, ignore_errors=True)
+    launch(experiment, Task(experiment.to_dict(), stage, root.uri, digest, needs))
     if not _is_finished(root, stage):
         raise QdmrError(f"{place.uri}: training ended without a result; see Ray's logs")

@@ -1,0 +1,60 @@
+"""Which test photographs a search may look at, and which are kept for the final figures.
+
+Settings chosen by their figure on some photographs look better on these than they are. So a sweep
+judges on the validation part of the test set, and evaluations of its runs on the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from qdmr_ray.config import EvaluationSettings
+from qdmr_ray.errors import SettingsError
+
+
+def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> list[int]:
+    """Positions of the validation photographs among ``names``, ascending.
+
+    Those whose names match ``validation_names``; otherwise the share ``validation_share`` of
+    all, chosen by a hash of their names, so that it is the same in every run on the data.
+
+    Raises:
+        SettingsError: a pattern matches nothing, or no photograph is left for the test.
+    """
+    if settings.validation_names:
+        for pattern in settings.validation_names:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise SettingsError(
+                    f"evaluation.validation_names: no test photograph is called {pattern}; they "
+                    f"are called {_some(names)}"
+                )
+        chosen = [
+            i
+            for i, name in enumerate(names)
+            if any(fnmatchcase(name, pattern) for pattern in settings.validation_names)
+        ]
+    else:
+        count = round(settings.validation_share * len(names))
+        if settings.validation_share and not count:
+            raise SettingsError(
+                f"evaluation.validation_share={settings.validation_share:g} of {len(names)} test "
+                "photographs is none: raise it, or pack more"
+            )
+        by_hash = sorted(range(len(names)), key=lambda i: (_hash(names[i]), i))
+        chosen = sorted(by_hash[:count])
+    if names and len(chosen) == len(names):
+        raise SettingsError(
+            f"evaluation.validation_names and validation_share take all {len(names)} test "
+            "photographs, so that none is left for the final figures: take fewer"
+        )
+    return chosen
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _some(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

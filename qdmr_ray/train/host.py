@@ -1,0 +1,94 @@
+"""What a training worker runs in: one of Ray Train's workers, or a process that trains by itself.
+
+The loop asks its host which rank it has and on which device, tells it how far it is, and asks
+whether it has to go. A sweep's trial with a single worker trains in the trial's own process, which
+spares it the start of a worker group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import ray.train
+import ray.train.torch
+import torch
+
+# Called with a stage's name, its iteration and the figures logged there.
+Watch = Callable[[str, int, Mapping[str, float]], None]
+
+
+class Host(Protocol):
+    """Where a worker runs."""
+
+    rank: int
+    world_size: int
+    # Workers on this worker's machine, which share its CPUs.
+    local_world_size: int
+    device: torch.device
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Takes the figures of a checkpoint; every rank calls it at the same iterations."""
+
+    def is_leaving(self) -> bool:
+        """Whether one of the workers' machines is about to be taken away; every rank calls it
+        equally often."""
+
+    def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
+        """Takes a line of the log, on rank 0."""
+
+
+class RayTrainHost:
+    """A worker of Ray Train. ``board`` takes the log where somebody watches it."""
+
+    def __init__(self, board: Any | None = None) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.local_world_size = context.get_local_world_size()
+        self.device = ray.train.torch.get_device()
+        self._board = board
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Tells Ray Train, beside the training that goes on."""
+        in_background = ray.train.CheckpointUploadMode.ASYNC
+        ray.train.report(dict(metrics), checkpoint_upload_mode=in_background)
+
+    def is_leaving(self) -> bool:
+        """Asks Ray, which all ranks wait for."""
+        return ray.train.get_preemption_info() is not None
+
+    def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
+        """Passes the line on to the board."""
+        if self._board is not None:
+            self._board.log.remote(stage, iteration, dict(figures))
+
+
+class OwnHost:
+    """This process alone; ``watch`` is called in it, with every line of the log.
+
+    ``local_world_size`` is how many such processes share the machine's CPUs.
+    """
+
+    def __init__(self, *, gpu: bool, local_world_size: int = 1, watch: Watch) -> None:
+        self.rank, self.world_size = 0, 1
+        self.local_world_size = local_world_size
+        # Ray shows a process only the GPUs that it was given.
+        self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+        self._watch = watch
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Nobody counts this process's checkpoints but the store that they lie in."""
+
+    def is_leaving(self) -> bool:
+        """Whether Ray drains this process's node."""
+        return False
+
+    def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
+        """Calls ``watch``."""
+        self._watch(stage, iteration, figures)
+
+
+def threads_for(host: Host) -> int:
+    """PyTorch threads of a worker where no setting says it: its share of the machine's CPUs."""
+    return max(1, (os.cpu_count() or 1) // host.local_world_size)

@@ -1,0 +1,137 @@
+"""Training one stage: with Ray Train's workers, or in the process that asks for it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from qdmr_ray.config import Experiment, ScalingSettings
+from qdmr_ray.train.failures import EndAtOnce, attempts_within, training_error
+from qdmr_ray.train.host import OwnHost, Watch
+from qdmr_ray.train.loop import Task, Worker, train_worker
+from qdmr_ray.train.notice import WatchedTorchConfig
+from qdmr_ray.train.progress import new_board, shown_progress
+
+# How often the log's lines are fetched for who watches a stage.
+_WATCH_SECONDS = 0.5
+
+
+class Launch(Protocol):
+    """Trains a stage to its end; ``gpu`` says whether on GPUs, ``watch`` takes the log's lines."""
+
+    def __call__(
+        self, experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None
+    ) -> None:
+        """Raises QdmrError, or what training raised."""
+
+
+def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
+    """Trains with Ray Train's workers, as ``experiment.scaling`` says.
+
+    ``watch`` is called in this thread; without it, progress is shown.
+
+    Raises:
+        QdmrError: training failed, in one line.
+    """
+    board = new_board()
+    task = Task(**{**vars(task), "board": board, "watched": watch is not None})
+    # What Ray Train keeps of a run would disturb the next one of the same name; the controller,
+    # which alone uses it, runs on this machine.
+    scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
+    trainer = _trainer(experiment, task, gpu, scratch)
+    iterations = experiment.stage(task.stage).iterations
+    try:
+        with shown_progress(task.stage, iterations, board) if watch is None else nullcontext():
+            if watch is None:
+                trainer.fit()
+            else:
+                _fit_watched(trainer, board, watch)
+    except ray.train.TrainingFailedError as error:
+        raise training_error(task.stage, error) from error
+    finally:
+        ray.kill(board)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class InThisProcess:
+    """Trains in this process, one of ``sharing`` on its machine."""
+
+    def __init__(self, *, sharing: int) -> None:
+        self._sharing = sharing
+
+    def __call__(
+        self, experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None
+    ) -> None:
+        """Raises what training raises."""
+        host = OwnHost(gpu=gpu, local_world_size=self._sharing, watch=watch or _nobody)
+        Worker(task, host).run()
+
+
+def _nobody(stage: str, iteration: int, figures: Any) -> None:
+    pass
+
+
+def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> TorchTrainer:
+    scaling = experiment.scaling
+    resources = {"CPU": scaling.cpus_per_worker}
+    if gpu:
+        resources["GPU"] = scaling.gpus_per_worker
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"task": task},
+        torch_config=WatchedTorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=_worker_count(scaling),
+            elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
+            use_gpu=gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{experiment.name}-{task.stage}",
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(
+                max_failures=scaling.max_failures,
+                controller_failure_limit=attempts_within(scaling.node_wait),  # type: ignore[call-arg]
+            ),
+            callbacks=[EndAtOnce()],  # type: ignore[list-item]
+        ),
+    )
+
+
+def _worker_count(scaling: ScalingSettings) -> Any:
+    """As Ray Train takes it; its annotations don't know of a range yet."""
+    if scaling.min_workers is None:
+        return scaling.workers
+    return scaling.min_workers, scaling.workers
+
+
+def _fit_watched(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
+    """Calls ``watch`` here while the training runs in a thread: what ``watch`` raises, such as the
+    order of a sweep's scheduler to stop, reaches the caller at once."""
+    failures: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True, name="fit")
+    thread.start()
+    while True:
+        ended = not thread.is_alive()
+        for stage, iteration, figures in ray.get(board.lines.remote()):
+            watch(stage, iteration, figures)
+        if ended:
+            break
+        time.sleep(_WATCH_SECONDS)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,105 @@
+"""Judging a stage's network on photographs of the real lens while it trains.
+
+    validation = Validation(experiment, rank=0, world_size=1)
+    validation.measure(stage.result())      # {0: {"psnr": 27.1, "ssim": 0.82}, ...} by photograph
+
+Restoration and figures are those of ``qdmr evaluate``, to rounding. A VQGAN restores nothing:
+it is judged by how well it gives the photographs back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from qdmr_ray.artifacts import LoadedModel
+from qdmr_ray.config import Experiment
+from qdmr_ray.data.records import RecordReader
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.evaluate.metrics import psnr, ssim
+from qdmr_ray.evaluate.restoration import restore
+from qdmr_ray.evaluate.restorer import TEST_SET
+from qdmr_ray.evaluate.split import validation_indices
+from qdmr_ray.nets import VQGAN
+
+PREFIX = "validation/"
+# What a validation logs.
+VALIDATED = ("validation/psnr", "validation/ssim")
+Figures = dict[str, float]
+
+
+def validation_names(experiment: Experiment) -> list[str]:
+    """Names of the photographs that a run validates on; read without opening a shard.
+
+    Raises:
+        SettingsError: there are none, or they have no ground truth.
+        QdmrError: the dataset can't be read.
+    """
+    names, chosen = _chosen(_reader(experiment), experiment)
+    return [names[i] for i in chosen]
+
+
+class Validation:
+    """This rank's part of the validation photographs: every ``world_size``-th one.
+
+    Raises:
+        SettingsError: there are none, or they have no ground truth.
+        QdmrError: the dataset can't be read.
+    """
+
+    def __init__(self, experiment: Experiment, *, rank: int, world_size: int) -> None:
+        self._reader = _reader(experiment)
+        _, chosen = _chosen(self._reader, experiment)
+        self._indices = chosen[rank::world_size]
+        self._settings = experiment.evaluation
+
+    def measure(self, network: nn.Module) -> dict[int, Figures]:
+        """PSNR and SSIM of this rank's photographs; the network is left as it was."""
+        model = LoadedModel(network, "", 0, "", "the network in training")  # type: ignore[arg-type]
+        measured = {}
+        for index in self._indices:
+            record = self._reader.read(TEST_SET, index)
+            truth = record.image if isinstance(network, VQGAN) else record.ground_truth
+            assert truth is not None
+            restored = restore(record.image, model)
+            border, luma = self._settings.border, self._settings.luma
+            measured[index] = {
+                "psnr": psnr(restored, truth, border=border, luma=luma),
+                "ssim": ssim(restored, truth, border=border, luma=luma),
+            }
+        return measured
+
+
+def mean_figures(parts: Sequence[Mapping[int, Figures]]) -> Figures:
+    """Means over the photographs of all ranks, as logged: ``validation/psnr`` and so on.
+
+    They are added in the photographs' order, whatever the number of ranks.
+    """
+    by_index = {index: figures for part in parts for index, figures in part.items()}
+    rows = [by_index[index] for index in sorted(by_index)]
+    return {f"{PREFIX}{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _reader(experiment: Experiment) -> RecordReader:
+    data = experiment.data
+    assert data.path is not None
+    return RecordReader(data.path, endpoint=data.s3_endpoint)
+
+
+def _chosen(reader: RecordReader, experiment: Experiment) -> tuple[list[str], list[int]]:
+    if not reader.manifest.set(TEST_SET).paired:
+        raise SettingsError(
+            "logging.validation_interval: the test set has no ground truth to validate against; "
+            "leave it out, or pack test pairs"
+        )
+    table = reader.index(TEST_SET)
+    names = [table[i].name for i in range(reader.count(TEST_SET))]
+    chosen = validation_indices(experiment.evaluation, names)
+    if not chosen:
+        raise SettingsError(
+            "logging.validation_interval is set and no test photograph is for validation: set "
+            "evaluation.validation_share or evaluation.validation_names"
+        )
+    return names, chosen
