@@ -8,7 +8,8 @@
 
 A claim is a numbered file that can be made once only; the highest number holds. Its holder rewrites
 a file beside it every few seconds. Whoever waits takes over, by making the next number, when that
-file has not changed for a while by its own clock: no two machines' clocks are compared.
+file has not changed for a while by its own clock: no two machines' clocks are compared. A holder
+on the same machine whose process has ended is replaced at once.
 
 A holder that was only asleep may wake and find itself replaced. Claims therefore suit work that
 may be done twice with the same result, as a stage's training may, not work that must not be.
@@ -98,7 +99,8 @@ class Claims:
         """Whether the holder has let go, or shows no sign of life."""
         try:
             sign = self._sign(number).read_bytes()
-            if json.loads(sign).get("state") == _RELEASED:
+            found = json.loads(sign)
+            if found.get("state") == _RELEASED or _has_ended(found.get("process")):
                 return True
         except (QdmrError, ValueError):
             sign = b""
@@ -156,8 +158,46 @@ class Claim:
 
     def _show(self, state: str = "working") -> None:
         self._count += 1
-        sign = {"owner": self._owner, "state": state, "count": self._count, "time": time.time()}
+        sign = {
+            "owner": self._owner,
+            "process": process_here(os.getpid()),
+            "state": state,
+            "count": self._count,
+            "time": time.time(),
+        }
         self._sign.write_bytes_atomic(json.dumps(sign).encode())
+
+
+def process_here(pid: int) -> dict[str, Any] | None:
+    """What tells a process from every other one, on whatever machine and in whatever container;
+    None where it has ended, or the system doesn't say."""
+    try:
+        # The name in brackets may hold spaces; the start time is the 22nd field.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in ("Z", "X"):
+            return None
+        return {"pid": pid, "started": int(fields[19]), **_machine()}
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _machine() -> dict[str, str]:
+    """This start of this machine, and the processes that can be seen in this container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {"boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
+
+
+def _has_ended(process: Any) -> bool:
+    """Whether a claim's process was one of this machine, and is no more."""
+    if not isinstance(process, dict):
+        return False
+    try:
+        here = _machine()
+    except OSError:
+        return False
+    if {name: process.get(name) for name in here} != here:
+        return False
+    return process_here(process["pid"]) != process
 
 
 def create(file: Location, data: bytes, *, endpoint: str | None = None) -> bool:

@@ -21,6 +21,8 @@ from qdmr_ray.commands.data import data_app
 from qdmr_ray.commands.niqe import niqe_fit
 from qdmr_ray.commands.output import Overrides, bars, print_table, say
 from qdmr_ray.commands.stages import stages_app
+from qdmr_ray.commands.sweep import EPILOG as SWEEP_EPILOG
+from qdmr_ray.commands.sweep import sweep
 from qdmr_ray.commands.weights import EXPORT_EPILOG, IMPORT_EPILOG, import_weights
 from qdmr_ray.commands.weights import export as export_command
 from qdmr_ray.errors import QdmrError, SettingsError
@@ -250,6 +252,7 @@ def _print_evaluation(evaluation: dict[str, Any]) -> None:
 
 
 # In the order of --help: first those above.
+app.command(epilog=SWEEP_EPILOG)(sweep)
 app.command(epilog=COMPARE_EPILOG)(compare)
 app.command(epilog=CODEBOOK_EPILOG)(codebook)
 app.command("niqe-fit", epilog="Example:  qdmr niqe-fit photos --out pristine.npz")(niqe_fit)

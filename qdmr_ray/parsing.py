@@ -122,15 +122,35 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise SettingsError(
             f"--set {override}: the value is no YAML ({_one_line(error)})"
         ) from None
+    put_setting(values, name, value, said=f"--set {override}")
+
+
+def put_setting(values: dict[str, Any], name: str, value: Any, *, said: str | None = None) -> None:
+    """Puts the value of a dotted name into nested plain values; ``said`` starts the error.
+
+    Raises:
+        SettingsError: a setting's name where a section's stands.
+    """
     *sections, leaf = name.split(".")
     place = values
     for section in sections:
-        if place.get(section) is None:
-            place[section] = {}
+        inner = {} if place.get(section) is None else place[section]
+        if not isinstance(inner, dict):
+            raise SettingsError(f"{said or name}: {section} is a setting, not a section")
+        # A copy, as an anchor in the file may have put the same section elsewhere, too.
+        place[section] = dict(inner)
         place = place[section]
-        if not isinstance(place, dict):
-            raise SettingsError(f"--set {override}: {section} is a setting, not a section")
     place[leaf] = value
+
+
+def nearest_setting(name: str, known: Sequence[str]) -> str:
+    """Which of the known dotted names may have been meant, as the end of an error message."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if not near:
+        by_last = {setting.rsplit(".", 1)[-1]: setting for setting in known}
+        last = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, n=1)
+        near = [by_last[last[0]]] if last else []
+    return f"did you mean {near[0]}?" if near else "see config.yaml of a run for all settings"
 
 
 def _one_line(error: Exception) -> str:

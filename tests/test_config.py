@@ -141,6 +141,13 @@ def _as_override(values: dict[str, Any]) -> tuple[str, str]:
     return key, yaml.safe_dump(value, default_flow_style=True).split("\n")[0]
 
 
+def test_an_override_changes_one_of_the_sections_that_share_an_anchor(load: Loader) -> None:
+    text = "stages:\n  base: &short {iterations: 5, l1: 2}\n  source_only: *short\n"
+    stages = load(text, "stages.base.l1=3").stages
+    assert stages.base.l1 == 3
+    assert stages.source_only.l1 == 2
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

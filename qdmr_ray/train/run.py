@@ -23,7 +23,7 @@ import yaml
 from qdmr_ray.artifacts import IMPORTED, network_settings, read_description
 from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
 from qdmr_ray.data.check import check_complete
-from qdmr_ray.data.manifest import read_manifest
+from qdmr_ray.data.manifest import Manifest, read_manifest
 from qdmr_ray.data.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.nets.lpips import find_backbone_weights
@@ -68,23 +68,9 @@ def train_run(
     """
     names = _checked_stages(experiment, stages)
     endpoint = experiment.data.s3_endpoint
-    if not experiment.data.path:
-        raise SettingsError("data.path is not set: name a packed dataset (see qdmr data pack)")
     run = open_location(storage, endpoint=endpoint).join(experiment.name)
-    data = open_location(experiment.data.path, endpoint=endpoint)
-    manifest = read_manifest(data)
-    # A worker's working directory is Ray's own, where a relative path would not be found.
-    experiment = replace(
-        experiment,
-        data=replace(experiment.data, path=data.uri),
-        weights=_absolute(experiment.weights),
-    )
+    experiment, manifest = check_run(experiment, names)
     digests = stage_digests(experiment, run, manifest.digest)
-    check_complete(data, manifest, _sets(names))
-    _check_data(experiment, names)
-    if experiment.logging.validation_interval is not None:
-        validation_names(experiment)
-    _check_weights(experiment, names)
     _check_earlier_run(experiment, run, names, digests)
     ensure_ray()
     check_cpus(experiment)
@@ -105,6 +91,34 @@ def train_run(
         if watch is not None:
             _replay(run, name, watch)
     return run
+
+
+def check_run(
+    experiment: Experiment, stages: Sequence[str] | None = None
+) -> tuple[Experiment, Manifest]:
+    """Checks all that ``stages`` need before anything starts: data, crops, weights; gives the
+    experiment with absolute paths, and the data's manifest.
+
+    Raises:
+        QdmrError: what is missing or doesn't fit.
+    """
+    names = list(experiment.run if stages is None else stages)
+    if not experiment.data.path:
+        raise SettingsError("data.path is not set: name a packed dataset (see qdmr data pack)")
+    data = open_location(experiment.data.path, endpoint=experiment.data.s3_endpoint)
+    manifest = read_manifest(data)
+    # A worker's working directory is Ray's own, where a relative path would not be found.
+    experiment = replace(
+        experiment,
+        data=replace(experiment.data, path=data.uri),
+        weights=_absolute(experiment.weights),
+    )
+    check_complete(data, manifest, _sets(names))
+    _check_data(experiment, names)
+    if experiment.logging.validation_interval is not None:
+        validation_names(experiment)
+    _check_weights(experiment, names)
+    return experiment, manifest
 
 
 def stage_digests(experiment: Experiment, run: Location, manifest_digest: str) -> dict[str, str]:

@@ -1,0 +1,318 @@
+"""A sweep's file: an experiment, what varies in it, by which figure, and for how long.
+
+plan = load_sweep(Path("experiments/sweeps/demo.yaml"))
+plan.experiment({"network.codebook_size": 64}, name="0003", seed=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from qdmr_ray.config import RUN_NAME, VERSION_KEY, Experiment, experiment_from_dict
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.parsing import (
+    all_settings,
+    apply_override,
+    nearest_setting,
+    parse_settings,
+    put_setting,
+    read_yaml,
+)
+from qdmr_ray.settings import Settings, setting
+from qdmr_ray.stages import STAGES
+from qdmr_ray.sweeps.space import Space
+
+TPE, RANDOM, GRID = "tpe", "random", "grid"
+ASHA, MEDIAN = "asha", "median"
+MAX, MIN = "max", "min"
+# In a metric, the last stage of a trial's run.
+LAST = "last"
+# The one parameter of a sweep over named variants.
+VARIANT = "variant"
+# Varying them changes no result, or changes what a result is called.
+_FIXED = ("name", "notes", "logging.", "evaluation.", "guard.", "weights.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoppingSettings(Settings):
+    """When a trial is given up before its end."""
+
+    rule: str = setting(
+        ASHA,
+        "asha: at grace, grace x reduction, ... iterations only the best 1/reduction of the trials "
+        "that came so far go on; median: those worse than the median of the others' means stop",
+        choices=(ASHA, MEDIAN),
+    )
+    grace: int = setting(
+        1, "iterations of the metric's stage that every trial gets", unit="iterations", minimum=1
+    )
+    reduction: float = setting(3.0, "asha: what share of the trials goes on, as 1/n", above=1)
+    least_trials: int = setting(
+        3, "median: so many others must have come as far before a trial stops", minimum=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSettings(Settings):
+    """One sweep. ``space`` is searched, or each of ``variants`` is trained."""
+
+    name: str = setting("", "name of the sweep's folder; --name replaces it")
+    experiment: str = setting("", "file of the experiment, relative to the sweep's")
+    set: dict[str, Any] = setting(dict, "settings of the experiment replaced in every trial")
+    metric: str | tuple[str, ...] = setting(
+        f"{LAST}/validation/psnr",
+        "stage/figure of metrics.jsonl that trials are judged by; several: a Pareto front; the "
+        "stage may be `last`",
+    )
+    mode: str | tuple[str, ...] = setting(MAX, "max or min, for each metric")
+    space: dict[str, Any] = setting(
+        dict,
+        "what varies: setting: {choice: [...]}, {float: [low, high]} or {int: [low, high]}, with "
+        "log: true, step: s, when: {other setting: value}",
+    )
+    variants: dict[str, Any] = setting(dict, "instead of a space: settings by name of a variant")
+    sampler: str = setting(TPE, "who proposes the next trial", choices=(TPE, RANDOM, GRID))
+    startup_trials: int = setting(10, "random trials before TPE's own", minimum=1)
+    seed: int = setting(0, "of the sampler", minimum=0)
+    trials: int | None = setting(None, "trials in all", minimum=1)
+    iterations: int | None = setting(
+        None, "no trial begins after so many iterations trained in all", minimum=1
+    )
+    hours: float | None = setting(None, "no trial begins after so many hours", above=0)
+    concurrent: int | None = setting(
+        None, "trials at the same time; when not set, as many as the cluster holds", minimum=1
+    )
+    baseline: bool = setting(
+        True, "begin with the experiment's own settings, to compare the best with"
+    )
+    first: tuple[dict[str, Any], ...] = setting((), "settings to try before the sampler's own")
+    repeat: int = setting(
+        1,
+        "seeds that the best and the baseline (of variants: each) are trained with in the end",
+        minimum=1,
+    )
+    stopping: StoppingSettings | None = setting(None, "giving up bad trials early")
+    failures: int = setting(3, "so many failed trials one after the other end the sweep", minimum=1)
+    store: str | None = setting(
+        None, "where stages are shared, a folder or s3://; when not set, in the sweep's folder"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name and not RUN_NAME.fullmatch(self.name):
+            raise SettingsError(
+                "name must be letters, digits, '.', '_' and '-', since it names the sweep's "
+                f"folder; it is {self.name!r}"
+            )
+        if bool(self.space) == bool(self.variants):
+            raise SettingsError("write either space (what varies) or variants (settings by name)")
+        if len(self.metrics) != len(self.modes):
+            raise SettingsError(
+                f"mode must have a value for each of {len(self.metrics)} metrics; it has "
+                f"{len(self.modes)}"
+            )
+        for mode in self.modes:
+            if mode not in (MAX, MIN):
+                raise SettingsError(f"mode must be max or min; it is {mode!r}")
+        if self.stopping is not None and len(self.metrics) > 1:
+            raise SettingsError("stopping works with a single metric; take the others away")
+        endless = self.space and self.sampler != GRID
+        if endless and self.trials is None and self.iterations is None and self.hours is None:
+            raise SettingsError("set a budget: trials, iterations or hours")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics, one or several."""
+        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Their modes."""
+        if isinstance(self.mode, str):
+            return (self.mode,) * len(self.metrics)
+        return tuple(self.mode)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep with the experiment that it varies."""
+
+    settings: SweepSettings
+    # Plain values of the experiment, with the sweep's ``set`` applied.
+    values: Mapping[str, Any]
+    source: str
+
+    @cached_property
+    def space(self) -> Space:
+        """What varies: the sweep's space, or the names of its variants."""
+        if self.settings.variants:
+            return Space.parse({VARIANT: {"choice": list(self.settings.variants)}})
+        return Space.parse(self.settings.space)
+
+    def experiment(self, settings: Mapping[str, Any], *, name: str, seed: int) -> Experiment:
+        """The experiment of a trial; ``seed`` is added to the experiment's own.
+
+        Raises:
+            SettingsError: the settings don't go together.
+        """
+        values = dict(self.values)
+        for setting_name, value in self._resolved(settings).items():
+            put_setting(values, setting_name, value)
+        values["name"] = name
+        values["seed"] = int(values.get("seed") or 0) + seed
+        return experiment_from_dict(values, source=self.source)
+
+    def baseline(self) -> dict[str, Any]:
+        """What the parameters have in the experiment as it is; {} where that is not in the space.
+
+        Raises:
+            SettingsError: the experiment itself is wrong.
+        """
+        if self.settings.variants:
+            return {}
+        plain = self.experiment({}, name="baseline", seed=0).to_dict()
+        found = self.space.sample(lambda parameter: _value_at(plain, parameter.name))
+        return found if self.space.holds(found) else {}
+
+    def fixed(self) -> list[dict[str, Any]] | None:
+        """All settings of a grid or of variants, in order; None where a sampler proposes them."""
+        if self.settings.variants or self.settings.sampler == GRID:
+            return list(self.space.grid())
+        return None
+
+    def stage_of(self, metric: str, experiment: Experiment) -> str:
+        """The stage that logs ``metric`` in a trial's run."""
+        stage = metric.partition("/")[0]
+        return experiment.run[-1] if stage == LAST else stage
+
+    def figures(self, experiment: Experiment) -> list[tuple[str, str]]:
+        """(stage, name of the figure) of each metric in a trial's run."""
+        return [
+            (self.stage_of(metric, experiment), metric.partition("/")[2])
+            for metric in self.settings.metrics
+        ]
+
+    def _resolved(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.settings.variants and settings:
+            chosen: Mapping[str, Any] = self.settings.variants[settings[VARIANT]] or {}
+            return chosen
+        return settings
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = (), *, name: str | None = None) -> Plan:
+    """The sweep in a YAML file and the experiment that it names; all that is checked without data.
+
+    Raises:
+        QdmrError: a file is missing or is no YAML.
+        SettingsError: a setting is unknown, out of range, or a combination of the space is wrong.
+    """
+    values = read_yaml(path)
+    for override in overrides:
+        apply_override(values, override)
+    values["name"] = name or values.get("name") or path.stem
+    settings: SweepSettings = parse_settings(TypeAdapter(SweepSettings), values, str(path))
+    if not settings.experiment:
+        raise SettingsError(f"{path}: experiment is not set: name the experiment's file")
+    plain = read_yaml(experiment_file(path, settings))
+    plain.pop(VERSION_KEY, None)
+    for setting_name, value in settings.set.items():
+        _check_known(f"{path}: set", setting_name)
+        put_setting(plain, setting_name, value)
+    plan = Plan(settings, plain, str(path))
+    _check(plan, path)
+    return plan
+
+
+def experiment_file(path: Path, settings: SweepSettings) -> Path:
+    """The file of the experiment that the sweep at ``path`` varies."""
+    return (path.parent / settings.experiment).resolve()
+
+
+def _check(plan: Plan, path: Path) -> None:
+    settings = plan.settings
+    try:
+        names = list(plan.space.parameters) if settings.space else _variant_settings(settings)
+        for name in names:
+            _check_known("space" if settings.space else "variants", name)
+            if name.startswith(_FIXED):
+                raise SettingsError(f"{name} changes no weights; set it in `set` instead")
+        plan.experiment({}, name="trial", seed=0)
+        for row in settings.first:
+            if not plan.space.holds(row):
+                raise SettingsError(f"first: {row} is not in the space")
+        plan.fixed()
+        for example in _examples(plan):
+            _check_metrics(plan, plan.experiment(example, name="trial", seed=0))
+    except SettingsError as error:
+        text = str(error)
+        raise SettingsError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def _variant_settings(settings: SweepSettings) -> list[str]:
+    names = []
+    for variant, changed in settings.variants.items():
+        if changed is not None and not isinstance(changed, dict):
+            raise SettingsError(f"variants.{variant} must be setting: value lines")
+        names += list(changed or {})
+    return names
+
+
+def _examples(plan: Plan) -> list[dict[str, Any]]:
+    """Settings that take every parameter to its extremes, the others at their first value."""
+    space = plan.space
+    examples = []
+    for parameter in space.parameters.values():
+        # Where it depends on others, these have the first value that lets it vary.
+        wanted = _conditions_of(space, parameter.name)
+        for value in parameter.extremes():
+            chosen = wanted | {parameter.name: value}
+            examples.append(
+                space.sample(lambda p, chosen=chosen: chosen.get(p.name, p.extremes()[0]))  # type: ignore[misc]
+            )
+    return examples
+
+
+def _conditions_of(space: Space, name: str) -> dict[str, Any]:
+    wanted: dict[str, Any] = {}
+    for other, values in space.parameters[name].when.items():
+        wanted |= _conditions_of(space, other) | {other: values[0]}
+    return wanted
+
+
+def _check_metrics(plan: Plan, experiment: Experiment) -> None:
+    for metric, (stage, figure) in zip(
+        plan.settings.metrics, plan.figures(experiment), strict=True
+    ):
+        if stage not in STAGES or not figure:
+            raise SettingsError(
+                f"metric {metric}: write stage/figure, such as uda/validation/psnr; stages are "
+                f"{', '.join(STAGES)} and {LAST}"
+            )
+        if stage not in experiment.run:
+            raise SettingsError(
+                f"metric {metric}: the stages of a trial are {', '.join(experiment.run)}"
+            )
+        if figure.startswith("validation/") and experiment.logging.validation_interval is None:
+            raise SettingsError(
+                f"metric {metric} is only logged with logging.validation_interval; set it under "
+                "`set`"
+            )
+
+
+def _check_known(place: str, name: str) -> None:
+    known = [setting_name for setting_name, _ in all_settings(Experiment)]
+    if name not in known:
+        raise SettingsError(f"{place}: unknown setting {name}; {nearest_setting(name, known)}")
+
+
+def _value_at(plain: Mapping[str, Any], name: str) -> Any:
+    value: Any = plain
+    for part in name.split("."):
+        value = value[part]
+    return value

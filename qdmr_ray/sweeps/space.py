@@ -1,0 +1,269 @@
+"""The search space of a sweep: which settings vary, between which values, and when.
+
+    space = Space.parse({"network.codebook_size": {"choice": [256, 1024]},
+                         "stages.uda.gan": {"float": [0.001, 0.1], "log": True}})
+
+A parameter with ``when`` varies only where other parameters have the values named there; otherwise
+the experiment's own value stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from qdmr_ray.errors import SettingsError
+
+CHOICE, FLOAT, INT = "choice", "float", "int"
+_KINDS = (CHOICE, FLOAT, INT)
+_KEYS = (*_KINDS, "log", "step", "when")
+_SCALARS = (bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One setting that varies: among ``choices``, or from ``low`` to ``high`` inclusive."""
+
+    name: str
+    kind: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: float | None = None
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna knows it."""
+        if self.kind == CHOICE:
+            return CategoricalDistribution([label(choice) for choice in self.choices])
+        if self.kind == INT:
+            step = 1 if self.step is None else int(self.step)
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """The value that Optuna proposes in ``trial``."""
+        if self.kind == INT:
+            low, high, step = int(self.low), int(self.high), int(self.step or 1)
+            return trial.suggest_int(self.name, low, high, step=step, log=self.log)
+        if self.kind == FLOAT:
+            return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
+        found = trial.suggest_categorical(self.name, [label(choice) for choice in self.choices])
+        return next(choice for choice in self.choices if label(choice) == found)
+
+    def holds(self, value: Any) -> bool:
+        """Whether ``value`` is one that the parameter can take."""
+        if self.kind == CHOICE:
+            return label(value) in [label(choice) for choice in self.choices]
+        if not _is_number(self.kind, value) or not self.low <= value <= self.high:
+            return False
+        steps = (value - self.low) / self.step if self.step is not None else 0.0
+        return math.isclose(steps, round(steps), abs_tol=1e-9)
+
+    def applies(self, settings: Mapping[str, Any]) -> bool:
+        """Whether the parameter varies beside these settings."""
+        return all(
+            name in settings and label(settings[name]) in [label(value) for value in values]
+            for name, values in self.when.items()
+        )
+
+    def values(self) -> list[Any]:
+        """All values, for a grid.
+
+        Raises:
+            SettingsError: there is no end of them.
+        """
+        if self.kind == CHOICE:
+            return list(self.choices)
+        if self.kind == INT and not self.log:
+            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.kind == FLOAT and self.step is not None:
+            count = math.floor((self.high - self.low) / self.step + 1e-9)
+            return [self.low + i * self.step for i in range(count + 1)]
+        raise SettingsError(
+            f"space.{self.name}: a grid needs a choice, an int, or a float with step; write "
+            f"choice: [...], or sampler: tpe"
+        )
+
+    def extremes(self) -> list[Any]:
+        """The values whose validity stands for that of all."""
+        if self.kind == CHOICE:
+            return list(self.choices)
+        convert = int if self.kind == INT else float
+        return [convert(self.low), convert(self.high)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the sweep's file has them."""
+        if self.kind == CHOICE:
+            plain: dict[str, Any] = {CHOICE: list(self.choices)}
+        else:
+            plain = {self.kind: self.extremes()}
+        plain |= {"log": True} if self.log else {}
+        plain |= {} if self.step is None else {"step": self.step}
+        plain |= {"when": {name: list(v) for name, v in self.when.items()}} if self.when else {}
+        return plain
+
+
+def label(value: Any) -> Any:
+    """What stands for a value where only plain ones may stand: a list becomes JSON text."""
+    # 1 and True, or 1 and 1.0, would be one choice.
+    if value is None or type(value) in _SCALARS:
+        return value
+    return json.dumps(value)
+
+
+class Space:
+    """Parameters, each after those that it depends on."""
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self.parameters = dict(parameters)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Space:
+        """The space in a sweep's file.
+
+        Raises:
+            SettingsError: an unknown kind, an empty range, conditions in a circle.
+        """
+        found = {str(name): _parameter(str(name), spec) for name, spec in values.items()}
+        for parameter in found.values():
+            for other, wanted in parameter.when.items():
+                if other not in found:
+                    raise SettingsError(
+                        f"space.{parameter.name}.when: {other} is not in the space; it can depend "
+                        f"on {', '.join(n for n in found if n != parameter.name) or 'nothing'}"
+                    )
+                for value in wanted:
+                    if not found[other].holds(value):
+                        raise SettingsError(
+                            f"space.{parameter.name}.when: {other} is never {value!r}; take one "
+                            "of its values"
+                        )
+        return cls(_ordered(found))
+
+    def sample(self, value_of: Callable[[Parameter], Any]) -> dict[str, Any]:
+        """Settings with a value for each parameter that applies beside the others."""
+        settings: dict[str, Any] = {}
+        for parameter in self.parameters.values():
+            if parameter.applies(settings):
+                settings[parameter.name] = value_of(parameter)
+        return settings
+
+    def grid(self) -> Iterator[dict[str, Any]]:
+        """Every combination once, the last parameter varying fastest."""
+        seen = set()
+        for values in itertools.product(*(p.values() for p in self.parameters.values())):
+            row = dict(zip(self.parameters, values, strict=True))
+            settings = self.sample(lambda parameter, row=row: row[parameter.name])  # type: ignore[misc]
+            key = json.dumps(settings, sort_keys=True)
+            if key not in seen:
+                seen.add(key)
+                yield settings
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Whether these are values of parameters that all apply."""
+        inside = self.sample(lambda parameter: settings.get(parameter.name))
+        return set(settings) <= set(inside) and all(
+            self.parameters[name].holds(value) for name, value in settings.items()
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as the sweep's file has them."""
+        return {name: parameter.to_dict() for name, parameter in self.parameters.items()}
+
+
+def _parameter(name: str, spec: Any) -> Parameter:
+    place = f"space.{name}"
+    if not isinstance(spec, Mapping):
+        raise SettingsError(f"{place}: write choice: [...], float: [low, high] or int: [low, high]")
+    for key in spec:
+        if key not in _KEYS:
+            raise SettingsError(f"{place}: unknown {key!r}; known: {', '.join(_KEYS)}")
+    kinds = [kind for kind in _KINDS if kind in spec]
+    if len(kinds) != 1:
+        raise SettingsError(f"{place}: needs one of {', '.join(_KINDS)}; it has {len(kinds)}")
+    (kind,) = kinds
+    when = _conditions(place, spec.get("when", {}))
+    if kind == CHOICE:
+        return Parameter(name, kind, choices=_choices(place, spec), when=when)
+    low, high = _range(place, kind, spec[kind])
+    log, step = spec.get("log", False), spec.get("step")
+    if not isinstance(log, bool):
+        raise SettingsError(f"{place}.log must be true or false; it is {log!r}")
+    if log and low <= 0:
+        raise SettingsError(f"{place}: a log scale needs values above 0; it starts at {low:g}")
+    if step is not None:
+        if log:
+            raise SettingsError(f"{place}: log and step exclude each other; take one away")
+        if not _is_number(kind, step) or not 0 < step <= high - low:
+            raise SettingsError(f"{place}.step must be above 0 and fit the range; it is {step!r}")
+    return Parameter(name, kind, low=low, high=high, log=log, step=step, when=when)
+
+
+def _choices(place: str, spec: Mapping[str, Any]) -> tuple[Any, ...]:
+    choices = spec[CHOICE]
+    if not isinstance(choices, list) or not choices:
+        raise SettingsError(f"{place}.choice must be a list of values; it is {choices!r}")
+    for key in ("log", "step"):
+        if key in spec:
+            raise SettingsError(f"{place}: a choice has no {key}; take it away")
+    labels = [json.dumps(choice, sort_keys=True) for choice in choices]
+    if len(set(labels)) < len(labels):
+        raise SettingsError(f"{place}.choice names a value twice: {choices!r}")
+    return tuple(choices)
+
+
+def _range(place: str, kind: str, limits: Any) -> tuple[float, float]:
+    if (
+        not isinstance(limits, list)
+        or len(limits) != 2
+        or not all(_is_number(kind, limit) for limit in limits)
+    ):
+        raise SettingsError(f"{place}.{kind} must be [low, high]; it is {limits!r}")
+    low, high = limits
+    if low >= high:
+        raise SettingsError(f"{place}.{kind} is empty: {low} is not below {high}")
+    return low, high
+
+
+def _is_number(kind: str, value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if kind == INT else (int, float)):
+        return False
+    return math.isfinite(value)
+
+
+def _conditions(place: str, when: Any) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(when, Mapping):
+        raise SettingsError(f"{place}.when must be setting: value lines; it is {when!r}")
+    return {
+        str(name): tuple(value) if isinstance(value, list) else (value,)
+        for name, value in when.items()
+    }
+
+
+def _ordered(found: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    ordered: dict[str, Parameter] = {}
+    while len(ordered) < len(found):
+        ready = [
+            name
+            for name, parameter in found.items()
+            if name not in ordered and all(other in ordered for other in parameter.when)
+        ]
+        if not ready:
+            circle = ", ".join(name for name in found if name not in ordered)
+            raise SettingsError(f"space: {circle} depend on each other in a circle")
+        ordered |= {name: found[name] for name in ready}
+    return ordered

@@ -1,0 +1,215 @@
+"""One trial of a sweep, in a process of its own: trains what the store hasn't yet, tells Tune.
+
+A trial of a single worker trains in the trial's process, which Tune keeps for the next trial:
+nothing is started but the first time. With several workers Ray Train runs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from qdmr_ray.config import Experiment, ScalingSettings
+from qdmr_ray.data.manifest import read_manifest
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import open_location
+from qdmr_ray.sweeps.plan import Plan
+from qdmr_ray.sweeps.record import TRIALS_FOLDER, finite
+from qdmr_ray.train.failures import root_cause
+from qdmr_ray.train.host import Watch
+from qdmr_ray.train.launch import InThisProcess, Launch, with_workers
+from qdmr_ray.train.loop import Task
+from qdmr_ray.train.run import stage_digests, train_run
+from qdmr_ray.train.validation import VALIDATED
+
+# What a trial tells: Tune's schedulers read the first two, the sweep's books the third, in which
+# "error" (perhaps None) stands in the last word alone.
+ITERATION, VALUE, NEWS = "iteration", "value", "news"
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What all trials of a sweep share. Relative paths of the experiment start in ``folder``;
+    ``sharing`` is how many trials run on a machine at the same time."""
+
+    plan: Plan
+    sweep: str
+    store: str
+    folder: str
+    gpu: bool
+    sharing: int
+
+
+def runs_alone(scaling: ScalingSettings) -> bool:
+    """Whether a trial needs no worker beside its own process."""
+    return scaling.workers == 1
+
+
+def run_trial(config: Mapping[str, Any], context: TrialContext) -> None:
+    """Trains the trial that ``config`` describes and reports how it went; raises nothing but what
+    Tune uses to stop it."""
+    Trial(config, context).run()
+
+
+def trial_experiment(
+    context: TrialContext, settings: Mapping[str, Any], *, name: str, seed: int
+) -> Experiment:
+    """A trial's experiment, with absolute paths and on the sweep's kind of device."""
+    experiment = context.plan.experiment(settings, name=name, seed=seed)
+
+    def absolute(path: str) -> str:
+        return path if "://" in path else str(Path(context.folder, Path(path).expanduser()))
+
+    named = {name: file for name, file in vars(experiment.weights).items() if file is not None}
+    weights = {name: absolute(file) for name, file in named.items()}
+    return replace(
+        experiment,
+        data=replace(experiment.data, path=absolute(experiment.data.path)),
+        weights=replace(experiment.weights, **weights),
+        scaling=replace(experiment.scaling, gpu=context.gpu),
+    )
+
+
+class Trial:
+    """The run of one trial in this process."""
+
+    def __init__(self, config: Mapping[str, Any], context: TrialContext) -> None:
+        self._config, self._context = config, context
+        self._trained: list[str] = []
+        self._progress: dict[str, int] = {}
+        self._digests: dict[str, str] = {}
+        self._metrics: dict[str, float | None] = {}
+        # Newest values of the sweep's metrics, by (stage, figure).
+        self._newest: dict[tuple[str, str], float | None] = {}
+        self._told = 0
+        self._iteration = 0
+
+    def run(self) -> None:
+        """Trains and reports."""
+        error, hopeless = None, False
+        try:
+            experiment = trial_experiment(
+                self._context,
+                self._config["settings"],
+                name=self._config["id"],
+                seed=self._config["seed"],
+            )
+            self._train(experiment)
+            self._check_reported(experiment)
+        except MissingMetricError as missing:
+            error, hopeless = str(missing), True
+        except Exception as failure:  # whatever a trial breaks, the others go on
+            cause = root_cause(failure)
+            text = " ".join(str(cause).split()) or "no message"
+            error = text if isinstance(cause, QdmrError) else f"{type(cause).__name__}: {text}"
+        self._tell({"error": error, "hopeless": hopeless}, with_values=error is None)
+
+    def _train(self, experiment: Experiment) -> None:
+        context = self._context
+        self._figures = context.plan.figures(experiment)
+        sweep = open_location(context.sweep, endpoint=experiment.data.s3_endpoint)
+        trials = sweep.join(TRIALS_FOLDER)
+        packed = open_location(experiment.data.path, endpoint=experiment.data.s3_endpoint)
+        digest = read_manifest(packed).digest
+        run = trials.join(experiment.name)
+        self._digests = {
+            stage: found
+            for stage, found in stage_digests(experiment, run, digest).items()
+            if stage in experiment.run
+        }
+        train_run(
+            experiment,
+            storage=trials.uri,
+            store=context.store,
+            launch=self._launched(experiment),
+            watch=self._watch,
+            say=lambda _: None,
+        )
+
+    def _launched(self, experiment: Experiment) -> Launch:
+        """Training that is noted as this trial's own."""
+        if runs_alone(experiment.scaling):
+            launch: Launch = InThisProcess(sharing=self._context.sharing)
+        else:
+            launch = with_workers
+        self._lengths = {name: experiment.stage(name).iterations for name in experiment.run}
+
+        def launched(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
+            def own(stage: str, iteration: int, figures: Mapping[str, float]) -> None:
+                self._progress[stage] = max(iteration, self._progress.get(stage, 0))
+                self._watch(stage, iteration, figures)
+
+            launch(experiment, task, gpu=gpu, watch=own)
+            self._trained.append(task.stage)
+
+        return launched
+
+    def _watch(self, stage: str, iteration: int, figures: Mapping[str, Any]) -> None:
+        """A line of a stage's log, perhaps not for the first time."""
+        for name in VALIDATED:
+            if name in figures:
+                self._metrics[f"{stage}/{name}"] = finite(figures[name])
+        ours = [key for key in self._figures if key[0] == stage and key[1] in figures]
+        if not ours:
+            return
+        self._newest |= {key: finite(figures[key[1]]) for key in ours}
+        # The metric's own stage counts; where there are several, the last one that is trained.
+        if stage != self._figures[-1][0] or len(self._newest) < len(set(self._figures)):
+            return
+        self._iteration = iteration
+        # The last values are told with the result: a trial that has done everything must not be
+        # stopped before it is stored.
+        if iteration > self._told and iteration < self._lengths[stage]:
+            self._told = iteration
+            self._tell({})
+
+    def _tell(self, more: Mapping[str, Any], *, with_values: bool = True) -> None:
+        values = [self._newest.get(key) for key in getattr(self, "_figures", ())]
+        news = {
+            "progress": self._progress,
+            "stages": self._digests,
+            "trained": self._trained,
+            "metrics": self._named_metrics(),
+            "iteration": self._iteration,
+            **more,
+        }
+        report: dict[str, Any] = {}
+        if with_values:
+            news["values"] = values
+            report = {ITERATION: self._iteration, VALUE: self._comparable(values)}
+        tune.report({**report, NEWS: json.dumps(news)})
+
+    def _named_metrics(self) -> dict[str, float | None]:
+        newest = {f"{stage}/{name}": value for (stage, name), value in self._newest.items()}
+        return self._metrics | newest
+
+    def _comparable(self, values: list[float | None]) -> float:
+        """The first metric for the scheduler; one that is not finite is the worst there is."""
+        if values[0] is not None:
+            return values[0]
+        return float("-inf") if self._context.plan.settings.modes[0] == "max" else float("inf")
+
+    def _check_reported(self, experiment: Experiment) -> None:
+        for (stage, figure), metric in zip(
+            self._figures, self._context.plan.settings.metrics, strict=True
+        ):
+            if (stage, figure) not in self._newest:
+                raise MissingMetricError(
+                    f"metric {metric}: stage {stage} logs no {figure}; take one of "
+                    f"{', '.join(sorted(self._logged(experiment, stage)))}"
+                )
+
+    def _logged(self, experiment: Experiment, stage: str) -> list[str]:
+        sweep = open_location(self._context.sweep, endpoint=experiment.data.s3_endpoint)
+        file = sweep.join(TRIALS_FOLDER, experiment.name, stage, "metrics.jsonl")
+        lines = file.read_bytes().decode().splitlines() if file.exists() else []
+        return list(json.loads(lines[-1])) if lines else []
+
+
+class MissingMetricError(QdmrError):
+    """The sweep's metric is never logged: no trial can be judged by it."""
