@@ -6,14 +6,11 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
+from report_page import Page
 
 from qdmr_ray.data.images import write_png
 from qdmr_ray.errors import QdmrError
@@ -23,40 +20,9 @@ from qdmr_ray.evaluate.report.codebook import draw_usage
 from qdmr_ray.evaluate.report.pictures import MAP_COLOURS, difference_map
 from qdmr_ray.evaluate.usage import CodebookUsage, SetUsage
 from qdmr_ray.nets import NetworkSettings
-from qdmr_ray.storage import Location, open_location
+from qdmr_ray.storage import Location
 
 LARGEST_REPORT = 15_000_000
-
-
-class Page(HTMLParser):
-    """The page's text, tags and embedded JSON."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.words: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.json: dict[str, object] = {}
-        self._inside: str | None = None
-        self.feed(self.source)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag if tag in ("script", "style") else None
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = None
-
-    def handle_data(self, data: str) -> None:
-        if self._inside is None:
-            self.words.append(data)
-        elif self._inside == "script" and "id" in self.tags[-1][1]:
-            self.json[str(self.tags[-1][1]["id"])] = json.loads(data)
-
-    @property
-    def photographs(self) -> list[dict]:
-        return self.json["viewer-data"]["photographs"]  # type: ignore[index,call-overload]
 
 
 def report(run: Path) -> Page:
@@ -544,25 +510,6 @@ def test_bars_of_the_codebook_stand_where_the_counts_say() -> None:
     heights = [middle - up[0][3], middle - up[1][3], down[2][3] - middle]
     assert heights[0] / heights[2] == pytest.approx(0.9**0.5, abs=0.01)
     assert heights[1] / heights[2] == pytest.approx(0.1**0.5, abs=0.01)
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Location]:
-    """A folder in an empty store."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_ENDPOINT_URL", endpoint),
-        ("AWS_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="lens")
-    yield open_location("s3://lens/runs")
-    server.stop()
 
 
 def test_a_run_in_a_store_has_the_same_report(

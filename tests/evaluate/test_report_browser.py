@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from report_page import DESKTOP, NEEDS_BROWSER, PHONE, emulate, find, open_browser, resize, texts
 
 from qdmr_ray.evaluate.atlas import atlas_picture
 from qdmr_ray.evaluate.codebook import CodebookView, write_view
@@ -19,44 +19,15 @@ from qdmr_ray.evaluate.report import build_report
 from qdmr_ray.evaluate.usage import CodebookUsage, SetUsage
 from qdmr_ray.storage import open_location
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-DESKTOP, PHONE = (1280, 900), (390, 844)
 HOSTILE = "<img src=x onerror=pwned=1>"
 NAMES = ("astronaut", HOSTILE, "chelsea")
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="Chromium is not installed (apt-get install chromium chromium-driver)",
-    ),
-]
+pytestmark = NEEDS_BROWSER
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    yield from open_browser(tmp_path_factory.mktemp("chromium"))
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +50,6 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     browser.get(address)
     yield browser
     assert browser.get_log("browser") == []
-
-
-def resize(browser: Any, width: int, height: int) -> None:
-    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-
-def emulate(browser: Any, scheme: str) -> None:
-    features = [
-        {"name": "prefers-color-scheme", "value": scheme},
-        # Or a click would race with the smooth scrolling that brings its target into view.
-        {"name": "prefers-reduced-motion", "value": "reduce"},
-    ]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-
-def find(page: Any, selector: str) -> Any:
-    return page.find_element("css selector", selector)
-
-
-def texts(page: Any, selector: str) -> list[str]:
-    return [found.text for found in page.find_elements("css selector", selector)]
 
 
 def split(page: Any) -> tuple[str, ...]:

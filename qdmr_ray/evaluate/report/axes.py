@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from html import escape
 
 # All lengths in the SVG's own units.
@@ -47,8 +48,14 @@ class Axes:
         fraction = min(1.5, max(-0.5, (value - low) / (high - low)))
         return TOP + self.height * (1.0 - fraction)
 
-    def draw(self, x_label: str) -> str:
-        """Grid lines, tick labels and the label of the x axis."""
+    def draw(self, x_label: str, x_ticks: Sequence[tuple[float, str]] | None = None) -> str:
+        """Grid lines, tick labels and the label of the x axis.
+
+        ``x_ticks`` are values with their labels as markup; round numbers without them.
+        """
+        if x_ticks is None:
+            round_numbers = round_ticks(*self.x_range, logarithmic=False)
+            x_ticks = [(tick, escape(tick_text(tick))) for tick in round_numbers]
         right, bottom = self.size[0] - RIGHT, self.size[1] - BOTTOM
         parts = []
         for tick in [] if self.rows else round_ticks(*self.y_range, logarithmic=self.logarithmic):
@@ -56,11 +63,11 @@ class Axes:
             parts.append(f'<line class="grid" x1="{self.left}" x2="{right}" y1="{y:.1f}"')
             parts.append(f' y2="{y:.1f}"/><text class="y" x="{self.left - 6}" y="{y + 3.5:.1f}">')
             parts.append(f"{escape(tick_text(tick))}</text>")
-        for tick in round_ticks(*self.x_range, logarithmic=False):
+        for tick, text in x_ticks:
             x = self.x(tick)
             parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}"')
             parts.append(f' y2="{bottom + 4}"/><text class="x" x="{x:.1f}" y="{bottom + 15}">')
-            parts.append(f"{escape(tick_text(tick))}</text>")
+            parts.append(f"{text}</text>")
         parts.append(f'<line class="axis" x1="{self.left}" x2="{right}" y1="{bottom}"')
         parts.append(f' y2="{bottom}"/><text class="label" x="{(self.left + right) / 2:.1f}"')
         parts.append(f' y="{bottom + 31}">{escape(x_label)}</text>')

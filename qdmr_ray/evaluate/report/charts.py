@@ -105,7 +105,7 @@ def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
     """
     series = [_series(*line) for line in lines]
     values = [y for line in series for _, y in (*line.raw, *line.smooth) if y is not None]
-    logarithmic = _wants_log(values)
+    logarithmic = wants_log(values)
     low, high = _value_range(series, logarithmic)
     every_x = [x for line in series for x, _ in line.raw]
     axes = Axes(min(every_x), max(every_x), low, high, logarithmic)
@@ -275,7 +275,8 @@ def _thin(points: Points, *, spikes: bool) -> Points:
     return kept
 
 
-def _wants_log(values: Sequence[float]) -> bool:
+def wants_log(values: Sequence[float]) -> bool:
+    """Whether the values read better on a logarithmic axis."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FACTOR
 
 

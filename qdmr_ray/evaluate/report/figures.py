@@ -182,11 +182,11 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
         for name in metrics:
             style = metric_style(name)
             values = [image.figures.get(stage, {}).get(name) for stage in evaluation.figures]
-            cells += [Cell(text=style.text(value), value=_sortable(value)) for value in values]
+            cells += [Cell(text=style.text(value), value=sortable(value)) for value in values]
             if with_gain:
                 gain = change(values[0], values[-1])
-                text, verdict = style.text(gain, signed=True), _verdict(style, gain)
-                cells.append(Cell(text=text, value=_sortable(gain), verdict=verdict))
+                text = style.text(gain, signed=True)
+                cells.append(Cell(text=text, value=sortable(gain), verdict=verdict(style, gain)))
         rows.append(Row(name=image.name, cells=cells))
     return Table(groups=groups, rows=rows)
 
@@ -202,7 +202,7 @@ def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricSt
     return Cell(
         text=style.text(evaluation.figures[stage].get(metric)),
         gain=None if gain is None else style.text(gain, signed=True),
-        verdict=_verdict(style, gain),
+        verdict=verdict(style, gain),
         best=stage in _best(evaluation, metric, style),
         spread=_spread(evaluation, stage, metric, style),
     )
@@ -222,7 +222,8 @@ def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricStyle)
     return tuple(lines)
 
 
-def _verdict(style: MetricStyle, gain: float | None) -> str:
+def verdict(style: MetricStyle, gain: float | None) -> str:
+    """``better`` or ``worse``; nothing where the change is none or cannot be seen."""
     if gain is None or not style.better or round(gain, style.digits) == 0:
         return ""
     return "better" if gain * style.better > 0 else "worse"
@@ -240,5 +241,6 @@ def _best(evaluation: Evaluation, metric: str, style: MetricStyle) -> set[str]:
     return {stage for stage, value in known.items() if value == max(known.values())}
 
 
-def _sortable(value: float | None) -> str:
+def sortable(value: float | None) -> str:
+    """What the page's script sorts by; empty where there is no figure."""
     return "" if value is None else repr(value)

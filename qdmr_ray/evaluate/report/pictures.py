@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from PIL import Image
 
 from qdmr_ray.data.images import decode_image
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.report.evaluation import GROUND_TRUTH, INPUT, ImageResult
+from qdmr_ray.evaluate.report.evaluation import GROUND_TRUTH, INPUT, Evaluation, ImageResult
 from qdmr_ray.evaluate.report.figures import change
 from qdmr_ray.evaluate.report.run_folder import RunData
 from qdmr_ray.storage import Location
@@ -62,18 +62,27 @@ class Photograph:
 
 
 def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int]:
-    """The evaluated photographs that fit on the page, and the amplification of their maps.
-
-    Where they don't all fit, they are spread evenly from the smallest to the largest gain in
-    ``metric``, so that the page doesn't show the best alone.
-    """
+    """The evaluated photographs that fit on the page, and the amplification of their maps."""
     if run.evaluation is None:
         return [], 1
-    chosen = _spread(run.evaluation.per_image, run.evaluation.stages, metric)
-    loaded = [(image, _load(run, image.name)) for image in chosen]
-    present = [(image, pictures) for image, pictures in loaded if pictures]
-    if not present and run.evaluation.per_image:
+    shown, amplification = embedded(run.evaluation, metric, lambda name: load_pictures(run, name))
+    if not shown and run.evaluation.per_image:
         run.problems.append("evaluation/ holds none of the evaluated photographs' pictures")
+    return shown, amplification
+
+
+def embedded(
+    evaluation: Evaluation, metric: str | None, load: Callable[[str], dict[str, np.ndarray]]
+) -> tuple[list[Photograph], int]:
+    """The photographs that fit on the page, and the amplification of their maps.
+
+    ``load`` gives the pictures of a photograph, none where there are none. Where the photographs
+    don't all fit, they are spread evenly from the smallest to the largest gain in ``metric``, so
+    that the page doesn't show the best alone.
+    """
+    chosen = _spread(evaluation.per_image, evaluation.stages, metric)
+    loaded = [(image, load(image.name)) for image in chosen]
+    present = [(image, pictures) for image, pictures in loaded if pictures]
     amplification = _amplification([pictures for _, pictures in present])
     shown: list[Photograph] = []
     for image, pictures in present:
@@ -81,7 +90,7 @@ def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int
         if shown and sum(item.size for item in shown) + photograph.size > PHOTOGRAPH_BUDGET:
             break
         shown.append(photograph)
-    order = {image.name: index for index, image in enumerate(run.evaluation.per_image)}
+    order = {image.name: index for index, image in enumerate(evaluation.per_image)}
     return sorted(shown, key=lambda photograph: order[photograph.name]), amplification
 
 
@@ -116,6 +125,35 @@ def difference_map(image: np.ndarray, ground_truth: np.ndarray, amplification: i
         [np.interp(levels, anchors, channel) for channel in zip(*MAP_COLOURS, strict=True)], axis=1
     )
     return np.rint(table).astype(np.uint8)[np.minimum(np.rint(difference), 255).astype(np.uint8)]
+
+
+def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
+    """The pictures of one photograph that are there: input, stages in order, ground truth."""
+    root = run.place.join("evaluation")
+    folder = root.join(name)
+    if not lies_below(folder, root, name):
+        run.problems.append(f"{name!r} is no name of a folder in evaluation/: not shown")
+        return {}
+    assert run.evaluation is not None
+    pictures = {}
+    try:
+        present = folder.file_sizes()
+    except QdmrError as error:
+        run.problems.append(str(error))
+        return {}
+    for kind in (INPUT, *run.evaluation.stages, GROUND_TRUTH):
+        if f"{kind}.png" not in present:
+            continue
+        try:
+            file = folder.join(f"{kind}.png")
+            pictures[kind] = decode_image(file.read_bytes(), file.uri)
+        except QdmrError as error:
+            run.problems.append(str(error))
+    sizes = {picture.shape for picture in pictures.values()}
+    if len(sizes) > 1:
+        run.problems.append(f"the pictures in {folder.uri} differ in size: not shown")
+        return {}
+    return pictures
 
 
 def _spread(
@@ -153,36 +191,7 @@ def _bisected(length: int, wanted: int) -> Iterator[int]:
             gaps += [gap[:middle], gap[middle + 1 :]]
 
 
-def _load(run: RunData, name: str) -> dict[str, np.ndarray]:
-    """The pictures of one photograph that are there: input, stages in order, ground truth."""
-    root = run.place.join("evaluation")
-    folder = root.join(name)
-    if not _lies_below(folder, root, name):
-        run.problems.append(f"{name!r} is no name of a folder in evaluation/: not shown")
-        return {}
-    assert run.evaluation is not None
-    pictures = {}
-    try:
-        present = folder.file_sizes()
-    except QdmrError as error:
-        run.problems.append(str(error))
-        return {}
-    for kind in (INPUT, *run.evaluation.stages, GROUND_TRUTH):
-        if f"{kind}.png" not in present:
-            continue
-        try:
-            file = folder.join(f"{kind}.png")
-            pictures[kind] = decode_image(file.read_bytes(), file.uri)
-        except QdmrError as error:
-            run.problems.append(str(error))
-    sizes = {picture.shape for picture in pictures.values()}
-    if len(sizes) > 1:
-        run.problems.append(f"the pictures in {folder.uri} differ in size: not shown")
-        return {}
-    return pictures
-
-
-def _lies_below(folder: Location, root: Location, name: str) -> bool:
+def lies_below(folder: Location, root: Location, name: str) -> bool:
     """Whether ``name`` leads to a folder in ``root`` and not out of it, nor over a link."""
     if "\0" in name or {"", ".", ".."} & set(name.split("/")):
         return False

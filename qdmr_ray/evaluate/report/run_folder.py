@@ -99,15 +99,16 @@ def read_run(place: Location) -> RunData:
     """
     config, text = _read_config(place)
     run = RunData(place=place, config=config, config_text=text)
-    environment = _read_json(run, "environment.json", dict)
+    environment = read_json(place, "environment.json", dict, run.problems)
     run.environment = {str(key): str(value) for key, value in (environment or {}).items()}
-    run.notes = [str(note) for note in _read_json(run, "notes.json", list) or []]
+    notes = read_json(place, "notes.json", list, run.problems)
+    run.notes = [str(note) for note in notes or []]
     run.stages = _stages(run)
     for stage in run.stages:
         curves = _read_curves(run, stage)
         if curves is not None:
             run.curves[stage] = curves
-    content = _read_json(run, EVALUATION_FILE, dict)
+    content = read_json(place, EVALUATION_FILE, dict, run.problems)
     if content is not None:
         run.evaluation = parse_evaluation(content, run.stages)
         if run.evaluation is None:
@@ -133,6 +134,25 @@ def _read_config(place: Location) -> tuple[dict[str, Any], str]:
     if not isinstance(config, dict):
         raise QdmrError(f"{file.uri} must hold a mapping of settings: mend it")
     return config, text
+
+
+def read_json(place: Location, name: str, kind: type, problems: list[str]) -> Any:
+    """The content of ``place``/``name``; ``None`` where it is missing, broken or of another kind.
+
+    The last two are added to ``problems``.
+    """
+    file = place.join(name)
+    try:
+        if file.size() is None:
+            return None
+        content = json.loads(file.read_bytes())
+    except (QdmrError, ValueError) as error:
+        problems.append(f"{name} cannot be read ({_one_line(error)})")
+        return None
+    if isinstance(content, kind):
+        return content
+    problems.append(f"{name} is no JSON {'list' if kind is list else 'object'}")
+    return None
 
 
 def switched_off(run: RunData) -> list[str]:
@@ -202,22 +222,6 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
         iterations=max(records),
         seconds=max(times) - min(times) if len(times) > 1 else None,
     )
-
-
-def _read_json(run: RunData, name: str, kind: type) -> Any:
-    """The content of RUN/``name``; ``None`` where it is missing, broken or of another kind."""
-    file = run.place.join(name)
-    try:
-        if file.size() is None:
-            return None
-        content = json.loads(file.read_bytes())
-    except (QdmrError, ValueError) as error:
-        run.problems.append(f"{name} cannot be read ({_one_line(error)})")
-        return None
-    if isinstance(content, kind):
-        return content
-    run.problems.append(f"{name} is no JSON {'list' if kind is list else 'object'}")
-    return None
 
 
 def _is_plain_name(name: str) -> bool:

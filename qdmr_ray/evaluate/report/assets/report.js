@@ -41,7 +41,8 @@
     const fillChoices = () => {
       const kinds = Object.keys(data.labels).filter((kind) => kind in photograph.pictures);
       const stages = kinds.filter((kind) => kind !== "input" && kind !== "ground_truth");
-      const defaults = { left: kinds[0], right: stages.at(-1) ?? kinds.at(-1) };
+      const first = kinds.includes(data.left) ? data.left : kinds[0];
+      const defaults = { left: first, right: stages.at(-1) ?? kinds.at(-1) };
       for (const [side, select] of Object.entries(sides)) {
         const kept = kinds.includes(select.value) ? select.value : defaults[side];
         select.replaceChildren(...kinds.map((kind) =>
@@ -177,21 +178,20 @@
     show(0);
   }
 
-  // ---------------------------------------------------------------- sorting the table
-  const table = byId("per-image");
-  if (table) {
+  // ---------------------------------------------------------------- sorting the tables
+  const value = (row, column) => {
+    const text = row.cells[column].dataset.value;
+    return column === 0 || text === "" ? text : Number(text === "inf" ? Infinity : text === "-inf" ? -Infinity : text);
+  };
+  const compare = (a, b) => typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b || 0;
+  for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.querySelectorAll("th[aria-sort]")];
-    const value = (row, column) => {
-      const text = row.cells[column].dataset.value;
-      return column === 0 || text === "" ? text : Number(text === "inf" ? Infinity : text === "-inf" ? -Infinity : text);
-    };
-    const compare = (a, b) => typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b || 0;
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
       const ascending = head.getAttribute("aria-sort") !== "ascending";
       for (const other of heads) other.setAttribute("aria-sort", "none");
       head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
       const rows = [...table.tBodies[0].rows].map((row) => [value(row, column), row]);
-      // Photographs without a figure stay at the end in either direction.
+      // Rows without a figure stay at the end in either direction.
       const known = rows.filter(([key]) => key !== ""), unknown = rows.filter(([key]) => key === "");
       known.sort(([a], [b]) => compare(a, b) * (ascending ? 1 : -1));
       table.tBodies[0].append(...[...known, ...unknown].map(([, row]) => row));
