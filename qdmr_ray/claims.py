@@ -111,9 +111,10 @@ class Claims:
     def _try(self, number: int) -> Claim | None:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         text = json.dumps({"owner": owner}).encode()
-        if not create(self._folder.join(f"{number:06}.json"), text, endpoint=self._endpoint):
+        file = self._folder.join(f"{number:06}.json")
+        if not create(file, text, endpoint=self._endpoint):
             return None
-        return Claim(self._sign(number), owner, self._beat)
+        return Claim(file, self._sign(number), owner, self._beat)
 
     def _owner(self, number: int) -> str:
         with suppress(QdmrError, ValueError, KeyError):
@@ -127,8 +128,8 @@ class Claims:
 class Claim:
     """What :meth:`Claims.acquire` gives; a context that shows signs of life until it ends."""
 
-    def __init__(self, sign: Location, owner: str, beat: float) -> None:
-        self._sign, self._owner, self._beat = sign, owner, beat
+    def __init__(self, file: Location, sign: Location, owner: str, beat: float) -> None:
+        self._file, self._sign, self._owner, self._beat = file, sign, owner, beat
         self._over = threading.Event()
         self._count = 0
         self._show()
@@ -147,8 +148,12 @@ class Claim:
         self._over.set()
         self._thread.join()
         # Whoever waits then need not wait until it looks dead.
-        with suppress(QdmrError):
+        try:
             self._show(_RELEASED)
+        except QdmrError:
+            # On a full disk nothing can be written, but the claim itself taken back.
+            with suppress(QdmrError):
+                self._file.delete()
 
     def _run(self) -> None:
         while not self._over.wait(self._beat):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -119,3 +121,51 @@ def test_a_place_that_cannot_be_written_is_named(
     file = open_location("s3://no-such-bucket/claims").join("a.json")
     with pytest.raises(QdmrError, match=r"no-such-bucket/claims/a\.json: cannot be written"):
         create(file, b"x")
+
+
+def test_a_holder_that_has_ended_is_replaced_at_once(folder: Location) -> None:
+    claims = Claims(folder, beat=0.05, stale=60)
+    script = (
+        "import os, sys; from qdmr_ray.claims import Claims; "
+        "from qdmr_ray.storage import open_location; "
+        f"Claims(open_location({folder.uri!r})).acquire(lambda: False, print); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 9
+    began = time.monotonic()
+    claim = claims.acquire(lambda: False, lambda _: None)
+    assert claim is not None
+    assert time.monotonic() - began < 10
+    with claim:
+        pass
+
+
+def test_a_process_elsewhere_is_waited_for(folder: Location) -> None:
+    claim = Claims(folder, beat=60).acquire(lambda: False, lambda _: None)
+    assert claim is not None
+    sign = folder.join("000001.beat")
+    text = json.loads(sign.read_bytes())
+    # The same number of a process on a machine that was started another time.
+    text["process"] |= {"boot": "elsewhere", "started": 1}
+    sign.write_bytes_atomic(json.dumps(text).encode())
+    waited = Claims(folder, **QUICK)
+    began = time.monotonic()
+    assert waited.acquire(lambda: False, lambda _: None) is not None
+    assert time.monotonic() - began >= QUICK["stale"]
+
+
+def test_where_nothing_can_be_written_a_claim_is_still_released(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Claims(folder, beat=60).acquire(lambda: False, lambda _: None)
+    assert claim is not None
+
+    def full(*_: object) -> None:
+        raise QdmrError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "write_bytes_atomic", full)
+        with claim:
+            pass
+    began = time.monotonic()
+    assert Claims(folder, stale=60).acquire(lambda: False, lambda _: None) is not None
+    assert time.monotonic() - began < 10

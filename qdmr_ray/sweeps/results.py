@@ -146,8 +146,10 @@ def _final_figures(
 
 
 def _restoring_stage(run: Location) -> str | None:
-    """The last stage of a run that restores photographs."""
+    """The last stage of a run that restores photographs; None where its folder is gone, too."""
     config = run.join(CONFIG_FILE)
+    if not config.exists():
+        return None
     experiment = experiment_of_run(config.read_bytes().decode(), config.uri)
     stages = [stage for stage in experiment.run if stage != "vqgan"]
     done = [s for s in stages if read_description(run.join(s, FINAL_FOLDER)) is not None]

@@ -33,6 +33,7 @@ from qdmr_ray.claims import Claims
 from qdmr_ray.data.stream import required_cpus
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.sweeps.actor import Body, TrialActor
 from qdmr_ray.sweeps.book import Book
 from qdmr_ray.sweeps.plan import ASHA, Plan
 from qdmr_ray.sweeps.record import Record
@@ -46,10 +47,8 @@ STAGES_FOLDER = "stages"
 CLAIMS_FOLDER = "claims"
 # What changes no trial's result, and may differ when a sweep is started again.
 _MAY_CHANGE = ("name", "trials", "iterations", "hours", "concurrent", "repeat", "failures", "store")
-# A trial's function has so long to leave when it is stopped, before its process is ended.
-_LEAVE_SECONDS = 20
-
-Trainable = Callable[..., None]
+# What a trial's process that waits for Ray Train's workers reserves; Tune takes no zero.
+_WAITING_CPUS = 0.1
 
 
 def sweep_run(
@@ -59,14 +58,14 @@ def sweep_run(
     retry_failed: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] | None = None,
-    trainable: Trainable = run_trial,
+    body: Body = run_trial,
 ) -> dict[str, Any]:
     """Trains the sweep's trials below ``storage``/name; gives what ``sweep.json`` holds.
 
     Args:
         retry_failed: begin trials again that have failed.
         progress: called with trials ended and in all, where their number is known.
-        trainable: what a trial does: ``run_trial``, or a stand-in with its arguments.
+        body: what a trial does: ``run_trial``, or a stand-in with its arguments.
 
     Raises:
         QdmrError: the data, the cluster, the sweep's folder, or too many failed trials.
@@ -88,7 +87,7 @@ def sweep_run(
             book = Book(plan, sweep, scratch, say)
             if retry_failed:
                 book.retry_failed()
-            runner = Runner(book, trainable, scratch, progress)
+            runner = Runner(book, body, scratch, progress)
             try:
                 runner.run()
             finally:
@@ -133,11 +132,11 @@ class Runner:
     def __init__(
         self,
         book: Book,
-        trainable: Trainable,
+        body: Body,
         scratch: Path,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.book, self._trainable = book, trainable
+        self.book, self._body = book, body
         self._scratch, self._progress = scratch, progress
         plan = book.plan
         # A trial reserves what the experiment asks for, whatever its own settings are.
@@ -178,6 +177,7 @@ class Runner:
         scaling, resources = self._experiment.scaling, ray.cluster_resources()
         cpus = scaling.workers * scaling.cpus_per_worker
         cpus += required_cpus(self._experiment.data, scaling.workers)
+        cpus += 0 if runs_alone(scaling) else _WAITING_CPUS
         room = int(resources.get("CPU", 0) / cpus + 1e-6)
         if gpu:
             gpus = scaling.workers * scaling.gpus_per_worker
@@ -193,7 +193,7 @@ class Runner:
         scaling = self._experiment.scaling
         if not self._alone:
             # Ray Train reserves for the workers; this process mostly waits for them.
-            return {"cpu": 0.0}
+            return {"cpu": _WAITING_CPUS}
         return {
             "cpu": scaling.cpus_per_worker,
             **({"gpu": scaling.gpus_per_worker} if gpu else {}),
@@ -207,8 +207,10 @@ class Runner:
         os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
         os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+        # How long a trial may take to leave (see actor.py), before its process is killed.
+        os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "120"
         search = BookSearch(self.book, self._progress)
-        trainable = tune.with_parameters(self._trainable, context=self._context)
+        trainable = tune.with_parameters(TrialActor, context=self._context, body=self._body)
         tuner = tune.Tuner(
             tune.with_resources(trainable, self._resources),
             tune_config=tune.TuneConfig(
@@ -222,6 +224,8 @@ class Runner:
                 name=name,
                 storage_path=str(self._scratch / "tune"),
                 verbose=0,
+                # A trial's checkpoints are its stages', in the store.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(
                     max_failures=self._experiment.scaling.max_failures
                 ),

@@ -7,12 +7,10 @@ nothing is started but the first time. With several workers Ray Train runs them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from ray import tune
 
 from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.data.manifest import read_manifest
@@ -30,6 +28,9 @@ from qdmr_ray.train.validation import VALIDATED
 # What a trial tells: Tune's schedulers read the first two, the sweep's books the third, in which
 # "error" (perhaps None) stands in the last word alone.
 ITERATION, VALUE, NEWS = "iteration", "value", "news"
+Report = dict[str, Any]
+# Takes a report, and returns when the trial may go on.
+Tell = Callable[[Report], None]
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,22 @@ def runs_alone(scaling: ScalingSettings) -> bool:
     return scaling.workers == 1
 
 
-def run_trial(config: Mapping[str, Any], context: TrialContext) -> None:
-    """Trains the trial that ``config`` describes and reports how it went; raises nothing but what
-    Tune uses to stop it."""
-    Trial(config, context).run()
+def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> Report:
+    """Trains the trial that ``config`` describes; ``tell`` takes reports on the way, the last one
+    is returned. What goes wrong is told, not raised."""
+    return Trial(config, context, tell).run()
+
+
+def failed_report(failure: BaseException) -> Report:
+    """The last word of a trial that could not even say what went wrong."""
+    news = {"progress": {}, "stages": {}, "trained": [], "metrics": {}, "error": _gist(failure)}
+    return {NEWS: json.dumps(news)}
+
+
+def _gist(failure: BaseException) -> str:
+    cause = root_cause(failure)
+    text = " ".join(str(cause).split()) or "no message"
+    return text if isinstance(cause, QdmrError) else f"{type(cause).__name__}: {text}"
 
 
 def trial_experiment(
@@ -78,8 +91,8 @@ def trial_experiment(
 class Trial:
     """The run of one trial in this process."""
 
-    def __init__(self, config: Mapping[str, Any], context: TrialContext) -> None:
-        self._config, self._context = config, context
+    def __init__(self, config: Mapping[str, Any], context: TrialContext, tell: Tell) -> None:
+        self._config, self._context, self._tell = config, context, tell
         self._trained: list[str] = []
         self._progress: dict[str, int] = {}
         self._digests: dict[str, str] = {}
@@ -89,7 +102,7 @@ class Trial:
         self._told = 0
         self._iteration = 0
 
-    def run(self) -> None:
+    def run(self) -> Report:
         """Trains and reports."""
         error, hopeless = None, False
         try:
@@ -104,10 +117,8 @@ class Trial:
         except MissingMetricError as missing:
             error, hopeless = str(missing), True
         except Exception as failure:  # whatever a trial breaks, the others go on
-            cause = root_cause(failure)
-            text = " ".join(str(cause).split()) or "no message"
-            error = text if isinstance(cause, QdmrError) else f"{type(cause).__name__}: {text}"
-        self._tell({"error": error, "hopeless": hopeless}, with_values=error is None)
+            error = _gist(failure)
+        return self._report({"error": error, "hopeless": hopeless}, with_values=error is None)
 
     def _train(self, experiment: Experiment) -> None:
         context = self._context
@@ -166,9 +177,9 @@ class Trial:
         # stopped before it is stored.
         if iteration > self._told and iteration < self._lengths[stage]:
             self._told = iteration
-            self._tell({})
+            self._tell(self._report({}))
 
-    def _tell(self, more: Mapping[str, Any], *, with_values: bool = True) -> None:
+    def _report(self, more: Mapping[str, Any], *, with_values: bool = True) -> Report:
         values = [self._newest.get(key) for key in getattr(self, "_figures", ())]
         news = {
             "progress": self._progress,
@@ -182,7 +193,7 @@ class Trial:
         if with_values:
             news["values"] = values
             report = {ITERATION: self._iteration, VALUE: self._comparable(values)}
-        tune.report({**report, NEWS: json.dumps(news)})
+        return {**report, NEWS: json.dumps(news)}
 
     def _named_metrics(self) -> dict[str, float | None]:
         newest = {f"{stage}/{name}": value for (stage, name), value in self._newest.items()}

@@ -6,12 +6,13 @@ import shutil
 import tempfile
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import suppress
 from typing import Any, Protocol
 
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.train.failures import EndAtOnce, attempts_within, training_error
@@ -22,6 +23,8 @@ from qdmr_ray.train.progress import new_board, shown_progress
 
 # How often the log's lines are fetched for who watches a stage.
 _WATCH_SECONDS = 0.5
+# Ending a training takes two seconds; one that is just being started is waited for.
+_ABORT_SECONDS = 30.0
 
 
 class Launch(Protocol):
@@ -49,11 +52,11 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
     trainer = _trainer(experiment, task, gpu, scratch)
     iterations = experiment.stage(task.stage).iterations
     try:
-        with shown_progress(task.stage, iterations, board) if watch is None else nullcontext():
-            if watch is None:
+        if watch is None:
+            with shown_progress(task.stage, iterations, board):
                 trainer.fit()
-            else:
-                _fit_watched(trainer, board, watch)
+        else:
+            _fit_watched(trainer, board, watch)
     except ray.train.TrainingFailedError as error:
         raise training_error(task.stage, error) from error
     finally:
@@ -101,7 +104,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
                 max_failures=scaling.max_failures,
                 controller_failure_limit=attempts_within(scaling.node_wait),  # type: ignore[call-arg]
             ),
-            callbacks=[EndAtOnce()],  # type: ignore[list-item]
+            callbacks=[EndAtOnce(), _Introduction(task.board)],  # type: ignore[list-item]
         ),
     )
 
@@ -113,9 +116,21 @@ def _worker_count(scaling: ScalingSettings) -> Any:
     return scaling.min_workers, scaling.workers
 
 
+class _Introduction(ControllerCallback):
+    """Tells the board who controls the training: Ray Train keeps that to itself, and has no call
+    that ends a training from outside."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called in the controller."""
+        self._board.introduce.remote(ray.get_runtime_context().current_actor)
+
+
 def _fit_watched(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
     """Calls ``watch`` here while the training runs in a thread: what ``watch`` raises, such as the
-    order of a sweep's scheduler to stop, reaches the caller at once."""
+    order of a sweep's scheduler to stop, ends the training before it reaches the caller."""
     failures: list[BaseException] = []
 
     def fit() -> None:
@@ -126,12 +141,33 @@ def _fit_watched(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
 
     thread = threading.Thread(target=fit, daemon=True, name="fit")
     thread.start()
-    while True:
-        ended = not thread.is_alive()
-        for stage, iteration, figures in ray.get(board.lines.remote()):
-            watch(stage, iteration, figures)
-        if ended:
-            break
-        time.sleep(_WATCH_SECONDS)
+    try:
+        while True:
+            ended = not thread.is_alive()
+            for stage, iteration, figures in ray.get(board.lines.remote()):
+                watch(stage, iteration, figures)
+            if ended:
+                break
+            time.sleep(_WATCH_SECONDS)
+    except BaseException:
+        _abort(board)
+        thread.join(_ABORT_SECONDS)
+        raise
     if failures:
         raise failures[0]
+
+
+def _abort(board: Any) -> None:
+    """Ends the training with its workers and its placement group.
+
+    Left to itself, a controller whose owner has gone leaves the placement group to a detached
+    actor, which finds out through the dashboard, and so never where there is none
+    (ray-project/ray #54305).
+    """
+    end = time.monotonic() + _ABORT_SECONDS
+    while (controller := ray.get(board.controller.remote())) is None:
+        if time.monotonic() > end:
+            return
+        time.sleep(_WATCH_SECONDS)
+    with suppress(ray.exceptions.RayError):
+        ray.get(controller.abort.remote(), timeout=_ABORT_SECONDS)

@@ -26,6 +26,7 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._news: dict[str, Any] | None = None
         self._warnings: list[str] = []
+        self._controller: Any | None = None
         self._lines: list[tuple[str, int, dict[str, float]]] = []
 
     def warn(self, text: str) -> None:
@@ -45,6 +46,14 @@ class ProgressBoard:
         """The lines of the log that were not taken yet; they are then gone."""
         taken, self._lines = self._lines, []
         return taken
+
+    def introduce(self, controller: Any) -> None:
+        """Takes the actor that controls the training."""
+        self._controller = controller
+
+    def controller(self) -> Any | None:
+        """That actor, once it has begun."""
+        return self._controller
 
     def post(self, news: dict[str, Any]) -> None:
         """Replaces the news: ``iteration``, and ``figures`` to show."""

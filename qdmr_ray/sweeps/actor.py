@@ -1,0 +1,87 @@
+"""A process of Ray Tune's in which trials run, one after the other.
+
+Tune's own function trainables end a trial by raising in it at its next report, and the process
+before that has done its work. Here a trial that is stopped leaves in good order: what it has
+claimed is released, and workers that it has started are gone before Tune goes on.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+
+from qdmr_ray.sweeps.trial import Report, Tell, TrialContext, failed_report
+
+Body = Callable[[Mapping[str, Any], TrialContext, Tell], Report]
+# Leaving may mean to end the workers of a trial, or to finish writing a checkpoint.
+_LEAVE_SECONDS = 90.0
+
+
+class StopTrial(BaseException):
+    """Raised in a trial that Tune stops, at its next report. No error: nothing catches it."""
+
+
+class TrialActor(tune.Trainable):
+    """Runs ``body`` in a thread that waits, at each report, for Tune to let it go on."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], context: TrialContext, body: Body
+    ) -> None:
+        """Begins with the first trial of this process."""
+        self._context, self._body = context, body
+        self._begin(config)
+
+    def step(self) -> Report:
+        """The next report of the trial; the last one says that it is done."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._go_on.release()
+        done, report = self._reports.get()
+        return {**report, "done": done}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Ends one trial and begins the next in the same process; False where that failed."""
+        if not self._end():
+            return False
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Ends the trial; Tune ends the process afterwards."""
+        self._end()
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self._reports: queue.Queue[tuple[bool, Report]] = queue.Queue()
+        self._go_on = threading.Semaphore(0)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(dict(config),), daemon=True, name="trial"
+        )
+
+    def _run(self, config: Mapping[str, Any]) -> None:
+        try:
+            self._reports.put((True, self._body(config, self._context, self._tell)))
+        except StopTrial:
+            pass
+        except BaseException as failure:
+            # Raised, it would have Tune begin the trial again, and fail again.
+            self._reports.put((True, failed_report(failure)))
+
+    def _tell(self, report: Report) -> None:
+        if not self._stopping.is_set():
+            self._reports.put((False, report))
+            self._go_on.acquire()
+        if self._stopping.is_set():
+            raise StopTrial
+
+    def _end(self) -> bool:
+        self._stopping.set()
+        self._go_on.release()
+        if self._thread.ident is not None:
+            self._thread.join(_LEAVE_SECONDS)
+        return not self._thread.is_alive()
