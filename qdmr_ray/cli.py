@@ -18,6 +18,7 @@ from qdmr_ray.commands.codebook import codebook
 from qdmr_ray.commands.compare import EPILOG as COMPARE_EPILOG
 from qdmr_ray.commands.compare import compare
 from qdmr_ray.commands.data import data_app
+from qdmr_ray.commands.jobs import SUBMIT_EPILOG, jobs_app, submit
 from qdmr_ray.commands.niqe import niqe_fit
 from qdmr_ray.commands.output import Overrides, bars, print_table, say
 from qdmr_ray.commands.stages import stages_app
@@ -47,6 +48,10 @@ def _options(
     ] = False,
 ) -> None:
     """Sharpen the photographs of a real, simple lens: simulate, train, evaluate, restore."""
+    if os.environ.get("QDMR_SECRETS"):
+        from qdmr_ray.jobs.client import check_secrets
+
+        check_secrets()
 
 
 def main() -> None:
@@ -182,7 +187,7 @@ def restore(
 @app.command(epilog="Example:  qdmr report runs/demo")
 def report(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Run folder or evaluation, local or s3://.")
+        str, typer.Argument(metavar="RUN", help="Run folder, evaluation or sweep, local or s3://.")
     ],
     out: Annotated[str | None, typer.Option(help="File; RUN/report.html by default.")] = None,
 ) -> None:
@@ -258,6 +263,8 @@ app.command(epilog=CODEBOOK_EPILOG)(codebook)
 app.command("niqe-fit", epilog="Example:  qdmr niqe-fit photos --out pristine.npz")(niqe_fit)
 app.command("import-weights", epilog=IMPORT_EPILOG)(import_weights)
 app.command("export", epilog=EXPORT_EPILOG)(export_command)
+app.command(epilog=SUBMIT_EPILOG)(submit)
+app.add_typer(jobs_app, name="jobs")
 app.add_typer(data_app, name="data")
 app.add_typer(stages_app, name="stages")
 app.add_typer(bench_app, name="bench")

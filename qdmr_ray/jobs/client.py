@@ -1,0 +1,284 @@
+"""Jobs on a Ray cluster: submitting a command, following it, fetching what it made.
+
+jobs = Jobs(find_address(None))
+job = jobs.submit(["qdmr", "train", "experiments/demo.yaml"], plan_upload(Path(".")))
+state = jobs.follow(job, print)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import re
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.jobs.package import Upload
+
+ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
+CONFIG_VARIABLE = "QDMR_CONFIG"
+CONFIG_FILE = Path("~/.config/qdmr/config.yaml")
+# In a job's environment: names of variables that its machine must provide.
+SECRETS_VARIABLE = "QDMR_SECRETS"
+SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
+ENDED = (SUCCEEDED, FAILED, STOPPED)
+_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY", re.I)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# How commands of this package name the folder that they have written.
+_FOLDER = re.compile(r"^(?:run|sweep) folder (.+?)(?:, report .*)?$", re.M)
+_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as a list shows it; times in seconds since 1970."""
+
+    id: str
+    state: str
+    command: str
+    user: str
+    began: float | None
+    ended: float | None
+    message: str
+
+
+def find_address(flag: str | None) -> str:
+    """The jobs API's address: the flag's, ``RAY_API_SERVER_ADDRESS``, or ``address`` in
+    ``~/.config/qdmr/config.yaml``.
+
+    Raises:
+        SettingsError: there is none, or it is no http address.
+    """
+    file = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).expanduser()
+    address = flag or os.environ.get(ADDRESS_VARIABLE) or _configured(file)
+    if not address:
+        raise SettingsError(
+            "no cluster is named: give --address http://HOST:8265, set RAY_API_SERVER_ADDRESS, or "
+            f"write `address: http://…` into {file}"
+        )
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise SettingsError(
+            f"--address {address}: the jobs API is reached by http, such as http://127.0.0.1:8265"
+        )
+    return address
+
+
+def _configured(file: Path) -> str | None:
+    if not file.is_file():
+        return None
+    try:
+        values = yaml.safe_load(file.read_text()) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict) or set(values) - {"address"}:
+        raise SettingsError(f"{file}: holds one setting, address: http://HOST:8265")
+    address: str | None = values.get("address")
+    return address
+
+
+def check_variables(pairs: Sequence[str], secret_names: Sequence[str]) -> dict[str, str]:
+    """The variables of ``NAME=value`` texts, and those that a job must find on its machine.
+
+    Raises:
+        SettingsError: no pair, no name, or a value that looks like a secret: it would stand in the
+            dashboard and in the cluster's logs.
+    """
+    variables = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not _VARIABLE.fullmatch(name):
+            raise SettingsError(f"--env {name}: write --env NAME=value")
+        if _SECRET.search(name):
+            raise SettingsError(
+                f"--env {name}: looks like a secret, which would be readable in the dashboard; put "
+                f"it on the cluster (Kubernetes secret, instance role) and give --secret {name}"
+            )
+        variables[name] = value
+    for name in secret_names:
+        if not _VARIABLE.fullmatch(name):
+            raise SettingsError(f"--secret {name.partition('=')[0]}: give the name alone, no value")
+    if secret_names:
+        variables[SECRETS_VARIABLE] = ",".join(secret_names)
+    return variables
+
+
+def check_secrets() -> None:
+    """Called by commands: whether this machine provides what the job was promised.
+
+    Raises:
+        QdmrError: a variable is missing.
+    """
+    for name in filter(None, os.environ.get(SECRETS_VARIABLE, "").split(",")):
+        if not os.environ.get(name):
+            raise QdmrError(
+                f"the environment variable {name} (--secret) is not set on this machine of the "
+                "cluster: provide it there, as a Kubernetes secret or in the node's environment"
+            )
+
+
+class Jobs:
+    """The jobs API at ``address``.
+
+    Raises:
+        QdmrError: nothing answers there, or it asks for a token.
+    """
+
+    def __init__(self, address: str) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        self._client: JobSubmissionClient = self._asked(lambda: JobSubmissionClient(address))
+
+    def submit(
+        self,
+        command: Sequence[str],
+        upload: Upload,
+        *,
+        variables: Mapping[str, str] | None = None,
+        name: str | None = None,
+    ) -> str:
+        """Starts a command with the uploaded files as its folder; gives the job's id."""
+        job = name or new_id(command)
+        with tempfile.TemporaryDirectory(prefix="qdmr-job-") as folder:
+            upload.copy_to(Path(folder))
+            environment = {"env_vars": dict(variables or {}), "working_dir": folder}
+            self._asked(
+                lambda: self._client.submit_job(
+                    # Ray hands it to a shell: quoted, every argument stays what it is.
+                    entrypoint=shlex.join(_runnable(command)),
+                    submission_id=job,
+                    runtime_env=environment,
+                    metadata={"user": _user(), "command": json.dumps(list(command))},
+                )
+            )
+        return job
+
+    def list(self) -> list[Job]:
+        """All jobs that the cluster knows, the newest first."""
+        found = [_job(details) for details in self._asked(self._client.list_jobs)]
+        return sorted(found, key=lambda job: -(job.began or 0))
+
+    def job(self, name: str) -> Job:
+        """One job.
+
+        Raises:
+            QdmrError: there is no such job.
+        """
+        return _job(self._asked(lambda: self._client.get_job_info(name), name))
+
+    def logs(self, name: str) -> str:
+        """What the job has printed so far."""
+        text: str = self._asked(lambda: self._client.get_job_logs(name), name)
+        return text
+
+    def follow(self, name: str, show: Callable[[str], None]) -> str:
+        """Shows what the job prints until it ends; gives its state."""
+        self.job(name)
+
+        async def tail() -> None:
+            async for lines in self._client.tail_job_logs(name):
+                show(lines)
+
+        self._asked(lambda: asyncio.run(tail()), name)
+        # The log ends a moment before the state says so.
+        while (state := self.job(name).state) not in ENDED:
+            time.sleep(_POLL_SECONDS)
+        return state
+
+    def stop(self, name: str, wait: float = 60.0) -> str:
+        """Asks the job to stop and waits for it; gives its state."""
+        self._asked(lambda: self._client.stop_job(name), name)
+        end = time.monotonic() + wait
+        while (state := self.job(name).state) not in ENDED and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+        return state
+
+    def folder(self, name: str) -> str:
+        """The run or sweep folder that the job has named in its log.
+
+        Raises:
+            QdmrError: it has named none (yet).
+        """
+        named = _FOLDER.findall(self.logs(name))
+        if not named:
+            raise QdmrError(
+                f"job {name} has not named its run folder yet; see qdmr jobs logs {name}"
+            )
+        found: str = named[-1].strip()
+        return found
+
+    def _asked(self, call: Callable[[], Any], job: str | None = None) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise self._explained(error, job) from error
+
+    def _explained(self, error: Exception, job: str | None) -> Exception:
+        text = " ".join(str(error).split())
+        lower = text.lower()
+        if isinstance(error, QdmrError):
+            return error
+        if job and ("404" in text or "does not exist" in lower or "not found" in lower):
+            return QdmrError(f"{self.address}: has no job {job}; qdmr jobs list shows all")
+        if any(
+            word in lower for word in ("401", "403", "unauthorized", "unauthenticated", "token")
+        ):
+            return QdmrError(
+                f"{self.address}: refuses without its token; set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN)"
+            )
+        if "already exists" in lower:
+            return QdmrError(f"{self.address}: there is a job of this name already; choose another")
+        if isinstance(error, ConnectionError) or "connect" in lower:
+            return QdmrError(f"{self.address}: no Ray cluster answers there; is the tunnel up?")
+        return QdmrError(f"{self.address}: {text[:300]}")
+
+
+def new_id(command: Sequence[str]) -> str:
+    """A job's name: who, what, when, and what tells it from every other one."""
+    what = next((word for word in command[1:] if word.isalpha()), "job")
+    when = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', _user())}-{what}-{when}-{secrets.token_hex(2)}"
+
+
+def _runnable(command: Sequence[str]) -> list[str]:
+    # The uploaded package goes before an installed one; no script need be on the path.
+    return ["python", "-m", "qdmr_ray.cli", *command[1:]] if command[0] == "qdmr" else [*command]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "somebody"
+
+
+def _job(details: Any) -> Job:
+    metadata = details.metadata or {}
+    command = metadata.get("command")
+    try:
+        shown = shlex.join(json.loads(command)) if command else details.entrypoint
+    except (ValueError, TypeError):
+        shown = details.entrypoint
+    return Job(
+        id=details.submission_id or details.job_id or "",
+        state=str(getattr(details.status, "value", details.status)),
+        command=shown,
+        user=metadata.get("user", ""),
+        began=details.start_time / 1000 if details.start_time else None,
+        ended=details.end_time / 1000 if details.end_time else None,
+        message=" ".join((details.message or "").split()),
+    )

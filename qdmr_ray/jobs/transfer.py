@@ -1,0 +1,134 @@
+"""Runs in S3, by boto3: checking a bucket before a job starts, bringing a run folder home.
+
+Training itself reads and writes by pyarrow; boto3 knows credentials from more places and says what
+is wrong with them, and moves many files at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from qdmr_ray.errors import QdmrError
+
+# Files that travel at the same time.
+TRANSFERS = 16
+Progress = Callable[[int, int], None]
+
+
+def buckets_of(command: Sequence[str]) -> list[str]:
+    """The s3 addresses among a command's words, such as ``--storage s3://…``."""
+    found = [word[word.index("s3://") :] for word in command if "s3://" in word]
+    return list(dict.fromkeys(found))
+
+
+def check_bucket(uri: str, endpoint: str | None = None) -> None:
+    """Whether this machine's credentials reach the bucket of ``uri``.
+
+    Raises:
+        QdmrError: no credentials, no such bucket, no right to it, no connection.
+    """
+    bucket = uri.removeprefix("s3://").partition("/")[0]
+    _told(uri, lambda: _client(endpoint).head_bucket(Bucket=bucket))
+
+
+def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = None) -> int:
+    """Copies a run folder, local or in S3, to ``out``; gives how many files it has.
+
+    Files that are there already with the same size and an older or equal source stay; each file
+    appears whole or not at all.
+
+    Raises:
+        QdmrError: the folder is not there, or can't be reached from this machine.
+    """
+    if folder.startswith("s3://"):
+        return _fetch_s3(folder, out, progress, endpoint)
+    source = Path(folder)
+    if not source.is_dir():
+        raise QdmrError(
+            f"{folder}: is a folder of the cluster that this machine doesn't see; run the job with "
+            "--storage s3://… or on a file system that both share"
+        )
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    for done, path in enumerate(files, start=1):
+        target = out / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        shutil.copy2(path, part)
+        os.replace(part, target)
+        progress(done, len(files))
+    return len(files)
+
+
+def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) -> int:
+    bucket, _, prefix = folder.removeprefix("s3://").rstrip("/").partition("/")
+    client = _client(endpoint)
+
+    def listed() -> list[dict[str, Any]]:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+        return [item for page in pages for item in page.get("Contents", [])]
+
+    objects = _told(folder, listed)
+    if not objects:
+        raise QdmrError(f"{folder}: there is nothing; check the name with qdmr jobs logs")
+    done = 0
+
+    def bring(item: dict[str, Any]) -> None:
+        name = item["Key"].removeprefix(f"{prefix}/")
+        target = (out / name).resolve()
+        if not target.is_relative_to(out.resolve()):
+            raise QdmrError(f"{folder}: has an object named {item['Key']}, which is no run's")
+        if target.is_file() and _is_same(target, item):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        client.download_file(bucket, item["Key"], str(part))
+        os.replace(part, target)
+
+    files = [item for item in objects if not item["Key"].endswith("/")]
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        for _ in pool.map(lambda item: _told(folder, lambda: bring(item)), files):
+            done += 1
+            progress(done, len(files))
+    return len(files)
+
+
+def _is_same(target: Path, item: dict[str, Any]) -> bool:
+    stat = target.stat()
+    return stat.st_size == item["Size"] and stat.st_mtime >= item["LastModified"].timestamp()
+
+
+def _client(endpoint: str | None) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(connect_timeout=10, read_timeout=30, retries={"max_attempts": 3})
+    # A session of its own looks for credentials now, not when boto3 was first used.
+    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
+
+
+def _told(place: str, call: Callable[[], Any]) -> Any:
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        return call()
+    except NoCredentialsError:
+        raise QdmrError(
+            f"{place}: this machine has no S3 credentials; log in, set AWS_PROFILE, or skip the "
+            "check with --no-check where only the cluster has them"
+        ) from None
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        reason = {
+            "404": "there is no such bucket",
+            "NoSuchBucket": "there is no such bucket",
+            "403": "these credentials have no right to it",
+            "AccessDenied": "these credentials have no right to it",
+        }.get(code, " ".join(str(error).split()))
+        raise QdmrError(f"{place}: {reason}") from error
+    except (BotoCoreError, OSError) as error:
+        raise QdmrError(f"{place}: {' '.join(str(error).split())}") from error
