@@ -249,7 +249,17 @@ def _create_object(file: Location, data: bytes, endpoint: str | None) -> bool:
             "ConditionalRequestConflict",
         ):
             return False
+        if error.response.get("Error", {}).get("Code") == "NotImplemented":
+            # A store without conditional writes leaves a gap of one request.
+            return _create_unconditionally(file, data)
         raise ValueError(str(error)) from error
     except BotoCoreError as error:
         raise ValueError(str(error)) from error
+    return True
+
+
+def _create_unconditionally(file: Location, data: bytes) -> bool:
+    if file.exists():
+        return False
+    file.write_bytes_atomic(data)
     return True

@@ -229,12 +229,16 @@ def verify(
 @app.command(epilog="Example:  qdmr doctor --storage s3://bucket/runs")
 def doctor(
     storage: Annotated[str, typer.Option(help="Also try to write here.")] = "runs",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Jobs API of a cluster: is it open to strangers? http://HOST:8265"),
+    ] = None,
 ) -> None:
     """Versions, devices, Ray, storage and weights: what works, and how to get what is missing."""
     from qdmr_ray.doctor import examine
 
     table = Table("what", "found", "state")
-    findings = examine(storage)
+    findings = examine(storage, address)
     for finding in findings:
         table.add_row(finding.what, finding.found, "ok" if finding.ok else finding.remedy)
     print_table(table)

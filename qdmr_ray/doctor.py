@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import platform
 import secrets
 import shutil
+import socket
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from urllib.parse import urlsplit
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
@@ -32,9 +37,13 @@ class Finding:
     needed: bool = True
 
 
-def examine(storage: str) -> list[Finding]:
-    """Every check, none of which stops the others; writes and deletes one file in ``storage``."""
+def examine(storage: str, address: str | None = None) -> list[Finding]:
+    """Every check, none of which stops the others; writes and deletes one file in ``storage``.
+
+    With ``address``, the jobs API of a cluster, also whether strangers could use it.
+    """
     return [
+        *(_dashboard(address) if address else ()),
         _python(),
         *(_package(name) for name in PACKAGES),
         _device(),
@@ -92,6 +101,46 @@ def _ray() -> Finding:
         return Finding("Ray", where, ok=False, remedy=str(error))
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     return Finding("Ray", f"{where}: {cpus:g} CPUs, {gpus:g} GPUs", ok=True)
+
+
+def _dashboard(address: str) -> list[Finding]:
+    """Whoever reaches a dashboard that asks for no token may run any code on the cluster."""
+    host = urlsplit(address).hostname or ""
+    request = urllib.request.Request(f"{address.rstrip('/')}/api/jobs/")
+    try:
+        with urllib.request.urlopen(request, timeout=10):
+            asks = False
+    except urllib.error.HTTPError as error:
+        asks = error.code in (401, 403)
+        if not asks:
+            remedy = f"no jobs API of a Ray cluster (HTTP status {error.code})"
+            return [Finding("dashboard", address, ok=False, remedy=remedy)]
+    except (OSError, ValueError) as error:
+        remedy = f"does not answer ({' '.join(str(error).split())}); is the tunnel up?"
+        return [Finding("dashboard", address, ok=False, remedy=remedy)]
+    token = Finding(
+        "dashboard's token",
+        "asked for" if asks else "NOT asked for: anybody who reaches it can run code",
+        ok=asks,
+        remedy="start every node with RAY_AUTH_MODE=token and a token (cluster/README.md)",
+    )
+    reach = Finding(
+        "dashboard's address",
+        f"{host} is {'public' if _is_public(host) else 'not public'}",
+        ok=not _is_public(host),
+        remedy="let it listen on loopback and reach it through a tunnel (ssh -L, kubectl "
+        "port-forward, ray dashboard)",
+    )
+    return [token, reach]
+
+
+def _is_public(host: str) -> bool:
+    """Whether a name or address leads to one that the internet reaches."""
+    try:
+        found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return any(ipaddress.ip_address(address).is_global for address in found)
 
 
 def _storage(uri: str) -> Finding:

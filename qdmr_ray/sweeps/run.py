@@ -40,6 +40,7 @@ from qdmr_ray.sweeps.record import Record
 from qdmr_ray.sweeps.results import write_results
 from qdmr_ray.sweeps.trial import ITERATION, NEWS, VALUE, TrialContext, run_trial, runs_alone
 from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
+from qdmr_ray.train.gauges import TrialGauge
 from qdmr_ray.train.run import check_run
 
 PLAN_FILE = "sweep.yaml"
@@ -49,6 +50,8 @@ CLAIMS_FOLDER = "claims"
 _MAY_CHANGE = ("name", "trials", "iterations", "hours", "concurrent", "repeat", "failures", "store")
 # What a trial's process that waits for Ray Train's workers reserves; Tune takes no zero.
 _WAITING_CPUS = 0.1
+# A resource that nodes offer which are not taken away (cluster/): one for each process that waits.
+CONTROLLER = "controller"
 
 
 def sweep_run(
@@ -192,7 +195,10 @@ class Runner:
     def _reserved(self, gpu: bool) -> dict[str, float]:
         scaling = self._experiment.scaling
         if not self._alone:
-            # Ray Train reserves for the workers; this process mostly waits for them.
+            # Ray Train reserves for the workers; this process mostly waits for them. Where the
+            # cluster has a place for such processes, on nodes that stay, it goes there.
+            if ray.cluster_resources().get(CONTROLLER):
+                return {CONTROLLER: 1}
             return {"cpu": _WAITING_CPUS}
         return {
             "cpu": scaling.cpus_per_worker,
@@ -292,6 +298,7 @@ class BookSearch(Searcher):
         super().__init__(metric=VALUE, mode="max")
         self._book, self._progress = book, progress
         self._names: dict[str, str] = {}
+        self._gauge = TrialGauge(book.plan.settings.name)
         # What went wrong here: Tune would only log it.
         self.failure: BaseException | None = None
 
@@ -342,6 +349,7 @@ class BookSearch(Searcher):
 
     def _show(self) -> None:
         settings = self._book.plan.settings
+        self._gauge.set(self._book.counts())
         if self._progress is not None:
             counts = self._book.counts()
             ended = sum(count for state, count in counts.items() if state != "running")

@@ -29,6 +29,8 @@ def ensure_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers' prints reach the driver once, through Ray's log forwarding.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # The dashboard's page of training runs, where there is a dashboard.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1" if _joins() else "0")
     verbose = bool(os.environ.get(VERBOSE_VARIABLE))
     level = logging.INFO if verbose else logging.ERROR
     if not verbose:
@@ -59,6 +61,10 @@ def ensure_ray() -> None:
         if address and os.environ.get("RAY_AUTH_MODE") != "token":
             hint = " (where the cluster asks for a token, set RAY_AUTH_MODE=token)"
         raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}{hint}") from error
+
+
+def _joins() -> bool:
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _quiet() -> None:

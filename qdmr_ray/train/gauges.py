@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ray.util.metrics import Gauge
+from ray.util.metrics import Counter, Gauge
 
 # Figures whose names say a part (loss terms by domain, phases by name) become one metric with the
 # part as its tag, so that a board needs no list of them.
@@ -23,20 +23,36 @@ _LOSS = "loss"
 
 
 class Gauges:
-    """Gauges of one stage: ``qdmr_loss``, ``qdmr_step_phase_seconds``, ``qdmr_codebook``,
-    ``qdmr_validation``, ``qdmr_learning_rate``, ``qdmr_gradient_norm`` and the figures without
-    parts, each with the tags ``run``, ``stage`` and ``figure``."""
+    """Metrics of one stage, each with the tags ``run``, ``stage`` and ``figure``.
+
+    Gauges: ``qdmr_loss``, ``qdmr_step_phase_seconds``, ``qdmr_codebook``, ``qdmr_validation``,
+    ``qdmr_learning_rate``, ``qdmr_gradient_norm`` and the figures without parts. Counters:
+    ``qdmr_non_finite``, and ``qdmr_preemptions`` without ``figure``.
+    """
 
     def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}
         self._gauges: dict[str, Gauge] = {}
+        self._non_finite = Counter(
+            f"{_PREFIX}_non_finite", "logged figures that were not finite", tag_keys=_TAGS
+        )
+        self._preemptions = Counter(
+            f"{_PREFIX}_preemptions", "stops for a machine that is taken away", tag_keys=_TAGS[:2]
+        )
 
     def set(self, iteration: int, figures: Mapping[str, float]) -> None:
         """Shows the newest figures."""
         for name, value in {**figures, "iteration": float(iteration)}.items():
+            metric, figure = gauge_of(name)
             if math.isfinite(value):
-                metric, figure = gauge_of(name)
                 self._gauge(metric).set(value, {**self._tags, "figure": figure})
+            else:
+                # A gauge that is not finite draws nothing; that it was so must show.
+                self._non_finite.inc(1, {**self._tags, "figure": figure or metric})
+
+    def preempted(self) -> None:
+        """Counts a stop because a worker's machine was about to be taken away."""
+        self._preemptions.inc(1, self._tags)
 
     def _gauge(self, metric: str) -> Gauge:
         if metric not in self._gauges:
@@ -53,3 +69,21 @@ def gauge_of(name: str) -> tuple[str, str]:
     if kind in _KINDS and rest:
         return _KINDS[kind], rest
     return _LOSS, name
+
+
+class TrialGauge:
+    """``qdmr_trials``: a sweep's trials by state, with the tags ``sweep`` and ``state``."""
+
+    def __init__(self, sweep: str) -> None:
+        self._sweep = sweep
+        self._gauge = Gauge(
+            f"{_PREFIX}_trials", "trials of a sweep by state", tag_keys=("sweep", "state")
+        )
+        self._states: set[str] = set()
+
+    def set(self, counts: Mapping[str, int]) -> None:
+        """Shows how many trials are in each state."""
+        # A state that no trial is in any more goes back to 0.
+        self._states |= set(counts)
+        for state in self._states:
+            self._gauge.set(counts.get(state, 0), {"sweep": self._sweep, "state": state})

@@ -420,6 +420,8 @@ class Worker:
             self._warn(self.guard.check())
             self._checkpoint()
         self.checkpoints.wait()
+        if self.gauges is not None:
+            self.gauges.preempted()
         if self.group is not None:
             # The first rank that ends takes the others with it: not before rank 0 has written.
             torch.distributed.barrier(group=self.group)

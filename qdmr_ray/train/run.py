@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from qdmr_ray.artifacts import IMPORTED, network_settings, read_description
+from qdmr_ray.claims import Claims
 from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
 from qdmr_ray.data.check import check_complete
 from qdmr_ray.data.manifest import Manifest, read_manifest
@@ -35,7 +36,7 @@ from qdmr_ray.train.host import Watch
 from qdmr_ray.train.journal import METRICS_FILE
 from qdmr_ray.train.launch import Launch, with_workers
 from qdmr_ray.train.loop import FINAL_FOLDER, Task
-from qdmr_ray.train.stage_store import StageStore, copy_stage
+from qdmr_ray.train.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.train.validation import validation_names
 
 CONFIG_FILE = "config.yaml"
@@ -76,6 +77,27 @@ def train_run(
     check_cpus(experiment)
     gpu = uses_gpu(experiment)
     start = partial(launch, gpu=gpu, watch=watch)
+    claims = Claims(run.join(CLAIMS_FOLDER), endpoint=endpoint)
+    # Two commands of one name, perhaps of two people, would write into each other's checkpoints.
+    claim = claims.acquire(lambda: False, lambda whom: say(f"{run.uri}: {whom}, who trains it"))
+    assert claim is not None
+    with claim:
+        _train_stages(experiment, run, names, digests, store, start, gpu, watch, say)
+    return run
+
+
+def _train_stages(
+    experiment: Experiment,
+    run: Location,
+    names: Sequence[str],
+    digests: Mapping[str, str],
+    store: str | None,
+    start: Callable[[Experiment, Task], None],
+    gpu: bool,
+    watch: Watch | None,
+    say: Callable[[str], None],
+) -> None:
+    endpoint = experiment.data.s3_endpoint
     _write_run_files(experiment, run, gpu)
     for name in names:
         if _is_finished(run, name):
@@ -90,7 +112,6 @@ def train_run(
             say(f"{name}: {experiment.stage(name).iterations} iterations done")
         if watch is not None:
             _replay(run, name, watch)
-    return run
 
 
 def check_run(
