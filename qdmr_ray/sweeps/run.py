@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -30,7 +31,6 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from qdmr_ray.claims import Claims
-from qdmr_ray.data.stream import required_cpus
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.sweeps.actor import Body, TrialActor
@@ -38,8 +38,16 @@ from qdmr_ray.sweeps.book import Book
 from qdmr_ray.sweeps.plan import ASHA, Plan
 from qdmr_ray.sweeps.record import Record
 from qdmr_ray.sweeps.results import write_results
-from qdmr_ray.sweeps.trial import ITERATION, NEWS, VALUE, TrialContext, run_trial, runs_alone
-from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
+from qdmr_ray.sweeps.trial import (
+    ITERATION,
+    NEWS,
+    VALUE,
+    TrialContext,
+    run_trial,
+    runs_alone,
+    trial_cpus,
+)
+from qdmr_ray.train.cluster import capacity, check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.train.gauges import TrialGauge
 from qdmr_ray.train.run import check_run
 
@@ -147,14 +155,13 @@ class Runner:
         check_cpus(self._experiment)
         gpu = uses_gpu(self._experiment)
         self._concurrent = plan.settings.concurrent or self._room(gpu)
-        nodes = max(1, sum(node["Alive"] for node in ray.nodes()))
         self._context = TrialContext(
             plan=plan,
             sweep=book.sweep.uri,
             store=plan.settings.store or book.sweep.join(STAGES_FOLDER).uri,
             folder=str(Path.cwd()),
             gpu=gpu,
-            sharing=-(-self._concurrent // nodes),
+            concurrent=self._concurrent,
         )
         self._alone = runs_alone(self._experiment.scaling)
         self._resources = self._reserved(gpu)
@@ -177,10 +184,13 @@ class Runner:
         Raises:
             SettingsError: none does.
         """
-        scaling, resources = self._experiment.scaling, ray.cluster_resources()
-        cpus = scaling.workers * scaling.cpus_per_worker
-        cpus += required_cpus(self._experiment.data, scaling.workers)
-        cpus += 0 if runs_alone(scaling) else _WAITING_CPUS
+        scaling, resources = self._experiment.scaling, capacity()
+        cpus = trial_cpus(self._experiment) + (0 if runs_alone(scaling) else _WAITING_CPUS)
+        if math.isinf(resources.get("CPU", 0)):
+            raise SettingsError(
+                "concurrent is not set, and the cluster is empty and doesn't say what it grows to: "
+                "set how many trials run at the same time"
+            )
         room = int(resources.get("CPU", 0) / cpus + 1e-6)
         if gpu:
             gpus = scaling.workers * scaling.gpus_per_worker

@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.data.manifest import read_manifest
+from qdmr_ray.data.stream import required_cpus
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan
@@ -36,19 +39,33 @@ Tell = Callable[[Report], None]
 @dataclass(frozen=True)
 class TrialContext:
     """What all trials of a sweep share. Relative paths of the experiment start in ``folder``;
-    ``sharing`` is how many trials run on a machine at the same time."""
+    ``concurrent`` trials run at the same time."""
 
     plan: Plan
     sweep: str
     store: str
     folder: str
     gpu: bool
-    sharing: int
+    concurrent: int
 
 
 def runs_alone(scaling: ScalingSettings) -> bool:
     """Whether a trial needs no worker beside its own process."""
     return scaling.workers == 1
+
+
+def trial_cpus(experiment: Experiment) -> float:
+    """CPUs of a trial: its workers', and their loading tasks'."""
+    scaling = experiment.scaling
+    loading = required_cpus(experiment.data, scaling.workers)
+    return scaling.workers * scaling.cpus_per_worker + loading
+
+
+def _sharing(experiment: Experiment, concurrent: int) -> int:
+    """How many trials run on this machine at the same time, so far as Ray's resources say."""
+    here = ray.get_runtime_context().get_node_id()
+    cpus = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
+    return max(1, min(concurrent, int(cpus / trial_cpus(experiment) + 1e-6)))
 
 
 def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> Report:
@@ -145,7 +162,8 @@ class Trial:
     def _launched(self, experiment: Experiment) -> Launch:
         """Training that is noted as this trial's own."""
         if runs_alone(experiment.scaling):
-            launch: Launch = InThisProcess(sharing=self._context.sharing)
+            sharing = _sharing(experiment, self._context.concurrent)
+            launch: Launch = InThisProcess(sharing=sharing)
         else:
             launch = with_workers
         self._lengths = {name: experiment.stage(name).iterations for name in experiment.run}

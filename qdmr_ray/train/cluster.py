@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 
 import ray
@@ -77,13 +78,26 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def capacity() -> dict[str, float]:
+    """Resources that the cluster has, or can grow to where it has an autoscaler.
+
+    Ray's newer autoscaler says how far it goes. Of a cluster without any CPU that says nothing,
+    only that it must grow is known: everything counts as infinite there.
+    """
+    now: dict[str, float] = ray.cluster_resources()
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    if not most and not now.get("CPU"):
+        return {**now, "CPU": math.inf, "GPU": math.inf}
+    return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in {*now, *most}}
+
+
 def uses_gpu(experiment: Experiment) -> bool:
     """Whether the workers train on GPUs: as set, or when the cluster has enough of them.
 
     Raises:
         SettingsError: GPUs are asked for and the cluster has fewer.
     """
-    gpus = float(ray.cluster_resources().get("GPU", 0))
+    gpus = float(capacity().get("GPU", 0))
     scaling = experiment.scaling
     workers = scaling.fewest_workers
     needed = workers * scaling.gpus_per_worker
@@ -93,6 +107,11 @@ def uses_gpu(experiment: Experiment) -> bool:
             f"scaling.{name} is {workers} with scaling.gpus_per_worker="
             f"{scaling.gpus_per_worker:g}, and the cluster has {gpus:g} GPUs: lower one of them, "
             "or set scaling.gpu=false"
+        )
+    if scaling.gpu is None and math.isinf(gpus):
+        raise SettingsError(
+            "scaling.gpu is not set, and the cluster is empty and doesn't say what it grows to: "
+            "set it to true or false"
         )
     return gpus >= needed if scaling.gpu is None else scaling.gpu
 
@@ -107,7 +126,7 @@ def check_cpus(experiment: Experiment) -> None:
     workers = scaling.fewest_workers
     loading = required_cpus(experiment.data, workers)
     needed = workers * scaling.cpus_per_worker + loading
-    available = ray.cluster_resources().get("CPU", 0)
+    available = capacity().get("CPU", 0)
     if needed > available:
         raise SettingsError(
             f"{workers} workers need {needed:g} CPUs ({scaling.cpus_per_worker:g} each and "
