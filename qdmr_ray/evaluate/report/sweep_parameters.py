@@ -19,7 +19,7 @@ from qdmr_ray.evaluate.report.sweep_scales import (
 
 # All lengths in the SVG's own units: of the parallel coordinates' plot and around it.
 PARALLEL_WIDTH, PARALLEL_HEIGHT = 1120, 380
-TOP, BOTTOM, SIDE, END = 40, 14, 46, 78
+TOP, BOTTOM, SIDE, END = 40, 14, 64, 78
 # Axes closer than this would hide each other's labels; the drawing becomes wider instead.
 AXIS_DISTANCE = 104
 # Half the width of the strip along an axis in which the pointer selects a range.
@@ -70,10 +70,10 @@ def draw_parallel(sweep: Sweep) -> str:
     parts = [_line(sweep, trial, scales, places) for trial in order]
     for index, ((name, label, scale), x) in enumerate(zip(axes, places, strict=True)):
         parts.append(_parallel_axis(index, x, scale))
-        parts.append(
-            f'<text class="x head" x="{x:.1f}" y="16">{fit(label, distance - 8)}'
-            f"{'' if label == name else f'<title>{escape(name)}</title>'}</text>"
-        )
+        # Centred on its axis, the first one would be cut at the edge.
+        shown = fit(label, min(distance - 8, 2 * x, 2 * (width - x)))
+        title = "" if shown == escape(name) else f"<title>{escape(name)}</title>"
+        parts.append(f'<text class="x head" x="{x:.1f}" y="16">{shown}{title}</text>')
         if name in sweep.space and sweep.space[name].get("log"):
             parts.append(f'<text class="x" x="{x:.1f}" y="29">log</text>')
     summary = f"{len(trials)} trials across {', '.join(label for _, label, _ in axes)}"
