@@ -23,7 +23,8 @@ from qdmr_ray.parsing import all_settings
 from qdmr_ray.stages import STAGES
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-SHIPPED = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if "sweeps" not in p.parts)
+# Sweeps are files of another kind; tests/sweeps reads them.
+SHIPPED = sorted(p for p in EXPERIMENTS.rglob("*.yaml") if not {"sweeps", "ablations"} & {*p.parts})
 DATA_DIGEST = "0" * 64
 
 Loader = Callable[..., Experiment]

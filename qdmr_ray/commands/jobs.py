@@ -96,7 +96,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
     address: Address = None,
 ) -> None:
-    """What a job prints."""
+    """What a job has printed; with --follow also what it prints until it ends."""
     from qdmr_ray.jobs.client import Jobs, find_address
 
     jobs = Jobs(find_address(address))
