@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test lint format clean cluster-up cluster-down
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,13 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Three Ray nodes on this machine: eval "$$(make -s cluster-up)", then qdmr submit.
+cluster-up: install
+	@$(BIN)/python cluster/local/nodes.py up
+
+cluster-down: install
+	@$(BIN)/python cluster/local/nodes.py down
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -18,7 +18,10 @@ _KINDS = {
     "learning_rate": "learning_rate",
     "gradient_norm": "gradient_norm",
 }
-_ALONE = ("data_wait_fraction", "samples_per_second", "memory_bytes", "broken_records", "iteration")
+_ALONE = (
+    *("data_wait_fraction", "samples_per_second", "memory_bytes", "broken_records", "iteration"),
+    "iterations_planned",
+)
 _LOSS = "loss"
 
 

@@ -341,7 +341,9 @@ class Worker:
         self._warn(self.guard.check_means(figures, self.stage.iteration))
         if self.journal is not None and self.gauges is not None:
             self.journal.log(self.stage.iteration, figures)
-            self.gauges.set(self.stage.iteration, figures)
+            # So that an alert can tell a stage that has ended from one that is gone.
+            planned = {"iterations_planned": float(self.settings.iterations)}
+            self.gauges.set(self.stage.iteration, figures | planned)
             self.host.logged(self.task.stage, self.stage.iteration, figures)
         shown = {k: v for k, v in figures.items() if k.endswith(_SHOWN)}
         shown |= {"samples/s": rate, "data_wait": figures["data_wait_fraction"]}

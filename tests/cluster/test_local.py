@@ -1,0 +1,273 @@
+"""Several nodes on this machine, for real: a head and two workers that ask for a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+NODES = CLUSTER / "local" / "nodes.py"
+DRAIN = CLUSTER / "docker" / "drain.py"
+DRIVER = "import ray; ray.init(); print(int(ray.cluster_resources()['CPU']), 'CPUs')"
+
+pytestmark = pytest.mark.ray
+
+
+def nodes(command: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """``nodes.py`` as a user runs it, in a shell that knows of no cluster."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, NODES, command, "--folder", folder, *options],
+        capture_output=True,
+        text=True,
+        env=clean,
+        timeout=150,
+    )
+
+
+def exports(output: str) -> dict[str, str]:
+    """What ``eval`` would make of the lines."""
+    lines = [line.removeprefix("export ") for line in output.splitlines()]
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    # pytest's own folders are too long for Ray's sockets.
+    parent = tempfile.TemporaryDirectory(prefix="q", dir="/tmp")
+    yield Path(parent.name) / "c"
+    parent.cleanup()
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """Two workers with a CPU each; gives what clients need."""
+    started = nodes("up", folder, "--workers", "2", "--cpus", "1", "--object-store", "80")
+    assert started.returncode == 0, started.stderr
+    yield exports(started.stdout)
+    nodes("down", folder)
+
+
+def client(command: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=clean | {"RAY_USAGE_STATS_ENABLED": "0"} | variables,
+        timeout=60,
+    )
+
+
+def listed_nodes(cluster: dict[str, str]) -> list[dict[str, Any]]:
+    request = urllib.request.Request(
+        f"{cluster['RAY_API_SERVER_ADDRESS']}/api/v0/nodes?limit=100&detail=1",
+        headers={"Authorization": f"Bearer {Path(cluster['RAY_AUTH_TOKEN_PATH']).read_text()}"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]
+    return found
+
+
+def test_all_nodes_are_there_and_the_head_has_no_cpus(
+    folder: Path, cluster: dict[str, str]
+) -> None:
+    found = listed_nodes(cluster)
+    assert [node["state"] for node in found] == ["ALIVE"] * 3
+    kinds = {
+        node["labels"]["ray.io/market-type"]: node["resources_total"].get("CPU", 0)
+        for node in found
+    }
+    assert kinds == {"on-demand": 0, "spot": 1}
+    shown = nodes("status", folder)
+    assert shown.stderr.count("ALIVE") == 3
+    assert exports(shown.stdout) == cluster
+
+
+def test_driver_needs_the_token(cluster: dict[str, str]) -> None:
+    joined = client([sys.executable, "-c", DRIVER], cluster)
+    assert "2 CPUs" in joined.stdout, joined.stderr
+    # By default Ray tries it twenty times, a second each.
+    wrong = {**cluster, "RAY_AUTH_TOKEN": "0" * 64, "RAY_NUM_REDIS_GET_RETRIES": "1"}
+    refused = client([sys.executable, "-c", DRIVER], wrong)
+    assert refused.returncode != 0
+    assert "CPUs" not in refused.stdout
+    assert "AuthenticationError" in refused.stderr
+
+
+def test_dashboard_needs_the_token(cluster: dict[str, str]) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{cluster['RAY_API_SERVER_ADDRESS']}/api/v0/nodes", timeout=10)
+    assert refused.value.code == 401
+
+
+def test_dashboard_listens_on_loopback_alone(cluster: dict[str, str]) -> None:
+    port = int(cluster["RAY_API_SERVER_ADDRESS"].rpartition(":")[2])
+    listening = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, _, number = local.partition(":")
+            if state == "0A" and int(number, 16) == port:
+                listening.add(address)
+    # 127.0.0.1 as the kernel writes it.
+    assert listening == {"0100007F"}
+
+
+def test_token_and_sessions_are_this_users_alone(folder: Path, cluster: dict[str, str]) -> None:
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert Path(cluster["RAY_AUTH_TOKEN_PATH"]).stat().st_mode & 0o777 == 0o600
+
+
+def test_second_cluster_does_not_take_the_first_ones_folder(
+    folder: Path, cluster: dict[str, str]
+) -> None:
+    again = nodes("up", folder)
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+    assert len(listed_nodes(cluster)) == 3
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """EC2's metadata service: no notice on the first look, one on the second."""
+
+    looks = 0
+
+    def do_PUT(self) -> None:
+        self._answer(200, "session")
+
+    def do_GET(self) -> None:
+        assert self.headers["X-aws-ec2-metadata-token"] == "session"
+        assert self.path == "/latest/meta-data/spot/instance-action"
+        Metadata.looks += 1
+        if Metadata.looks == 1:
+            self._answer(404, "")
+        else:
+            at = datetime.now(timezone.utc) + timedelta(seconds=119)
+            when = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+            self._answer(200, json.dumps({"action": "terminate", "time": when}))
+
+    def _answer(self, code: int, text: str) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_spot_notice_drains_the_node(cluster: dict[str, str]) -> None:
+    worker = next(node for node in listed_nodes(cluster) if not node["is_head_node"])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        drained = client(
+            [
+                *(sys.executable, str(DRAIN), "watch", "--node-id", worker["node_id"]),
+                *("--metadata", f"http://127.0.0.1:{service.server_port}"),
+            ],
+            cluster,
+        )
+        service.shutdown()
+    assert drained.returncode == 0, drained.stderr
+    assert Metadata.looks == 2
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = {node["node_id"]: node for node in listed_nodes(cluster)}[worker["node_id"]]
+        if found["state"] == "DEAD":
+            break
+        time.sleep(0.2)
+    # Nothing ran on it, so Ray ended it at once, for the reason that it was given.
+    assert found["state_message"] == "Terminated due to preemption: spot instance reclaimed"
+
+
+def test_a_node_that_drains_itself_is_one_of_the_clusters(cluster: dict[str, str]) -> None:
+    code = "import drain; print(drain._this_node())"
+    found = client([sys.executable, "-c", code], {**cluster, "PYTHONPATH": str(DRAIN.parent)})
+    assert found.stdout.strip() in {node["node_id"] for node in listed_nodes(cluster)}, found.stderr
+
+
+def test_pod_that_is_deleted_waits_until_its_node_is_empty(cluster: dict[str, str]) -> None:
+    alive = [node for node in listed_nodes(cluster) if node["state"] == "ALIVE"]
+    worker = next(node for node in alive if not node["is_head_node"])
+    command = [sys.executable, str(DRAIN), "now", "--node-id", worker["node_id"], "--seconds", "30"]
+    drained = client(command, cluster)
+    assert drained.returncode == 0, drained.stderr
+    states = {node["node_id"]: node["state"] for node in listed_nodes(cluster)}
+    assert states[worker["node_id"]] == "DEAD"
+
+
+def test_down_ends_everything_and_nothing_else(
+    folder: Path, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    # A job's command runs in a session of its own.
+    marker, script = tmp_path / "pid", tmp_path / "job.sh"
+    script.write_text(f"echo $$ > {marker}\nexec sleep 1000\n")
+    ray = Path(sys.executable).with_name("ray")
+    command = [str(ray), "job", "submit", "--no-wait", "--", "sh", str(script)]
+    submitted = client(command, cluster)
+    assert submitted.returncode == 0, submitted.stderr
+    deadline = time.monotonic() + 60
+    while not (marker.exists() and marker.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    job = int(marker.read_text())
+    stranger = subprocess.Popen(["bash", "-c", "exec -a raylet sleep 1000"])
+    try:
+        before = mentioning(folder)
+        assert {"raylet", "gcs_server"} <= {Path(command[0]).name for command in before.values()}
+        ended = nodes("down", folder)
+        assert ended.returncode == 0, ended.stderr
+        assert not mentioning(folder)
+        assert not running(job)
+        assert not folder.exists()
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_down_without_a_cluster_says_so(tmp_path: Path) -> None:
+    assert "no cluster" in nodes("down", tmp_path / "none").stderr
+
+
+def test_folder_that_is_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    refused = nodes("up", long)
+    assert refused.returncode == 1
+    assert "at most 32 characters" in refused.stderr
+    assert not long.exists()
+
+
+def mentioning(folder: Path) -> dict[int, list[str]]:
+    """Processes whose command names the folder, by id; Ray's own name their session's."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and running(int(entry.name)):
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if any(str(folder) in word for word in command):
+                found[int(entry.name)] = command
+    return found
+
+
+def running(pid: int) -> bool:
+    """Not so where only the exit code is left, which nobody fetches in a container."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
