@@ -331,6 +331,8 @@ class BookSearch(Searcher):
         if NEWS in result:
             news = json.loads(result[NEWS])
             self._guarded(partial(self._book.progressed, self._names[trial_id], news))
+        # Prometheus forgets a value that is not shown again.
+        self._gauge.set(self._book.counts())
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
