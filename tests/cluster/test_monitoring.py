@@ -1,0 +1,352 @@
+"""Prometheus' settings, alerts and the Grafana board: checked by Prometheus' own tools, then for
+real, with a small Ray that shows figures as training does and a Prometheus that scrapes it.
+
+Debian's package ``prometheus`` has both programs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray.dashboard.modules.metrics
+import yaml
+
+from qdmr_ray.train.gauges import gauge_of
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "cluster" / "monitoring"
+NODES = ROOT / "cluster" / "local" / "nodes.py"
+# Shown by no node without a GPU.
+GPU_PANELS = {"GPU use", "GPU memory"}
+# Figures as a training loop logs them, by the names that Gauges takes.
+LOGGED = {
+    "source/l1": 0.12,
+    "source/gan": 0.7,
+    "discriminator/real_logit": 1.5,
+    "samples_per_second": 12.5,
+    "data_wait_fraction": 0.05,
+    "memory_bytes": 1.2e9,
+    "broken_records": 0.0,
+    "time/step": 0.2,
+    "time/data_wait": 0.01,
+    "codebook/source/perplexity": 310.0,
+    "codebook/source/used": 0.4,
+    "validation/psnr": 25.1,
+    "validation/ssim": 0.71,
+    "gradient_norm/generator": 0.3,
+    "learning_rate/generator": 1e-4,
+}
+# What the package exports beside the logged figures.
+COUNTED = {"ray_qdmr_non_finite_total", "ray_qdmr_preemptions_total", "ray_qdmr_trials"}
+PLANNED = "qdmr_iterations_planned"
+SHOWING = """
+import json, math, sys, time
+import ray
+from ray.util.metrics import Gauge
+from qdmr_ray.train.gauges import Gauges, TrialGauge
+
+ray.init(logging_level="ERROR")
+planned, figures = json.loads(sys.argv[1])
+
+@ray.remote(num_cpus=0.1)
+class Worker:
+    def __init__(self):
+        self.gauges = Gauges("demo", "uda")
+        self.planned = Gauge(planned, tag_keys=("run", "stage", "figure"))
+        self.trials = TrialGauge("sweep")
+        self.gauges.preempted()
+
+    def log(self, iteration):
+        self.trials.set({"running": 3})
+        self.gauges.set(iteration, {**figures, "target/gan": math.nan})
+        self.planned.set(500_000, {"run": "demo", "stage": "uda", "figure": ""})
+
+worker = Worker.remote()
+for line in range(1000):
+    ray.get(worker.log.remote(100 * (line + 1)))
+    time.sleep(0.5)
+"""
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is missing: apt-get install prometheus"
+)
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"
+)
+
+
+def board() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((MONITORING / "grafana" / "qdmr.json").read_text())
+    return loaded
+
+
+def panels() -> list[dict[str, Any]]:
+    return [panel for panel in board()["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> list[tuple[str, str]]:
+    """Panel's title and expression, with Grafana's variables set to everything."""
+    return [
+        (panel["title"], _filled_in(target["expr"]))
+        for panel in panels()
+        for target in panel["targets"]
+    ]
+
+
+def _filled_in(expression: str) -> str:
+    for variable, value in (("$run", ".*"), ("$stage", ".*"), ("$__range", "3h")):
+        expression = expression.replace(variable, value)
+    return expression
+
+
+def metrics_in(expression: str) -> set[str]:
+    bare = re.sub(r'"[^"]*"', "", expression)
+    return set(re.findall(r"\b(?:ray|autoscaler|qdmr)_\w+", bare))
+
+
+def promtool(*arguments: object) -> str:
+    """Standard output; fails with everything that it said."""
+    ran = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@needs_promtool
+def test_prometheus_accepts_settings_and_alerts() -> None:
+    assert "SUCCESS: 1 rule files found" in promtool(
+        "check", "config", MONITORING / "prometheus.yml"
+    )
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should_and_only_then() -> None:
+    promtool("test", "rules", Path(__file__).with_name("alerts_test.yml"))
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("what", "before", "after"),
+    [
+        ("progress resets it", "changes(ray_qdmr_iteration[10m])", "changes(ray_qdmr_loss[10m])"),
+        (
+            "slow logs are no alarm",
+            "(ray_qdmr_iteration[10m])) > 0",
+            "(ray_qdmr_iteration[2m])) > 0",
+        ),
+        ("a beginning is no alarm", "unless (\n            max by", "and (\n            max by"),
+        ("finished stages are left out", "< max by (run, stage)", "<= max by (run, stage)"),
+        ("a counter's first step counts", "non_finite_total)\n", "non_finite_total) > 1\n"),
+        ("and is told once", "non_finite_total offset 10m", "non_finite_total offset 1h"),
+        ("a later step counts", "non_finite_total[10m])) > 0", "non_finite_total[10m])) > 9"),
+        ("gaps between lines", "data_wait_fraction[5m]", "data_wait_fraction[10s]"),
+        ("a fifth of the time", "> 0.2", "> 0.1"),
+        ("a tenth of the disk", "< 0.1", "< 0.2"),
+    ],
+)
+def test_alert_tests_notice_a_wrong_alert(
+    what: str, before: str, after: str, tmp_path: Path
+) -> None:
+    rules = (MONITORING / "alerts.yml").read_text()
+    assert rules.count(before) == 1, what
+    (tmp_path / "alerts.yml").write_text(rules.replace(before, after))
+    tests = Path(__file__).with_name("alerts_test.yml").read_text()
+    (tmp_path / "tests.yml").write_text(
+        tests.replace("../../cluster/monitoring/alerts.yml", "alerts.yml")
+    )
+    ran = subprocess.run(["promtool", "test", "rules", tmp_path / "tests.yml"], capture_output=True)
+    assert ran.returncode != 0, what
+
+
+@needs_promtool
+def test_every_expression_of_the_board_parses(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:{number}", "expr": expression}
+        for number, (_, expression) in enumerate(expressions())
+    ]
+    file = tmp_path / "board.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in promtool("check", "rules", file)
+
+
+def test_board_and_alerts_name_only_metrics_that_exist() -> None:
+    ours = {f"ray_qdmr_{gauge_of(name)[0]}" for name in (*LOGGED, "iteration")}
+    ours |= COUNTED | {f"ray_{PLANNED}"}
+    # Ray's boards name Ray's metrics.
+    folder = Path(ray.dashboard.modules.metrics.__file__).parent / "dashboards"
+    rays = set[str]()
+    for file in folder.glob("*_panels.py"):
+        rays |= metrics_in(re.sub(r"['\"]", " ", file.read_text()))
+    alerts = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    used = [(rule["alert"], rule["expr"]) for group in alerts for rule in group["rules"]]
+    for title, expression in expressions() + used:
+        assert metrics_in(expression), title
+        assert metrics_in(expression) <= ours | rays, title
+    shown = set().union(*(metrics_in(expression) for _, expression in expressions()))
+    assert ours <= shown, "a figure that is exported and shown nowhere"
+
+
+def test_panels_are_described_and_do_not_overlap() -> None:
+    taken = set[tuple[int, int]]()
+    for panel in board()["panels"]:
+        box = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(box["x"], box["x"] + box["w"])
+            for y in range(box["y"], box["y"] + box["h"])
+        }
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken, panel["title"]
+        taken |= cells
+    identities = [panel["id"] for panel in board()["panels"]]
+    titles = [panel["title"] for panel in board()["panels"]]
+    assert len(set(identities)) == len(identities)
+    assert len(set(titles)) == len(titles)
+    assert set(titles) >= GPU_PANELS
+
+
+def test_board_takes_its_source_from_a_variable_and_grafana_provides_one() -> None:
+    variable = board()["templating"]["list"][0]
+    assert variable["type"] == "datasource"
+    provided = yaml.safe_load(
+        (MONITORING / "grafana/provisioning/datasources/prometheus.yml").read_text()
+    )
+    assert variable["current"]["value"] == provided["datasources"][0]["uid"]
+    for panel in panels():
+        assert panel["datasource"]["uid"] == "${datasource}"
+        assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+
+
+def test_containers_are_pinned_and_listen_on_loopback_alone() -> None:
+    composed = yaml.safe_load((MONITORING / "compose.yaml").read_text())["services"]
+    for name, service in composed.items():
+        _, _, tag = service["image"].partition(":")
+        assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), name
+        assert "ports" not in service
+        for mount in service["volumes"]:
+            source = mount.partition(":")[0]
+            if source.startswith("./"):
+                assert (MONITORING / source).exists(), mount
+    assert "--web.listen-address=127.0.0.1:9090" in composed["prometheus"]["command"]
+    assert composed["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    # Without one Grafana would let in admin with the password admin.
+    assert ":?" in composed["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Prometheus that scrapes a Ray on which figures of a training are shown."""
+    with tempfile.TemporaryDirectory(prefix="q", dir="/tmp") as parent:
+        folder = Path(parent, "c")
+        variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        # Ten seconds by default.
+        variables |= {"RAY_metrics_report_interval_ms": "1000", "RAY_USAGE_STATS_ENABLED": "0"}
+        nodes = [sys.executable, str(NODES)]
+        options = ("--folder", str(folder), "--workers", "1", "--cpus", "1", "--object-store", "80")
+        up = subprocess.run([*nodes, "up", *options], env=variables, capture_output=True, text=True)
+        assert up.returncode == 0, up.stderr
+        exports = dict(
+            line.removeprefix("export ").split("=", 1) for line in up.stdout.split("\n") if line
+        )
+        showing = subprocess.Popen(
+            [sys.executable, "-c", SHOWING, json.dumps([PLANNED, LOGGED])],
+            env=variables | exports | {"PYTHONPATH": str(ROOT)},
+        )
+        settings = Path(parent, "monitoring")
+        shutil.copytree(MONITORING, settings)
+        (settings / "ray").symlink_to(folder / "head")
+        file = settings / "prometheus.yml"
+        assert file.read_text().count("15s") == 3
+        file.write_text(file.read_text().replace("15s", "1s"))
+        try:
+            with prometheus(settings, Path(parent, "figures")) as found:
+                yield found
+        finally:
+            showing.terminate()
+            showing.wait()
+            subprocess.run([*nodes, "down", "--folder", str(folder)], capture_output=True)
+
+
+@contextmanager
+def prometheus(settings: Path, figures: Path) -> Iterator[str]:
+    """Prometheus with the settings in a folder, on a port of its own; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    process = subprocess.Popen(
+        [
+            "prometheus",
+            f"--config.file={settings / 'prometheus.yml'}",
+            f"--web.listen-address={address}",
+            f"--storage.tsdb.path={figures}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def query(address: str, expression: str) -> list[dict[str, Any]]:
+    parameters = urllib.parse.urlencode({"query": expression})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{address}/api/v1/query?{parameters}", timeout=10) as answer:
+        result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    return result
+
+
+@pytest.mark.ray
+@needs_prometheus
+def test_every_panel_shows_data_of_a_running_cluster(address: str) -> None:
+    wanted = {(title, expression) for title, expression in expressions() if title not in GPU_PANELS}
+    # No node is being started here.
+    wanted = {(t, e) for t, e in wanted if "autoscaler_pending_nodes" not in e}
+    deadline = time.monotonic() + 60
+    while wanted and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            wanted = {(t, e) for t, e in wanted if not query(address, e)}
+        time.sleep(0.5)
+    assert not wanted, "panels without data"
+    (psnr,) = query(address, next(e for t, e in expressions() if t == "Validation PSNR"))
+    assert psnr["metric"] == {"run": "demo", "stage": "uda"}
+    assert float(psnr["value"][1]) == pytest.approx(LOGGED["validation/psnr"])
+    (done,) = query(address, next(e for t, e in expressions() if t == "Done"))
+    assert 0 < float(done["value"][1]) < 1
+
+
+@pytest.mark.ray
+@needs_prometheus
+def test_alerts_watch_a_running_cluster(address: str) -> None:
+    deadline = time.monotonic() + 30
+    rules: dict[str, Any] = {}
+    # A figure that is not finite was counted there.
+    while rules.get("NonFinite", {}).get("state") != "firing" and time.monotonic() < deadline:
+        time.sleep(0.5)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{address}/api/v1/rules?type=alert", timeout=10) as answer:
+            groups = json.load(answer)["data"]["groups"]
+        rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
+    assert all(rule["health"] == "ok" for rule in rules.values())
+    (told,) = rules["NonFinite"]["alerts"]
+    assert told["annotations"]["summary"] == "demo/uda: target/gan is not finite"
+    assert {name: rules[name]["state"] for name in ("NoProgress", "DataWait")} == {
+        "NoProgress": "inactive",
+        "DataWait": "inactive",
+    }

@@ -1,0 +1,44 @@
+"""``cluster/README.md`` names files, commands and figures that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from qdmr_ray.bench.step import StepBench, needed_flop
+from qdmr_ray.cli import app
+
+README = Path(__file__).parents[2] / "cluster" / "README.md"
+TEXT = README.read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert (README.parent / target).exists(), target
+
+
+def test_commands_name_files_that_exist() -> None:
+    named = re.findall(r"\b((?:cluster|experiments)/[\w./-]+)", "\n".join(BLOCKS))
+    assert named
+    for path in named:
+        assert (README.parents[1] / path).exists(), path
+
+
+def test_commands_of_qdmr_exist() -> None:
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    called = re.findall(r"(?<!-n )(?<![\w/-])qdmr (\w[\w-]*)(?: (\w+))?", "\n".join(BLOCKS))
+    assert {"submit", "jobs", "train", "bench"} <= {name for name, _ in called}
+    for name, second in called:
+        assert name in known, name
+        inner = getattr(known[name], "commands", None)
+        assert inner is None or second in inner, f"{name} {second}"
+
+
+@pytest.mark.parametrize(("stage", "batch"), [("vqgan", 8), ("base", 4), ("uda", 4)])
+def test_arithmetic_of_a_step_is_what_the_benchmark_counts(stage: str, batch: int) -> None:
+    tera = needed_flop(StepBench(stage=stage, size=256, batch=batch)) / 1e12
+    assert f"{tera:.2f}" in TEXT
