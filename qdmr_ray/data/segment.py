@@ -121,6 +121,8 @@ def _dataset(
         num_cpus=settings.loader_cpus,
         # The shards are on this node's disk or in its page cache, and the consumer is here too.
         label_selector={_NODE_LABEL: ray.get_runtime_context().get_node_id()},
+        # Where the workers leave no CPU of it, another node is better than waiting for ever.
+        fallback_strategy=[{"label_selector": {}}],
     )
     context = dataset.context
     context.enable_progress_bars = False

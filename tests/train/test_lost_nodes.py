@@ -86,6 +86,17 @@ def test_training_goes_on_with_the_nodes_that_are_left(
         assert line["source/l1"] == pytest.approx(losses["source/l1"], rel=1e-2)
 
 
+def test_crops_are_cut_elsewhere_where_the_workers_fill_their_node(
+    cluster: Cluster, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    add_node(cluster)
+    # Ray Train packs both workers onto one node, which has no CPU left then.
+    full = {"cpus_per_worker": 1.5, "max_failures": 0}
+    experiment = long_run(tiny_dataset, "run", workers=2, iterations=ITERATIONS, **full)
+    train_run(experiment, storage=str(tmp_path), say=lambda _: None)
+    assert len(workers_by_iteration(tmp_path / "run")) == ITERATIONS
+
+
 def test_a_node_that_never_comes_back_ends_the_run_with_one_line(
     cluster: Cluster, tiny_dataset: Path, tmp_path: Path
 ) -> None:
