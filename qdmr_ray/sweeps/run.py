@@ -18,10 +18,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -283,13 +284,22 @@ class Runner:
         """Lets the scheduler know the trials of earlier starts of this sweep."""
         past = [PastTrial(record) for record in self.book.records.values()]
         ended = [trial for trial in past if trial.record.has_ended and not trial.record.is_repeat]
+        nobody: Any = NobodyElse()
         for trial in ended:
-            scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+            scheduler.on_trial_add(nobody, cast(Trial, trial))
         lines = [(line, trial) for trial in ended for line in trial.record.history]
         for line, trial in sorted(lines, key=lambda pair: pair[0]["iteration"]):
             if line["values"][0] is not None:
                 result = {ITERATION: line["iteration"], VALUE: line["values"][0]}
-                scheduler.on_trial_result(None, trial, result)  # type: ignore[arg-type]
+                scheduler.on_trial_result(nobody, cast(Trial, trial), result)
+
+
+class NobodyElse:
+    """Tune's controller, as a scheduler sees it while past trials are told: none of them runs."""
+
+    def get_live_trials(self) -> list[Trial]:
+        """The trials that could still be paused or stopped."""
+        return []
 
 
 class PastTrial:

@@ -116,6 +116,9 @@ class Trial:
         self._metrics: dict[str, float | None] = {}
         # Newest values of the sweep's metrics, by (stage, figure).
         self._newest: dict[tuple[str, str], float | None] = {}
+        # (stage, figure) of each of the sweep's metrics, and iterations by stage.
+        self._figures: list[tuple[str, str]] = []
+        self._lengths: dict[str, int] = {}
         self._told = 0
         self._iteration = 0
 
@@ -140,6 +143,7 @@ class Trial:
     def _train(self, experiment: Experiment) -> None:
         context = self._context
         self._figures = context.plan.figures(experiment)
+        self._lengths = {name: experiment.stage(name).iterations for name in experiment.run}
         sweep = open_location(context.sweep, endpoint=experiment.data.s3_endpoint)
         trials = sweep.join(TRIALS_FOLDER)
         packed = open_location(experiment.data.path, endpoint=experiment.data.s3_endpoint)
@@ -166,7 +170,6 @@ class Trial:
             launch: Launch = InThisProcess(sharing=sharing)
         else:
             launch = with_workers
-        self._lengths = {name: experiment.stage(name).iterations for name in experiment.run}
 
         def launched(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
             def own(stage: str, iteration: int, figures: Mapping[str, float]) -> None:
@@ -198,7 +201,7 @@ class Trial:
             self._tell(self._report({}))
 
     def _report(self, more: Mapping[str, Any], *, with_values: bool = True) -> Report:
-        values = [self._newest.get(key) for key in getattr(self, "_figures", ())]
+        values = [self._newest.get(key) for key in self._figures]
         news = {
             "progress": self._progress,
             "stages": self._digests,

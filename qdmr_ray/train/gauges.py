@@ -20,7 +20,7 @@ _KINDS = {
 }
 _ALONE = (
     *("data_wait_fraction", "samples_per_second", "memory_bytes", "broken_records", "iteration"),
-    "iterations_planned",
+    *("iterations_planned", "workers"),
 )
 _LOSS = "loss"
 

@@ -81,7 +81,8 @@ class OwnHost:
         """Nobody counts this process's checkpoints but the store that they lie in."""
 
     def is_leaving(self) -> bool:
-        """Whether Ray drains this process's node."""
+        """Never: Ray tells only workers of Ray Train. What is lost with the node is done again
+        from the newest checkpoint."""
         return False
 
     def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:

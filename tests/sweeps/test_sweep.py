@@ -161,6 +161,27 @@ def test_asha_finds_at_equal_budget_at_least_what_random_search_finds(
     wait_until_nothing_is_left()
 
 
+@pytest.mark.parametrize(
+    "stopping", [ASHA, {"rule": "median", "grace": 3, "least_trials": 3}], ids=["asha", "median"]
+)
+def test_a_sweep_that_goes_on_stops_trials_by_those_of_before(
+    cluster: None, plan_of: Plans, tmp_path: Path, stopping: dict[str, Any]
+) -> None:
+    best = {"stages.uda.gan": 0.02, "stages.uda.feature_gan": 0.005}
+    # Each is worse than all before it.
+    worse = [best | {"stages.uda.gan": gan} for gan in (0.05, 0.1, 0.2, 0.4, 0.8)]
+    options = {"space": CURVES, "concurrent": 1, "baseline": False, "stopping": stopping}
+    options |= {"first": [best, *worse], "sections": {"scaling": SCALING}}
+    earlier = trials_of(run(plan_of(trials=4, **options), tmp_path, body=quick_trial))
+    assert earlier["0000"]["state"] == "finished"
+    assert earlier["0003"]["state"] == "stopped"
+    # The scheduler is a new one, which knows only what the books have told it.
+    later = trials_of(run(plan_of(trials=6, **options), tmp_path, body=quick_trial))
+    assert {name: later[name] for name in earlier} == earlier
+    assert later["0004"]["state"] == later["0005"]["state"] == "stopped"
+    assert later["0004"]["history"][-1]["iteration"] == 3
+
+
 def test_others_go_on_beside_a_trial_that_crashes(
     cluster: None, plan_of: Plans, tmp_path: Path
 ) -> None:
