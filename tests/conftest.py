@@ -70,3 +70,27 @@ def faulty_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
         for name, value in store.environment.items():
             monkeypatch.setenv(name, value)
         yield store
+
+
+@pytest.fixture
+def s3_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a store (moto, over HTTP) with one empty bucket, ``lens``; processes that are
+    started afterwards inherit address and credentials."""
+    # Imported late: most tests have no use for a web server.
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="lens")
+    yield endpoint
+    server.stop()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
 import torch
 import yaml
-from moto.server import ThreadedMotoServer
 
 from qdmr_ray.artifacts import save_model
 from qdmr_ray.data.images import write_png
@@ -115,19 +113,6 @@ def _add_vqgan(run: Path, network: NetworkSettings, dataset: Path | str) -> Loca
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Location]:
+def store(s3_endpoint: str) -> Location:
     """A folder in an empty store."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_ENDPOINT_URL", endpoint),
-        ("AWS_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="lens")
-    yield open_location("s3://lens/runs")
-    server.stop()
+    return open_location("s3://lens/runs")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.jobs import transfer
@@ -23,24 +21,16 @@ FILES = {
 
 
 @pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    yield f"http://{host}:{port}"
-    server.stop()
+def endpoint(s3_endpoint: str) -> str:
+    return s3_endpoint
 
 
 @pytest.fixture
 def bucket(endpoint: str) -> Any:
     client = boto3.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="runs")
     for name, content in FILES.items():
-        client.put_object(Bucket="runs", Key=f"team/demo/{name}", Body=content)
-    client.put_object(Bucket="runs", Key="team/demo2/config.yaml", Body=b"another")
+        client.put_object(Bucket="lens", Key=f"team/demo/{name}", Body=content)
+    client.put_object(Bucket="lens", Key="team/demo2/config.yaml", Body=b"another")
     return client
 
 
@@ -54,26 +44,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_is_fetched_from_a_store(bucket: Any, endpoint: str, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    count = fetch("s3://runs/team/demo", tmp_path, lambda d, t: seen.append((d, t)), endpoint)
+    count = fetch("s3://lens/team/demo", tmp_path, lambda d, t: seen.append((d, t)), endpoint)
     assert count == 3
     assert contents(tmp_path) == FILES
     assert seen[-1] == (3, 3)
 
 
 def test_what_is_here_already_stays(bucket: Any, endpoint: str, tmp_path: Path) -> None:
-    fetch("s3://runs/team/demo", tmp_path, lambda d, t: None, endpoint)
+    fetch("s3://lens/team/demo", tmp_path, lambda d, t: None, endpoint)
     model = tmp_path / "uda/final/model.safetensors"
     inode = model.stat().st_ino
     (tmp_path / "config.yaml").write_bytes(b"damaged here")
-    fetch("s3://runs/team/demo", tmp_path, lambda d, t: None, endpoint)
+    fetch("s3://lens/team/demo", tmp_path, lambda d, t: None, endpoint)
     assert contents(tmp_path) == FILES
     assert model.stat().st_ino == inode
 
 
 def test_a_name_that_leads_elsewhere_is_refused(bucket: Any, endpoint: str, tmp_path: Path) -> None:
-    bucket.put_object(Bucket="runs", Key="team/demo/../../../outside.txt", Body=b"x")
+    bucket.put_object(Bucket="lens", Key="team/demo/../../../outside.txt", Body=b"x")
     with pytest.raises(QdmrError, match="which is no run's"):
-        fetch("s3://runs/team/demo", tmp_path / "in" / "side", lambda d, t: None, endpoint)
+        fetch("s3://lens/team/demo", tmp_path / "in" / "side", lambda d, t: None, endpoint)
     assert not list(tmp_path.rglob("outside.txt"))
 
 
@@ -94,12 +84,12 @@ def test_a_folder_of_another_machine_is_explained(tmp_path: Path) -> None:
 
 
 def test_an_empty_place_is_named(bucket: Any, endpoint: str, tmp_path: Path) -> None:
-    with pytest.raises(QdmrError, match="s3://runs/team/none: there is nothing"):
-        fetch("s3://runs/team/none", tmp_path, lambda d, t: None, endpoint)
+    with pytest.raises(QdmrError, match="s3://lens/team/none: there is nothing"):
+        fetch("s3://lens/team/none", tmp_path, lambda d, t: None, endpoint)
 
 
 def test_a_bucket_is_looked_at(bucket: Any, endpoint: str) -> None:
-    check_bucket("s3://runs/team", endpoint)
+    check_bucket("s3://lens/team", endpoint)
     with pytest.raises(QdmrError, match="s3://elsewhere/x: there is no such bucket"):
         check_bucket("s3://elsewhere/x", endpoint)
 
@@ -111,12 +101,12 @@ def test_missing_credentials_are_told(endpoint: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     with pytest.raises(QdmrError, match="no S3 credentials; log in"):
-        check_bucket("s3://runs/x", endpoint)
+        check_bucket("s3://lens/x", endpoint)
 
 
 def test_a_store_that_does_not_answer_is_named(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert transfer.TRANSFERS > 1
-    with pytest.raises(QdmrError, match=r"s3://runs/x: .*127\.0\.0\.1:9"):
-        check_bucket("s3://runs/x", "http://127.0.0.1:9")
+    with pytest.raises(QdmrError, match=r"s3://lens/x: .*127\.0\.0\.1:9"):
+        check_bucket("s3://lens/x", "http://127.0.0.1:9")

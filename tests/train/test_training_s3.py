@@ -6,10 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 from local_ray import local_ray
-from moto.server import ThreadedMotoServer
 
 from qdmr_ray.artifacts import load_model
 from qdmr_ray.config import experiment_from_dict
@@ -22,23 +20,10 @@ BUCKET = "lens"
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of an empty store with one bucket; Ray's processes inherit the credentials."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_ENDPOINT_URL", endpoint),
-        ("AWS_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=BUCKET)
+def store(s3_endpoint: str) -> Iterator[str]:
+    """Address of an empty store with one bucket, for this process's Ray, too."""
     with local_ray():
-        yield endpoint
-    server.stop()
+        yield s3_endpoint
 
 
 def test_a_run_may_live_in_a_store(store: str, tiny_dataset: Path) -> None:
