@@ -7,6 +7,13 @@ import math
 import os
 
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+from ray.data._internal.execution.node_trackers.actor_location import (
+    get_or_create_actor_location_tracker,
+)
+from ray.data._internal.stats import get_or_create_stats_actor
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.data.stream import required_cpus
@@ -62,6 +69,21 @@ def ensure_ray() -> None:
         if address and os.environ.get("RAY_AUTH_MODE") != "token":
             hint = " (where the cluster asks for a token, set RAY_AUTH_MODE=token)"
         raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}{hint}") from error
+    _start_helpers_here()
+
+
+def _start_helpers_here() -> None:
+    """Starts Ray Data's and Ray Train's lasting actors on this node.
+
+    Each is made by whoever needs it first, on the node where that runs, and stays until the cluster
+    ends: left to a training worker, they would keep the autoscaler from giving back its node, and
+    be gone for everybody when a spot instance is taken away. Where Ray ends with this command, only
+    the one that every training waits for is started, beside the controller and not after it.
+    """
+    get_or_create_autoscaling_coordinator()
+    if _joins():
+        get_or_create_stats_actor()
+        get_or_create_actor_location_tracker()
 
 
 def _joins() -> bool:

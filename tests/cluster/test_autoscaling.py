@@ -1,5 +1,5 @@
 """A sweep on a cluster that grows for it and shrinks again: Ray's autoscaler for real, with nodes
-that are processes of this machine. Takes minutes: pytest tests/benchmarks/autoscaling.py
+that are processes of this machine.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def autoscaler(port: int) -> dict[str, object]:
             "disable_launch_config_check": True,
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            # The name under which Ray's fake provider knows the node that is there already; by any
+            # other one the autoscaler would want one more head, for ever.
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             "spot": {
                 "resources": {"CPU": 1, "object_store_memory": 100_000_000},
                 "node_config": {},
@@ -73,7 +75,7 @@ def autoscaler(port: int) -> dict[str, object]:
                 "max_workers": 2,
             },
         },
-        "head_node_type": "head",
+        "head_node_type": "ray.head.default",
         "file_mounts_sync_continuously": False,
     }
 
@@ -221,7 +223,7 @@ def test_a_sweep_grows_the_cluster_and_leaves_it_empty(
         )
         assert done.returncode == 0, done.stderr
         # The head, and as many nodes as there were trials at the same time.
-        assert 3 in count.seen
+        assert max(count.seen) == 3
         count.wait_for(1, 60)
     finally:
         count.end()
