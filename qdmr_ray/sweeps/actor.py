@@ -15,6 +15,7 @@ from typing import Any
 from ray import tune
 
 from qdmr_ray.sweeps.trial import Report, Tell, TrialContext, failed_report
+from qdmr_ray.train.notice import Preempted
 
 Body = Callable[[Mapping[str, Any], TrialContext, Tell], Report]
 # Leaving may mean to end the workers of a trial, or to finish writing a checkpoint.
@@ -42,6 +43,9 @@ class TrialActor(tune.Trainable):
         else:
             self._go_on.release()
         done, report = self._reports.get()
+        if isinstance(report, Preempted):
+            # Tune begins the trial again, in a process on another node, and counts no failure.
+            raise report
         return {**report, "done": done}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -56,7 +60,7 @@ class TrialActor(tune.Trainable):
         self._end()
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        self._reports: queue.Queue[tuple[bool, Report]] = queue.Queue()
+        self._reports: queue.Queue[tuple[bool, Report | Preempted]] = queue.Queue()
         self._go_on = threading.Semaphore(0)
         self._stopping = threading.Event()
         self._thread = threading.Thread(
@@ -68,6 +72,8 @@ class TrialActor(tune.Trainable):
             self._reports.put((True, self._body(config, self._context, self._tell)))
         except StopTrial:
             pass
+        except Preempted as notice:
+            self._reports.put((True, notice))
         except BaseException as failure:
             # Raised, it would have Tune begin the trial again, and fail again.
             self._reports.put((True, failed_report(failure)))

@@ -25,6 +25,7 @@ from qdmr_ray.train.failures import root_cause
 from qdmr_ray.train.host import Watch
 from qdmr_ray.train.launch import InThisProcess, Launch, with_workers
 from qdmr_ray.train.loop import Task
+from qdmr_ray.train.notice import Preempted
 from qdmr_ray.train.run import stage_digests, train_run
 from qdmr_ray.train.validation import VALIDATED
 
@@ -70,7 +71,11 @@ def _sharing(experiment: Experiment, concurrent: int) -> int:
 
 def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> Report:
     """Trains the trial that ``config`` describes; ``tell`` takes reports on the way, the last one
-    is returned. What goes wrong is told, not raised."""
+    is returned. What goes wrong is told, not raised.
+
+    Raises:
+        Preempted: this process's node is about to be taken away; the trial has saved itself.
+    """
     return Trial(config, context, tell).run()
 
 
@@ -134,6 +139,8 @@ class Trial:
             )
             self._train(experiment)
             self._check_reported(experiment)
+        except Preempted:
+            raise
         except MissingMetricError as missing:
             error, hopeless = str(missing), True
         except Exception as failure:  # whatever a trial breaks, the others go on

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -81,9 +82,10 @@ class OwnHost:
         """Nobody counts this process's checkpoints but the store that they lie in."""
 
     def is_leaving(self) -> bool:
-        """Never: Ray tells only workers of Ray Train. What is lost with the node is done again
-        from the newest checkpoint."""
-        return False
+        """Asks Ray whether this process's node is drained: only workers of Ray Train are told."""
+        # Ray Train's own watcher asks the same; Ray has no public call for it.
+        drained = ray._private.state.state.get_draining_nodes()
+        return ray.get_runtime_context().get_node_id() in drained
 
     def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
         """Calls ``watch``."""
