@@ -87,7 +87,9 @@ def demo(
 ) -> None:
     """Real photographs, two lenses, three stages, figures and a report: in a few minutes."""
     from qdmr_ray.demo import run_demo
+    from qdmr_ray.storage import open_location
 
+    say(f"run folder {open_location(out).uri}")
     with bars() as progress:
         evaluation = run_demo(out, overrides=overrides or (), say=say, progress=progress)
     _print_evaluation(evaluation)
@@ -112,6 +114,11 @@ def train(
     from qdmr_ray.config import load_experiment
 
     settings = load_experiment(experiment, overrides or (), name=name)
+    from qdmr_ray.storage import open_location
+
+    # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
+    folder = open_location(storage, endpoint=settings.data.s3_endpoint).join(settings.name)
+    say(f"run folder {folder.uri}")
     from qdmr_ray.train.run import train_run
 
     stages = None if stage == "all" else [stage]

@@ -124,7 +124,8 @@ def fetch(
     address: Address = None,
     endpoint: Endpoint = None,
 ) -> None:
-    """Copy the run or sweep folder of a job here; files that are here already stay."""
+    """Copy the run or sweep folder of a job here, whether it runs, failed or ended; files that are
+    here already stay."""
     from qdmr_ray.jobs.client import Jobs, find_address
     from qdmr_ray.jobs.transfer import fetch as fetch_folder
 

@@ -36,6 +36,10 @@ def sweep(
     from qdmr_ray.sweeps.plan import load_sweep
 
     plan = load_sweep(file, overrides or (), name=name)
+    endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
+    folder = open_location(storage, endpoint=endpoint).join(plan.settings.name)
+    # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
+    say(f"sweep folder {folder.uri}")
     from qdmr_ray.sweeps.run import sweep_run
 
     with bars() as progress:
@@ -47,9 +51,7 @@ def sweep(
             say=say,
             progress=lambda done, total: progress("trials", done, total),
         )
-    endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
-    folder = open_location(storage, endpoint=endpoint).join(plan.settings.name)
-    page = build_report(folder.uri)
+    page = build_report(folder)
     _print_results(results)
     say(f"sweep folder {folder.uri}, report {page}")
 

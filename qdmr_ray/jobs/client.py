@@ -37,8 +37,10 @@ SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
 ENDED = (SUCCEEDED, FAILED, STOPPED)
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY", re.I)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# How commands of this package name the folder that they have written.
-_FOLDER = re.compile(r"^(?:run|sweep) folder (.+?)(?:, report .*)?$", re.M)
+# How commands of this package name the folder that they write, at their start and at their end.
+_FOLDER = re.compile(
+    r"^(?:run|sweep) folder (?P<folder>(?:/|s3://).*?)(?:, report (?P=folder)/report\.html)?$", re.M
+)
 _POLL_SECONDS = 0.5
 
 
@@ -207,18 +209,23 @@ class Jobs:
         return state
 
     def folder(self, name: str) -> str:
-        """The run or sweep folder that the job has named in its log.
+        """The run or sweep folder that the job has named in its log, whatever state it is in.
 
         Raises:
             QdmrError: it has named none (yet).
         """
-        named = _FOLDER.findall(self.logs(name))
+        job = self.job(name)
+        named = [
+            found for found in _FOLDER.findall(self.logs(name)) if _may_write(job.command, found)
+        ]
         if not named:
+            told = "has ended without naming a" if job.state in ENDED else "has not named its"
+            yet = "" if job.state in ENDED else " yet"
             raise QdmrError(
-                f"job {name} has not named its run folder yet; see qdmr jobs logs {name}"
+                f"job {name} ({job.state}) {told} run folder{yet}; see qdmr jobs logs {name}"
             )
-        found: str = named[-1].strip()
-        return found
+        folder: str = named[-1]
+        return folder
 
     def _asked(self, call: Callable[[], Any], job: str | None = None) -> Any:
         try:
@@ -257,6 +264,28 @@ def new_id(command: Sequence[str]) -> str:
 def _runnable(command: Sequence[str]) -> list[str]:
     # The uploaded package goes before an installed one; no script need be on the path.
     return ["python", "-m", "qdmr_ray.cli", *command[1:]] if command[0] == "qdmr" else [*command]
+
+
+def _may_write(command: str, folder: str) -> bool:
+    """Whether a job's command names the place of ``folder``; of others than ours nobody knows.
+
+    Libraries and file names get into a log as well, and may look like our line.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return True
+    if words[:1] != ["qdmr"]:
+        return True
+    values = (word.partition("=")[2] if word.startswith("--") else word for word in words)
+    places = [_normal(value) for value in values if value.startswith(("/", "s3://"))]
+    return not places or any(
+        folder == place or folder.startswith(f"{place.rstrip('/')}/") for place in places
+    )
+
+
+def _normal(place: str) -> str:
+    return place.rstrip("/") if place.startswith("s3://") else os.path.normpath(place)
 
 
 def _user() -> str:

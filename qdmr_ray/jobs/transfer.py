@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import TEMPORARY_PREFIX
 
 # Files that travel at the same time.
 TRANSFERS = 16
+# What a store answers about an object that is not there any more.
+_GONE = ("404", "NoSuchKey")
 Progress = Callable[[int, int], None]
 
 
@@ -37,10 +40,11 @@ def check_bucket(uri: str, endpoint: str | None = None) -> None:
 
 
 def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = None) -> int:
-    """Copies a run folder, local or in S3, to ``out``; gives how many files it has.
+    """Copies a run folder, local or in S3, to ``out``; gives how many files came.
 
     Files that are there already with the same size and an older or equal source stay; each file
-    appears whole or not at all.
+    appears whole or not at all. The run may go on meanwhile: what it deletes while this copies,
+    such as a checkpoint that a newer one has replaced, stays away.
 
     Raises:
         QdmrError: the folder is not there, or can't be reached from this machine.
@@ -54,17 +58,27 @@ def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = Non
             "--storage s3://… or on a file system that both share"
         )
     files = sorted(path for path in source.rglob("*") if path.is_file())
+    files = [path for path in files if not path.name.startswith(TEMPORARY_PREFIX)]
+    came = 0
     for done, path in enumerate(files, start=1):
         target = out / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
-        shutil.copy2(path, part)
-        os.replace(part, target)
+        try:
+            shutil.copy2(path, part)
+        except FileNotFoundError:
+            if path.exists():
+                raise
+        else:
+            os.replace(part, target)
+            came += 1
         progress(done, len(files))
-    return len(files)
+    return came
 
 
 def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) -> int:
+    from botocore.exceptions import ClientError
+
     bucket, _, prefix = folder.removeprefix("s3://").rstrip("/").partition("/")
     client = _client(endpoint)
 
@@ -75,26 +89,33 @@ def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) 
     objects = _told(folder, listed)
     if not objects:
         raise QdmrError(f"{folder}: there is nothing; check the name with qdmr jobs logs")
-    done = 0
+    done = came = 0
 
-    def bring(item: dict[str, Any]) -> None:
+    def bring(item: dict[str, Any]) -> bool:
         name = item["Key"].removeprefix(f"{prefix}/")
         target = (out / name).resolve()
         if not target.is_relative_to(out.resolve()):
             raise QdmrError(f"{folder}: has an object named {item['Key']}, which is no run's")
         if target.is_file() and _is_same(target, item):
-            return
+            return True
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
-        client.download_file(bucket, item["Key"], str(part))
+        try:
+            client.download_file(bucket, item["Key"], str(part))
+        except ClientError as error:
+            # It was listed a moment ago; a missing bucket was told then.
+            if error.response.get("Error", {}).get("Code") in _GONE:
+                return False
+            raise
         os.replace(part, target)
+        return True
 
     files = [item for item in objects if not item["Key"].endswith("/")]
     with ThreadPoolExecutor(TRANSFERS) as pool:
-        for _ in pool.map(lambda item: _told(folder, lambda: bring(item)), files):
-            done += 1
+        for brought in pool.map(lambda item: _told(folder, lambda: bring(item)), files):
+            done, came = done + 1, came + bool(brought)
             progress(done, len(files))
-    return len(files)
+    return came
 
 
 def _is_same(target: Path, item: dict[str, Any]) -> bool:
