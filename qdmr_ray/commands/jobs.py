@@ -45,7 +45,7 @@ def submit(
         typer.Option(metavar="NAME", help="A variable that the cluster must provide."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be uploaded.")
+        bool, typer.Option("--dry-run", help="Only show what would go along and what not.")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Whether buckets are looked at first.")
@@ -61,7 +61,11 @@ def submit(
         raise SettingsError(f"--code {code}: is no folder")
     upload = plan_upload(code.resolve())
     say(f"{len(upload.files)} files, {upload.bytes / 1e6:.1f} MB from {upload.root}")
+    for file in upload.secrets:
+        say(f"left out, it may hold a secret: {file}")
     if dry_run:
+        for place, count in upload.left_out_counts().items():
+            say(f"left out, no code: {place} ({count} files)")
         for file, size in upload.files.items():
             say(f"{size:>10}  {file}")
         return

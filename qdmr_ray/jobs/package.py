@@ -1,28 +1,60 @@
 """What a job takes along: the code and settings of a folder, without data, runs and secrets.
 
-In a git checkout these are the files that git tracks or would track; elsewhere all but hidden ones
-and what is known to be none. They are copied to a folder of their own, so that what is shown is
-what is uploaded.
+In a git checkout these are the files that git tracks, and of the others that it does not ignore
+those above suspicion; elsewhere all but hidden ones and what is known to be none. They are copied
+to a folder of their own, so that what is shown is what is uploaded.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from qdmr_ray.errors import QdmrError
 
-# Folders that hold no code, wherever they lie.
+# All names are compared in lower case.
+# Folders that hold no code at the top of the project ...
 NO_CODE = ("data", "runs", "node_modules", "__pycache__", "venv", "build", "dist")
-# Weights, data, and what may be a secret.
+# ... and these wherever they lie, unless git tracks them or they are packages of Python.
+NO_CODE_INSIDE = ("data", "runs", "node_modules", "venv", "build", "dist")
+# Weights and data.
 NO_FILES = (
     *("*.pth", "*.pt", "*.safetensors", "*.onnx", "*.parquet", "*.zip", "*.tar", "*.gz"),
-    *("*.pem", "*.key", "id_rsa*", "id_ed25519*", "*.tfevents.*", ".env", ".env.*", "credentials"),
+    "*.tfevents.*",
 )
+# Where programs keep their users' keys, passwords and tokens.
+SECRET_FOLDERS = (
+    *(".aws", ".azure", ".docker", ".gcloud", ".gnupg", ".huggingface", ".kube", ".oci", ".ssh"),
+    *(".secrets", "secrets", ".credentials", "credentials", ".terraform"),
+)
+SECRET_FILES = (
+    *(".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".git-credentials", ".pypirc"),
+    *(".npmrc", ".yarnrc*", ".pgpass", ".my.cnf", ".htpasswd", ".boto", ".s3cfg", ".dockercfg"),
+    *(".dockerconfigjson", ".vault*", "rclone.conf", "kubeconfig*", "*.kubeconfig"),
+    *("*.pem", "*.key", "*.p8", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.ppk", "*.kdbx"),
+    *("*.gpg", "*.asc", "*.ovpn", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+    *("*.tfvars", "*.tfvars.json", "*.tfstate", "*.tfstate.*"),
+    *("credentials", "*credentials.*", "*accesskeys.csv", "client_secret*", "*service_account*"),
+    *("*service-account*", "token", "*_token", "*-token", "*.token", "token.*", "*_token.*"),
+    *("*-token.*", "secret", "secrets", "*.secret", "*.secrets", "secret.*", "secrets.*"),
+    *("*_secret.*", "*_secrets.*", "*-secret.*", "*-secrets.*", "password*", "*passwords.*"),
+)
+# In the path of a file that nobody has put under git this is enough; where somebody has, it isn't.
+SUSPICIOUS = re.compile(
+    r"secret|token|passw(or)?d|passphrase|credential|private|api[-_]?key|kubeconfig"
+    r"|(?<![a-z])keys?(?![a-z])"
+)
+# A program's name says what it is about: nobody keeps a token in token.py.
+PROGRAMS = ("*.py", "*.pyi", "*.c", "*.cc", "*.cpp", "*.cu", "*.cuh", "*.h", "*.hpp")
+# The one hidden file that counts before it is tracked: Ray goes by it, too.
+HIDDEN_TAKEN = (".gitignore",)
 # Ray takes no more than this from a client.
 LARGEST_BYTES = 100 * 2**20
 
@@ -33,6 +65,9 @@ class Upload:
 
     root: Path
     files: dict[PurePosixPath, int]
+    # What may hold a secret, to be told by name.
+    secrets: tuple[PurePosixPath, ...]
+    # Data, runs, weights, and other hidden or foreign things.
     left_out: tuple[PurePosixPath, ...]
 
     @property
@@ -43,6 +78,14 @@ class Upload:
     def largest(self, count: int = 5) -> list[tuple[PurePosixPath, int]]:
         """The largest files, for who wonders what takes so long."""
         return sorted(self.files.items(), key=lambda item: -item[1])[:count]
+
+    def left_out_counts(self) -> dict[str, int]:
+        """How many files of each folder at the top, and which at the top itself, stay."""
+        counts: dict[str, int] = {}
+        for name in self.left_out:
+            place = f"{name.parts[0]}/" if len(name.parts) > 1 else name.name
+            counts[place] = counts.get(place, 0) + 1
+        return counts
 
     def copy_to(self, folder: Path) -> None:
         """Puts the files below ``folder``."""
@@ -58,15 +101,23 @@ def plan_upload(root: Path) -> Upload:
     Raises:
         QdmrError: it is more than Ray takes; the largest files are named.
     """
-    names = list(_tracked(root) or _walked(root, root))
-    taken, left = {}, []
-    for name in sorted(set(names)):
+    tracked = set(_git_files(root, "--cached"))
+    others = set(_git_files(root, "--others", "--exclude-standard")) - tracked
+    names = tracked | others or set(_walked(root, root))
+    taken, secret, left = {}, [], []
+    for name in sorted(names):
         path = root / name
-        if _is_left_out(name):
+        if not path.is_file():
+            continue
+        # A link goes along as what it leads to.
+        real = _real(root, name)
+        if any(_may_be_secret(it, it in tracked) for it in {name, real or name}):
+            secret.append(name)
+        elif real is None or any(_is_no_code(root, it, it in tracked) for it in {name, real}):
             left.append(name)
-        elif path.is_file():
+        else:
             taken[name] = path.stat().st_size
-    upload = Upload(root, taken, tuple(left))
+    upload = Upload(root, taken, tuple(secret), tuple(left))
     if upload.bytes > LARGEST_BYTES:
         largest = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for name, size in upload.largest(3))
         raise QdmrError(
@@ -77,32 +128,66 @@ def plan_upload(root: Path) -> Upload:
     return upload
 
 
-def _is_left_out(name: PurePosixPath) -> bool:
-    # A folder called data inside a package is code (qdmr_ray/data).
-    if name.parts[0] in NO_CODE or any(part in ("__pycache__", ".git") for part in name.parts):
+def _may_be_secret(name: PurePosixPath, is_tracked: bool) -> bool:
+    *folders, file = (part.lower() for part in name.parts)
+    if _matches(file, PROGRAMS):
+        return False
+    if any(folder in SECRET_FOLDERS for folder in folders) or _matches(file, SECRET_FILES):
         return True
-    return any(fnmatchcase(name.name, pattern) for pattern in NO_FILES)
+    return not is_tracked and SUSPICIOUS.search(str(name).lower()) is not None
 
 
-def _tracked(root: Path) -> list[PurePosixPath] | None:
-    """What git knows or would add below ``root``; None where there is no git."""
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others"]
+def _is_no_code(root: Path, name: PurePosixPath, is_tracked: bool) -> bool:
+    *folders, file = (part.lower() for part in name.parts)
+    if (folders and folders[0] in NO_CODE) or _matches(file, NO_FILES):
+        return True
+    if any(folder in ("__pycache__", ".git") for folder in folders):
+        return True
+    if is_tracked:
+        return False
+    if any(part.startswith(".") for part in (*folders, file)) and file not in HIDDEN_TAKEN:
+        return True
+    # A folder called data inside a package is code (qdmr_ray/data).
+    return any(
+        folder in NO_CODE_INSIDE and not root.joinpath(*name.parts[:depth], "__init__.py").exists()
+        for depth, folder in enumerate(folders, start=1)
+    )
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(map(partial(fnmatchcase, name), patterns))
+
+
+def _real(root: Path, name: PurePosixPath) -> PurePosixPath | None:
+    """Where a file really lies below ``root``; None where a link leads out of it."""
+    if not (root / name).is_symlink():
+        return name
     try:
-        done = subprocess.run([*command, "--exclude-standard"], capture_output=True, check=False)
+        real = (root / name).resolve().relative_to(root.resolve())
+    except ValueError:
+        return None
+    return PurePosixPath(real.as_posix())
+
+
+def _git_files(root: Path, *which: str) -> list[PurePosixPath]:
+    """What git knows below ``root``; nothing where there is no git."""
+    command = ["git", "-C", str(root), "ls-files", "-z", *which]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
     except OSError:
-        return None
+        return []
     if done.returncode != 0:
-        return None
-    return [PurePosixPath(name) for name in done.stdout.decode().split("\0") if name]
+        return []
+    return [PurePosixPath(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
 
 
 def _walked(root: Path, folder: Path) -> Iterator[PurePosixPath]:
     for path in sorted(folder.iterdir()):
         name = PurePosixPath(path.relative_to(root).as_posix())
-        if path.name.startswith(".") or path.is_symlink():
-            continue
         if path.is_dir():
-            if path.name not in ("__pycache__",) and name.parts[0] not in NO_CODE:
+            # Not even looked into: data can be millions of files, and links lead anywhere.
+            hidden = path.name.startswith(".") or path.is_symlink()
+            if not hidden and name.parts[0].lower() not in NO_CODE:
                 yield from _walked(root, path)
         else:
             yield name

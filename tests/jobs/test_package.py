@@ -6,7 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from qdmr_ray.cli import app
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.jobs import package
 from qdmr_ray.jobs.client import (
@@ -21,16 +23,26 @@ from qdmr_ray.jobs.client import (
 from qdmr_ray.jobs.package import plan_upload
 from qdmr_ray.jobs.transfer import buckets_of
 
-CODE = ("pyproject.toml", "experiments/demo.yaml", "qdmr_ray/cli.py", "qdmr_ray/data/pack.py")
+PROJECT = Path(__file__).parents[2]
+CODE = (
+    *("pyproject.toml", "experiments/demo.yaml", "qdmr_ray/cli.py", "qdmr_ray/token.py"),
+    *("qdmr_ray/data/__init__.py", "qdmr_ray/data/pack.py", "qdmr_ray/data/lenses/lens.yaml"),
+)
+SECRETS = (
+    *(".netrc", ".git-credentials", ".aws/config", "token", "hf_token", "kubeconfig"),
+    *("secrets.yaml", "server.p12", "terraform.tfvars", ".env", "id_rsa", "keys/server.pem"),
+    *("ID_RSA", "Secrets.YAML", "deploy/.Kube/config", ".docker/config.json", "prod.ENV"),
+    *("gcp/my-service-account.json", "client_secret_12.json", "db/terraform.tfstate.backup"),
+    *("credentials.json", "secrets/note.txt", "a/rclone.conf", ".npmrc", "x/hf-token.txt"),
+)
+# Names that are enough where nobody has put the file under git.
+SUSPECTS = ("notes/my_tokens_2025.txt", "private/notes.txt", "wandb_apikey.txt", "key.json")
 REST = (
     "data/shard-0.parquet",
     "runs/demo/uda/final/model.safetensors",
     "qdmr_ray/__pycache__/cli.cpython-311.pyc",
     "weights/vgg16.pth",
     "photos.zip",
-    ".env",
-    "id_rsa",
-    "keys/server.pem",
 )
 
 
@@ -45,6 +57,12 @@ def folder(tmp_path: Path) -> Path:
 
 def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True)
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
 
 
 def taken(folder: Path) -> set[str]:
@@ -62,8 +80,74 @@ def test_in_a_checkout_what_git_ignores_stays_too(folder: Path) -> None:
     (folder / ".gitignore").write_text("scratch/\n")
     assert taken(folder) == {*CODE, ".gitignore"}
     # Even what somebody has committed by mistake.
+    write(folder, "id_rsa")
     git(folder, "add", "-f", "data", "id_rsa")
     assert taken(folder) == {*CODE, ".gitignore"}
+
+
+@pytest.mark.parametrize("name", [*SECRETS, *SUSPECTS])
+@pytest.mark.parametrize("in_git", [True, False])
+def test_what_may_be_a_secret_stays(folder: Path, name: str, in_git: bool) -> None:
+    write(folder, name)
+    if in_git:
+        git(folder, "init", "-q")
+    upload = plan_upload(folder)
+    assert {str(file) for file in upload.files} == set(CODE)
+    # Outside of git hidden folders are not even looked into.
+    if in_git or not any(part.startswith(".") for part in Path(name).parts[:-1]):
+        assert [str(file) for file in upload.secrets] == [name]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_that_git_tracks_stays_and_is_named(folder: Path, name: str) -> None:
+    write(folder, name)
+    git(folder, "init", "-q")
+    git(folder, "add", "-f", ".")
+    done = CliRunner().invoke(app, ["submit", "--dry-run", "--code", str(folder), "--", "true"])
+    assert f"left out, it may hold a secret: {name}\n" in done.stdout
+    assert f"  {name}\n" not in done.stdout
+    assert "left out, no code: runs/ (1 files)\n" in done.stdout
+    assert taken(folder) == set(CODE)
+
+
+def test_what_git_tracks_goes_though_its_name_is_odd(folder: Path) -> None:
+    git(folder, "init", "-q")
+    odd = (*SUSPECTS, "lib/data/table.csv", "tools/runs/plan.yaml", ".github/workflows/ci.yml")
+    write(folder, *odd)
+    assert taken(folder) == set(CODE)
+    git(folder, "add", *odd)
+    assert taken(folder) == {*CODE, *odd}
+
+
+@pytest.mark.parametrize("in_git", [True, False])
+def test_data_and_runs_inside_of_other_folders_stay(folder: Path, in_git: bool) -> None:
+    if in_git:
+        git(folder, "init", "-q")
+    write(folder, "x/data/photo.png", "x/Runs/demo/config.yaml", "a/b/venv/lib/os.py", ".idea/x")
+    assert taken(folder) == set(CODE)
+
+
+def test_a_link_goes_as_what_it_leads_to(folder: Path, tmp_path: Path) -> None:
+    write(tmp_path, "elsewhere/notes.txt")
+    write(folder, ".env")
+    (folder / "notes.txt").symlink_to(tmp_path / "elsewhere" / "notes.txt")
+    (folder / "settings.txt").symlink_to(".env")
+    (folder / "again.yaml").symlink_to("experiments/demo.yaml")
+    git(folder, "init", "-q")
+    assert taken(folder) == {*CODE, "again.yaml"}
+    assert "settings.txt" in {str(name) for name in plan_upload(folder).secrets}
+
+
+@pytest.mark.skipif(not (PROJECT / ".git").exists(), reason="no checkout")
+def test_this_projects_own_code_goes() -> None:
+    done = subprocess.run(
+        ["git", "-C", str(PROJECT), "ls-files", "-z", "qdmr_ray", "experiments", "cluster"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    here = {name for name in done.stdout.split("\0") if name and (PROJECT / name).is_file()}
+    assert here - {str(name) for name in plan_upload(PROJECT).files} == set()
 
 
 def test_a_copy_holds_what_was_planned(folder: Path, tmp_path: Path) -> None:
@@ -81,7 +165,7 @@ def test_too_much_is_refused_with_the_largest_files(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(package, "LARGEST_BYTES", 20)
-    with pytest.raises(QdmrError, match=r"qdmr_ray/data/pack\.py"):
+    with pytest.raises(QdmrError, match=r"largest: qdmr_ray/data/lenses/lens\.yaml"):
         plan_upload(folder)
 
 
