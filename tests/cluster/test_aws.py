@@ -64,6 +64,8 @@ def test_head_stays_and_workers_are_spot_instances_from_zero(kind: str) -> None:
     # Nothing but drivers and controllers is scheduled on the head.
     assert head["resources"]["CPU"] == 0
     assert head["resources"]["controller"] > 0
+    # By this qdmr knows that the cluster grows.
+    assert head["resources"]["autoscaling"] == 1
     assert head["labels"]["ray.io/market-type"] == "on-demand"
     for worker in workers_of(config):
         assert worker["min_workers"] == 0

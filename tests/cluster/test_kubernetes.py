@@ -152,6 +152,8 @@ def test_workers_come_and_go_and_the_head_takes_only_controllers(overlay: str) -
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["headGroupSpec"]["resources"]["CPU"] == "0"
     assert int(cluster["headGroupSpec"]["resources"]["controller"]) > 0
+    # By this qdmr knows that the cluster grows.
+    assert cluster["headGroupSpec"]["resources"]["autoscaling"] == "1"
     for group in cluster["workerGroupSpecs"]:
         assert (group["replicas"], group["minReplicas"]) == (0, 0)
         assert group["maxReplicas"] > 0
@@ -266,8 +268,10 @@ def test_job_has_the_overlays_cluster_and_ends_it(kind: str) -> None:
     assert job["spec"]["shutdownAfterJobFinishes"] is True
     # KubeRay counts the time only then.
     assert job["spec"]["ttlSecondsAfterFinished"] > 0
-    experiment = job["spec"]["entrypoint"].split()[2]
-    assert (ROOT / experiment.removeprefix("/opt/qdmr/")).exists()
+    words = job["spec"]["entrypoint"].split()
+    assert (ROOT / words[2].removeprefix("/opt/qdmr/")).exists()
+    # On a cluster that grows nobody can count the GPUs beforehand.
+    assert f"scaling.gpu={'true' if kind == 'gpu' else 'false'}" in words
 
 
 def test_redis_gets_its_password_where_no_process_list_shows_it(tmp_path: Path) -> None:

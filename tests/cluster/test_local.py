@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -237,6 +238,13 @@ def test_down_ends_everything_and_nothing_else(
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_a_cluster_that_does_not_grow_does_not_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(NODES.parent)
+    options = importlib.import_module("nodes")._head_options(6379, 8265)
+    assert any("controller" in option for option in options)
+    assert not any("autoscaling" in option for option in options)
 
 
 def test_down_without_a_cluster_says_so(tmp_path: Path) -> None:

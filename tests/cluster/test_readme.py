@@ -38,6 +38,21 @@ def test_commands_of_qdmr_exist() -> None:
         assert inner is None or second in inner, f"{name} {second}"
 
 
+def section(title: str) -> str:
+    """From the heading to the next one."""
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    return found
+
+
+@pytest.mark.parametrize("title", ["AWS", "Kubernetes"])
+def test_training_on_a_cluster_that_grows_says_whether_it_wants_gpus(title: str) -> None:
+    # The command may go on in the next lines.
+    commands = re.findall(r"^qdmr submit (?:.*\\\n)*.*$", section(title), re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert "--set scaling.gpu=" in command
+
+
 @pytest.mark.parametrize(("stage", "batch"), [("vqgan", 8), ("base", 4), ("uda", 4)])
 def test_arithmetic_of_a_step_is_what_the_benchmark_counts(stage: str, batch: int) -> None:
     tera = needed_flop(StepBench(stage=stage, size=256, batch=batch)) / 1e12
