@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.jobs.answers import explained
 from qdmr_ray.jobs.package import Upload
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -164,7 +165,8 @@ class Jobs:
                     submission_id=job,
                     runtime_env=environment,
                     metadata={"user": _user(), "command": json.dumps(list(command))},
-                )
+                ),
+                job,
             )
         return job
 
@@ -231,27 +233,7 @@ class Jobs:
         try:
             return call()
         except Exception as error:
-            raise self._explained(error, job) from error
-
-    def _explained(self, error: Exception, job: str | None) -> Exception:
-        text = " ".join(str(error).split())
-        lower = text.lower()
-        if isinstance(error, QdmrError):
-            return error
-        if job and ("404" in text or "does not exist" in lower or "not found" in lower):
-            return QdmrError(f"{self.address}: has no job {job}; qdmr jobs list shows all")
-        if any(
-            word in lower for word in ("401", "403", "unauthorized", "unauthenticated", "token")
-        ):
-            return QdmrError(
-                f"{self.address}: refuses without its token; set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN)"
-            )
-        if "already exists" in lower:
-            return QdmrError(f"{self.address}: there is a job of this name already; choose another")
-        if isinstance(error, ConnectionError) or "connect" in lower:
-            return QdmrError(f"{self.address}: no Ray cluster answers there; is the tunnel up?")
-        return QdmrError(f"{self.address}: {text[:300]}")
+            raise explained(error, self.address, job) from error
 
 
 def new_id(command: Sequence[str]) -> str:

@@ -1,0 +1,70 @@
+"""What has gone wrong with Ray's jobs API, by kinds of errors and status codes.
+
+Never by searching in a text: it holds names of jobs, whose digits and words are anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from http import HTTPStatus
+
+from qdmr_ray.errors import QdmrError
+
+# How Ray's client tells of any other answer than a good one (dashboard_sdk.py, _raise_error).
+_FAILED_REQUEST = re.compile(r"Request failed with status code (\d{3}):")
+
+
+def explained(error: Exception, address: str, job: str | None) -> QdmrError:
+    """One line instead of Ray's; ``job`` is the one that was asked for, or was to be new."""
+    if isinstance(error, QdmrError):
+        return error
+    status, text = status_of(error), " ".join(str(error).split())
+    if _is_refusal(error, status):
+        return QdmrError(
+            f"{address}: refuses without its token; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN)"
+        )
+    if job and status == HTTPStatus.NOT_FOUND:
+        return QdmrError(f"{address}: has no job {job}; qdmr jobs list shows all")
+    if job and status and f"submission_id {job} already exists" in text:
+        return QdmrError(
+            f"{address}: there is a job of this name already, --name {job}; choose another"
+        )
+    if is_lost(error):
+        return QdmrError(f"{address}: no Ray cluster answers there; is the tunnel up?")
+    return QdmrError(f"{address}: {text[:300]}")
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that an error of Ray's client tells of."""
+    status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", 0))
+    if isinstance(status, int) and status:
+        return status
+    found = _FAILED_REQUEST.match(str(error)) if isinstance(error, RuntimeError) else None
+    return int(found[1]) if found else None
+
+
+def _is_refusal(error: Exception, status: int | None) -> bool:
+    from ray.exceptions import AuthenticationError
+
+    refused = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return isinstance(error, AuthenticationError) or status in refused
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether nothing answered, or an answer broke off."""
+    import aiohttp
+    import requests
+
+    if isinstance(error, requests.exceptions.SSLError | aiohttp.ClientSSLError):
+        return False
+    return isinstance(
+        error,
+        ConnectionError
+        | requests.exceptions.ConnectionError
+        | requests.exceptions.Timeout
+        | requests.exceptions.ChunkedEncodingError
+        | aiohttp.ClientConnectionError
+        | asyncio.TimeoutError,
+    )
