@@ -143,7 +143,15 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
-        self._client: JobSubmissionClient = self._asked(lambda: JobSubmissionClient(address))
+        # Ray prefers these variables to what it is given; find_address has weighed them already.
+        before = os.environ.get(ADDRESS_VARIABLE)
+        os.environ[ADDRESS_VARIABLE] = address
+        try:
+            self._client: JobSubmissionClient = self._asked(lambda: JobSubmissionClient(address))
+        finally:
+            os.environ.pop(ADDRESS_VARIABLE)
+            if before is not None:
+                os.environ[ADDRESS_VARIABLE] = before
 
     def submit(
         self,

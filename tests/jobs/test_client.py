@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.jobs.client import Jobs
+from qdmr_ray.jobs.client import ADDRESS_VARIABLE, Jobs, find_address
 from qdmr_ray.jobs.package import Upload
 
 if TYPE_CHECKING:
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 # Times in names are digits, and people's names are words.
 NAMES = ("token-train-20260101-140312-ab", "ann-train-20260101-140412-ab", "a-train-20260401-1-c")
 LOST = "no Ray cluster answers there; is the tunnel up?"
+
+
+@pytest.mark.parametrize("variable", [ADDRESS_VARIABLE, "RAY_ADDRESS"])
+def test_the_address_that_is_named_is_the_one_that_is_asked(
+    fake_cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    from fake_cluster import FakeJob
+
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    fake_cluster.jobs["j"] = FakeJob(state="RUNNING")
+    assert Jobs(find_address(fake_cluster.address)).job("j").state == "RUNNING"
+    assert os.environ[variable] == "http://127.0.0.1:9"
 
 
 @pytest.mark.parametrize("name", NAMES)
