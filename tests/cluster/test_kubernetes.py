@@ -82,12 +82,20 @@ def ray_pods(overlay: str) -> dict[str, Object]:
 def test_overlay_has_what_a_cluster_needs_and_no_secret_or_disk(overlay: str) -> None:
     kinds = sorted(thing["kind"] for thing in built(overlay))
     ray = "RayJob" if overlay.endswith("job") else "RayCluster"
-    core = ["Deployment", "Namespace", *["NetworkPolicy"] * 2, "Service", *["ServiceAccount"] * 2]
+    # A namespace that went together with its cluster would keep KubeRay from clearing Redis.
+    core = ["Deployment", *["NetworkPolicy"] * 2, "Service", *["ServiceAccount"] * 2]
     assert kinds == sorted([*core, ray])
     assert "PersistentVolumeClaim" not in json.dumps(built(overlay))
     for thing in built(overlay):
-        if thing["kind"] != "Namespace":
-            assert thing["metadata"]["namespace"] == "qdmr"
+        assert thing["metadata"]["namespace"] == "qdmr"
+
+
+def test_namespace_is_the_overlays_and_admits_no_privileged_pod() -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    namespace = yaml.safe_load((KUBERNETES / "namespace.yaml").read_text())
+    validator.validate(namespace, validator.latest_version(), strict=True)
+    assert namespace["metadata"]["name"] == "qdmr"
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -53,6 +53,26 @@ def test_training_on_a_cluster_that_grows_says_whether_it_wants_gpus(title: str)
         assert "--set scaling.gpu=" in command
 
 
+def in_order(text: str, *parts: str) -> bool:
+    """Whether each part stands in the text, after the one before it."""
+    places = [text.find(part) for part in parts]
+    return -1 not in places and places == sorted(places)
+
+
+def test_kubernetes_namespace_is_made_first_and_deleted_last() -> None:
+    # KubeRay's finalizer needs Redis and a namespace in which it may start a job.
+    assert in_order(
+        section("Kubernetes"),
+        "kubectl apply -f cluster/kubernetes/namespace.yaml",
+        "create secret generic qdmr-redis",
+        "kubectl apply -k",
+        "kubectl -n qdmr delete rayjob,raycluster --all",
+        "kubectl delete -k",
+        "kubectl delete namespace qdmr",
+    )
+    assert section("Kubernetes").count("kubectl delete -k") == 1
+
+
 @pytest.mark.parametrize(("stage", "batch"), [("vqgan", 8), ("base", 4), ("uda", 4)])
 def test_arithmetic_of_a_step_is_what_the_benchmark_counts(stage: str, batch: int) -> None:
     tera = needed_flop(StepBench(stage=stage, size=256, batch=batch)) / 1e12
