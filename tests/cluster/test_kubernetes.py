@@ -269,6 +269,24 @@ def test_only_the_head_may_speak_to_kubernetes(overlay: str) -> None:
         assert mounted is (name == "head"), name
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_accounts_that_were_applied_first_keep_their_role(overlay: str) -> None:
+    alone = yaml.safe_load_all((KUBERNETES / "base" / "serviceaccounts.yaml").read_text())
+    accounts = {thing["metadata"]["name"]: thing for thing in alone}
+    for account in copy.deepcopy(of_kind(overlay, "ServiceAccount")):
+        # `apply` takes away what it has set before and nothing else.
+        assert "annotations" not in account["metadata"]
+        del account["metadata"]["namespace"]
+        assert account == accounts.pop(account["metadata"]["name"])
+    assert not accounts
+    pods = {pod["spec"]["serviceAccountName"] for pod in _nodes(overlay)}
+    assert pods == {"qdmr-head", "qdmr-worker"}
+
+
+def _nodes(overlay: str) -> list[Object]:
+    return [pod for name, pod in ray_pods(overlay).items() if name != "submitter"]
+
+
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_job_has_the_overlays_cluster_and_ends_it(kind: str) -> None:
     (job,) = of_kind(f"{kind}-job", "RayJob")

@@ -73,6 +73,18 @@ def test_kubernetes_namespace_is_made_first_and_deleted_last() -> None:
     assert section("Kubernetes").count("kubectl delete -k") == 1
 
 
+def test_service_accounts_have_their_role_before_there_is_a_pod() -> None:
+    text = section("Kubernetes")
+    assert in_order(
+        text,
+        "kubectl apply -f cluster/kubernetes/namespace.yaml",
+        "apply -f cluster/kubernetes/base/serviceaccounts.yaml",
+        "annotate --overwrite serviceaccount qdmr-head qdmr-worker eks.amazonaws.com/role-arn=",
+        "kubectl apply -k",
+    )
+    assert text.count("annotate") == 1
+
+
 @pytest.mark.parametrize(("stage", "batch"), [("vqgan", 8), ("base", 4), ("uda", 4)])
 def test_arithmetic_of_a_step_is_what_the_benchmark_counts(stage: str, batch: int) -> None:
     tera = needed_flop(StepBench(stage=stage, size=256, batch=batch)) / 1e12
