@@ -32,7 +32,10 @@ jobs_app = typer.Typer(
 def submit(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…")],
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Show the log until it ends.")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Show the log until the job ends; outlives broken tunnels."),
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The job's id; made up by default.")] = None,
     code: Annotated[
         Path, typer.Option(help="Folder that goes along and that the command starts in.")
@@ -113,7 +116,8 @@ def logs(
 @jobs_app.command("stop", epilog="Example:  qdmr jobs stop JOB")
 def stop(job: JobName, address: Address = None) -> None:
     """End a job; run folders stay, and the same command goes on from them."""
-    from qdmr_ray.jobs.client import ENDED, Jobs, find_address
+    from qdmr_ray.jobs.client import Jobs, find_address
+    from qdmr_ray.jobs.following import ENDED
 
     state = Jobs(find_address(address)).stop(job)
     say(f"job {job}: {state}")
@@ -143,17 +147,18 @@ def fetch(
 
 
 def _follow(jobs: object, job: str) -> None:
-    from qdmr_ray.jobs.client import SUCCEEDED, Jobs
+    from qdmr_ray.jobs.client import Jobs
+    from qdmr_ray.jobs.following import SUCCEEDED, how_to_come_back
 
     assert isinstance(jobs, Jobs)
     try:
-        state = jobs.follow(job, lambda lines: typer.echo(lines, nl=False))
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\njob {job} goes on; qdmr jobs logs {job} --follow comes back, qdmr jobs stop {job} "
-            "ends it",
-            err=True,
+        state = jobs.follow(
+            job,
+            lambda lines: typer.echo(lines, nl=False),
+            lambda line: typer.echo(f"qdmr: {line}", err=True),
         )
+    except KeyboardInterrupt:
+        typer.echo(f"\n{how_to_come_back(job)}", err=True)
         raise typer.Exit(0) from None
     say(f"job {job}: {state}")
     if state != SUCCEEDED:

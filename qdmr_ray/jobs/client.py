@@ -7,7 +7,6 @@ state = jobs.follow(job, print)
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import json
 import os
@@ -27,6 +26,7 @@ import yaml
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.jobs.answers import explained
+from qdmr_ray.jobs.following import ENDED, Follower
 from qdmr_ray.jobs.package import Upload
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -34,8 +34,6 @@ CONFIG_VARIABLE = "QDMR_CONFIG"
 CONFIG_FILE = Path("~/.config/qdmr/config.yaml")
 # In a job's environment: names of variables that its machine must provide.
 SECRETS_VARIABLE = "QDMR_SECRETS"
-SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
-ENDED = (SUCCEEDED, FAILED, STOPPED)
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY", re.I)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # How commands of this package name the folder that they write, at their start and at their end.
@@ -196,19 +194,17 @@ class Jobs:
         text: str = self._asked(lambda: self._client.get_job_logs(name), name)
         return text
 
-    def follow(self, name: str, show: Callable[[str], None]) -> str:
-        """Shows what the job prints until it ends; gives its state."""
+    def follow(
+        self, name: str, show: Callable[[str], None], note: Callable[[str], None] = print
+    ) -> str:
+        """Shows what the job prints until it ends, also over a connection that breaks; gives its
+        state. ``note`` is given a line when the connection is lost.
+
+        Raises:
+            QdmrError: there is no such job, or nothing answers for minutes.
+        """
         self.job(name)
-
-        async def tail() -> None:
-            async for lines in self._client.tail_job_logs(name):
-                show(lines)
-
-        self._asked(lambda: asyncio.run(tail()), name)
-        # The log ends a moment before the state says so.
-        while (state := self.job(name).state) not in ENDED:
-            time.sleep(_POLL_SECONDS)
-        return state
+        return Follower(self._client, self.address, name, show, note).run()
 
     def stop(self, name: str, wait: float = 60.0) -> str:
         """Asks the job to stop and waits for it; gives its state."""

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from aiohttp import web
 
+WHOLE, SILENT = -1, -2
+
 
 @dataclass
 class FakeJob:
@@ -19,8 +21,9 @@ class FakeJob:
     log: str = ""
     command: str = "python work.py"
     # What each connection that follows the log does, in order; the last one again and again: send
-    # so many characters of the log and break off (-1: all of it, and close in good order).
-    tails: list[int] = field(default_factory=lambda: [-1])
+    # so many characters of the log and break off; WHOLE: all of it, and close in good order;
+    # SILENT: say nothing.
+    tails: list[int] = field(default_factory=lambda: [WHOLE])
     # States that questions for the job are answered with, before ``state``.
     states: list[str] = field(default_factory=list)
     message: str = ""
@@ -125,11 +128,14 @@ class FakeCluster:
         sent = job.tails.pop(0) if len(job.tails) > 1 else job.tails[0]
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        text = job.log if sent < 0 else job.log[:sent]
+        if sent == SILENT:
+            await socket.receive()
+            return socket
+        text = job.log if sent == WHOLE else job.log[:sent]
         # In pieces that don't keep to lines, as Ray sends long ones.
         for start in range(0, len(text), 7):
             await socket.send_str(text[start : start + 7])
-        if sent >= 0:
+        if sent != WHOLE:
             assert request.transport is not None
             # What was sent has to arrive first.
             await asyncio.sleep(0.05)
