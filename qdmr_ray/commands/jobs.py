@@ -30,6 +30,7 @@ jobs_app = typer.Typer(
 
 
 def submit(
+    context: typer.Context,
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…")],
     address: Address = None,
     follow: Annotated[
@@ -54,11 +55,15 @@ def submit(
         bool, typer.Option("--check/--no-check", help="Whether buckets are looked at first.")
     ] = True,
 ) -> None:
-    """Run a command on a cluster as a Ray job, with this folder's code but no data or runs."""
+    """Run a command on a cluster as a Ray job, with this folder's code but no data or runs. What
+    it writes has to go to s3:// or to an absolute path on a disk that all nodes share."""
     from qdmr_ray.jobs.client import Jobs, check_variables, find_address
+    from qdmr_ray.jobs.command import check_places, parse_command
     from qdmr_ray.jobs.package import plan_upload
     from qdmr_ray.jobs.transfer import buckets_of, check_bucket
 
+    if parsed := parse_command(command, context.find_root().command):
+        check_places(parsed)
     variables = check_variables(env or (), secret or ())
     if not code.is_dir():
         raise SettingsError(f"--code {code}: is no folder")

@@ -199,11 +199,22 @@ def test_arguments_arrive_as_they_were_given(
     assert json.loads(line.removeprefix("got ")) == words
 
 
-def test_a_job_that_fails_fails_the_follower(cluster: Variables, code: Path) -> None:
-    done = qdmr(cluster, "submit", "--follow", "--code", code, "--", "qdmr", "train", "three.yaml")
+def test_a_job_that_fails_fails_the_follower_and_its_folder_can_be_fetched(
+    cluster: Variables, code: Path, tmp_path: Path
+) -> None:
+    storage = tmp_path / "shared"
+    (storage / "two").mkdir(parents=True)
+    (storage / "two" / "notes.json").write_text("[]")
+    done = qdmr(
+        cluster, "submit", "--follow", "--code", code, "--name", "fails",
+        "--", "qdmr", "train", "two.yaml", "--storage", storage, "--set", "data.path=/nowhere",
+    )  # fmt: skip
     assert done.returncode == 1
-    assert "three.yaml: no such file" in done.stdout
+    assert "/nowhere/manifest.json" in done.stdout
     assert "ended as FAILED" in done.stderr
+    fetched = qdmr(cluster, "jobs", "fetch", "fails", "--out", tmp_path / "home")
+    assert fetched.returncode == 0, fetched.stderr
+    assert (tmp_path / "home" / "notes.json").exists()
 
 
 def test_a_secret_that_the_cluster_lacks_is_named(cluster: Variables, code: Path) -> None:
