@@ -38,10 +38,15 @@ class Averages:
 
 
 class Clock:
-    """Seconds spent per phase since they were last taken."""
+    """Seconds spent per phase, and iterations, since they were last taken."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = defaultdict(float)
+        self._iterations = 0
+
+    def tick(self) -> None:
+        """Counts an iteration."""
+        self._iterations += 1
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -52,10 +57,11 @@ class Clock:
         finally:
             self._seconds[name] += time.perf_counter() - start
 
-    def take(self, iterations: int) -> dict[str, float]:
+    def take(self) -> dict[str, float]:
         """Seconds per iteration by phase and the share of data_wait, then starts anew."""
-        total = sum(self._seconds.values())
+        total, iterations = sum(self._seconds.values()), max(1, self._iterations)
         per_iteration = {f"time/{k}": v / iterations for k, v in self._seconds.items()}
         waited = self._seconds["data_wait"] / total if total else 0.0
         self._seconds.clear()
+        self._iterations = 0
         return per_iteration | {"data_wait_fraction": waited}

@@ -18,7 +18,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from qdmr_ray.data.images import encode_png
-from qdmr_ray.storage import Location
+from qdmr_ray.storage import Location, write_file_atomic
 
 METRICS_FILE = "metrics.jsonl"
 PICTURES_FOLDER = "pictures"
@@ -35,6 +35,8 @@ class Journal:
         self._run, self._stage = run, stage
         self._scratch = None if run.local_path else tempfile.TemporaryDirectory(prefix="qdmr-")
         self._root = run.local_path or Path(self._scratch.name)  # type: ignore[union-attr]
+        # Size and time of each file as it was last copied up.
+        self._published: dict[Path, tuple[int, int]] = {}
         self._metrics = self._root / stage / METRICS_FILE
         self._metrics.parent.mkdir(parents=True, exist_ok=True)
         self._keep_lines_up_to(iteration)
@@ -69,8 +71,13 @@ class Journal:
         for folder, _, names in os.walk(self._root):
             for name in names:
                 file = Path(folder) / name
+                status = file.stat()
+                state = (status.st_size, status.st_mtime_ns)
+                if self._published.get(file) == state:
+                    continue
                 parts = file.relative_to(self._root).parts
                 self._run.join(*parts).write_bytes_atomic(file.read_bytes())
+                self._published[file] = state
 
     def close(self) -> None:
         """Publishes and frees the scratch folder."""
@@ -83,7 +90,8 @@ class Journal:
         stored = self._run.join(self._stage, METRICS_FILE)
         lines = stored.read_bytes().decode().splitlines() if stored.exists() else []
         kept = [line for line in lines if _iteration_of(line) <= iteration]
-        self._metrics.write_text("".join(f"{line}\n" for line in kept))
+        # In one piece: a worker killed here must not take the log along.
+        write_file_atomic(self._metrics, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _iteration_of(line: str) -> float:
