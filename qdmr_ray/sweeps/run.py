@@ -94,6 +94,8 @@ def sweep_run(
     assert claim is not None
     scratch = Path(tempfile.mkdtemp(prefix="qdmr-sweep-"))
     with claim:
+        # Once more: whoever held the claim may have begun this sweep with other settings meanwhile.
+        _check_same(sweep, plan)
         try:
             sweep.join(PLAN_FILE).write_bytes_atomic(_plan_text(plan).encode())
             book = Book(plan, sweep, scratch, say)
@@ -189,8 +191,8 @@ class Runner:
         cpus = trial_cpus(self._experiment) + (0 if runs_alone(scaling) else _WAITING_CPUS)
         if math.isinf(resources.get("CPU", 0)):
             raise SettingsError(
-                "concurrent is not set, and the cluster is empty and doesn't say what it grows to: "
-                "set how many trials run at the same time"
+                "concurrent is not set, and the cluster grows as it is asked to: set how many "
+                "trials run at the same time"
             )
         room = int(resources.get("CPU", 0) / cpus + 1e-6)
         if gpu:

@@ -21,6 +21,8 @@ from qdmr_ray.errors import QdmrError, SettingsError
 
 # A worker, and a CPU for Ray Data beside it.
 SMALLEST_LOCAL_CPUS = 2
+# A resource of heads whose cluster has an autoscaler.
+AUTOSCALING = "autoscaling"
 # Set by the command line's -v.
 VERBOSE_VARIABLE = "QDMR_VERBOSE"
 
@@ -101,16 +103,16 @@ def _quiet() -> None:
 
 
 def capacity() -> dict[str, float]:
-    """Resources that the cluster has, or can grow to where it has an autoscaler.
+    """Resources that the cluster has; infinite CPUs and GPUs where it grows when it has to.
 
-    Ray's newer autoscaler says how far it goes. Of a cluster without any CPU that says nothing,
-    only that it must grow is known: everything counts as infinite there.
+    Ray (2.60) tells nobody how far its autoscaler goes, not even that there is one. So the head of
+    a cluster that has one offers the resource ``autoscaling`` (``cluster/`` does so); and one
+    without any CPU can only be about to grow.
     """
     now: dict[str, float] = ray.cluster_resources()
-    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    if not most and not now.get("CPU"):
+    if now.get(AUTOSCALING) or not now.get("CPU"):
         return {**now, "CPU": math.inf, "GPU": math.inf}
-    return {name: max(now.get(name, 0.0), most.get(name, 0.0)) for name in {*now, *most}}
+    return now
 
 
 def uses_gpu(experiment: Experiment) -> bool:
@@ -132,8 +134,8 @@ def uses_gpu(experiment: Experiment) -> bool:
         )
     if scaling.gpu is None and math.isinf(gpus):
         raise SettingsError(
-            "scaling.gpu is not set, and the cluster is empty and doesn't say what it grows to: "
-            "set it to true or false"
+            "scaling.gpu is not set, and the cluster grows as it is asked to: set it to true or "
+            "false"
         )
     return gpus >= needed if scaling.gpu is None else scaling.gpu
 

@@ -6,19 +6,16 @@ Losing a worker may pass: Ray Train starts the workers again from the newest che
 
 from __future__ import annotations
 
-import math
-import os
+import time
 from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from qdmr_ray.errors import QdmrError
-
-# Ray Train gives up on starting its workers after so many seconds, which it calls a failure of
-# its controller, and then tries again.
-_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-_START_SECONDS = 60.0
+from qdmr_ray.train.gauges import PreemptionCounter
 
 # What a bug raises. RuntimeError and OSError are not among them: so a rank fails whose peer died.
 _HOPELESS = (
@@ -39,7 +36,15 @@ class EndAtOnce(ray.train.UserCallback):
 
     Ray Train knows no such errors: it retries whatever a worker raises. But an error in a callback
     ends the run, and with it the other ranks, which may be waiting for the one that failed.
+
+    Stops for machines that are taken away are counted here, for Prometheus: a worker's own count
+    would go with its machine before anybody has seen it.
     """
+
+    def __init__(self, run: str, stage: str) -> None:
+        self._run, self._stage = run, stage
+        # Made where it is used: metrics don't travel between processes.
+        self._preemptions: PreemptionCounter | None = None
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train's controller as soon as a worker has failed."""
@@ -47,23 +52,52 @@ class EndAtOnce(ray.train.UserCallback):
             cause = root_cause(error)
             if isinstance(cause, _HOPELESS):
                 raise cause
+        if any(is_preemption(error) for error in worker_exceptions.values()):
+            self._preemptions = self._preemptions or PreemptionCounter(self._run, self._stage)
+            self._preemptions.add()
 
 
-def attempts_within(seconds: float) -> int:
-    """How often Ray Train may fail to start its workers in ``seconds``, for FailureConfig."""
-    each = float(os.environ.get(_START_TIMEOUT, _START_SECONDS))
-    # The first attempt is not a repetition.
-    return max(0, math.ceil(seconds / each) - 1)
+class Patience(ControllerCallback, WorkerGroupCallback):
+    """Ends a run whose workers have found no room for ``seconds`` on end.
+
+    Ray Train counts failed starts over the whole run instead, so that a long run on machines that
+    come and go would end although each of them was replaced.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: float | None = None
+
+    def on_controller_start_worker_group(self, **_: Any) -> None:
+        """Called before each attempt."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Called when the workers are there."""
+        self._since = None
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Called after each failed attempt, and after a failure of the workers.
+
+        Raises:
+            QdmrError: time is up.
+        """
+        if self._since is not None and time.monotonic() - self._since >= self._seconds:
+            raise QdmrError(
+                f"the cluster had no room for its workers for all of scaling.node_wait="
+                f"{self._seconds:g} s; bring nodes back and run the same command to go on, or set "
+                "scaling.min_workers to go on with fewer"
+            )
+
+
+def is_preemption(error: BaseException) -> bool:
+    """Whether a worker failed because its machine was taken away, after a notice or without."""
+    return any(isinstance(e, RayActorError) and e.preempted for e in _chain(error))
 
 
 def training_error(stage: str, error: BaseException) -> QdmrError:
     """One line with the first cause: a worker's own error where there is one."""
-    if any(type(e).__name__ == "WorkerGroupStartupTimeoutError" for e in _chain(error)):
-        return QdmrError(
-            f"stage {stage} stopped: the cluster had no room for its workers for all of "
-            "scaling.node_wait; bring nodes back and run the same command to go on, or set "
-            "scaling.min_workers to go on with fewer"
-        )
     failures = getattr(error, "worker_failures", {})
     causes = [root_cause(failure) for failure in failures.values()] or [root_cause(error)]
     cause = next((c for c in causes if isinstance(c, QdmrError)), causes[0])

@@ -29,8 +29,8 @@ class Gauges:
     """Metrics of one stage, each with the tags ``run``, ``stage`` and ``figure``.
 
     Gauges: ``qdmr_loss``, ``qdmr_step_phase_seconds``, ``qdmr_codebook``, ``qdmr_validation``,
-    ``qdmr_learning_rate``, ``qdmr_gradient_norm`` and the figures without parts. Counters:
-    ``qdmr_non_finite``, and ``qdmr_preemptions`` without ``figure``.
+    ``qdmr_learning_rate``, ``qdmr_gradient_norm`` and the figures without parts. Counter:
+    ``qdmr_non_finite``.
     """
 
     def __init__(self, run: str, stage: str) -> None:
@@ -38,9 +38,6 @@ class Gauges:
         self._gauges: dict[str, Gauge] = {}
         self._non_finite = Counter(
             f"{_PREFIX}_non_finite", "logged figures that were not finite", tag_keys=_TAGS
-        )
-        self._preemptions = Counter(
-            f"{_PREFIX}_preemptions", "stops for a machine that is taken away", tag_keys=_TAGS[:2]
         )
 
     def set(self, iteration: int, figures: Mapping[str, float]) -> None:
@@ -51,17 +48,33 @@ class Gauges:
                 self._gauge(metric).set(value, {**self._tags, "figure": figure})
             else:
                 # A gauge that is not finite draws nothing; that it was so must show.
-                self._non_finite.inc(1, {**self._tags, "figure": figure or metric})
+                self.not_finite(name)
 
-    def preempted(self) -> None:
-        """Counts a stop because a worker's machine was about to be taken away."""
-        self._preemptions.inc(1, self._tags)
+    def not_finite(self, name: str) -> None:
+        """Counts a figure that ends the training before it is logged."""
+        metric, figure = gauge_of(name)
+        self._non_finite.inc(1, {**self._tags, "figure": figure or metric})
 
     def _gauge(self, metric: str) -> Gauge:
         if metric not in self._gauges:
             description = f"{metric.replace('_', ' ')} of a training stage"
             self._gauges[metric] = Gauge(f"{_PREFIX}_{metric}", description, tag_keys=_TAGS)
         return self._gauges[metric]
+
+
+class PreemptionCounter:
+    """``qdmr_preemptions``: how often machines of a stage's workers were taken away, with the tags
+    ``run`` and ``stage``."""
+
+    def __init__(self, run: str, stage: str) -> None:
+        self._tags = {"run": run, "stage": stage}
+        self._counter = Counter(
+            f"{_PREFIX}_preemptions", "stops for a machine that is taken away", tag_keys=_TAGS[:2]
+        )
+
+    def add(self) -> None:
+        """Counts one more."""
+        self._counter.inc(1, self._tags)
 
 
 def gauge_of(name: str) -> tuple[str, str]:

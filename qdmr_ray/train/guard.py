@@ -7,7 +7,7 @@ the marks are read where a line is logged or a checkpoint saved, so before a bad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,12 @@ _PERPLEXITY = "/perplexity"
 class GuardSettings(Settings):
     """What is done about a run that goes wrong: stop it, warn, or nothing."""
 
-    non_finite: str = setting(STOP, "a loss term that is infinite or not a number", choices=ACTIONS)
+    non_finite: str = setting(
+        STOP,
+        "a loss term that is infinite or not a number; weights that are so are never kept, unless "
+        "this is off",
+        choices=ACTIONS,
+    )
     discriminator: str = setting(
         WARN, "a discriminator whose mean logit passes discriminator_logit", choices=ACTIONS
     )
@@ -40,6 +45,15 @@ class GuardSettings(Settings):
     codebook_perplexity: float = setting(
         1.5, "smallest usual perplexity of a batch's codes; 1 is a single code", minimum=1
     )
+
+
+class NotFiniteError(QdmrError):
+    """A run that is stopped because ``figure`` is infinite or not a number."""
+
+    # With a default, as copies in other processes are made from the message alone.
+    def __init__(self, message: str, figure: str = "") -> None:
+        super().__init__(message)
+        self.figure = figure
 
 
 class Guard:
@@ -72,7 +86,7 @@ class Guard:
         """A warning for each term newly found not finite; a collective call on all ranks.
 
         Raises:
-            QdmrError: such a term, where the setting says stop; names it and the iteration.
+            NotFiniteError: such a term, where the setting says stop; names it and the iteration.
         """
         if self._first_bad is None:
             return []
@@ -87,13 +101,35 @@ class Guard:
         if not found:
             return []
         name, iteration = min(found.items(), key=lambda item: item[1])
-        text = f"stage {self._stage}: {name} is not finite from iteration {iteration} on"
-        return self._told(
-            self._settings.non_finite,
-            text,
+        return self._not_finite(name, f"from iteration {iteration} on")
+
+    @torch.no_grad()
+    def check_weights(self, weights: Iterable[Tensor], iteration: int) -> tuple[bool, list[str]]:
+        """Whether a state with these ``weights`` may be kept, and a warning where not.
+
+        The losses of a step are those of the weights before it: finite losses say nothing of what
+        the step has made. Weights are the same on all ranks, and so is the answer.
+
+        Raises:
+            NotFiniteError: they are not finite, or too large to be squared in their precision,
+                where the setting says stop.
+        """
+        if self._settings.non_finite == OFF:
+            return True, []
+        norms = torch._foreach_norm(list(weights))
+        if torch.stack([norm.float() for norm in norms]).isfinite().all():
+            return True, []
+        return False, self._not_finite("a length of weights", f"after iteration {iteration}")
+
+    def _not_finite(self, name: str, when: str) -> list[str]:
+        text = f"stage {self._stage}: {name} is not finite {when}"
+        remedy = (
             "the checkpoint before it is kept; lower the learning rates "
-            f"(stages.{self._stage}.optimizer) or set their clip, under another --name",
+            f"(stages.{self._stage}.optimizer) or set their clip, under another --name"
         )
+        if self._settings.non_finite == STOP:
+            raise NotFiniteError(f"{text}; {remedy}", name)
+        return self._told(self._settings.non_finite, text, remedy)
 
     def check_means(self, figures: Mapping[str, float], iteration: int) -> list[str]:
         """Warnings about the means that are logged, the same on all ranks.

@@ -8,6 +8,7 @@ spares it the start of a worker group.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+
+# How often Ray passes a process's figures on to Prometheus (metrics_report_interval_ms).
+EXPORT_SECONDS = 10.0
 
 # Called with a stage's name, its iteration and the figures logged there.
 Watch = Callable[[str, int, Mapping[str, float]], None]
@@ -38,6 +42,9 @@ class Host(Protocol):
 
     def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
         """Takes a line of the log, on rank 0."""
+
+    def linger(self) -> None:
+        """Lets figures get out that explain an end; every rank calls it before it raises."""
 
 
 class RayTrainHost:
@@ -63,6 +70,10 @@ class RayTrainHost:
         """Passes the line on to the board."""
         if self._board is not None:
             self._board.log.remote(stage, iteration, dict(figures))
+
+    def linger(self) -> None:
+        """Waits for the next export: Ray Train kills all ranks as soon as one has failed."""
+        time.sleep(EXPORT_SECONDS)
 
 
 class OwnHost:
@@ -91,7 +102,14 @@ class OwnHost:
         """Calls ``watch``."""
         self._watch(stage, iteration, figures)
 
+    def linger(self) -> None:
+        """Nothing: this process goes on."""
+
 
 def threads_for(host: Host) -> int:
-    """PyTorch threads of a worker where no setting says it: its share of the machine's CPUs."""
-    return max(1, (os.cpu_count() or 1) // host.local_world_size)
+    """PyTorch threads of a worker where no setting says it: its share of the machine's CPUs, or of
+    the node's, where that is a container or one of several nodes of a machine."""
+    cpus = float(os.cpu_count() or 1)
+    here = ray.get_runtime_context().get_node_id()
+    node = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
+    return max(1, int(min(cpus, node or cpus)) // host.local_world_size)

@@ -15,7 +15,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from qdmr_ray.config import Experiment, ScalingSettings
-from qdmr_ray.train.failures import EndAtOnce, attempts_within, training_error
+from qdmr_ray.train.failures import EndAtOnce, Patience, training_error
 from qdmr_ray.train.host import OwnHost, Watch
 from qdmr_ray.train.loop import Task, Worker, train_worker
 from qdmr_ray.train.notice import WatchedTorchConfig
@@ -90,7 +90,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
     return TorchTrainer(
         train_worker,
         train_loop_config={"task": task},
-        torch_config=WatchedTorchConfig(backend="nccl" if gpu else "gloo"),
+        torch_config=WatchedTorchConfig(backend=_backend(scaling, gpu)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=_worker_count(scaling),
             elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
@@ -102,11 +102,21 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
             storage_path=scratch,
             failure_config=ray.train.FailureConfig(
                 max_failures=scaling.max_failures,
-                controller_failure_limit=attempts_within(scaling.node_wait),  # type: ignore[call-arg]
+                # Patience says when it is enough.
+                controller_failure_limit=-1,  # type: ignore[call-arg]
             ),
-            callbacks=[EndAtOnce(), _Introduction(task.board)],  # type: ignore[list-item]
+            callbacks=[
+                EndAtOnce(experiment.name, task.stage),  # type: ignore[list-item]
+                Patience(scaling.node_wait),  # type: ignore[list-item]
+                _Introduction(task.board),  # type: ignore[list-item]
+            ],
         ),
     )
+
+
+def _backend(scaling: ScalingSettings, gpu: bool) -> str:
+    # NCCL takes one rank per GPU; workers that share one exchange gradients through the CPU.
+    return "nccl" if gpu and scaling.gpus_per_worker == 1 else "gloo"
 
 
 def _worker_count(scaling: ScalingSettings) -> Any:

@@ -6,15 +6,17 @@ a slow run explains itself: ``data_wait``, ``step``, ``log``, ``checkpoint``.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import resource
+import socket
 import time
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import ray.exceptions
@@ -33,7 +35,7 @@ from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
 from qdmr_ray.train.figures import Averages, Clock
 from qdmr_ray.train.gauges import Gauges
-from qdmr_ray.train.guard import Guard
+from qdmr_ray.train.guard import Guard, NotFiniteError
 from qdmr_ray.train.host import Host, RayTrainHost, threads_for
 from qdmr_ray.train.journal import Journal
 from qdmr_ray.train.notice import Notice, Preempted
@@ -43,6 +45,8 @@ from qdmr_ray.train.progress import Reporter
 from qdmr_ray.train.snapshot import random_state, restore_random_state
 from qdmr_ray.train.validation import VALIDATED, Validation, mean_figures
 
+# Says which settings a stage was begun with, before it has a result.
+BEGUN_FILE = "begun.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 FINAL_FOLDER = "final"
 # Ray Train takes one report in this time; what comes faster would wait in line.
@@ -50,6 +54,7 @@ REPORT_SECONDS = 2.0
 # The end of the columns that count broken records.
 SKIPPED = "_skipped"
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 Streams = type[CropStream] | type[InProcessStream]
 # Iterations whose first-time costs (allocation, kernel choice) are left out of the timings.
 UNTIMED_ITERATIONS = 1
@@ -92,6 +97,7 @@ class Worker:
         self.run_location: Location = open_location(
             task.run_uri, endpoint=self.experiment.data.s3_endpoint
         )
+        self._check_storage()
         torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
         self.stage = self._build_stage()
         self.reporter = Reporter(task.board if self.rank == 0 else None)
@@ -131,11 +137,26 @@ class Worker:
             # What is being written may still be of use; its own failure would hide the first one.
             with suppress(QdmrError):
                 self.checkpoints.wait()
+            if self.journal is not None:
+                # In a store these lines, which say how it went wrong, would be gone otherwise.
+                with suppress(QdmrError):
+                    self.journal.publish()
             raise
         self.checkpoints.wait()
         if self.journal is not None:
             self._save_final()
             self.journal.close()
+
+    def _check_storage(self) -> None:
+        """A disk of the driver's machine that this one doesn't have would take checkpoints in, and
+        nobody would find them again."""
+        begun = self.run_location.join(self.task.stage, BEGUN_FILE)
+        if begun.exists() and json.loads(begun.read_bytes())["digest"] == self.task.digest:
+            return
+        raise QdmrError(
+            f"{begun.uri}: the worker on {socket.gethostname()} doesn't see what the command has "
+            "begun there; name a --storage that all nodes reach, s3://… or a shared disk"
+        )
 
     def _build_stage(self) -> Stage:
         # The same weights on every rank and after every restart; each stage has its own.
@@ -248,11 +269,12 @@ class Worker:
                     self.guard.watch(figures, self.stage.iteration)
                     averages.add(figures)
                 self._skipped += _skipped(received)
+                clock.tick()
                 self._after_step(batch, averages, clock)
                 if self.notice.given(self.stage.iteration):
                     self._leave()
                 if self.stage.iteration == first:
-                    clock.take(UNTIMED_ITERATIONS)
+                    clock.take()
 
     def _batches(self) -> Generator[dict[str, Any], None, None]:
         try:
@@ -277,7 +299,7 @@ class Worker:
         last = iteration == self.settings.iterations
         if self._logs_at(iteration) or self._saves_at(iteration):
             # Before a bad state is saved.
-            self._warn(self.guard.check())
+            self._warn(self._guarded(self.guard.check))
         if self._logs_at(iteration):
             if self._validates_at(iteration):
                 with clock.phase("validation"):
@@ -291,7 +313,27 @@ class Worker:
                 self._draw(batch)
         if self._saves_at(iteration):
             with clock.phase("checkpoint"):
-                self._checkpoint()
+                if self._is_sound():
+                    self._checkpoint()
+
+    def _is_sound(self) -> bool:
+        """Whether this state may be kept; warns where it may not."""
+        weights = [*self.stage.generator.parameters(), *self.stage.discriminators.parameters()]
+        sound, warnings = self._guarded(
+            lambda: self.guard.check_weights(weights, self.stage.iteration)
+        )
+        self._warn(warnings)
+        return sound
+
+    def _guarded(self, look: Callable[[], T]) -> T:
+        """What the guard finds; where it ends the run, Prometheus sees why."""
+        try:
+            return look()
+        except NotFiniteError as error:
+            if self.gauges is not None:
+                self.gauges.not_finite(error.figure)
+            self.host.linger()
+            raise
 
     def _saves_at(self, iteration: int) -> bool:
         interval = self.experiment.logging.checkpoint_interval
@@ -318,7 +360,7 @@ class Worker:
         # Taken with the other figures, whose means over the workers are one exchange.
         averages.sums[SKIPPED] = torch.tensor(float(self._skipped * count), device=self.device)
         self._skipped = 0
-        figures = averages.take() | clock.take(count)
+        figures = averages.take() | clock.take()
         figures["broken_records"] = round(figures.pop(SKIPPED) * self.world_size)
         self._warn_of_broken(figures["broken_records"])
         for name, norm in self.stage.gradient_norms().items():
@@ -338,13 +380,14 @@ class Worker:
         # A checkpoint between two validations is judged by the one before it.
         self._figures = self._validated | figures
         self._check_best_metric()
-        self._warn(self.guard.check_means(figures, self.stage.iteration))
         if self.journal is not None and self.gauges is not None:
             self.journal.log(self.stage.iteration, figures)
             # So that an alert can tell a stage that has ended from one that is gone.
             planned = {"iterations_planned": float(self.settings.iterations)}
             self.gauges.set(self.stage.iteration, figures | planned)
             self.host.logged(self.task.stage, self.stage.iteration, figures)
+        # Afterwards, so that the line that explains an end is there.
+        self._warn(self.guard.check_means(figures, self.stage.iteration))
         shown = {k: v for k, v in figures.items() if k.endswith(_SHOWN)}
         shown |= {"samples/s": rate, "data_wait": figures["data_wait_fraction"]}
         self.reporter.post(self.stage.iteration, shown)
@@ -419,17 +462,22 @@ class Worker:
         if iteration == self.settings.iterations:
             return
         if not self._saves_at(iteration):
-            self._warn(self.guard.check())
-            self._checkpoint()
+            self._warn(self._guarded(self.guard.check))
+            if self._is_sound():
+                self._checkpoint()
         self.checkpoints.wait()
-        if self.gauges is not None:
-            self.gauges.preempted()
         if self.group is not None:
             # The first rank that ends takes the others with it: not before rank 0 has written.
             torch.distributed.barrier(group=self.group)
         raise Preempted(f"stopped after iteration {iteration}: a worker is about to be taken away")
 
     def _save_final(self) -> None:
+        if not self._is_sound():
+            raise QdmrError(
+                f"stage {self.task.stage}: its weights are not finite after the last iteration, so "
+                "there is no result; lower its learning rates or set their clip, under another "
+                "--name"
+            )
         save_model(
             self.run_location.join(self.task.stage, FINAL_FOLDER),
             cast(VQGAN | QDMR, self.stage.result()),

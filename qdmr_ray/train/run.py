@@ -35,15 +35,13 @@ from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.train.host import Watch
 from qdmr_ray.train.journal import METRICS_FILE
 from qdmr_ray.train.launch import Launch, with_workers
-from qdmr_ray.train.loop import FINAL_FOLDER, Task
+from qdmr_ray.train.loop import BEGUN_FILE, FINAL_FOLDER, Task
 from qdmr_ray.train.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.train.validation import validation_names
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 NOTES_FILE = "notes.json"
-# Says which settings a stage was begun with, before it has a result.
-BEGUN_FILE = "begun.json"
 
 
 def train_run(
@@ -82,6 +80,8 @@ def train_run(
     claim = claims.acquire(lambda: False, lambda whom: say(f"{run.uri}: {whom}, who trains it"))
     assert claim is not None
     with claim:
+        # Once more: whoever held the claim may have begun this run with other settings meanwhile.
+        _check_earlier_run(experiment, run, names, digests)
         _train_stages(experiment, run, names, digests, store, start, gpu, watch, say)
     return run
 

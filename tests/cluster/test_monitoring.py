@@ -58,7 +58,7 @@ COUNTED = {"ray_qdmr_non_finite_total", "ray_qdmr_preemptions_total", "ray_qdmr_
 SHOWING = """
 import json, math, sys, time
 import ray
-from qdmr_ray.train.gauges import Gauges, TrialGauge
+from qdmr_ray.train.gauges import Gauges, PreemptionCounter, TrialGauge
 
 ray.init(logging_level="ERROR")
 figures = json.loads(sys.argv[1])
@@ -68,7 +68,7 @@ class Worker:
     def __init__(self):
         self.gauges = Gauges("demo", "uda")
         self.trials = TrialGauge("sweep")
-        self.gauges.preempted()
+        PreemptionCounter("demo", "uda").add()
 
     def log(self, iteration):
         self.trials.set({"running": 3})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import ray
@@ -13,6 +16,14 @@ from local_ray import local_ray
 from ray._common.utils import reset_ray_address
 from ray._private.utils import write_ray_address
 
+from qdmr_ray.config import experiment_from_dict
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.train import launch
+from qdmr_ray.train.cluster import check_cpus, uses_gpu
+from qdmr_ray.train.failures import Patience
+from qdmr_ray.train.host import OwnHost, threads_for
+
+GROWING = {"CPU": 2.0, "autoscaling": 1.0}
 SESSION_OF_ANOTHER = """
 import ray
 from qdmr_ray.train.cluster import ensure_ray
@@ -41,3 +52,84 @@ def test_a_command_joins_no_cluster_that_it_was_not_told_of(
     assert done.returncode == 0, done.stderr
     assert "session " in done.stdout
     assert f"session {ours}" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpu", "expected"),
+    [
+        ({"CPU": 8.0, "GPU": 1.0}, None, False),
+        ({"CPU": 8.0, "GPU": 2.0}, None, True),
+        ({"CPU": 8.0, "GPU": 2.0}, False, False),
+        # One node of four is there; the others come when they are needed.
+        ({**GROWING, "GPU": 1.0}, True, True),
+        ({"controller": 8.0}, True, True),
+    ],
+)
+def test_gpus_are_those_that_the_cluster_has_or_grows_to(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], gpu: bool | None, expected: bool
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    experiment = experiment_from_dict({"scaling": {"workers": 2, "gpu": gpu}})
+    assert uses_gpu(experiment) is expected
+    check_cpus(experiment)
+
+
+@pytest.mark.parametrize("resources", [GROWING, {"controller": 8.0}])
+def test_a_cluster_that_grows_is_never_taken_for_one_without_gpus(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float]
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    with pytest.raises(SettingsError, match=r"scaling\.gpu is not set.*true or false"):
+        uses_gpu(experiment_from_dict({}))
+
+
+@pytest.mark.parametrize(
+    ("machine", "node", "workers", "threads"),
+    [(16, 16.0, 4, 4), (64, 4.0, 1, 4), (2, 8.0, 1, 2), (8, 0.0, 2, 4), (2, 2.0, 4, 1)],
+)
+def test_threads_are_a_share_of_what_the_node_has(
+    monkeypatch: pytest.MonkeyPatch, machine: int, node: float, workers: int, threads: int
+) -> None:
+    class Context:
+        def get_node_id(self) -> str:
+            return "here"
+
+    nodes: list[dict[str, Any]] = [
+        {"NodeID": "there", "Resources": {"CPU": 96.0}},
+        {"NodeID": "here", "Resources": {"CPU": node} if node else {}},
+    ]
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    host = OwnHost(gpu=False, local_world_size=workers, watch=lambda *_: None)
+    assert threads_for(host) == threads
+
+
+@pytest.mark.parametrize(
+    ("gpu", "share", "backend"), [(True, 1.0, "nccl"), (True, 0.5, "gloo"), (False, 1.0, "gloo")]
+)
+def test_workers_that_share_a_gpu_do_not_use_nccl(gpu: bool, share: float, backend: str) -> None:
+    experiment = experiment_from_dict({"scaling": {"workers": 2, "gpus_per_worker": share}})
+    assert launch._backend(experiment.scaling, gpu) == backend
+
+
+def test_patience_is_for_each_wait_and_not_for_all_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    patience = Patience(60.0)
+    for _ in range(5):
+        patience.on_controller_start_worker_group()
+        now[0] += 40
+        # An attempt that failed, and one that worked.
+        patience.before_controller_execute_failure_decision(None)
+        patience.on_controller_start_worker_group()
+        patience.after_worker_group_start(None)
+        now[0] += 1000
+        # A failure of workers that were there has nothing to do with waiting.
+        patience.before_controller_execute_failure_decision(None)
+    patience.on_controller_start_worker_group()
+    now[0] += 60
+    with pytest.raises(QdmrError, match=r"no room .* for all of scaling\.node_wait=60"):
+        patience.before_controller_execute_failure_decision(None)

@@ -6,8 +6,11 @@ import math
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from qdmr_ray.train import gauges
+from qdmr_ray.train.failures import EndAtOnce
+from qdmr_ray.train.notice import Preempted
 
 
 class Fake:
@@ -56,10 +59,24 @@ def test_a_figure_that_is_not_finite_is_counted_and_its_gauge_stays() -> None:
 
 
 def test_preemptions_are_counted() -> None:
-    stage = gauges.Gauges("demo", "uda")
-    stage.preempted()
-    stage.preempted()
+    counter = gauges.PreemptionCounter("demo", "uda")
+    counter.add()
+    counter.add()
     assert made["qdmr_preemptions"].values == {("demo", "uda"): 2}
+
+
+def test_preemptions_are_counted_where_they_outlive_the_worker() -> None:
+    ends = EndAtOnce("demo", "uda")
+    ends.after_exception(None, {0: Preempted("stopped"), 1: RuntimeError("its peer is gone")})
+    ends.after_exception(None, {1: RayActorError(error_msg="killed")})
+    ends.after_exception(None, {0: Preempted("stopped")})
+    assert made["qdmr_preemptions"].values == {("demo", "uda"): 2}
+
+
+def test_a_figure_that_ends_the_training_is_counted() -> None:
+    stage = gauges.Gauges("demo", "uda")
+    stage.not_finite("source/gan")
+    assert made["qdmr_non_finite"].values == {("demo", "uda", "source/gan"): 1}
 
 
 def test_a_state_that_is_empty_again_shows_zero() -> None:

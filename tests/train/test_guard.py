@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.train.gauges import gauge_of
-from qdmr_ray.train.guard import Guard, GuardSettings
+from qdmr_ray.train.guard import Guard, GuardSettings, NotFiniteError
 
 
 def scalars(**values: float) -> dict[str, torch.Tensor]:
@@ -39,6 +40,24 @@ def test_it_warns_once_or_says_nothing_by_setting() -> None:
     silent = Guard(GuardSettings(non_finite="off"), "base")
     silent.watch(scalars(source_l1=math.nan), 5)
     assert silent.check() == []
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
+def test_weights_that_are_not_finite_are_not_kept(bad: float) -> None:
+    good, broken = torch.ones(2, 3), torch.tensor([1.0, bad])
+    assert Guard(GuardSettings(), "uda").check_weights([good, good], 7) == (True, [])
+    with pytest.raises(NotFiniteError, match=r"uda: .*weights is not finite after iteration 7"):
+        Guard(GuardSettings(), "uda").check_weights([good, broken], 7)
+    # The error reaches the driver from another process.
+    error = pickle.loads(pickle.dumps(NotFiniteError("what", "source/l1")))
+    assert (str(error), error.figure) == ("what", "source/l1")
+    warning = Guard(GuardSettings(non_finite="warn"), "uda")
+    sound, (line,) = warning.check_weights([good, broken], 7)
+    assert not sound
+    assert "after iteration 7" in line
+    assert warning.check_weights([good, broken], 8) == (False, [])
+    silent = Guard(GuardSettings(non_finite="off"), "uda")
+    assert silent.check_weights([good, broken], 7) == (True, [])
 
 
 @pytest.mark.parametrize("value", [250.0, -250.0])

@@ -36,6 +36,9 @@ from qdmr_ray.nets import VQGAN
 from qdmr_ray.nets.adapter import to_authors
 from qdmr_ray.stages import STAGES, Parts, build_stage
 from qdmr_ray.storage import open_location
+from qdmr_ray.train.host import OwnHost
+from qdmr_ray.train.launch import InThisProcess
+from qdmr_ray.train.loop import Task, Worker
 from qdmr_ray.train.run import train_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -245,17 +248,59 @@ def test_broken_records_end_a_run_or_are_counted_by_setting(
     assert sum(f"{data}: broken records are passed over" in line for line in told) == 1
 
 
+@pytest.mark.parametrize(
+    ("interval", "named"),
+    [
+        (1, "weights is not finite after iteration 1;"),
+        (8, r"source/\w+ is not finite from iteration 2 on"),
+    ],
+)
 def test_a_run_that_diverges_stops_before_a_bad_state_is_kept(
-    cluster: None, tiny_dataset: Path, tmp_path: Path
+    cluster: None, tiny_dataset: Path, tmp_path: Path, interval: int, named: str
 ) -> None:
     values = settings(tiny_dataset, run=["source_only"])
     values["stages"]["source_only"] |= {"iterations": 8, "optimizer": {"generator_lr": 1e30}}
-    values["logging"] |= {"log_interval": 8, "checkpoint_interval": 1}
-    with pytest.raises(QdmrError, match=r"source/\w+ is not finite from iteration 2 on") as caught:
+    values["logging"] |= {"log_interval": 8, "checkpoint_interval": interval}
+    # The first step's losses are finite, the weights that it makes are hopeless.
+    with pytest.raises(QdmrError, match=named) as caught:
         train_run(experiment_from_dict(values), storage=str(tmp_path), say=lambda _: None)
     assert "\n" not in str(caught.value)
-    kept = tmp_path / "run" / "source_only" / "checkpoints"
-    assert [path.parent.name for path in kept.glob("*/complete.json")] == ["checkpoint_000000001"]
+    stage = tmp_path / "run" / "source_only"
+    assert list(stage.rglob("complete.json")) == []
+    assert not (stage / "final").exists()
+
+
+def test_a_run_that_may_go_on_with_broken_weights_keeps_none_of_them(
+    cluster: None, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    values = settings(tiny_dataset, run=["source_only"], guard={"non_finite": "warn"})
+    values["stages"]["source_only"]["optimizer"] = {"generator_lr": 1e30}
+    values["scaling"]["workers"] = 1
+    with pytest.raises(QdmrError, match="weights are not finite after the last iteration"):
+        train_run(
+            experiment_from_dict(values),
+            storage=str(tmp_path),
+            launch=InThisProcess(sharing=1),
+            say=lambda _: None,
+        )
+    stage = tmp_path / "run" / "source_only"
+    assert list(stage.rglob("complete.json")) == []
+    assert not (stage / "final").exists()
+    assert [line["iteration"] for line in metrics_of(tmp_path / "run", "source_only")] == [
+        *range(1, ITERATIONS + 1)
+    ]
+
+
+def test_a_disk_that_the_worker_does_not_share_is_named(
+    cluster: None, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    experiment = experiment_from_dict(settings(tiny_dataset, run=["source_only"]))
+    elsewhere = tmp_path / "elsewhere"
+    task = Task(experiment.to_dict(), "source_only", str(elsewhere), "0" * 64, {})
+    host = OwnHost(gpu=False, watch=lambda *_: None)
+    with pytest.raises(QdmrError, match=f"{elsewhere}.*name a --storage that all nodes reach"):
+        Worker(task, host)
+    assert not elsewhere.exists()
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -13,6 +13,7 @@ from test_training import metrics_of, settings
 
 from qdmr_ray.claims import Claims
 from qdmr_ray.config import experiment_from_dict
+from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.launch import InThisProcess
 from qdmr_ray.train.run import train_run
@@ -53,9 +54,39 @@ def test_the_second_command_waits_for_the_first(
     with claim:
         pass
     second.join(120)
-    assert [line["iteration"] for line in metrics_of(tmp_path / "run", "source_only")] == [
-        1,
-        2,
-        3,
-        4,
-    ]
+    lines = metrics_of(tmp_path / "run", "source_only")
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_the_second_command_does_not_go_on_with_other_settings(
+    cluster: None, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    plain = settings(tiny_dataset, run=["source_only"])
+    plain["scaling"]["workers"] = 1
+    launch = InThisProcess(sharing=1)
+    claim = Claims(open_location(tmp_path / "run" / "claims")).acquire(lambda: False, print)
+    assert claim is not None
+    failures: list[Exception] = []
+
+    def second() -> None:
+        other = experiment_from_dict(plain | {"seed": 4})
+        try:
+            train_run(other, storage=str(tmp_path), launch=launch, say=lambda _: waiting.set())
+        except QdmrError as error:
+            failures.append(error)
+
+    waiting = threading.Event()
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert waiting.wait(60)
+    # What the first command has done meanwhile.
+    begun = tmp_path / "run" / "source_only" / "begun.json"
+    begun.parent.mkdir()
+    begun.write_text('{"digest": "of other settings"}')
+    with claim:
+        pass
+    thread.join(120)
+    (failure,) = failures
+    assert "stage source_only was begun with other settings or data" in str(failure)
