@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SIXTEEN_TO_EIGHT = 257
 SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
-_TIFF_BITS_PER_SAMPLE = 258
+# A TIFF's tags, and what they say: black is 65535; each colour lies in a plane of its own.
+_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_PLANAR, _TIFF_ORIENTATION = 258, 262, 284, 274
+_TIFF_EXTRA_SAMPLES = 338
+_MIN_IS_WHITE, _PLANES = 0, 2
+_NO_ALPHA, _PREMULTIPLIED = 0, 1
+# 12 bits, which Pillow gives as they are, spread over 16.
+_TWELVE_BITS, _FULL_TWELVE, _FULL_SIXTEEN = (12,), 4095, 65535
 # A PNG's bit depth lies at a fixed place: 8 bytes of signature, then the IHDR chunk's length,
 # name, width and height of 4 bytes each.
 _PNG_BIT_DEPTH_AT = 24
@@ -152,9 +159,7 @@ def _is_unknown(error: Exception) -> bool:
 
 def _pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
     """uint8 (H, W, 3) in the file's own orientation."""
-    if image.mode in SIXTEEN_BIT_GREY:
-        return _eight_bits(np.asarray(image)[..., None])
-    if image.mode not in CONVERTIBLE:
+    if image.mode not in CONVERTIBLE + SIXTEEN_BIT_GREY:
         raise QdmrError(
             f"{name}: colour mode {image.mode} is not supported; "
             "save the picture as 8- or 16-bit RGB or grey"
@@ -167,20 +172,73 @@ def _pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
 
 
 def is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
-    """Whether Pillow, which has no 16-bit colour mode, has thrown away the low bytes."""
+    """Whether the file has more bits than Pillow, which has no 16-bit colour mode, may give."""
+    if image.mode in SIXTEEN_BIT_GREY:
+        return True
     if image.format == "PNG":
         return data[_PNG_BIT_DEPTH_AT] == 16
-    tags = getattr(image, "tag_v2", None)
-    return tags is not None and 16 in tuple(tags.get(_TIFF_BITS_PER_SAMPLE, ()))
+    return 16 in tuple(_tiff_tags(image).get(_TIFF_BITS_PER_SAMPLE, ()))
 
 
 def read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
-    """uint16 (H, W, 2 grey, alpha | 3 RGB | 4 RGBA) of a colour PNG or TIFF, turned as ``image``.
+    """uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA) of a PNG or a TIFF's page, turned as
+    ``image``, 65535 white.
 
-    Pillow's unpackers take the high byte of each value; told that the bytes come in the other
-    order, the same decoder takes the low one. So every compression that Pillow reads is exact.
+    Raises:
+        QdmrError: the values lie in a way that can't be read exactly.
     """
+    tags = _tiff_tags(image)
+    if image.mode in SIXTEEN_BIT_GREY:
+        grey = np.asarray(image)[..., None].astype(np.uint16)
+        if tuple(tags.get(_TIFF_BITS_PER_SAMPLE, ())) == _TWELVE_BITS:
+            grey = np.rint(grey * (_FULL_SIXTEEN / _FULL_TWELVE)).astype(np.uint16)
+        # Pillow turns 8 bits round, not 16.
+        return _FULL_SIXTEEN - grey if tags.get(_TIFF_PHOTOMETRIC) == _MIN_IS_WHITE else grey
+    if tags.get(_TIFF_PLANAR) == _PLANES:
+        return _read_planes(data, image.tell(), name)
+    return _read_both_bytes(image, data, name)
+
+
+def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
+    return getattr(image, "tag_v2", {})
+
+
+def _read_planes(data: bytes, number: int, name: str) -> np.ndarray:
+    """A TIFF page whose colours lie apart: Pillow loses low bytes of compressed ones, unnoticed."""
+    # Only here, since few photographs need it.
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[number].aspage()
+        try:
+            # (planes, depth, height, width, 1)
+            planes = page.asarray(squeeze=False)[:, 0, :, :, 0]
+        except ValueError as error:  # A compression that takes another package.
+            raise QdmrError(
+                f"{name}: 16-bit colours in planes cannot be read exactly with this compression "
+                f"({_one_line(error)}); save the picture uncompressed, or with its colours together"
+            ) from error
+        tags = {code: page.tags.valueof(code) for code in (_TIFF_EXTRA_SAMPLES, _TIFF_ORIENTATION)}
+    extra = tuple(tags[_TIFF_EXTRA_SAMPLES] or ())
+    if _PREMULTIPLIED in extra:
+        raise QdmrError(
+            f"{name}: 16-bit pixels that are multiplied with their transparency are not supported; "
+            "save the picture as plain 16-bit RGB or grey"
+        )
+    pixels = np.moveaxis(planes[:3] if extra[:1] == (_NO_ALPHA,) else planes[:4], 0, -1)
+    # As Pillow does with what it reads itself.
+    return oriented(pixels, tags[_TIFF_ORIENTATION] or 1)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _read_both_bytes(image: Image.Image, data: bytes, name: str) -> np.ndarray:
+    """Pillow's unpackers take the high byte of each value; told that the bytes come in the other
+    order, the same decoder takes the low one. So every compression that Pillow reads is exact."""
     with Image.open(io.BytesIO(data)) as again:
+        again.seek(image.tell())
         raw_mode = _raw_mode(again.tile[0].args)
         if raw_mode == _PNG_GREY_ALPHA:
             # Four bytes a pixel: grey high, grey low, alpha high, alpha low.

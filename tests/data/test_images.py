@@ -14,7 +14,14 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from qdmr_ray.data.images import decode_image, encode_png, probe_image, read_image, write_png
+from qdmr_ray.data.images import (
+    decode_image,
+    encode_png,
+    probe_image,
+    read_image,
+    read_sixteen_bit,
+    write_png,
+)
 from qdmr_ray.errors import QdmrError
 
 HEIGHT, WIDTH = 6, 10
@@ -178,18 +185,78 @@ def test_sixteen_bit_grey_tiff(tmp_path: Path, deep: np.ndarray) -> None:
     np.testing.assert_array_equal(read_image(file)[..., 2], eight_bits(deep[..., 0]))
 
 
-@pytest.mark.parametrize("layout", ["planar", "premultiplied"])
-def test_sixteen_bit_layouts_that_cannot_be_exact_are_refused(
-    tmp_path: Path, deep: np.ndarray, layout: str
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_sixteen_bit_planes_keep_their_low_bytes(
+    tmp_path: Path, deep: np.ndarray, compression: str | None, channels: int
+) -> None:
+    """Pillow reads compressed ones without a word, and with the high byte twice."""
+    file = tmp_path / "planes.tif"
+    planes = deep[..., :channels].transpose(2, 0, 1)
+    turned = [(274, "H", 1, 6, True)]
+    extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    tifffile.imwrite(
+        file,
+        planes,
+        photometric="rgb",
+        planarconfig="separate",
+        compression=compression,
+        extratags=turned,
+        **extra,
+    )
+    with Image.open(file) as image:
+        image.load()
+        found = read_sixteen_bit(image, file.read_bytes(), "planes.tif")
+    np.testing.assert_array_equal(found, np.rot90(deep[..., :channels], -1))
+
+
+def test_planes_in_a_compression_that_takes_more_are_refused(
+    tmp_path: Path, deep: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "odd.tif"
-    if layout == "planar":
-        planes = deep[..., :3].transpose(2, 0, 1)
-        tifffile.imwrite(file, planes, photometric="rgb", planarconfig="separate")
-    else:
-        tifffile.imwrite(file, deep, photometric="rgb", extrasamples=["assocalpha"])
+    planes = deep[..., :3].transpose(2, 0, 1)
+    tifffile.imwrite(file, planes, photometric="rgb", planarconfig="separate", compression="zlib")
+
+    def lacking(*_: object, **__: object) -> None:
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lacking)
+    with pytest.raises(QdmrError, match=r"odd\.tif: .*LZW.*; save the picture uncompressed"):
+        read_image(file)
+
+
+@pytest.mark.parametrize("planarconfig", ["contig", "separate"])
+def test_sixteen_bits_multiplied_with_transparency_are_refused(
+    tmp_path: Path, deep: np.ndarray, planarconfig: str
+) -> None:
+    file = tmp_path / "odd.tif"
+    pixels = deep if planarconfig == "contig" else deep.transpose(2, 0, 1)
+    tifffile.imwrite(
+        file, pixels, photometric="rgb", planarconfig=planarconfig, extrasamples=["assocalpha"]
+    )
     with pytest.raises(QdmrError, match=r"odd\.tif: "):
         read_image(file)
+
+
+def test_sixteen_bit_grey_whose_zero_is_white(tmp_path: Path, deep: np.ndarray) -> None:
+    file = tmp_path / "white.tif"
+    tifffile.imwrite(file, deep[..., 0], photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(file)[..., 1], eight_bits(65535 - deep[..., 0]))
+
+
+def test_twelve_bits_reach_from_black_to_white(tmp_path: Path) -> None:
+    file = tmp_path / "twelve.tif"
+    # Two values in three bytes: 0 and 4095, then 2048 and 1.
+    tifffile.imwrite(file, np.zeros((1, 4), np.uint16), photometric="minisblack")
+    data = bytearray(file.read_bytes())
+    with tifffile.TiffFile(file) as tiff:
+        page = tiff.pages[0].aspage()
+        data[page.tags["BitsPerSample"].valueoffset] = 12
+        data[page.tags["StripByteCounts"].valueoffset] = 6
+        start = page.dataoffsets[0]
+    data[start : start + 6] = bytes.fromhex("000fff800001")
+    file.write_bytes(data)
+    assert read_image(file)[0, :, 0].tolist() == [0, 255, 128, 0]
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "F", "LAB"])
