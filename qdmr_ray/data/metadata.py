@@ -1,0 +1,165 @@
+"""What a photograph's file holds beside its pixels, read so that it can go into another file."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+XMP_TAG = 700
+_ORIENTATION = ExifTags.Base.Orientation
+_UPRIGHT = 1
+TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+# Tags that say how a TIFF file's own pixels lie; another file has its own.
+_STRUCTURAL = frozenset(
+    tag
+    for first, last in (
+        *((254, 259), (262, 266), (273, 273), (277, 281), (284, 285), (288, 293), (297, 297)),
+        *((301, 301), (317, 325), (330, 330), (338, 341), (347, 347), (512, 532), (34675, 34675)),
+    )
+    for tag in range(first, last + 1)
+)
+# A PNG's chunks that hold for any pixels: colours, density and texts.
+_PNG_KEPT = (b"cHRM", b"cICP", b"gAMA", b"iTXt", b"pHYs", b"sRGB", b"tEXt", b"zTXt")
+_PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
+_PNG_XMP = b"XML:com.adobe.xmp"
+# Texts that say again what EXIF data and XMP say, and would stay as they were when those change.
+_PNG_COPIES = (
+    _PNG_XMP,
+    b"Raw profile type APP1",
+    b"Raw profile type exif",
+    b"Raw profile type xmp",
+)
+# Photoshop's segment, where JPEG files have their IPTC captions.
+_JPEG_KEPT = {"APP13": b"\xff\xed"}
+_JPEG_DENSITIES = (1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """``xmp``; a JPEG's ``comment`` and ``segments``, ready to be written; ``density``, dots per
+    inch across and down; ``chunks`` of a PNG, ready to be written."""
+
+    xmp: bytes = b""
+    comment: bytes = b""
+    segments: bytes = b""
+    density: tuple[float, float] | None = None
+    chunks: bytes = b""
+
+
+def portable_exif(exif: Image.Exif, height: int, width: int) -> Image.Exif:
+    """A copy without what belongs to the old file's pixels; they are upright now, and
+    ``height`` x ``width``. Of a TIFF, call this while its file is open."""
+    made = Image.Exif()
+    # The maker's notes inside may have been written in this order of bytes.
+    made.endian = exif.endian
+    for tag, value in exif.items():
+        if tag not in _STRUCTURAL and tag not in TABLES and tag != XMP_TAG:
+            made[tag] = value
+    if _ORIENTATION in exif:
+        made[_ORIENTATION] = _UPRIGHT
+    for table in TABLES:
+        values = dict(exif.get_ifd(table))
+        if table == ExifTags.IFD.Exif:
+            values = _with_interoperability(values, exif)
+            sides = ((ExifTags.Base.ExifImageWidth, width), (ExifTags.Base.ExifImageHeight, height))
+            values |= {tag: side for tag, side in sides if tag in values}
+        if values:
+            made.get_ifd(table).update(values)
+            # Pillow writes a table into a TIFF only when it stands among the tags, too.
+            made[table] = values
+    return made
+
+
+def _with_interoperability(values: dict[int, object], exif: Image.Exif) -> dict[int, object]:
+    """The table inside the table, instead of the place where it lay in the old file."""
+    if ExifTags.IFD.Interop in values:
+        inner = dict(exif.get_ifd(ExifTags.IFD.Interop))
+        values = {tag: value for tag, value in values.items() if tag != ExifTags.IFD.Interop}
+        if inner:
+            values[ExifTags.IFD.Interop] = inner
+    return values
+
+
+def read_extras(image: Image.Image, data: bytes, height: int, width: int) -> Extras:
+    """Of the loaded ``image`` in ``data``, for upright pixels, ``height`` x ``width``."""
+    info = image.info
+    xmp, comment, density = info.get("xmp"), info.get("comment"), info.get("dpi")
+    jpeg = image.format in ("JPEG", "MPO")
+    if jpeg and info.get("jfif_unit") not in _JPEG_DENSITIES:
+        # Not the file's own: Pillow takes it from the EXIF data, or takes 72.
+        density = None
+    if image.format == "TIFF" and ExifTags.Base.XResolution not in image.tag_v2:  # type: ignore[attr-defined]
+        density = None
+    return Extras(
+        xmp=_upright_xmp(xmp, height, width) if isinstance(xmp, bytes) else b"",
+        comment=comment if jpeg and isinstance(comment, bytes) else b"",
+        segments=_kept_segments(image) if jpeg else b"",
+        density=None if density is None else (float(density[0]), float(density[1])),
+        chunks=_kept_chunks(data) if image.format == "PNG" else b"",
+    )
+
+
+def _upright_xmp(xmp: bytes, height: int, width: int) -> bytes:
+    """XMP says again what EXIF says; as attributes, ``tiff:Orientation="6"``, or as elements."""
+    for name, value in (
+        (b"tiff:Orientation", _UPRIGHT),
+        (b"tiff:ImageWidth", width),
+        (b"tiff:ImageLength", height),
+        (b"exif:PixelXDimension", width),
+        (b"exif:PixelYDimension", height),
+    ):
+        xmp = re.sub(rb"(" + name + rb"\s*(?:=\s*[\"']|>))\d+", rb"\g<1>%d" % value, xmp)
+    return xmp
+
+
+def _kept_segments(image: Image.Image) -> bytes:
+    segments: list[tuple[str, bytes]] = getattr(image, "applist", [])
+    return b"".join(
+        _JPEG_KEPT[name] + struct.pack(">H", len(body) + 2) + body
+        for name, body in segments
+        if name in _JPEG_KEPT
+    )
+
+
+def _kept_chunks(data: bytes) -> bytes:
+    profile = any(kind == b"iCCP" for kind, _ in _png_chunks(data))
+    return b"".join(
+        png_chunk(kind, body)
+        for kind, body in _png_chunks(data)
+        if kind in _PNG_KEPT
+        and not (kind in _PNG_TEXTS and body.split(b"\0", 1)[0] in _PNG_COPIES)
+        # A profile has the last word; the two together are not allowed.
+        and not (kind == b"sRGB" and profile)
+    )
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        yield kind, data[at + 8 : at + 8 + length]
+        # Length, name and checksum take four bytes each.
+        at += 12 + length
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk with its length and checksum (W3C, PNG Specification)."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_extras(extras: Extras) -> bytes:
+    """The chunks for a PNG, to be written before its pixels."""
+    chunks = extras.chunks
+    if extras.xmp:
+        # Not compressed, in no language.
+        chunks += png_chunk(b"iTXt", _PNG_XMP + b"\0\0\0\0\0" + extras.xmp)
+    if extras.density and not extras.chunks:
+        per_metre = [round(dots / 0.0254) for dots in extras.density]
+        chunks += png_chunk(b"pHYs", struct.pack(">IIB", *per_metre, 1))
+    return chunks
