@@ -25,9 +25,10 @@ STRIP_BYTES = 96 * 2**20
 _ROW_MULTIPLE = 2
 
 
-def strips(height: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that cover ``height``, each of about ``STRIP_BYTES``."""
-    rows = max(_ROW_MULTIPLE, STRIP_BYTES // row_bytes // _ROW_MULTIPLE * _ROW_MULTIPLE)
+def strips(height: int, row_bytes: int, multiple: int = _ROW_MULTIPLE) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover ``height``, each of about ``STRIP_BYTES`` and of ``multiple`` rows
+    at least."""
+    rows = max(multiple, STRIP_BYTES // row_bytes // multiple * multiple)
     for first in range(0, height, rows):
         yield first, min(first + rows, height)
 
@@ -65,6 +66,11 @@ class FeatureMap:
                 f"{folder}: a scratch file of {self.nbytes / 2**30:.1f} GiB cannot be made "
                 f"({error.strerror}); name another folder, or grant more memory"
             ) from error
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one number."""
+        return self._dtype.itemsize
 
     @property
     def row_bytes(self) -> int:

@@ -7,8 +7,9 @@ of pixels. So the network is run layer by layer on strips of rows instead. A str
 rows that its convolutions reach, the statistics of each normalisation are gathered over all strips
 before it is applied, and the Swin bottleneck, whose windows don't touch within a block, goes
 through bands of windows. The result is the network's on the whole image, to rounding, whatever the
-strips; only the maps between the layers are ever whole, and those that exceed the memory granted
-lie in scratch files (see ``feature_maps``).
+strips; only the photograph, its result and the maps between the layers are ever whole, and maps
+that exceed the memory granted lie in scratch files (see ``feature_maps``). All else takes what a
+strip needs, which grows with a photograph's width only where a few rows exceed ``STRIP_BYTES``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from qdmr_ray.evaluate.feature_maps import Arena, FeatureMap, GroupStatistics, s
 from qdmr_ray.nets import QDMR
 from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.nets.swin import SwinBlock, SwinGroup, shift_mask
+from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 
 DEFAULT_MEMORY = 2 * 2**30
 # Rows beyond a strip that a 3 x 3 convolution reaches, and two of them one after the other.
@@ -45,10 +47,13 @@ def restore_pixels(
 
     ``network`` is in eval mode on its device. ``memory`` bounds the bytes of the maps between the
     layers; larger ones lie in files in ``scratch`` (the system's temporary folder by default).
-    ``bfloat16`` computes in autocast and halves the maps.
+    Beyond that a strip's share is taken, the same however high the photograph. ``bfloat16``
+    computes in autocast and halves the maps.
     """
     device = next(network.parameters()).device
-    with torch.inference_mode(), _precision(device, bfloat16):
+    # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
+    exact = tensor_float_32(ComputeSettings(), device)
+    with torch.inference_mode(), exact, _precision(device, bfloat16):
         return _Pass(network, image, device, memory, bfloat16, scratch).run()
 
 
@@ -194,23 +199,19 @@ class _Pass:
         return out
 
     def _swin_group(self, group: SwinGroup, features: FeatureMap) -> FeatureMap:
-        window = self.network.bottleneck.window
-        height, width = features.height, features.width
-        shifts = (0, window // 2)
-        orders = {s: _window_order(height, width, window, s).to(self.device) for s in shifts}
-        mask = shift_mask(height, width, window, window // 2).to(self.device)
-        rows = features.rows(0, height)[0].permute(1, 2, 0)
-        tokens = rows.reshape(height * width, -1).clone()
+        """The blocks in a map of their own, since the group's input is added at its end."""
+        tokens = self.arena.new(features.channels, features.height, features.width)
+        before = features
         for layer in group.blocks:
-            block = cast(SwinBlock, layer)
-            _swin_block(block, tokens, orders[block.shift], mask if block.shift else None)
-        tokens = tokens.view(height, width, -1)
+            _swin_block(cast(SwinBlock, layer), before, tokens)
+            before = tokens
         # In place: the group's input is needed row by row only.
         for first, last in features.strips():
-            begin, end = max(0, first - REACH), min(height, last + REACH)
-            x = group.conv(tokens[begin:end].permute(2, 0, 1).unsqueeze(0))
+            begin, end = max(0, first - REACH), min(features.height, last + REACH)
+            x = group.conv(tokens.rows(begin, end))
             strip = features.rows(first, last) + x[:, :, first - begin : last - begin]
             features.put(first, strip)
+        self.arena.drop(tokens)
         return features
 
     def _decode(self, current: FeatureMap) -> np.ndarray:
@@ -264,28 +265,61 @@ class _Overwritten:
         return torch.cat([kept, self._features.rows(self._written, last)], dim=2)
 
 
-def _swin_block(block: SwinBlock, tokens: Tensor, order: Tensor, mask: Tensor | None) -> None:
-    """One block on all tokens (h * w, C) in place, some windows at a time.
+def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
+    """One block from ``before`` into ``out``, which may be the same map: no two windows overlap.
 
-    ``order`` (windows, window * window) holds the tokens of each window, rolled where the block
-    is shifted: gathering by it does what rolling and cutting into windows do, in one copy.
+    It goes through bands of whole windows. Where the block is shifted, so is each band; the last
+    one then ends with the map's first rows.
     """
     # The MLP's inner layer is the widest of the block.
     hidden = cast(nn.Linear, block.mlp[0]).out_features
-    windows, size = order.shape
-    for first, last in strips(windows, size * hidden * tokens.itemsize):
-        inside = order[first:last].flatten()
-        x = tokens.index_select(0, inside).view(last - first, size, -1)
-        x = x + block.attention(block.norm1(x), None if mask is None else mask[first:last])
-        x = x + block.mlp(block.norm2(x))
-        tokens.index_copy_(0, inside, x.flatten(0, 1).to(tokens.dtype))
+    window, shift, height = block.window, block.shift, before.height
+    for first, last in strips(height, before.width * hidden * before.itemsize, window):
+        begin, end = first + shift, min(last + shift, height)
+        band = before.rows(begin, end)
+        if last + shift > height:
+            band = torch.cat([band, before.rows(0, shift)], dim=2)
+        band = _swin_band(block, band, is_last=last == height)
+        out.put(begin, band[:, :, : end - begin])
+        if last + shift > height:
+            out.put(0, band[:, :, end - begin :])
+
+
+def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool) -> Tensor:
+    """One block on (1, C, n, width), n a multiple of the window; ``is_last`` of a map's bands."""
+    rows = band[0].permute(1, 2, 0)
+    height, width, channels = rows.shape
+    window, shift = block.window, block.shift
+    order = _window_order(height, width, window, shift).to(band.device)
+    tokens = rows.reshape(height * width, channels)
+    windows = tokens.index_select(0, order.flatten()).view(*order.shape, channels)
+    mask = _band_mask(height, width, window, shift, is_last=is_last) if shift else None
+    # A single row of windows of a very wide photograph is more than a strip.
+    hidden = cast(nn.Linear, block.mlp[0]).out_features
+    for first, last in strips(len(windows), order.shape[1] * hidden * band.itemsize):
+        x = windows[first:last]
+        x = x + block.attention(
+            block.norm1(x), None if mask is None else mask[first:last].to(x.device)
+        )
+        windows[first:last] = x + block.mlp(block.norm2(x))
+    result = torch.empty_like(tokens).index_copy_(0, order.flatten(), windows.flatten(0, 1))
+    return result.view(rows.shape).permute(2, 0, 1).unsqueeze(0)
 
 
 def _window_order(height: int, width: int, window: int, shift: int) -> Tensor:
-    """Token numbers by window, int64 (windows, window * window), of a map rolled by ``-shift``."""
-    numbers = torch.arange(height * width).view(height, width).roll((-shift, -shift), dims=(0, 1))
+    """Token numbers by window, int64 (windows, window * window), of a band whose columns are rolled
+    by ``-shift``: gathering by it rolls and cuts into windows in one copy."""
+    numbers = torch.arange(height * width).view(height, width).roll(-shift, dims=1)
     cut = numbers.view(height // window, window, width // window, window).transpose(1, 2)
     return cut.reshape(-1, window * window)
+
+
+def _band_mask(height: int, width: int, window: int, shift: int, *, is_last: bool) -> Tensor:
+    """The part of ``shift_mask`` for a band's windows: of rows, only a map's last windows see
+    others than their neighbours."""
+    if is_last:
+        return shift_mask(height, width, window, shift)
+    return shift_mask(height + window, width, window, shift)[: -(width // window)]
 
 
 def _convolved_double(convolution: nn.Conv2d, below: FeatureMap, first: int, last: int) -> Tensor:

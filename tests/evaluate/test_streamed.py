@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate import feature_maps
@@ -99,6 +102,32 @@ def test_bfloat16_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = restore_pixels(net, image).astype(float)
     near = restore_pixels(net, image, bfloat16=True).astype(float)
     assert 0 < np.square(exact - near).mean() < 4
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.nbytes)
+        return result
+
+
+def test_no_tensor_grows_with_the_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory for maps, what is held at a time is a strip, in every layer."""
+    monkeypatch.setattr(feature_maps, "STRIP_BYTES", NARROW)
+    largest = []
+    for height in (256, 1024):
+        with LargestTensor() as watched:
+            restore_pixels(network(), photograph(height, 32), memory=0)
+        largest.append(watched.largest)
+    assert largest[0] == largest[1]
 
 
 def test_maps_beyond_the_memory_lie_in_scratch_files_that_leave_nothing(
