@@ -129,8 +129,8 @@ def test_cloudformation_template_passes_its_linter() -> None:
 
 
 @pytest.fixture
-def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A simulated account with the stack in it; gives its EC2."""
+def new_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A simulated account with its default VPC; gives its EC2."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "simulated")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "simulated")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -141,25 +141,70 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     client_cache.cache_clear()
     with mock_aws():
         ec2 = boto3.resource("ec2", region)
-        (vpc,) = ec2.vpcs.all()
         boto3.client("ssm", region).put_parameter(
             Name="/image", Value=next(iter(ec2.images.all())).id, Type="String"
-        )
-        # Names below /aws are Amazon's own, and the simulation has no such image.
-        template, replaced = re.subn(
-            r"Default: /aws/\S+", "Default: /image", (AWS / "stack.yaml").read_text()
-        )
-        assert replaced == 1
-        values = {"Vpc": vpc.id, "CallerAddress": CALLER}
-        boto3.client("cloudformation", region).create_stack(
-            StackName="qdmr",
-            TemplateBody=template,
-            Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
-            Capabilities=["CAPABILITY_IAM"],
         )
         yield ec2
     resource_cache.cache_clear()
     client_cache.cache_clear()
+
+
+@pytest.fixture
+def account(new_account: Any) -> Any:
+    """A simulated account with the stack in it; gives its EC2."""
+    deploy(new_account)
+    return new_account
+
+
+def deploy(account: Any, **more: str) -> str:
+    """Makes the stack, with further parameters; gives its bucket's address."""
+    (vpc,) = account.vpcs.all()
+    values = {"Vpc": vpc.id, "CallerAddress": CALLER, **more}
+    # Names below /aws are Amazon's own, and the simulation has no such image.
+    template, replaced = re.subn(
+        r"Default: /aws/\S+", "Default: /image", (AWS / "stack.yaml").read_text()
+    )
+    assert replaced == 1
+    cloudformation = boto3.client("cloudformation", read("gpu")["provider"]["region"])
+    cloudformation.create_stack(
+        StackName="qdmr",
+        TemplateBody=template,
+        Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in values.items()],
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    (stack,) = cloudformation.describe_stacks(StackName="qdmr")["Stacks"]
+    outputs = {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+    address: str = outputs["Bucket"]
+    return address
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_stack_takes_over_the_bucket_that_an_earlier_one_left(
+    left: bool, new_account: Any
+) -> None:
+    s3, name = boto3.client("s3", "us-east-1"), "qdmr-of-an-earlier-stack"
+    if left:
+        s3.create_bucket(Bucket=name)
+        address = deploy(new_account, ExistingBucket=name)
+        assert address == f"s3://{name}"
+    else:
+        name = deploy(new_account).removeprefix("s3://")
+    # It made none beside it.
+    assert [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]] == [name]
+    for statements in _statements_by_role().values():
+        resources = [
+            arn
+            for statement in statements
+            if any(action.startswith("s3:") for action in _listed(statement["Action"]))
+            for arn in _listed(statement["Resource"])
+        ]
+        assert resources == [f"arn:aws:s3:::{name}", f"arn:aws:s3:::{name}/*"]
+
+
+def test_a_bucket_outlives_its_stack_unless_that_never_came_about() -> None:
+    bucket = yaml.load((AWS / "stack.yaml").read_text(), _Template)["Resources"]["Bucket"]
+    assert bucket["DeletionPolicy"] == "RetainExceptOnCreate"
+    assert bucket["UpdateReplacePolicy"] == "Retain"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -207,18 +252,7 @@ def test_the_whole_internet_is_no_caller() -> None:
 
 
 def test_roles_reach_one_bucket_and_start_nodes_with_the_workers_role_alone(account: Any) -> None:
-    iam = boto3.client("iam", "us-east-1")
-    roles = {role["RoleName"] for role in iam.list_roles()["Roles"]}
-    (head,) = [name for name in roles if "HeadRole" in name]
-    (worker,) = [name for name in roles if "WorkerRole" in name]
-    documents = {
-        role: [
-            statement
-            for policy in iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
-            for statement in _default_version(iam, policy["PolicyArn"])["Statement"]
-        ]
-        for role in (head, worker)
-    }
+    documents = _statements_by_role()
     for statements in documents.values():
         for statement in statements:
             actions = _listed(statement["Action"])
@@ -227,11 +261,37 @@ def test_roles_reach_one_bucket_and_start_nodes_with_the_workers_role_alone(acco
                 assert all("qdmr-" in arn for arn in _listed(statement["Resource"]))
     assert not any(
         action.startswith(("ec2:", "iam:"))
-        for statement in documents[worker]
+        for statement in documents["worker"]
         for action in _listed(statement["Action"])
     )
-    (passed,) = [s for s in documents[head] if "iam:PassRole" in _listed(s["Action"])]
+    (passed,) = [s for s in documents["head"] if "iam:PassRole" in _listed(s["Action"])]
     assert "WorkerRole" in passed["Resource"]
+
+
+def test_head_may_ask_for_an_accounts_first_spot_instance(account: Any) -> None:
+    (made,) = [
+        statement
+        for statement in _statements_by_role()["head"]
+        if "iam:CreateServiceLinkedRole" in _listed(statement["Action"])
+    ]
+    assert made["Condition"] == {"StringEquals": {"iam:AWSServiceName": "spot.amazonaws.com"}}
+    assert made["Resource"].endswith(":role/aws-service-role/spot.amazonaws.com/*")
+
+
+def _statements_by_role() -> dict[str, list[dict[str, Any]]]:
+    """What head and worker may do."""
+    iam = boto3.client("iam", "us-east-1")
+    roles = {role["RoleName"] for role in iam.list_roles()["Roles"]}
+    (head,) = [name for name in roles if "HeadRole" in name]
+    (worker,) = [name for name in roles if "WorkerRole" in name]
+    return {
+        kind: [
+            statement
+            for policy in iam.list_attached_role_policies(RoleName=role)["AttachedPolicies"]
+            for statement in _default_version(iam, policy["PolicyArn"])["Statement"]
+        ]
+        for kind, role in (("head", head), ("worker", worker))
+    }
 
 
 def _default_version(iam: Any, arn: str) -> dict[str, Any]:
