@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 # Where EC2 tells an instance about itself. A notice comes two minutes ahead; Amazon advises to
 # look every five seconds.
@@ -30,6 +30,18 @@ SESSION_SECONDS = 60
 NOTICE_SECONDS = 120
 HTTP_SECONDS = 2.0
 POLL_SECONDS = 1.0
+# GCS may be away, as while Kubernetes replaces the head; the watcher must outlive that. One attempt
+# must not use up the two minutes.
+RETRY_SECONDS = 5.0
+ATTEMPT_SECONDS = 30.0
+START_SECONDS = 600.0
+THIS_NODE = """
+import logging, ray
+ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
+print(ray.get_runtime_context().get_node_id())
+"""
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,37 +55,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for command in (now, watch):
         command.add_argument("--node-id", help="another node than this one")
     options = parser.parse_args(arguments)
-    node = options.node_id or _this_node()
     if options.command == "now":
-        drain(node, options.seconds, "its pod is deleted")
-        wait_until_gone(node, options.seconds)
+        deadline = time.monotonic() + options.seconds
+        node = options.node_id or patiently(_this_node, deadline)
+        drain(node, deadline, "its pod is deleted")
+        wait_until_gone(node, deadline)
     else:
-        seconds = wait_for_notice(options.metadata)
-        drain(node, seconds, "spot instance reclaimed")
+        node = options.node_id or patiently(_this_node, time.monotonic() + START_SECONDS)
+        deadline = time.monotonic() + wait_for_notice(options.metadata)
+        drain(node, deadline, "spot instance reclaimed")
 
 
-def drain(node: str, seconds: int, reason: str) -> None:
-    """Tells Ray that ``node`` goes in ``seconds``."""
-    print(f"draining node {node}: {reason}, {seconds} s left", flush=True)
-    subprocess.run(
-        [
-            *(str(Path(sys.executable).with_name("ray")), "drain-node", "--node-id", node),
-            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", reason),
-            *("--deadline-remaining-seconds", str(seconds)),
-        ],
-        check=True,
-    )
+def patiently(call: Callable[[], T], deadline: float) -> T:
+    """What ``call`` gives, tried again until ``deadline`` (of ``time.monotonic``).
+
+    Raises:
+        subprocess.SubprocessError: of the last attempt.
+    """
+    while True:
+        try:
+            return call()
+        except subprocess.SubprocessError as error:
+            if time.monotonic() + RETRY_SECONDS > deadline:
+                raise
+            print(f"Ray does not answer, tried again: {error}", file=sys.stderr, flush=True)
+            time.sleep(RETRY_SECONDS)
 
 
-def wait_until_gone(node: str, seconds: float) -> None:
-    """Returns when Ray has ended ``node``, or when the time is up."""
+def drain(node: str, deadline: float, reason: str) -> None:
+    """Tells Ray that ``node`` goes at ``deadline`` (of ``time.monotonic``)."""
+
+    def tell() -> None:
+        left = max(0, round(deadline - time.monotonic()))
+        print(f"draining node {node}: {reason}, {left} s left", flush=True)
+        subprocess.run(
+            [
+                *(str(Path(sys.executable).with_name("ray")), "drain-node", "--node-id", node),
+                *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", reason),
+                *("--deadline-remaining-seconds", str(left)),
+            ],
+            check=True,
+            timeout=ATTEMPT_SECONDS,
+        )
+
+    patiently(tell, deadline)
+
+
+def wait_until_gone(node: str, deadline: float) -> None:
+    """Returns when Ray has ended ``node``, or at ``deadline`` (of ``time.monotonic``)."""
     from ray.util.state import get_node
 
-    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = get_node(node)
-        if found is None or found.state == "DEAD":
-            return
+        try:
+            found = get_node(node)
+        except Exception as error:
+            # Ray has no common ancestor for what its dashboard's absence raises here; until it is
+            # back the node counts as one that still runs.
+            print(f"node {node}: {error}", file=sys.stderr, flush=True)
+        else:
+            if found is None or found.state == "DEAD":
+                return
         time.sleep(POLL_SECONDS)
 
 
@@ -122,13 +163,15 @@ def _http(method: str, address: str, headers: dict[str, str]) -> str:
 
 
 def _this_node() -> str:
-    import ray
-
-    ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-    node: str = ray.get_runtime_context().get_node_id()
-    # A driver would die with the node that it is connected to.
-    ray.shutdown()
-    return node
+    # In a process of its own: Ray ends one that doesn't reach GCS, or whose node dies.
+    asked = subprocess.run(
+        [sys.executable, "-c", THIS_NODE],
+        check=True,
+        timeout=ATTEMPT_SECONDS,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return asked.stdout.split()[-1]
 
 
 if __name__ == "__main__":
