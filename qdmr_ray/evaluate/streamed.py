@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.evaluate.feature_maps import Arena, FeatureMap, GroupStatistics, strips
+from qdmr_ray.evaluate.work import Work, fusing_layers
 from qdmr_ray.nets import QDMR
 from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.nets.swin import SwinBlock, SwinGroup, shift_mask
@@ -42,19 +43,21 @@ def restore_pixels(
     memory: int = DEFAULT_MEMORY,
     bfloat16: bool = False,
     scratch: Path | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """The corrected photograph, of the type and shape of ``image``: uint8 or uint16 (H, W, 3).
 
     ``network`` is in eval mode on its device. ``memory`` bounds the bytes of the maps between the
     layers; larger ones lie in files in ``scratch`` (the system's temporary folder by default).
     Beyond that a strip's share is taken, the same however high the photograph. ``bfloat16``
-    computes in autocast and halves the maps.
+    computes in autocast and halves the maps. ``progress`` is told the share that is done, strip by
+    strip.
     """
     device = next(network.parameters()).device
     # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
     exact = tensor_float_32(ComputeSettings(), device)
     with torch.inference_mode(), exact, _precision(device, bfloat16):
-        return _Pass(network, image, device, memory, bfloat16, scratch).run()
+        return _Pass(network, image, device, memory, bfloat16, scratch, progress).run()
 
 
 class _Pass:
@@ -68,6 +71,7 @@ class _Pass:
         memory: int,
         bfloat16: bool,
         scratch: Path | None,
+        progress: Callable[[float], None] | None,
     ) -> None:
         self.network, self.image, self.device = network, image, device
         self.full_scale = float(np.iinfo(image.dtype).max)
@@ -78,6 +82,7 @@ class _Pass:
         self.row_at, self.column_at = (
             reflected(length, -(-length // multiple) * multiple) for length in image.shape[:2]
         )
+        self.work = Work(network, len(self.row_at), len(self.column_at), progress)
 
     def run(self) -> np.ndarray:
         features = self._encode()
@@ -103,7 +108,8 @@ class _Pass:
             halving, *blocks = cast(nn.Sequential, level)
             height, width = height // 2, width // 2
             out = self.arena.new(cast(nn.Conv2d, halving).out_channels, height, width)
-            self._blocks(out, partial(self._halved, cast(nn.Conv2d, halving), current), blocks)
+            begin = partial(self._halved, cast(nn.Conv2d, halving), current)
+            self._blocks(out, halving, begin, blocks)
             if current is not None:
                 self.arena.drop(current)
             current = out
@@ -125,16 +131,21 @@ class _Pass:
         return halving(x)[:, :, first - begin // 2 : last - begin // 2]
 
     def _blocks(
-        self, out: FeatureMap, begin: Callable[[int, int], Tensor], blocks: list[nn.Module]
+        self,
+        out: FeatureMap,
+        layer: nn.Module,
+        begin: Callable[[int, int], Tensor],
+        blocks: list[nn.Module],
     ) -> None:
-        """Fills ``out`` with what ``begin`` gives for each range of rows, then applies residual
-        blocks to it in place, each with the statistics of the whole map."""
+        """Fills ``out`` with what ``begin`` gives for each range of rows, of ``layer``, then
+        applies residual blocks to it in place, each with the statistics of the whole map."""
         statistics = GroupStatistics(cast(ResBlock, blocks[0]).norm1) if blocks else None
         for first, last in out.strips():
             strip = begin(first, last)
             out.put(first, strip)
             if statistics:
                 statistics.add(strip)
+            self.work.did(layer, (last - first) * out.width)
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
             assert statistics is not None
             following_norm = cast(ResBlock, following).norm1 if following else None
@@ -167,6 +178,7 @@ class _Pass:
             inner.add(h)
             if middle is not None:
                 middle.put(first, h)
+            self.work.did(block.conv1, (last - first) * out.width)
         affine2 = inner.affine(self.device, self.type)
         after = GroupStatistics(following) if following else None
         old = _Overwritten(out, reach=2 * REACH)
@@ -179,6 +191,7 @@ class _Pass:
             out.put(first, strip)
             if after:
                 after.add(strip)
+            self.work.did(block.conv2, (last - first) * out.width)
         if middle is not None:
             self.arena.drop(middle)
         return after
@@ -195,6 +208,8 @@ class _Pass:
             q = network.after_quant(network.quantizer.lookup(indices))
             inside = slice(first - begin, last - begin)
             out.put(first, network.fusion(x[:, :, inside], q[:, :, inside]))
+            for layer in fusing_layers(network):
+                self.work.did(layer, (last - first) * out.width)
         self.arena.drop(features)
         return out
 
@@ -205,12 +220,14 @@ class _Pass:
         for layer in group.blocks:
             _swin_block(cast(SwinBlock, layer), before, tokens)
             before = tokens
+            self.work.did(layer, tokens.height * tokens.width)
         # In place: the group's input is needed row by row only.
         for first, last in features.strips():
             begin, end = max(0, first - REACH), min(features.height, last + REACH)
             x = group.conv(tokens.rows(begin, end))
             strip = features.rows(first, last) + x[:, :, first - begin : last - begin]
             features.put(first, strip)
+            self.work.did(group.conv, (last - first) * features.width)
         self.arena.drop(tokens)
         return features
 
@@ -221,7 +238,7 @@ class _Pass:
             height, width = 2 * current.height, 2 * current.width
             out = self.arena.new(cast(nn.Conv2d, convolution).out_channels, height, width)
             begin = partial(_convolved_double, cast(nn.Conv2d, convolution), current)
-            self._blocks(out, begin, blocks)
+            self._blocks(out, convolution, begin, blocks)
             self.arena.drop(current)
             current = out
         return self._finish(current)
@@ -238,6 +255,7 @@ class _Pass:
                 x = x + self._pixels(first, last)
             pixels = x[0, :, :, :width].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
             result[first:last] = np.rint(pixels * self.full_scale).astype(result.dtype)
+            self.work.did(self.network.decoder.last, (last - first) * features.width)
         self.arena.drop(features)
         return result
 

@@ -130,6 +130,21 @@ def test_no_tensor_grows_with_the_photograph(monkeypatch: pytest.MonkeyPatch) ->
     assert largest[0] == largest[1]
 
 
+@pytest.mark.parametrize("changes", [{}, {"fusion": False}])
+def test_progress_goes_from_strip_to_strip_to_the_end(
+    changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_maps, "STRIP_BYTES", NARROW)
+    shares: list[float] = []
+    restore_pixels(network(**changes), photograph(96, 160), memory=0, progress=shares.append)
+    assert shares == sorted(shares)
+    # Norms are the only weights that are not counted.
+    assert shares[-1] == pytest.approx(1, abs=0.03)
+    assert shares[-1] <= 1
+    # Nothing takes long without a word.
+    assert max(np.diff([0, *shares])) < 0.1
+
+
 def test_maps_beyond_the_memory_lie_in_scratch_files_that_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
