@@ -52,7 +52,10 @@ def submit(
         bool, typer.Option("--dry-run", help="Only show what would go along and what not.")
     ] = False,
     check: Annotated[
-        bool, typer.Option("--check/--no-check", help="Whether buckets are looked at first.")
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Whether the experiment and its buckets are looked at first."
+        ),
     ] = True,
 ) -> None:
     """Run a command on a cluster as a Ray job, with this folder's code but no data or runs. What
@@ -60,9 +63,10 @@ def submit(
     from qdmr_ray.jobs.client import Jobs, check_variables, find_address
     from qdmr_ray.jobs.command import check_places, parse_command
     from qdmr_ray.jobs.package import plan_upload
-    from qdmr_ray.jobs.transfer import buckets_of, check_bucket
+    from qdmr_ray.jobs.places import check_places_in_s3, places_of
 
-    if parsed := parse_command(command, context.find_root().command):
+    parsed = parse_command(command, context.find_root().command)
+    if parsed is not None:
         check_places(parsed)
     variables = check_variables(env or (), secret or ())
     if not code.is_dir():
@@ -77,8 +81,9 @@ def submit(
         for file, size in upload.files.items():
             say(f"{size:>10}  {file}")
         return
-    for bucket in buckets_of(command) if check else ():
-        check_bucket(bucket)
+    if check:
+        places = places_of(command, parsed, code, variables)
+        check_places_in_s3(places, lambda line: typer.echo(f"qdmr: warning: {line}", err=True))
     jobs = Jobs(find_address(address))
     job = jobs.submit(command, upload, variables=variables, name=name)
     say(f"job {job}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,32 @@ _GONE = ("404", "NoSuchKey")
 Progress = Callable[[int, int], None]
 
 
-def buckets_of(command: Sequence[str]) -> list[str]:
-    """The s3 addresses among a command's words, such as ``--storage s3://…``."""
-    found = [word[word.index("s3://") :] for word in command if "s3://" in word]
-    return list(dict.fromkeys(found))
+class Unreachable(QdmrError):  # noqa: N818
+    """A store doesn't answer to this machine."""
 
 
 def check_bucket(uri: str, endpoint: str | None = None) -> None:
     """Whether this machine's credentials reach the bucket of ``uri``.
 
     Raises:
-        QdmrError: no credentials, no such bucket, no right to it, no connection.
+        Unreachable: no connection.
+        QdmrError: no credentials, no such bucket, no right to it.
     """
     bucket = uri.removeprefix("s3://").partition("/")[0]
-    _told(uri, lambda: _client(endpoint).head_bucket(Bucket=bucket))
+    remedy = "; where only the cluster may reach it, --no-check doesn't look"
+    _told(uri, lambda: _hasty_client(endpoint).head_bucket(Bucket=bucket), remedy)
+
+
+def read_object(uri: str, endpoint: str | None = None) -> str | None:
+    """The text of an object; None where it is not there, or this machine may not read it."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        answer = _hasty_client(endpoint).get_object(Bucket=bucket, Key=key)
+        return str(answer["Body"].read().decode())
+    except (BotoCoreError, ClientError, OSError, UnicodeDecodeError):
+        return None
 
 
 def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = None) -> int:
@@ -123,33 +135,42 @@ def _is_same(target: Path, item: dict[str, Any]) -> bool:
     return stat.st_size == item["Size"] and stat.st_mtime >= item["LastModified"].timestamp()
 
 
-def _client(endpoint: str | None) -> Any:
+def _client(endpoint: str | None, connect_seconds: int = 10, attempts: int = 3) -> Any:
     import boto3
     from botocore.config import Config
 
-    config = Config(connect_timeout=10, read_timeout=30, retries={"max_attempts": 3})
+    config = Config(
+        connect_timeout=connect_seconds, read_timeout=30, retries={"max_attempts": attempts}
+    )
     # A session of its own looks for credentials now, not when boto3 was first used.
     return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
 
 
-def _told(place: str, call: Callable[[], Any]) -> Any:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+def _hasty_client(endpoint: str | None) -> Any:
+    # A look in passing: a store inside of a cluster never answers, and nobody wants to wait for it.
+    return _client(endpoint, connect_seconds=5, attempts=1)
+
+
+def _told(place: str, call: Callable[[], Any], remedy: str = "") -> Any:
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import ConnectionError as NotConnected
 
     try:
         return call()
     except NoCredentialsError:
         raise QdmrError(
-            f"{place}: this machine has no S3 credentials; log in, set AWS_PROFILE, or skip the "
-            "check with --no-check where only the cluster has them"
+            f"{place}: this machine has no S3 credentials; log in or set AWS_PROFILE{remedy}"
         ) from None
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
-        reason = {
-            "404": "there is no such bucket",
-            "NoSuchBucket": "there is no such bucket",
-            "403": "these credentials have no right to it",
-            "AccessDenied": "these credentials have no right to it",
-        }.get(code, " ".join(str(error).split()))
-        raise QdmrError(f"{place}: {reason}") from error
+        if code in ("404", "NoSuchBucket"):
+            raise QdmrError(f"{place}: there is no such bucket") from error
+        if code in ("403", "AccessDenied"):
+            reason = "these credentials have no right to it; use others, by AWS_PROFILE"
+        else:
+            reason = " ".join(str(error).split())
+        raise QdmrError(f"{place}: {reason}{remedy}") from error
+    except (NotConnected, HTTPClientError) as error:
+        raise Unreachable(f"{place}: {' '.join(str(error).split())}") from error
     except (BotoCoreError, OSError) as error:
         raise QdmrError(f"{place}: {' '.join(str(error).split())}") from error

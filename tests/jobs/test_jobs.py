@@ -210,7 +210,7 @@ def test_a_job_that_fails_fails_the_follower_and_its_folder_can_be_fetched(
         "--", "qdmr", "train", "two.yaml", "--storage", storage, "--set", "data.path=/nowhere",
     )  # fmt: skip
     assert done.returncode == 1
-    assert "/nowhere/manifest.json" in done.stdout
+    assert "/nowhere: no packed dataset" in done.stdout
     assert "ended as FAILED" in done.stderr
     fetched = qdmr(cluster, "jobs", "fetch", "fails", "--out", tmp_path / "home")
     assert fetched.returncode == 0, fetched.stderr

@@ -21,7 +21,7 @@ from qdmr_ray.jobs.client import (
     new_id,
 )
 from qdmr_ray.jobs.package import plan_upload
-from qdmr_ray.jobs.transfer import buckets_of
+from qdmr_ray.jobs.places import buckets_of
 
 PROJECT = Path(__file__).parents[2]
 CODE = (
