@@ -23,6 +23,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "cluster" / "kubernetes"
+MONITORING = ROOT / "cluster" / "monitoring"
 OVERLAYS = ("cpu", "gpu", "cpu-job", "gpu-job")
 SCHEMA = json.loads(Path(__file__).with_name("kuberay_schema.json").read_text())
 # Made by hand; KubeRay makes that of the token.
@@ -37,10 +38,12 @@ pytestmark = pytest.mark.skipif(
 
 @cache
 def built(overlay: str) -> tuple[Object, ...]:
+    return built_in(KUBERNETES / "overlays" / overlay)
+
+
+def built_in(folder: Path) -> tuple[Object, ...]:
     assert KUBECTL is not None
-    made = subprocess.run(
-        [KUBECTL, "kustomize", KUBERNETES / "overlays" / overlay], capture_output=True, text=True
-    )
+    made = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     # No remark that a field is deprecated.
     assert not made.stderr
@@ -298,6 +301,46 @@ def test_job_has_the_overlays_cluster_and_ends_it(kind: str) -> None:
     assert (ROOT / words[2].removeprefix("/opt/qdmr/")).exists()
     # On a cluster that grows nobody can count the GPUs beforehand.
     assert f"scaling.gpu={'true' if kind == 'gpu' else 'false'}" in words
+
+
+@pytest.fixture(params=OVERLAYS)
+def watched(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Object]:
+    """What the component for prometheus-operator adds to an overlay, by kind."""
+    copied = tmp_path / "kubernetes"
+    shutil.copytree(KUBERNETES, copied)
+    folder = copied / "overlays" / request.param
+    file = folder / "kustomization.yaml"
+    overlay = yaml.safe_load(file.read_text())
+    # As `kustomize edit add component` does it.
+    overlay.setdefault("components", []).append("../../monitoring")
+    file.write_text(yaml.safe_dump(overlay))
+    added = [thing for thing in built_in(folder) if thing not in built(request.param)]
+    assert len(added) == 2
+    return {thing["kind"]: thing for thing in added}
+
+
+def test_operator_gets_the_alerts_of_everybody_else(watched: dict[str, Object]) -> None:
+    rule = watched["PrometheusRule"]
+    assert rule["spec"] == yaml.safe_load((MONITORING / "alerts.yml").read_text())
+    for thing in watched.values():
+        assert thing["apiVersion"] == "monitoring.coreos.com/v1"
+        assert thing["metadata"]["namespace"] == "qdmr"
+        assert thing["metadata"]["labels"] == {"release": "kube-prometheus-stack"}
+
+
+def test_operator_scrapes_as_prometheus_does_elsewhere(watched: dict[str, Object]) -> None:
+    elsewhere = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+    (endpoint,) = watched["PodMonitor"]["spec"].pop("podMetricsEndpoints")
+    assert endpoint == {
+        "port": "metrics",
+        "interval": elsewhere["global"]["scrape_interval"],
+        "metricRelabelings": elsewhere["scrape_configs"][0]["metric_relabel_configs"],
+    }
+    (policy,) = [t for t in of_kind("gpu", "NetworkPolicy") if t["metadata"]["name"] == "ray"]
+    assert watched["PodMonitor"]["spec"] == {"selector": policy["spec"]["podSelector"]}
+    # Workers get the port of this name from KubeRay.
+    ports = pod_templates("gpu")["head"]["spec"]["containers"][0]["ports"]
+    assert {"name": "metrics", "containerPort": 8080} in ports
 
 
 def test_redis_gets_its_password_where_no_process_list_shows_it(tmp_path: Path) -> None:
