@@ -163,7 +163,12 @@ class EvaluationSettings(Settings):
         (), "these instead of a share: names of test photographs, or patterns such as scene3_*"
     )
     sheets: bool = setting(True, "a comparison.png beside each image's pictures")
-    workers: int = setting(1, "images restored at the same time", minimum=1)
+    workers: int | None = setting(
+        None,
+        "images restored at the same time; when not set, one on each GPU of the cluster, or where "
+        "there is none, one on each node",
+        minimum=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,16 @@ OWN_SETTINGS = ("evaluation.", "weights.", "data.s3_endpoint")
 _LISTERS = 16
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """``workers`` restoring actors, each with that share of a GPU; ``sharing`` of them on a node's
+    CPUs."""
+
+    workers: int
+    gpus: float
+    sharing: int
 
 
 def evaluate_run(
@@ -251,11 +262,9 @@ def _judge_missing(
     reasons: dict[int, str] = {}
     if missing:
         ensure_ray()
-        resources = ray.cluster_resources()
-        workers = min(task.settings.workers, len(missing))
-        threads = int(resources.get("CPU", 1) // workers)
-        gpu = resources.get("GPU", 0) >= 1
-        for row in _judged(replace(task, gpu=gpu, threads=threads), missing):
+        spread = spread_over(ray.nodes(), task.settings.workers, len(missing))
+        spread_task = replace(task, gpu=spread.gpus > 0, sharing=spread.sharing)
+        for row in _judged(spread_task, missing, spread):
             failure = row.pop("failure")
             if failure:
                 reasons[row["index"]] = failure
@@ -275,7 +284,28 @@ def _judge_missing(
     ]
 
 
-def _judged(task: EvaluationTask, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def spread_over(
+    nodes: Sequence[Mapping[str, Any]], workers: int | None, photographs: int
+) -> Spread:
+    """How to use the cluster whose ``nodes`` Ray lists; ``workers`` as ``evaluation.workers``."""
+    alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
+    gpus = int(sum(resources.get("GPU", 0) for resources in alive))
+    # A head without CPUs, as clusters on Kubernetes have, restores nothing.
+    needed, least = ("GPU", 1.0) if gpus else ("CPU", ACTOR_CPUS)
+    useful = max(1, sum(resources.get(needed, 0) >= least for resources in alive))
+    wanted = workers or gpus or useful
+    wanted = max(1, min(wanted, photographs))
+    return Spread(
+        workers=wanted,
+        # More workers than GPUs share them: Ray would wait for ever for whole ones.
+        gpus=1 / math.ceil(wanted / gpus) if gpus else 0.0,
+        sharing=math.ceil(wanted / useful),
+    )
+
+
+def _judged(
+    task: EvaluationTask, rows: Sequence[Mapping[str, Any]], spread: Spread
+) -> Iterator[dict[str, Any]]:
     """What the actors give for ``rows``, as it comes. Rows whose workers died are missing."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -291,10 +321,12 @@ def _judged(task: EvaluationTask, rows: Sequence[Mapping[str, Any]]) -> Iterator
             fn_constructor_args=(task,),
             # One at a time: a worker that dies then costs a try of the photograph it held only.
             compute=ray.data.ActorPoolStrategy(
-                size=min(task.settings.workers, len(rows)), max_tasks_in_flight_per_actor=1
+                size=spread.workers, max_tasks_in_flight_per_actor=1
             ),
             num_cpus=ACTOR_CPUS,
-            num_gpus=1 if task.gpu else 0,
+            num_gpus=spread.gpus,
+            # Else Ray fills one node before it takes the next, and its CPUs are shared by all.
+            scheduling_strategy="SPREAD",
             max_task_retries=WORKER_RETRIES,
         )
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import torch
 
 from qdmr_ray.artifacts import LoadedModel, load_model
@@ -38,7 +39,7 @@ class EvaluationTask:
     """What every restoring actor is given: the test set, the models by name, and where to write.
 
     Paths are absolute, since an actor's working directory is Ray's own; NIQE's parameters travel
-    with the task, so that no worker needs their file.
+    with the task, so that no worker needs their file. ``sharing`` actors have a node's CPUs.
     """
 
     data: str
@@ -49,7 +50,7 @@ class EvaluationTask:
     alexnet: str | None = None
     pristine: PristineModel | None = None
     gpu: bool = False
-    threads: int = 1
+    sharing: int = 1
 
 
 class Restorer:
@@ -62,7 +63,7 @@ class Restorer:
     def __init__(self, task: EvaluationTask) -> None:
         self.task = task
         # Ray leaves an actor that asks for less than a CPU one thread.
-        torch.set_num_threads(max(1, min(task.threads, os.cpu_count() or 1)))
+        torch.set_num_threads(max(1, int(_cpus() // task.sharing)))
         self.reader = RecordReader(task.data, endpoint=task.endpoint)
         device = "cuda" if task.gpu else "cpu"
         self.models = {
@@ -113,6 +114,17 @@ class Restorer:
 
             figures["niqe"] = niqe(image, self.task.pristine, border=border)
         return figures
+
+
+def _cpus() -> float:
+    """Those of this node as Ray counts them, where that is a container or one of several nodes of
+    a machine; else the machine's."""
+    cpus = float(os.cpu_count() or 1)
+    if not ray.is_initialized():
+        return cpus
+    here = ray.get_runtime_context().get_node_id()
+    node = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
+    return min(cpus, node or cpus)
 
 
 def _on(model: LoadedModel, device: str) -> LoadedModel:

@@ -28,7 +28,7 @@ from qdmr_ray.data.pack import PackSettings, pack
 from qdmr_ray.data.records import Record
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate import restorer as restorer_module
-from qdmr_ray.evaluate.evaluate import evaluate_run
+from qdmr_ray.evaluate.evaluate import Spread, evaluate_run, spread_over
 from qdmr_ray.evaluate.metrics import psnr
 from qdmr_ray.evaluate.restorer import EvaluationTask, Restorer
 from qdmr_ray.evaluate.results import ResultsFile
@@ -45,6 +45,11 @@ class Bench:
 
     model: Path
     data: Path
+
+    def task(self, out: Path, **changes: Any) -> EvaluationTask:
+        settings = evaluate_module.EvaluationSettings(sheets=False)
+        given = {"endpoint": None, "models": {}, "settings": settings, **changes}
+        return EvaluationTask(data=str(self.data), out=str(out), **given)
 
     def evaluate(self, out: Path, **options: Any) -> dict[str, Any]:
         return evaluate_run(open_location(self.model), data=str(self.data), out=str(out), **options)
@@ -268,7 +273,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Evaluates without Ray; gives the indexes that were judged, as they come."""
     judged: list[int] = []
 
-    def judge(task: EvaluationTask, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def judge(
+        task: EvaluationTask, rows: list[dict[str, Any]], spread: Spread
+    ) -> Iterator[dict[str, Any]]:
         worker = Restorer(task)
         for row in rows:
             judged.append(row["index"])
@@ -276,7 +283,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(evaluate_module, "_judged", judge)
     monkeypatch.setattr(evaluate_module, "ensure_ray", lambda: None)
-    monkeypatch.setattr(evaluate_module.ray, "cluster_resources", dict)
+    monkeypatch.setattr(evaluate_module.ray, "nodes", list)
     return judged
 
 
@@ -359,6 +366,52 @@ def test_how_it_is_spread_changes_no_result(
     after = small.evaluate(tmp_path, overrides=["evaluation.workers=3", "evaluation.sheets=false"])
     assert in_process == []
     assert after == before
+
+
+def node(cpus: float, gpus: float = 0, *, alive: bool = True, name: str = "here") -> dict[str, Any]:
+    """As Ray lists a node; what it hasn't is not named."""
+    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    return {"Alive": alive, "Resources": resources if cpus else {}, "NodeID": name}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "expected"),
+    [
+        ([node(64, 8)], None, (8, 1.0, 8)),
+        ([node(4), node(64, 8), node(64, 8)], None, (16, 1.0, 8)),
+        ([node(16), node(16), node(16, alive=False)], None, (2, 0.0, 1)),
+        ([node(0), node(16)], None, (1, 0.0, 1)),
+        ([], None, (1, 0.0, 1)),
+        ([node(64, 8)], 1, (1, 1.0, 1)),
+        ([node(16), node(16)], 3, (3, 0.0, 2)),
+        ([node(16, 1)], 3, (3, 1 / 3, 3)),
+        ([node(64, 8)] * 4, None, (20, 1.0, 5)),
+    ],
+)
+def test_every_gpu_or_else_every_node_has_a_worker(
+    nodes: list[dict[str, Any]], workers: int | None, expected: tuple[int, float, int]
+) -> None:
+    found = spread_over(nodes, workers, photographs=20)
+    assert (found.workers, found.gpus, found.sharing) == expected
+
+
+def test_threads_are_the_nodes_as_ray_counts_them(
+    small: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Here:
+        get_node_id = staticmethod(lambda: "here")
+
+    threads: list[int] = []
+    monkeypatch.setattr(restorer_module.torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(restorer_module.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(restorer_module.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(restorer_module.ray, "get_runtime_context", Here)
+    # A container with 16 CPUs of the machine's 64, beside another one.
+    nodes = [node(4, name="elsewhere"), node(16)]
+    monkeypatch.setattr(restorer_module.ray, "nodes", lambda: nodes)
+    for sharing in (1, 3, 40):
+        Restorer(small.task(tmp_path, sharing=sharing))
+    assert threads == [16, 5, 1]
 
 
 def test_a_failing_restoration_is_reported(
@@ -454,14 +507,7 @@ def test_photographs_of_one_name_have_folders_of_their_own() -> None:
 
 
 def test_a_worker_reports_instead_of_raising(small: Bench, tmp_path: Path) -> None:
-    task = EvaluationTask(
-        data=str(small.data),
-        endpoint=None,
-        models={},
-        out=str(tmp_path / "out"),
-        settings=evaluate_module.EvaluationSettings(sheets=False),
-    )
-    worker = Restorer(task)
+    worker = Restorer(small.task(tmp_path / "out"))
     assert worker({"index": 0, "name": "x"})["failure"] == ""
 
     def broken(set_name: str, index: int) -> Record:
