@@ -1,11 +1,13 @@
 """What Ray Train and the loop around a stage cost, against the stage stepped in a bare loop.
 
-    python tests/benchmarks/ray_overhead.py --iterations 60
+    python tests/benchmarks/ray_overhead.py --iterations 60 --repeats 3
 
-Trains source-only at full size on crops of 64 out of noise: once by ``train_run`` with one worker,
-once in this process on the same batches, cut beforehand. Prints JSON: seconds per iteration of
-both, the ratio, and seconds from the call of ``train_run`` to the worker's first step. With one
-thread fewer than there are CPUs (``--threads``) Ray's own processes have one to themselves.
+Trains source-only at full size on crops of 64 out of noise: by ``train_run`` with one worker and in
+this process on the same batches, cut beforehand, in turns, since a shared machine's pace drifts by
+more than what is measured. Of each the lower quartile of means over ten iterations counts. Prints
+JSON: seconds per iteration of both, the ratio, and seconds from the call of ``train_run`` to the
+worker's first step. With one thread fewer than there are CPUs (``--threads``) Ray's own processes
+have one to themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import tempfile
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ LOG_INTERVAL = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--iterations", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, help="PyTorch's threads; all CPUs by default")
     arguments = parser.parse_args()
     iterations = arguments.iterations
@@ -45,26 +49,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         experiment = _experiment(_dataset(folder), iterations, arguments.threads)
-        bare_before = _bare(experiment)
+        bare = [*_bare(experiment)]
         ensure_ray()
-        began = time.time()
-        run = train_run(experiment, storage=str(folder / "runs"), say=lambda _: None)
-        text = run.join(STAGE, "metrics.jsonl").read_bytes().decode()
-        lines = [json.loads(line) for line in text.splitlines()]
-        bare_beside = _bare(experiment)
-    bare = (bare_before + bare_beside) / 2
-    times = [line["time"] for line in lines]
-    trained = statistics.median(np.diff(times)) / LOG_INTERVAL
+        trained: list[float] = []
+        starts, lines = [], []
+        for repeat in range(arguments.repeats):
+            began = time.time()
+            run = train_run(
+                replace(experiment, name=f"run{repeat}"), storage=name, say=lambda _: None
+            )
+            text = run.join(STAGE, "metrics.jsonl").read_bytes().decode()
+            new = [json.loads(line) for line in text.splitlines()]
+            times = [line["time"] for line in new]
+            seconds = np.diff(times) / LOG_INTERVAL
+            starts.append(times[0] - began - LOG_INTERVAL * float(np.median(seconds)))
+            trained += [float(value) for value in seconds]
+            lines += new[1:]
+            bare += _bare(experiment)
     figures = {
-        "bare_seconds": bare,
-        "bare_before_ray_seconds": bare_before,
-        "bare_beside_ray_seconds": bare_beside,
-        "train_seconds": trained,
-        "ratio": trained / bare,
-        "seconds_to_first_step": times[0] - began - LOG_INTERVAL * trained,
-        # Where the seconds went: medians of the lines after the first.
+        "bare_seconds": _lower_quartile(bare),
+        "train_seconds": _lower_quartile(trained),
+        "ratio": _lower_quartile(trained) / _lower_quartile(bare),
+        "ratio_of_medians": statistics.median(trained) / statistics.median(bare),
+        "spread_of_bare": [min(bare), max(bare)],
+        "spread_of_train": [min(trained), max(trained)],
+        "seconds_to_first_step": starts,
+        # Where the seconds went: medians of the lines after each first one.
         "phases": {
-            name: statistics.median(line[name] for line in lines[1:])
+            name: statistics.median(line[name] for line in lines)
             for name in lines[-1]
             if name.startswith("time/")
         },
@@ -104,8 +116,12 @@ def _experiment(data: str, iterations: int, threads: int | None) -> Experiment:
     )
 
 
-def _bare(experiment: Experiment) -> float:
-    """Median seconds of a step, in this process."""
+def _lower_quartile(values: list[float]) -> float:
+    return float(np.quantile(values, 0.25))
+
+
+def _bare(experiment: Experiment) -> list[float]:
+    """Seconds of a step in this process, each a mean over ten."""
     settings = experiment.stage(STAGE)
     torch.manual_seed(experiment.seed + zlib.crc32(STAGE.encode()))
     stage = build_stage(STAGE, settings, Parts(network=experiment.network)).to("cpu")
@@ -125,7 +141,13 @@ def _bare(experiment: Experiment) -> float:
         start = time.perf_counter()
         stage.step(batch)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[WARM_UP:])
+    warm = np.array(seconds[WARM_UP:])
+    return [
+        float(v)
+        for v in warm[: len(warm) // LOG_INTERVAL * LOG_INTERVAL]
+        .reshape(-1, LOG_INTERVAL)
+        .mean(axis=1)
+    ]
 
 
 if __name__ == "__main__":
