@@ -146,7 +146,9 @@ def check_fits(photograph: Photograph, suffix: str, name: str) -> None:
         what = f"{width}x{height} pixels, a side longer than {longest}"
     else:
         return
-    raise QdmrError(f"{name}: has {what}, for which only .png and .tif have room; rename it")
+    raise QdmrError(
+        f"{name}: has {what}, for which {suffix} files have no room; rename it to .png or .tif"
+    )
 
 
 def write_photograph(path: Path, photograph: Photograph, pixels: np.ndarray) -> list[str]:
