@@ -69,7 +69,8 @@ def main() -> None:
         sys.exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED)
     except SystemExit as ended:
         # typer has caught the KeyboardInterrupt already, and says nothing.
-        if ended.code == EXIT_INTERRUPTED:
+        # A command for which this is not true has said so, and raised an exit of its own kind.
+        if ended.code == EXIT_INTERRUPTED and type(ended) is SystemExit:
             print("qdmr: interrupted; run the same command again to go on", file=sys.stderr)
         raise
     except Exception as error:
@@ -155,7 +156,10 @@ def evaluate(
     epilog="Example:  qdmr restore photos/*.jpg --checkpoint runs/demo/uda/final --out out"
 )
 def restore(
-    files: Annotated[list[Path], typer.Argument(help="Photographs, folders or patterns.")],
+    # One that can't be read is a failure of that file; the others are restored.
+    files: Annotated[
+        list[Path], typer.Argument(help="Photographs, folders or patterns.", readable=False)
+    ],
     checkpoint: Annotated[str, typer.Option(help="A trained base, uda or source_only model.")],
     out: Annotated[Path, typer.Option(help="Folder for the corrected photographs.")],
     memory: Annotated[
@@ -171,21 +175,12 @@ def restore(
     ] = None,
 ) -> None:
     """Correct photographs of any size; bits, transparency, EXIF data and colour profile stay."""
+    from qdmr_ray.commands.restore import bytes_of, shown
     from qdmr_ray.evaluate.restoration import RestoreSettings, restore_files
 
-    settings = RestoreSettings(
-        memory=round(memory * 2**30), scratch=scratch, dtype=dtype, device=device
-    )
-    with bars() as progress:
-        failures = restore_files(
-            files,
-            checkpoint,
-            out,
-            progress=lambda d, t, _: progress("restore", d, t),
-            settings=settings,
-        )
-    for failure in failures:
-        print(f"qdmr: {failure.reason}", file=sys.stderr)
+    settings = RestoreSettings(memory=bytes_of(memory), scratch=scratch, dtype=dtype, device=device)
+    with shown(out) as report:
+        failures = restore_files(files, checkpoint, out, report, settings)
     if failures:
         raise typer.Exit(EXIT_FAILED)
     say(f"corrected photographs in {out}")

@@ -6,8 +6,10 @@ corrected = restore(image, Path("runs/demo/uda/final"))
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Callable, Sequence
+import contextlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,27 +19,38 @@ from torch import Tensor, nn
 
 from qdmr_ray.artifacts import LoadedModel, load_model
 from qdmr_ray.data.images import IMAGE_SUFFIXES
-from qdmr_ray.data.photographs import read_photograph, write_photograph
+from qdmr_ray.data.photographs import check_fits, read_photograph, write_photograph
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.device import usable_device
+from qdmr_ray.evaluate.named_files import Failure, expand, failure_of
 from qdmr_ray.evaluate.streamed import DEFAULT_MEMORY, reflected, restore_pixels
 from qdmr_ray.nets import QDMR
-from qdmr_ray.storage import Location
+from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
+from qdmr_ray.storage import TEMPORARY_PREFIX, Location
 
 # Where a stage's result lies, or that result loaded.
 Checkpoint = Path | str | Location | LoadedModel
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
-# Called after each file with: files done, files in all, the file.
-Progress = Callable[[int, int, Path], None]
+# An address in a store, of which Path leaves one stroke.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A file that could not be corrected, and why, in one line that names it."""
+class Report:
+    """Told what ``restore_files`` does, as it does it; subclass it to show some of that."""
 
-    path: Path
-    reason: str
+    def begun(self, path: Path, number: int, total: int) -> None:
+        """A photograph, the ``number``-th of ``total``."""
+
+    def advanced(self, share: float) -> None:
+        """How much of that photograph's arithmetic is done, 0 .. 1."""
+
+    def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
+        """It is done; ``lost`` says what its file has no room for, a line each."""
+
+    def failed(self, failure: Failure) -> None:
+        """It cannot be done, or something named holds no photograph."""
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
@@ -66,7 +79,8 @@ def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
     was_training = network.training
     network.eval()
     try:
-        with torch.inference_mode():
+        # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
+        with torch.inference_mode(), tensor_float_32(ComputeSettings(), x.device):
             image: Tensor = network(padded).image
     finally:
         network.train(was_training)
@@ -92,14 +106,18 @@ class RestoreSettings:
 
 
 def restore(
-    image: np.ndarray, checkpoint: Checkpoint, settings: RestoreSettings | None = None
+    image: np.ndarray,
+    checkpoint: Checkpoint,
+    settings: RestoreSettings | None = None,
+    progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
     """Corrects one photograph, uint8 or uint16 ``(H, W, 3)`` RGB; the result has the same type.
 
     ``checkpoint`` is a stage's result (a path, read anew on each call) or what
     ``qdmr_ray.artifacts.load_model`` made of it, which is then run where it is (CPU or GPU).
     However large the image, the result is the network's on the whole of it, in bounded memory
-    (see ``streamed``). A VQGAN gives the image as one of the target domain.
+    (see ``streamed``). A VQGAN gives the image as one of the target domain. ``progress`` is told
+    the share that is done.
 
     Raises:
         QdmrError: another type or shape, or an unusable checkpoint.
@@ -124,6 +142,7 @@ def restore(
                 memory=settings.memory,
                 scratch=settings.scratch,
                 bfloat16=settings.dtype == BFLOAT16,
+                progress=progress,
             )
         finally:
             network.train(was_training)
@@ -140,31 +159,60 @@ def restore_files(
     files: Sequence[Path],
     checkpoint: Checkpoint,
     out: Path,
-    progress: Progress | None = None,
+    report: Report | None = None,
     settings: RestoreSettings | None = None,
 ) -> list[Failure]:
     """Corrects photographs into ``out`` under their own names and formats; returns what failed.
 
     ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
-    ``"night/*.jpg"``. EXIF orientation is applied; 16 bits, transparency, EXIF data and colour
-    profile are kept. A file that cannot be read or written does not stop the others, and leaves
-    nothing behind.
+    ``"night/*.jpg"``; each photograph is done once. EXIF orientation is applied; 16 bits,
+    transparency, EXIF data and colour profile are kept. Whatever is wrong with one file does not
+    stop the others, and leaves nothing behind.
 
     Raises:
-        QdmrError: no photograph at all, ``out`` cannot be made, or an unusable checkpoint.
+        QdmrError: no photograph at all, ``out`` cannot be made or written to, or an unusable
+            checkpoint.
     """
-    paths, failures = _expand(files)
+    report, settings = report or Report(), settings or RestoreSettings()
+    if address := _ADDRESS.fullmatch(str(out)):
+        raise SettingsError(
+            f"--out {address[1]}://{address[2]}: photographs are restored into local folders only; "
+            "name one, and copy it"
+        )
+    paths, failures = expand(files)
     if not paths:
-        named = ", ".join(str(path) for path in files) or "an empty list"
-        raise QdmrError(f"no photograph to restore in {named}: name {_suffixes()} files or folders")
-    settings = settings or RestoreSettings()
+        why = "; ".join(failure.reason for failure in failures) or "an empty list"
+        raise QdmrError(f"no photograph to restore ({why}); name {_suffixes()} files or folders")
+    device = usable_device(settings.device)
     model = _loaded(checkpoint)
-    model.network.to(_device(settings.device))
+    model.network.to(device)
     if model.kind == "vqgan":
         raise QdmrError(
             f"{model.source}: is a VQGAN, which restores nothing; name a base, uda or source_only "
             "model"
         )
+    for failure in failures:
+        report.failed(failure)
+    written: dict[Path, Path] = {}
+    with _folder(out):
+        for number, path in enumerate(paths, start=1):
+            report.begun(path, number, len(paths))
+            result = out / _result_name(path)
+            try:
+                _check_free(result, path, written)
+                lost = _restore_file(path, result, model, settings, report)
+            except Exception as error:  # Whatever one photograph breaks, the others are restored.
+                failures.append(failure_of(path, error))
+                report.failed(failures[-1])
+            else:
+                written[result] = path
+                report.restored(path, result, [f"{path}: {line}" for line in lost])
+    return failures
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Makes the folder and tries to write there, before hours of work; empty, it goes again."""
     made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -172,38 +220,29 @@ def restore_files(
         raise QdmrError(
             f"the folder {out} cannot be made ({error.strerror}): name another --out"
         ) from error
-    written: dict[Path, Path] = {}
-    for done, path in enumerate(paths, start=1):
-        result = out / _result_name(path)
-        try:
-            _check_free(result, path, written)
-            _restore_file(path, result, model, settings)
-            written[result] = path
-        except (QdmrError, OSError, MemoryError) as error:
-            failures.append(Failure(path=path, reason=_one_line(error, path)))
-        if progress is not None:
-            progress(done, len(paths), path)
-    if made and not written:
-        out.rmdir()
-    return failures
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # A device that PyTorch knows by name may still not be there.
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise SettingsError(f"device {name} can't be used: {reason}") from error
+        try:
+            with tempfile.NamedTemporaryFile(dir=out, prefix=TEMPORARY_PREFIX):
+                pass
+        except OSError as error:
+            raise QdmrError(
+                f"the folder {out} cannot be written to ({error.strerror}): name another --out"
+            ) from error
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                out.rmdir()
 
 
-def _restore_file(path: Path, result: Path, model: LoadedModel, settings: RestoreSettings) -> None:
+def _restore_file(
+    path: Path, result: Path, model: LoadedModel, settings: RestoreSettings, report: Report
+) -> list[str]:
     photograph = read_photograph(path)
+    check_fits(photograph, result.suffix.lower(), str(path))
     height, width = photograph.pixels.shape[:2]
     try:
-        restored = restore(photograph.pixels, model, settings)
+        restored = restore(photograph.pixels, model, settings, report.advanced)
     except (RuntimeError, MemoryError) as error:
         # PyTorch has an exception of its own for a GPU's memory only.
         if not isinstance(error, MemoryError) and "memory" not in str(error):
@@ -212,7 +251,7 @@ def _restore_file(path: Path, result: Path, model: LoadedModel, settings: Restor
             f"{path}: too little memory for {width}x{height} pixels; lower --memory, so that more "
             "lies in scratch files"
         ) from error
-    write_photograph(result, photograph, restored)
+    return write_photograph(result, photograph, restored)
 
 
 def _result_name(path: Path) -> str:
@@ -229,31 +268,8 @@ def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
         )
     if result.exists() and path.exists() and result.samefile(path):
         raise QdmrError(f"{path}: its result would overwrite it; name another --out")
-
-
-def _expand(files: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
-    """The photographs named, each once, in the order given, folders and patterns sorted; and the
-    folders and patterns that hold none."""
-    found: dict[Path, None] = {}
-    empty = []
-    for named in files:
-        path = Path(named)
-        if path.is_dir():
-            kind, items = "folder", [p for p in path.iterdir() if not p.name.startswith(".")]
-        elif not path.exists() and glob.has_magic(str(path)):
-            kind, items = "pattern", [Path(p) for p in glob.glob(str(path), recursive=True)]
-        else:
-            found[path] = None
-            continue
-        photographs = sorted(filter(_is_photograph, items))
-        found.update(dict.fromkeys(photographs))
-        if not photographs:
-            empty.append(Failure(path=path, reason=f"{path}: the {kind} holds no photographs"))
-    return list(found), empty
-
-
-def _is_photograph(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    if result.is_dir():
+        raise QdmrError(f"{path}: its result would be {result}, a folder; name another --out")
 
 
 def _suffixes() -> str:
@@ -262,8 +278,3 @@ def _suffixes() -> str:
 
 def _loaded(checkpoint: Checkpoint) -> LoadedModel:
     return checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)
-
-
-def _one_line(error: BaseException, path: Path) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if str(path) in text else f"{path}: {text}"

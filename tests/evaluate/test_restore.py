@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 from qdmr_ray.artifacts import LoadedModel, save_model
 from qdmr_ray.data.images import read_image, write_png
 from qdmr_ray.data.photographs import Photograph, read_photograph, write_photograph
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.evaluate import restore, restore_files, restore_tensor
-from qdmr_ray.evaluate.restoration import RestoreSettings, pad_to_multiple
+from qdmr_ray.evaluate import restoration, restore, restore_files, restore_tensor, streamed
+from qdmr_ray.evaluate.named_files import Failure
+from qdmr_ray.evaluate.restoration import Report, RestoreSettings, pad_to_multiple
 from qdmr_ray.nets import QDMR, NetworkSettings, SwinSettings
+from qdmr_ray.stages import compute
 from qdmr_ray.storage import open_location
 
 SMALL = NetworkSettings(
@@ -50,6 +54,25 @@ class Brighten(nn.Module):
         self.sizes.append(tuple(x.shape[-2:]))
         self.modes.append(self.training)
         return Output(x + self.amount)
+
+
+class Told(Report):
+    """What restoring tells, a line each."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def begun(self, path: Path, number: int, total: int) -> None:
+        self.lines.append(f"begun {path.name} {number}/{total}")
+
+    def advanced(self, share: float) -> None:
+        self.lines.append(str(share))
+
+    def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
+        self.lines.append(" ".join([f"restored {result.name}", *lost]))
+
+    def failed(self, failure: Failure) -> None:
+        self.lines.append(f"failed {failure.path.name}")
 
 
 def loaded(network: nn.Module) -> LoadedModel:
@@ -137,6 +160,42 @@ def test_runs_in_the_networks_own_precision() -> None:
     assert np.array_equal(restore(image, loaded(Brighten().double())), image)
 
 
+@pytest.fixture
+def tf32_allowed() -> Iterator[None]:
+    """As PyTorch is for cuDNN, and anybody may have it for matrix products."""
+    before = switches()
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def switches() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.usefixtures("tf32_allowed")
+@pytest.mark.parametrize("kind", [Brighten, partial(QDMR, SMALL)])
+def test_float32_is_float32_on_a_gpu_too(
+    kind: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU: what is asked for a CPU is asked for one, and the switches are read from
+    within the network."""
+    exact = compute.tensor_float_32
+    for module in (restoration, streamed):
+        monkeypatch.setattr(
+            module, "tensor_float_32", lambda compute, _: exact(compute, torch.device("cuda"))
+        )
+    seen: set[tuple[bool, bool]] = set()
+    network = kind()
+    for layer in network.modules():
+        layer.register_forward_pre_hook(lambda *_: seen.add(switches()))
+
+    restore(photograph(0), loaded(network))
+
+    assert seen == {(False, False)}
+    assert switches() == (True, True)
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -168,21 +227,36 @@ def test_folders_patterns_and_files_are_restored_under_their_names(tmp_path: Pat
         write_png(tmp_path / folder / f"{name}.png", photograph(ord(name[-1])))
     Image.fromarray(photograph(5)).save(tmp_path / "d.jpg")
     (tmp_path / "folder" / "notes.txt").write_text("no photograph")
-    seen = []
+    told = Told()
 
     failures = restore_files(
         [tmp_path / "folder", tmp_path / "other" / "c?.png", tmp_path / "d.jpg"],
         loaded(Brighten()),
         tmp_path / "deep" / "out",
-        progress=lambda done, total, path: seen.append((done, total, path.name)),
+        told,
     )
 
     assert failures == []
     names = ["a.png", "b.png", "c1.png", "c2.png", "d.jpg"]
     assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == names
     assert np.array_equal(read_image(tmp_path / "deep" / "out" / "a.png"), photograph(ord("a")))
-    assert seen[0] == (1, 5, "a.png")
-    assert seen[-1] == (5, 5, "d.jpg")
+    assert told.lines[:3] == ["begun a.png 1/5", "restored a.png", "begun b.png 2/5"]
+    assert told.lines[-2:] == ["begun d.jpg 5/5", "restored d.jpg"]
+
+
+def test_a_photograph_is_told_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    write_png(tmp_path / "a.png", photograph(0))
+    (tmp_path / "b.png").write_text("no picture")
+    torch.manual_seed(0)
+    told = Told()
+
+    restore_files([tmp_path], loaded(QDMR(SMALL)), tmp_path / "out", told)
+
+    shares = [float(line) for line in told.lines[1:] if line[0].isdigit()]
+    assert len(shares) > 10
+    assert 0.9 < shares[-1] <= 1
+    assert told.lines[0] == "begun a.png 1/2"
+    assert told.lines[-3:] == ["restored a.png", "begun b.png 2/2", "failed b.png"]
 
 
 def test_a_name_with_brackets_is_no_pattern(tmp_path: Path) -> None:
@@ -231,6 +305,131 @@ def test_results_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None
     assert [failure.path for failure in failures] == [second]
     assert str(first) in failures[0].reason
     assert np.array_equal(read_image(tmp_path / "out" / "a.png"), photograph(0))
+
+
+def test_a_photograph_that_is_named_twice_is_restored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "a.png", photograph(0))
+    (tmp_path / "b.png").symlink_to("a.png")
+    told = Told()
+    named = [
+        Path("a.png"),
+        tmp_path / "a.png",
+        Path("../") / tmp_path.name / "a.png",
+        Path("*.png"),
+    ]
+
+    assert restore_files(named, loaded(Brighten()), Path("out"), told) == []
+
+    # Another name is another result.
+    assert told.lines[::2] == ["begun a.png 1/2", "begun b.png 2/2"]
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), OSError(36, "Too long")]
+)
+def test_what_cannot_be_looked_into_is_named_and_the_others_go_on(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is forbidden to root, who may run this."""
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    write_png(tmp_path / "a.png", photograph(0))
+    iterdir = Path.iterdir
+
+    def forbidden(folder: Path) -> Iterator[Path]:
+        if folder == locked:
+            raise error
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+
+    failures = restore_files([locked, tmp_path / "a.png"], loaded(Brighten()), tmp_path / "out")
+
+    assert [failure.reason for failure in failures] == [f"{locked}: {error.strerror}"]
+    assert (tmp_path / "out" / "a.png").is_file()
+    with pytest.raises(
+        QdmrError, match=rf"no photograph to restore \({locked}: {error.strerror}\)"
+    ):
+        restore_files([locked], loaded(Brighten()), tmp_path / "out")
+
+
+def test_whatever_a_photograph_breaks_the_others_are_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        write_png(tmp_path / f"{name}.png", photograph(0))
+
+    def broken(path: Path) -> Photograph:
+        if path.name == "a.png":
+            raise IndexError("out\nof range")
+        return read_photograph(path)
+
+    monkeypatch.setattr(restoration, "read_photograph", broken)
+
+    failures = restore_files([tmp_path], loaded(Brighten()), tmp_path / "out")
+
+    assert [failure.reason for failure in failures] == [f"{tmp_path / 'a.png'}: out of range"]
+    assert (tmp_path / "out" / "b.png").is_file()
+
+
+def test_what_the_result_has_no_room_for_is_seen_before_the_network_runs(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 5, 3), np.uint16)
+    own = Photograph(pixels=pixels, alpha=None, grey=False, exif=Image.Exif(), profile=b"")
+    write_photograph(tmp_path / "a.png", own, pixels)
+    (tmp_path / "a.png").rename(tmp_path / "deep.jpg")
+    Image.fromarray(np.zeros((1, 17_000, 3), np.uint8)).save(tmp_path / "wide.webp", format="PNG")
+    network = Brighten()
+
+    failures = restore_files([tmp_path], loaded(network), tmp_path / "out")
+
+    assert [failure.path.name for failure in failures] == ["deep.jpg", "wide.webp"]
+    assert "has 16 bits a channel" in failures[0].reason
+    assert network.sizes == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_result_lost_is_told(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "x" * 65_000
+    Image.fromarray(photograph(0)).save(tmp_path / "a.jpg", exif=exif)
+    # Pillow writes what it reads a little longer: with the two tags more it is too long.
+    long = Image.Exif()
+    long[ExifTags.Base.Make] = "x" * 66_000
+    Image.fromarray(photograph(0)).save(tmp_path / "b.png", exif=long)
+    (tmp_path / "b.png").rename(tmp_path / "b.jpg")
+    told = Told()
+
+    assert restore_files([tmp_path], loaded(Brighten()), tmp_path / "out", told) == []
+
+    assert told.lines[1] == "restored a.jpg"
+    assert told.lines[3].startswith(f"restored b.jpg {tmp_path / 'b.jpg'}: its EXIF data")
+
+
+def test_an_out_folder_that_cannot_be_written_to_is_seen_before_the_network_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png(tmp_path / "a.png", photograph(0))
+    network = Brighten()
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", forbidden)
+    with pytest.raises(QdmrError, match=r"out cannot be written to \(Permission denied\)"):
+        restore_files([tmp_path / "a.png"], loaded(network), tmp_path / "out")
+    assert network.sizes == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "a.png", photograph(0))
+    with pytest.raises(SettingsError, match=r"--out s3://bucket/night: .* local folders only"):
+        restore_files([Path("a.png")], loaded(Brighten()), Path("s3://bucket/night"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_photograph_is_never_overwritten_by_its_result(tmp_path: Path) -> None:
@@ -322,7 +521,14 @@ def test_settings_that_cannot_be_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"scratch folder .*missing is not there"):
         RestoreSettings(scratch=tmp_path / "missing")
     write_png(tmp_path / "a.png", photograph(0))
-    settings = RestoreSettings(device="cuda:99")
-    with pytest.raises(SettingsError, match="device cuda:99 can't be used"):
-        restore_files([tmp_path / "a.png"], loaded(Brighten()), tmp_path / "out", settings=settings)
+    for device, reason in (
+        ("cuda:99", "can't be used: PyTorch finds .* here"),
+        ("meta", "can't be used"),
+        ("gpu", "is unknown"),
+    ):
+        settings = RestoreSettings(device=device)
+        with pytest.raises(SettingsError, match=f"device {device} {reason}.* name cpu, cuda or"):
+            restore_files(
+                [tmp_path / "a.png"], loaded(Brighten()), tmp_path / "out", settings=settings
+            )
     assert not (tmp_path / "out").exists()

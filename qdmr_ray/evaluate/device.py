@@ -1,0 +1,32 @@
+"""Where photographs are corrected."""
+
+from __future__ import annotations
+
+import torch
+
+from qdmr_ray.errors import SettingsError
+
+_CHOICES = "name cpu, cuda or cuda:N"
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device called ``name``; None is a GPU where there is one.
+
+    Raises:
+        SettingsError: unknown, of another kind, or not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"device {name} is unknown: {_CHOICES}") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise SettingsError(f"device {name} can't be used: {_CHOICES}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        there = f"only {count} of them" if count else "none"
+        raise SettingsError(f"device {name} can't be used: PyTorch finds {there} here; {_CHOICES}")
+    return device
