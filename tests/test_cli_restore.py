@@ -213,7 +213,7 @@ def test_interrupted_it_says_what_is_true(
         ("--device", "cuda:7", "device cuda:7 can't be used: PyTorch finds"),
     ],
 )
-@pytest.mark.parametrize("command", ["restore"])
+@pytest.mark.parametrize("command", ["restore", "bench restore"])
 def test_options_that_cannot_be(
     command: str,
     option: str,

@@ -32,6 +32,8 @@ from qdmr_ray.bench.step import (
     peak_memory,
     timed,
 )
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.evaluate.device import usable_device
 from qdmr_ray.evaluate.streamed import DEFAULT_MEMORY, restore_pixels
 from qdmr_ray.nets import QDMR
 from qdmr_ray.stages.compute import BFLOAT16, FLOAT32
@@ -76,8 +78,12 @@ class RestoreFigures:
 
 
 def bench_restore(bench: RestoreBench) -> RestoreFigures:
-    """Times whole photographs, and the machine's rates in the same process."""
-    device = torch.device(bench.device)
+    """Times whole photographs, and the machine's rates in the same process.
+
+    Raises:
+        SettingsError: the device is unknown or not there.
+    """
+    device = usable_device(bench.device)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
     torch.manual_seed(SEED)
@@ -133,7 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("height", "width", "memory", "repeats", "threads"):
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
     bench = RestoreBench(**vars(parser.parse_args(arguments)))
-    print(json.dumps(asdict(bench_restore(bench)), indent=1))
+    try:
+        figures = bench_restore(bench)
+    except SettingsError as error:
+        parser.error(str(error))
+    print(json.dumps(asdict(figures), indent=1))
 
 
 if __name__ == "__main__":

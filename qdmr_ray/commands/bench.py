@@ -83,11 +83,13 @@ def bench_step(
     """Seconds per training step, beside the floor that its arithmetic sets on this machine."""
     from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench, profile_step
     from qdmr_ray.bench.step import bench_step as measure
+    from qdmr_ray.evaluate.device import usable_device
     from qdmr_ray.stages.compute import DTYPES
 
     _check_choices(
         ("stage", stage, STAGE_SETTINGS), ("preset", preset, PRESETS), ("dtype", dtype, DTYPES)
     )
+    usable_device(device)
     bench = StepBench(
         stage=stage,
         size=size,
@@ -125,6 +127,7 @@ def bench_restore(
     from qdmr_ray.bench.restore import DTYPES, RestoreBench
     from qdmr_ray.bench.restore import bench_restore as measure
     from qdmr_ray.bench.step import PRESETS
+    from qdmr_ray.commands.restore import bytes_of
 
     _check_choices(("preset", preset, PRESETS), ("dtype", dtype, DTYPES))
     bench = RestoreBench(
@@ -132,7 +135,7 @@ def bench_restore(
         width=width,
         device=device,
         dtype=dtype,
-        memory=round(memory * 2**30),
+        memory=bytes_of(memory),
         preset=preset,
         repeats=repeats,
         threads=threads,
