@@ -36,13 +36,23 @@ def cluster() -> Iterator[None]:
 
 
 def long_run(
-    data: Path, name: str, *, workers: int, iterations: int, gan: float = 0.01, **scaling: Any
+    data: Path,
+    name: str,
+    *,
+    workers: int,
+    iterations: int,
+    gan: float = 0.01,
+    checkpoint_interval: int = INTERVAL,
+    **scaling: Any,
 ) -> Any:
     """Settings of a run that takes some seconds, a log line per iteration."""
     values = settings(data, name=name, run=[STAGE])
     values["stages"][STAGE] |= {"iterations": iterations, "gan": gan}
     values["scaling"] |= {"workers": workers, **scaling}
-    values["logging"] |= {"checkpoint_interval": INTERVAL, "picture_interval": iterations}
+    values["logging"] |= {
+        "checkpoint_interval": checkpoint_interval,
+        "picture_interval": iterations,
+    }
     return experiment_from_dict(values)
 
 
