@@ -13,7 +13,7 @@ import resource
 import socket
 import time
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
@@ -130,6 +130,8 @@ class Worker:
             self.journal = Journal(self.run_location, self.task.stage, self.stage.iteration)
             for line in self.journal.lines():
                 self.host.logged(self.task.stage, int(line["iteration"]), line)
+        # So that an alert can tell a stage that never gets anywhere.
+        self._show({})
         try:
             if self.stage.iteration < self.settings.iterations:
                 self._train()
@@ -380,17 +382,22 @@ class Worker:
         # A checkpoint between two validations is judged by the one before it.
         self._figures = self._validated | figures
         self._check_best_metric()
-        if self.journal is not None and self.gauges is not None:
+        if self.journal is not None:
             self.journal.log(self.stage.iteration, figures)
-            # So that an alert can tell a stage that has ended from one that is gone.
-            planned = {"iterations_planned": float(self.settings.iterations)}
-            self.gauges.set(self.stage.iteration, figures | planned)
+            self._show(figures)
             self.host.logged(self.task.stage, self.stage.iteration, figures)
         # Afterwards, so that the line that explains an end is there.
         self._warn(self.guard.check_means(figures, self.stage.iteration))
         shown = {k: v for k, v in figures.items() if k.endswith(_SHOWN)}
         shown |= {"samples/s": rate, "data_wait": figures["data_wait_fraction"]}
         self.reporter.post(self.stage.iteration, shown)
+
+    def _show(self, figures: Mapping[str, float]) -> None:
+        """Figures for Prometheus, from rank 0."""
+        if self.gauges is not None:
+            # So that an alert can tell a stage that has ended from one that is gone.
+            planned = {"iterations_planned": float(self.settings.iterations)}
+            self.gauges.set(self.stage.iteration, {**figures, **planned})
 
     def _draw(self, batch: dict[str, Tensor]) -> None:
         if self.journal is None:
