@@ -269,7 +269,8 @@ def _notes(
     for metric, count in kept.items():
         if count < len(names):
             notes.append(
-                f"{metric.upper()}: {count} images; of the others a row's figure is not finite."
+                f"{metric.upper()}: {count} images; of the others a row's figure is missing or not "
+                "finite."
             )
     if not comparisons:
         return notes

@@ -36,6 +36,7 @@ from qdmr_ray.evaluate.restorer import (
     COMPARISON,
     GROUND_TRUTH,
     INPUT,
+    JUDGED,
     TEST_SET,
     EvaluationTask,
     Restorer,
@@ -269,7 +270,7 @@ def _judge_missing(
             if failure:
                 reasons[row["index"]] = failure
             else:
-                results.add({**row, "figures": json.loads(row["figures"])})
+                results.add({**row, **{key: json.loads(row[key]) for key in JUDGED}})
             if progress is not None:
                 progress(len(results.rows) + len(reasons), len(names))
         results.flush()

@@ -69,8 +69,8 @@ def ssim(a: np.ndarray, b: np.ndarray, *, border: int = 0, luma: bool = False) -
 def json_figure(value: float) -> float | None:
     """The figure as JSON holds it: ``None`` (null) where it is not finite, as JSON has no infinity.
 
-    So a stored PSNR of null means that the two images were identical, or that a mean includes
-    such a pair; a metric that was not computed has no key at all.
+    So a stored PSNR of null means that the two images were identical; means leave such a pair
+    out. A metric that was not computed has no key at all.
     """
     return value if math.isfinite(value) else None
 

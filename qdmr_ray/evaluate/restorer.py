@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +33,20 @@ INPUT = "input"
 GROUND_TRUTH = "ground_truth"
 COMPARISON = "comparison"
 
+NIQE = "niqe"
+# Of what a worker gives, what is JSON.
+JUDGED = ("figures", "left_out")
+
 Figures = dict[str, float]
+Measure = Callable[[np.ndarray, Any], float]
+
+
+@dataclass
+class Judged:
+    """A photograph's ``figures`` by image and metric, and why a metric was ``left_out``."""
+
+    figures: dict[str, Figures] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +71,8 @@ class EvaluationTask:
 class Restorer:
     """Restores and measures test photographs; its networks are loaded once.
 
-    Called with ``{"index", "name"}``, it gives the same with ``figures`` (JSON) and ``failure``, a
-    reason where the photograph could not be read, restored, measured or written.
+    Called with ``{"index", "name"}``, it gives the same with what ``Judged`` holds (JSON), and
+    ``failure``, a reason where the photograph could not be read, restored, measured or written.
     """
 
     def __init__(self, task: EvaluationTask) -> None:
@@ -76,44 +91,73 @@ class Restorer:
             self.lpips = build_lpips("alex", Path(task.alexnet) if task.alexnet else None)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        figures: dict[str, Figures] = {}
+        judged = Judged()
         failure = ""
         try:
             record = self.reader.read(TEST_SET, int(row["index"]))
-            figures = self._judge(record, str(row["name"]))
+            judged = self._judge(record, str(row["name"]))
         except Exception as error:  # whatever one photograph breaks, the others are judged
             failure = _one_line(error)
-        return {**row, "figures": json.dumps(figures), "failure": failure}
+        return {
+            **row,
+            "figures": json.dumps(judged.figures),
+            "left_out": json.dumps(judged.left_out),
+            "failure": failure,
+        }
 
-    def _judge(self, record: Record, name: str) -> dict[str, Figures]:
-        """The figures of input and stages; their pictures are written below ``name``."""
+    def _judge(self, record: Record, name: str) -> Judged:
+        """The figures of input and stages. Their pictures are written below ``name`` first: they
+        are of use whatever can be measured."""
         images = {INPUT: record.image}
         images |= {stage: restore(record.image, model) for stage, model in self.models.items()}
-        figures = {stage: self._measure(i, record.ground_truth) for stage, i in images.items()}
+        measured = dict(images)
         if record.ground_truth is not None:
             images[GROUND_TRUTH] = record.ground_truth
-        pictures = dict(images)
+        for picture, image in images.items():
+            self._write(name, picture, image)
+        judged = Judged(figures={stage: {} for stage in measured})
+        for metric, measure in self._metrics().items():
+            if record.ground_truth is None and metric != NIQE:
+                continue
+            try:
+                found = {s: measure(image, record.ground_truth) for s, image in measured.items()}
+            except QdmrError as error:
+                # For the input and every stage: their means must be over the same photographs.
+                judged.left_out[metric] = _one_line(error)
+                continue
+            for stage, figure in found.items():
+                judged.figures[stage][metric] = figure
         if self.task.settings.sheets:
-            pictures[COMPARISON] = comparison_sheet(name, images, figures)
-        for picture, image in pictures.items():
-            self.out.join(name, f"{picture}.png").write_bytes_atomic(encode_png(image))
-        return {stage: row for stage, row in figures.items() if row}
+            self._write(name, COMPARISON, comparison_sheet(name, images, judged.figures))
+        judged.figures = {stage: row for stage, row in judged.figures.items() if row}
+        return judged
 
-    def _measure(self, image: np.ndarray, truth: np.ndarray | None) -> Figures:
+    def _write(self, name: str, picture: str, image: np.ndarray) -> None:
+        self.out.join(name, f"{picture}.png").write_bytes_atomic(encode_png(image))
+
+    def _metrics(self) -> dict[str, Measure]:
+        """What is measured, by name; all but NIQE compare with the ground truth.
+
+        Each raises QdmrError where it can't say anything of an image.
+        """
         border, luma = self.task.settings.border, self.task.settings.luma
-        figures: Figures = {}
-        if truth is not None:
-            figures["psnr"] = psnr(image, truth, border=border, luma=luma)
-            figures["ssim"] = ssim(image, truth, border=border, luma=luma)
-            if self.lpips is not None:
-                pair = (_tensor(image), _tensor(truth))
-                with torch.inference_mode():
-                    figures["lpips"] = self.lpips(*pair).item()
-        if self.task.pristine is not None:
+        metrics: dict[str, Measure] = {
+            "psnr": partial(psnr, border=border, luma=luma),
+            "ssim": partial(ssim, border=border, luma=luma),
+        }
+        if self.lpips is not None:
+            metrics["lpips"] = self._lpips
+        pristine = self.task.pristine
+        if pristine is not None:
             from qdmr_ray.evaluate.niqe import niqe
 
-            figures["niqe"] = niqe(image, self.task.pristine, border=border)
-        return figures
+            metrics[NIQE] = lambda image, _: niqe(image, pristine, border=border)
+        return metrics
+
+    @torch.inference_mode()
+    def _lpips(self, image: np.ndarray, truth: np.ndarray) -> float:
+        assert self.lpips is not None
+        return self.lpips(_tensor(image), _tensor(truth)).item()
 
 
 def _cpus() -> float:

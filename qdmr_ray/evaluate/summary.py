@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,16 +22,23 @@ def summarize(
 ) -> dict[str, Any]:
     """What ``evaluation.json`` holds: means over the images, and each image's own figures.
 
-    A figure that is not finite (identical images have an infinite PSNR) is null.
+    A metric's means are over the same images for the input and every stage, as ``compare`` has it:
+    those that it could be measured on, with a finite figure each (identical images have an infinite
+    PSNR, which is null in ``per_image``). ``left_out`` names the others, ``statistics`` how many
+    counted.
     """
-    measured = [row for row in rows if row["figures"]]
+    columns = _columns(rows, [INPUT, *stages])
     known = dict(provenance or {})
     evaluation = {
         "images": len(rows),
-        INPUT: _means(measured, INPUT),
-        "stages": {stage: _means(measured, stage) for stage in stages},
-        "statistics": {stage: _statistics(measured, stage) for stage in (INPUT, *stages)},
+        INPUT: _means(columns[INPUT]),
+        "stages": {stage: _means(columns[stage]) for stage in stages},
+        "statistics": {
+            name: {metric: summary(values) for metric, values in columns[name].items()}
+            for name in columns
+        },
         "failed": [dict(failure) for failure in failed],
+        "left_out": [left_out for row in rows for left_out in _left_out(row)],
         "provenance": known,
     }
     if known.get("niqe_parameters"):
@@ -48,18 +56,40 @@ def summarize(
     return evaluation
 
 
-def _means(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
+def _means(columns: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
     return {
-        metric: json_figure(float(np.mean(values)))
-        for metric, values in _columns(rows, name).items()
+        metric: json_figure(float(np.mean(values))) if len(values) else None
+        for metric, values in columns.items()
     }
 
 
-def _statistics(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:
-    return {metric: summary(values) for metric, values in _columns(rows, name).items()}
+def _columns(
+    rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
+    """``columns[name][metric]``: the figures over the images where all of ``names`` have one."""
+    metrics = dict.fromkeys(m for row in rows for f in row["figures"].values() for m in f)
+    columns: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for metric in metrics:
+        usable = [
+            row["figures"]
+            for row in rows
+            if all(
+                math.isfinite(row["figures"].get(name, {}).get(metric, math.nan)) for name in names
+            )
+        ]
+        for name in names:
+            columns[name][metric] = [figures[name][metric] for figures in usable]
+    return columns
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
-    """The figures of one stage by metric, over the images."""
-    metrics = rows[0]["figures"][name] if rows else {}
-    return {metric: [row["figures"][name][metric] for row in rows] for metric in metrics}
+def _left_out(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """``{"name", "metric", "reason"}`` of each metric that this photograph doesn't count for."""
+    reasons = dict(row.get("left_out", {}))
+    for name, figures in row["figures"].items():
+        for metric, figure in figures.items():
+            if not math.isfinite(figure):
+                reasons[metric] = f"{name} and ground truth are identical, {metric} is infinite"
+    return [
+        {"name": row["name"], "metric": metric, "reason": reason}
+        for metric, reason in reasons.items()
+    ]

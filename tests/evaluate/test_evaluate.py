@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,10 +29,13 @@ from qdmr_ray.data.pack import PackSettings, pack
 from qdmr_ray.data.records import Record
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate import restorer as restorer_module
+from qdmr_ray.evaluate.compare import compare, read_evaluation
 from qdmr_ray.evaluate.evaluate import Spread, evaluate_run, spread_over
 from qdmr_ray.evaluate.metrics import psnr
+from qdmr_ray.evaluate.pristine import GAUSSIAN_WINDOW, PristineModel, save_pristine
 from qdmr_ray.evaluate.restorer import EvaluationTask, Restorer
 from qdmr_ray.evaluate.results import ResultsFile
+from qdmr_ray.evaluate.summary import summarize
 from qdmr_ray.nets import QDMR, NetworkSettings
 from qdmr_ray.storage import Location, open_location
 
@@ -432,6 +436,74 @@ def test_a_failing_restoration_is_reported(
         {"name": "photo003", "reason": "RuntimeError: CUDA out of memory"}
     ]
     assert evaluation["images"] == 4
+
+
+def test_one_metric_that_says_nothing_of_a_photograph_is_left_out_alone(
+    model: Path, tmp_path: Path, in_process: list[int]
+) -> None:
+    """Of 24 x 40 pixels NIQE can say nothing; of 8 x 8 SSIM neither."""
+    folder = tmp_path / "data"
+    for kind in ("image", "truth"):
+        (folder / kind).mkdir(parents=True)
+        for name, (height, width) in {
+            "large": (192, 96),
+            "small": (24, 40),
+            "tiny": (8, 8),
+        }.items():
+            pixels = np.random.default_rng(ord(kind[0])).integers(
+                0, 256, (height, width, 3), np.uint8
+            )
+            write_png(folder / kind / f"{name}.png", pixels)
+    settings = PackSettings(test_images="image", test_ground_truth="truth")
+    pack(folder, str(folder / "packed"), settings=settings)
+    pristine = tmp_path / "own.npz"
+    save_pristine(pristine, PristineModel(np.zeros(36), np.eye(36), GAUSSIAN_WINDOW, "nowhere"))
+    out = tmp_path / "out"
+    evaluation = Bench(model, folder / "packed").evaluate(
+        out, overrides=[f"evaluation.niqe={pristine}"]
+    )
+    assert evaluation["failed"] == []
+    assert evaluation["images"] == 3
+    known = {row["name"]: set(row["base"]) for row in evaluation["per_image"]}
+    assert known == {"large": {"psnr", "ssim", "niqe"}, "small": {"psnr", "ssim"}, "tiny": {"psnr"}}
+    counts = {metric: f["n"] for metric, f in evaluation["statistics"]["base"].items()}
+    assert counts == {"psnr": 3, "ssim": 2, "niqe": 1}
+    left_out = [(row["name"], row["metric"]) for row in evaluation["left_out"]]
+    assert left_out == [("small", "niqe"), ("tiny", "ssim"), ("tiny", "niqe")]
+    assert "NIQE needs 2 blocks of 96x96" in evaluation["left_out"][0]["reason"]
+    assert read_image(out / "evaluation" / "tiny" / "base.png").shape == (8, 8, 3)
+    # What can't be measured is no reason to measure it again.
+    in_process.clear()
+    assert (
+        Bench(model, folder / "packed").evaluate(out, overrides=[f"evaluation.niqe={pristine}"])
+        == evaluation
+    )
+    assert in_process == []
+
+
+def test_an_identical_pair_counts_neither_here_nor_in_a_comparison(tmp_path: Path) -> None:
+    figures = {
+        "a": {"input": {"psnr": 20.0}, "base": {"psnr": math.inf}},
+        "b": {"input": {"psnr": 22.0}, "base": {"psnr": 25.0}},
+        "c": {"input": {"psnr": 24.0}, "base": {"psnr": 28.0}},
+    }
+    rows = [{"index": i, "name": n, "figures": f} for i, (n, f) in enumerate(figures.items())]
+    evaluation = summarize(rows, ["base"])
+    assert evaluation["input"] == {"psnr": 23.0}
+    assert evaluation["stages"]["base"] == {"psnr": 26.5}
+    assert evaluation["statistics"]["input"]["psnr"]["n"] == 2
+    assert evaluation["statistics"]["base"]["psnr"]["ci95"] is not None
+    assert evaluation["per_image"][0]["base"]["psnr"] is None
+    (left_out,) = evaluation["left_out"]
+    assert left_out["name"] == "a"
+    assert "identical" in left_out["reason"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    rows_of_table = compare([read_evaluation(open_location(tmp_path))]).rows
+    for name, stage in (("input", "input"), (f"{tmp_path.name}/base", "base")):
+        cell, statistics = rows_of_table[name]["psnr"], evaluation["statistics"][stage]["psnr"]
+        assert cell.mean == statistics["mean"]
+        assert list(cell.interval or ()) == statistics["ci95"]
+        assert cell.images == statistics["n"]
 
 
 def test_settings_of_an_evaluation(small: Bench, tmp_path: Path) -> None:
