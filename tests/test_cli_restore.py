@@ -174,7 +174,7 @@ def test_a_bar_with_the_photographs_name_where_a_person_watches(
     assert f"qdmr: {tmp_path / 'gone.png'}: cannot be read" in shown
     assert moved[0] == 0
     assert any(0 < share < 0.5 for share in moved)
-    assert moved[-1] == 1
+    assert moved[-1] == 2
 
 
 def test_interrupted_it_says_what_is_true(

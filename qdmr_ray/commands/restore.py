@@ -89,7 +89,13 @@ class Bar(Lines):
         self._progress.update(self._task, completed=self.number - 1 + share)
 
     def finished(self, path: Path, result: Path) -> None:
-        self._progress.update(self._task, completed=self.number)
+        self.advanced(1)
+
+    def failed(self, failure: Failure) -> None:
+        super().failed(failure)
+        # A folder without photographs fails before the first of them.
+        if self.number:
+            self.advanced(1)
 
 
 @contextmanager
