@@ -18,6 +18,7 @@ from qdmr_ray.commands.codebook import codebook
 from qdmr_ray.commands.compare import EPILOG as COMPARE_EPILOG
 from qdmr_ray.commands.compare import compare
 from qdmr_ray.commands.data import data_app
+from qdmr_ray.commands.evaluation import evaluation_notes
 from qdmr_ray.commands.jobs import SUBMIT_EPILOG, jobs_app, submit
 from qdmr_ray.commands.niqe import niqe_fit
 from qdmr_ray.commands.output import Overrides, bars, print_table, say
@@ -254,10 +255,12 @@ def _print_evaluation(evaluation: dict[str, Any]) -> None:
     for name, figures in {"input": evaluation["input"], **evaluation["stages"]}.items():
         after = figures.get("psnr")
         gain = f"{after - before:+.2f} dB" if name != "input" and after and before else ""
-        cells = ["same" if value is None else f"{value:.4g}" for value in figures.values()]
+        cells = ["-" if value is None else f"{value:.4g}" for value in figures.values()]
         table.add_row(name, *cells, gain)
     print_table(table)
     say(f"means over {evaluation['images']} test images")
+    for note in evaluation_notes(evaluation):
+        say(note)
     for failure in evaluation["failed"]:
         print(f"qdmr: {failure['name']}: {failure['reason']}", file=sys.stderr)
 

@@ -24,6 +24,11 @@ INPUT = "input"
 LOWER_IS_BETTER = frozenset({"lpips", "niqe"})
 # Of a file's provenance: what must be the same for two figures to compare.
 _SAME = ("test_set", "border", "luma")
+# What a metric compares with: its name in a file, and in a note.
+_FILES = {
+    "niqe": ("niqe_parameters", "with the pristine parameters"),
+    "lpips": ("lpips_weights", "with AlexNet's weights"),
+}
 # The inputs' own figures tell test sets apart too; they come from float64.
 _TOLERANCE = 1e-6
 
@@ -81,7 +86,7 @@ def read_evaluation(place: Location) -> StoredEvaluation:
             for row in content["per_image"]
         }
         provenance = dict(content.get("provenance") or {})
-        niqe_parameters = content.get("niqe_parameters")
+        named = {key: content.get(key) for key, _ in _FILES.values()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise QdmrError(f"{file.uri}: is no evaluation ({error!r}); evaluate again") from error
     if len(images) < len(content["per_image"]):
@@ -91,7 +96,7 @@ def read_evaluation(place: Location) -> StoredEvaluation:
         source=file.uri,
         stages=stages,
         images=images,
-        provenance={**provenance, "niqe_parameters": niqe_parameters},
+        provenance={**provenance, **named},
     )
 
 
@@ -139,8 +144,9 @@ def compare(
     if reference not in figures:
         raise SettingsError(f"--reference {reference}: choose from {', '.join(figures)}")
     chosen = _metrics(figures, names, metrics)
-    if "niqe" in chosen:
-        _check_equal(evaluations, "niqe_parameters")
+    for metric in chosen:
+        if metric in _FILES:
+            _check_equal(evaluations, _FILES[metric][0])
     rows: dict[str, dict[str, Cell]] = {row: {} for row in figures}
     kept: dict[str, int] = {}
     for metric in chosen:
@@ -272,6 +278,9 @@ def _notes(
                 f"{metric.upper()}: {count} images; of the others a row's figure is missing or not "
                 "finite."
             )
+    for metric in kept:
+        if metric in _FILES:
+            notes.append(_file_note(evaluations, metric))
     if not comparisons:
         return notes
     notes.append(
@@ -285,6 +294,15 @@ def _notes(
             "level, however large."
         )
     return notes
+
+
+def _file_note(evaluations: Sequence[StoredEvaluation], metric: str) -> str:
+    """What a metric compared with: the same in all evaluations that say it."""
+    key, words = _FILES[metric]
+    known = [e.provenance[key] for e in evaluations if e.provenance.get(key)]
+    silent = [e.name for e in evaluations if not e.provenance.get(key)]
+    note = f"{metric.upper()} {words} {known[0] if known else '(not recorded)'}"
+    return f"{note}; not recorded in {', '.join(silent)}." if known and silent else f"{note}."
 
 
 def _counts(counts: Sequence[int]) -> str:

@@ -114,14 +114,12 @@ def evaluate_run(
     own = data is None or packed.uri == open_location(experiment.data.path or path).uri
     seen = validation_indices(settings, named) if own else []
     judged = {i: name for i, name in enumerate(_unique(named)) if i not in set(seen)}
-    if settings.lpips:
-        alexnet = experiment.weights.alexnet
-        find_backbone_weights("alex", Path(alexnet) if alexnet else None)
     pristine, niqe_parameters = _pristine(settings)
+    compared = {"niqe_parameters": niqe_parameters, **_lpips_weights(experiment)}
     place = open_location(out, endpoint=endpoint) if out else run
     pictures = place.join(PICTURES_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
-    provenance = _provenance(test_set.content, models, settings, niqe_parameters, seen)
+    provenance = _provenance(test_set.content, models, settings, compared, seen)
     results = ResultsFile(pictures.join(RESULTS_FILE), provenance["digest"])
     wanted = _wanted(models, paired=test_set.paired, sheets=settings.sheets)
     results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
@@ -202,6 +200,24 @@ def _pristine(
     return model, named if model.source == str(path) else f"{named}: {model.source}"
 
 
+def _lpips_weights(experiment: Experiment) -> dict[str, str]:
+    """Which AlexNet LPIPS sees with; nothing where it is off.
+
+    Raises:
+        QdmrError: there are no such weights, or they can't be read.
+    """
+    if not experiment.evaluation.lpips:
+        return {}
+    alexnet = experiment.weights.alexnet
+    path = find_backbone_weights("alex", Path(alexnet) if alexnet else None)
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
+    return {"lpips_weights": f"{path.name}, sha256 {digest}"}
+
+
 def _unique(names: Sequence[str]) -> list[str]:
     """Names of folders: of two photographs a.png and a.jpg the second becomes ``a (2)``."""
     seen: Counter[str] = Counter()
@@ -216,10 +232,11 @@ def _provenance(
     test_set: str,
     models: Mapping[str, Location],
     settings: EvaluationSettings,
-    niqe_parameters: str | None,
+    compared: Mapping[str, str | None],
     seen: Sequence[int],
 ) -> dict[str, Any]:
-    """All that determines the figures, and a digest of it."""
+    """All that determines the figures, and a digest of it; ``compared`` says which files metrics
+    compare with."""
     weights = {name: read_description(location) or {} for name, location in models.items()}
     found: dict[str, Any] = {
         "test_set": test_set,
@@ -227,7 +244,7 @@ def _provenance(
         "border": settings.border,
         "luma": settings.luma,
         "lpips": settings.lpips,
-        "niqe_parameters": niqe_parameters,
+        **compared,
         "code_version": code_version(),
     }
     if seen:

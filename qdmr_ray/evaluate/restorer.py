@@ -35,7 +35,7 @@ COMPARISON = "comparison"
 
 NIQE = "niqe"
 # Of what a worker gives, what is JSON.
-JUDGED = ("figures", "left_out")
+JUDGED = ("figures", "left_out", "environment")
 
 Figures = dict[str, float]
 Measure = Callable[[np.ndarray, Any], float]
@@ -71,8 +71,9 @@ class EvaluationTask:
 class Restorer:
     """Restores and measures test photographs; its networks are loaded once.
 
-    Called with ``{"index", "name"}``, it gives the same with what ``Judged`` holds (JSON), and
-    ``failure``, a reason where the photograph could not be read, restored, measured or written.
+    Called with ``{"index", "name"}``, it gives the same with what ``Judged`` holds and
+    the ``environment`` (JSON), and ``failure``, a reason where the photograph could not be read,
+    restored, measured or written.
     """
 
     def __init__(self, task: EvaluationTask) -> None:
@@ -80,7 +81,7 @@ class Restorer:
         # Ray leaves an actor that asks for less than a CPU one thread.
         torch.set_num_threads(max(1, int(_cpus() // task.sharing)))
         self.reader = RecordReader(task.data, endpoint=task.endpoint)
-        device = "cuda" if task.gpu else "cpu"
+        self.device = device = "cuda" if task.gpu else "cpu"
         self.models = {
             name: _on(load_model(open_location(uri, endpoint=task.endpoint)), device)
             for name, uri in task.models.items()
@@ -89,6 +90,13 @@ class Restorer:
         self.lpips: LPIPS | None = None
         if task.settings.lpips:
             self.lpips = build_lpips("alex", Path(task.alexnet) if task.alexnet else None)
+            self.lpips.to(device)
+        self.environment = {
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if task.gpu else "CPU",
+            # ``restore`` computes in the weights' own type.
+            "dtype": ", ".join(sorted({_dtype(model) for model in self.models.values()})),
+        }
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         judged = Judged()
@@ -102,6 +110,7 @@ class Restorer:
             **row,
             "figures": json.dumps(judged.figures),
             "left_out": json.dumps(judged.left_out),
+            "environment": json.dumps(self.environment),
             "failure": failure,
         }
 
@@ -157,7 +166,8 @@ class Restorer:
     @torch.inference_mode()
     def _lpips(self, image: np.ndarray, truth: np.ndarray) -> float:
         assert self.lpips is not None
-        return self.lpips(_tensor(image), _tensor(truth)).item()
+        a, b = (_tensor(i).to(self.device) for i in (image, truth))
+        return self.lpips(a, b).item()
 
 
 def _cpus() -> float:
@@ -174,6 +184,10 @@ def _cpus() -> float:
 def _on(model: LoadedModel, device: str) -> LoadedModel:
     model.network.to(device)
     return model
+
+
+def _dtype(model: LoadedModel) -> str:
+    return str(next(model.network.parameters()).dtype).removeprefix("torch.")
 
 
 def _tensor(image: np.ndarray) -> torch.Tensor:

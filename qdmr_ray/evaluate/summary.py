@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qdmr_ray.config import code_version
 from qdmr_ray.evaluate.metrics import json_figure
 from qdmr_ray.evaluate.restorer import INPUT
 from qdmr_ray.evaluate.statistics import summary
@@ -40,9 +41,11 @@ def summarize(
         "failed": [dict(failure) for failure in failed],
         "left_out": [left_out for row in rows for left_out in _left_out(row)],
         "provenance": known,
+        "environment": {"qdmr_ray": code_version(), **_environment(rows)},
     }
-    if known.get("niqe_parameters"):
-        evaluation["niqe_parameters"] = known["niqe_parameters"]
+    for key in ("niqe_parameters", "lpips_weights"):
+        if known.get(key):
+            evaluation[key] = known[key]
     evaluation["per_image"] = [
         {
             "name": row["name"],
@@ -80,6 +83,16 @@ def _columns(
         for name in names:
             columns[name][metric] = [figures[name][metric] for figures in usable]
     return columns
+
+
+def _environment(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the photographs were computed with: more than one value where an evaluation went on
+    elsewhere, or on unlike nodes."""
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for name, value in row.get("environment", {}).items():
+            found.setdefault(name, {})[value] = None
+    return {name: ", ".join(sorted(values)) for name, values in found.items()}
 
 
 def _left_out(row: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -158,6 +158,21 @@ def test_other_niqe_parameters_are_refused_only_where_niqe_is_shown(tmp_path: Pa
     assert table(*folders).metrics == ["psnr"]
 
 
+def test_which_files_metrics_compare_with_stands_below_the_table(tmp_path: Path) -> None:
+    for metric, key in (("niqe", "niqe_parameters"), ("lpips", "lpips_weights")):
+        known: dict[str, Any] = {key: "x, sha256 12"}
+        first = write(tmp_path / metric / "a", {"uda": BETTER}, metric=metric, **known)
+        silent = write(tmp_path / metric / "b", {"uda": BETTER}, metric=metric)
+        other = write(tmp_path / metric / "c", {"uda": BETTER}, metric=metric, **{key: "y"})
+        for style in ("plain", "markdown", "latex"):
+            text = comparison_text(table(first), style)
+            assert f"{metric.upper()} with " in text
+            assert "x, sha256 12." in text
+        assert "x, sha256 12; not recorded in b." in comparison_text(table(first, silent))
+        with pytest.raises(QdmrError, match=f"another {key}"):
+            table(first, silent, other)
+
+
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
     first = write(tmp_path / "x" / "run", {"uda": BETTER})
     second = write(tmp_path / "y" / "run", {"uda": EVEN})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -10,18 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from local_ray import local_ray
 
 import qdmr_ray.evaluate.evaluate as evaluate_module
 from qdmr_ray.artifacts import save_model
 from qdmr_ray.cli import main
-from qdmr_ray.config import code_version
+from qdmr_ray.commands.evaluation import evaluation_notes
+from qdmr_ray.config import EvaluationSettings, code_version
 from qdmr_ray.data.check import set_index
 from qdmr_ray.data.images import read_image, write_png
 from qdmr_ray.data.manifest import read_manifest
@@ -41,6 +44,7 @@ from qdmr_ray.storage import Location, open_location
 
 IMAGES = 100
 FRAME = (24, 40)
+SETTINGS = EvaluationSettings(sheets=False)
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,7 @@ class Bench:
     data: Path
 
     def task(self, out: Path, **changes: Any) -> EvaluationTask:
-        settings = evaluate_module.EvaluationSettings(sheets=False)
-        given = {"endpoint": None, "models": {}, "settings": settings, **changes}
+        given = {"endpoint": None, "models": {}, "settings": SETTINGS, **changes}
         return EvaluationTask(data=str(self.data), out=str(out), **given)
 
     def evaluate(self, out: Path, **options: Any) -> dict[str, Any]:
@@ -312,6 +315,13 @@ def test_what_evaluation_json_holds(small: Bench, tmp_path: Path, in_process: li
     assert list(evaluation["statistics"]) == ["input", "base"]
     assert evaluation["provenance"]["code_version"] == code_version()
     assert "niqe_parameters" not in evaluation
+    assert "lpips_weights" not in evaluation
+    assert evaluation["environment"] == {
+        "qdmr_ray": code_version(),
+        "torch": torch.__version__,
+        "device": "CPU",
+        "dtype": "float32",
+    }
 
 
 def test_an_interrupted_evaluation_goes_on(
@@ -549,6 +559,43 @@ def test_niqe_without_ground_truth(
         assert not (folder / "ground_truth.png").exists()
         assert (folder / "comparison.png").exists()
     assert set(evaluation["stages"]["base"]) == {"niqe"}
+
+
+def test_lpips_is_computed_where_the_models_are_and_says_with_which_weights(
+    small: Bench, tmp_path: Path, in_process: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Distance(torch.nn.Module):
+        seen: ClassVar[list[str]] = []
+
+        def to(self, device: str) -> Distance:  # type: ignore[override]
+            self.seen.append(device)
+            return self
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            self.seen.append(str(a.device))
+            assert a.device == b.device
+            return torch.tensor([0.25])
+
+    monkeypatch.setattr(restorer_module, "build_lpips", lambda *_: Distance())
+    digests = []
+    for content in (b"one", b"another"):
+        weights = tmp_path / "alexnet.pth"
+        weights.write_bytes(content)
+        evaluation = small.evaluate(
+            tmp_path / "out",
+            overrides=["evaluation.lpips=true", f"weights.alexnet={weights}"],
+        )
+        named = f"alexnet.pth, sha256 {hashlib.sha256(content).hexdigest()}"
+        assert evaluation["lpips_weights"] == evaluation["provenance"]["lpips_weights"] == named
+        assert f"LPIPS with {named}" in evaluation_notes(evaluation)
+        digests.append(evaluation["provenance"]["digest"])
+    assert digests[0] != digests[1]
+    assert set(Distance.seen) == {"cpu"}
+    # On "meta" every model can be, where there is no GPU.
+    worker = Restorer(small.task(tmp_path, settings=replace(SETTINGS, lpips=True)))
+    worker.device = "meta"
+    worker._lpips(*np.zeros((2, 32, 32, 3), np.uint8))
+    assert Distance.seen[-1] == "meta"
 
 
 def test_results_in_a_store_are_written_together(

@@ -55,7 +55,7 @@ class Failure:
 class Evaluation:
     """``evaluation.json``; ``figures`` are means by stage, ``input`` first, and ``statistics`` has
     the same keys as far as the file knows them. ``niqe_parameters`` says what NIQE compared with,
-    ``provenance`` what else determined the figures.
+    ``provenance`` what else determined the figures, and what they were computed with.
     """
 
     images: int
@@ -117,7 +117,9 @@ def parse_evaluation(content: Mapping[str, Any], order: Sequence[str]) -> Evalua
         },
         failures=_failures(content.get("failed")),
         niqe_parameters=_niqe_parameters(content.get("niqe_parameters")),
-        provenance=_flat(_mapping(content.get("provenance"))),
+        provenance=_flat(
+            {**_mapping(content.get("provenance")), **_mapping(content.get("environment"))}
+        ),
     )
 
 
