@@ -1,7 +1,7 @@
 """Several Ray nodes on this machine: a cluster to try things on before one is rented.
 
     eval "$(python cluster/local/nodes.py up --workers 2)"  # RAY_ADDRESS, token
-    qdmr submit --follow -- qdmr train experiments/demo.yaml
+    qdmr submit --follow -- qdmr train experiments/demo.yaml --storage "$PWD/runs"
     python cluster/local/nodes.py status
     python cluster/local/nodes.py down
 
