@@ -124,7 +124,8 @@ class _Trainer(TorchTrainer):
     would take 1.5 s of a CPU to start, and 3 % of one from then on."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
+        # Unknown to annotations, which are those of an older trainer.
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
         if joins_a_cluster():
             return callbacks
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
