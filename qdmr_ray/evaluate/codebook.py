@@ -30,6 +30,7 @@ from qdmr_ray.evaluate.usage import (
     usage_from_dict,
 )
 from qdmr_ray.nets import VQGAN
+from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import Location
 from qdmr_ray.train.pictures import to_photograph
 
@@ -178,7 +179,9 @@ def count_codes(network: VQGAN, images: Iterable[np.ndarray], *, batch: int = BA
     counts = torch.zeros(len(codes), dtype=torch.int64)
     for stack in _stacks(images, batch):
         pixels = torch.from_numpy(np.stack(stack)).to(codes.device).float() / 255
-        indices = network.encode_indices(pixels).flatten()
+        # Float32 means float32: of near codes, TensorFloat-32 chooses another.
+        with tensor_float_32(ComputeSettings(), codes.device):
+            indices = network.encode_indices(pixels).flatten()
         counts += torch.bincount(indices, minlength=len(codes)).cpu()
     return counts.numpy()
 

@@ -23,6 +23,7 @@ from qdmr_ray.evaluate.metrics import psnr, ssim
 from qdmr_ray.evaluate.restoration import restore
 from qdmr_ray.evaluate.sheets import comparison_sheet
 from qdmr_ray.nets.lpips import LPIPS, build_lpips
+from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import open_location
 
 if TYPE_CHECKING:
@@ -167,7 +168,9 @@ class Restorer:
     def _lpips(self, image: np.ndarray, truth: np.ndarray) -> float:
         assert self.lpips is not None
         a, b = (_tensor(i).to(self.device) for i in (image, truth))
-        return self.lpips(a, b).item()
+        # Float32 means float32: figures of a GPU compare with those of a CPU.
+        with tensor_float_32(ComputeSettings(), a.device):
+            return self.lpips(a, b).item()
 
 
 def _cpus() -> float:

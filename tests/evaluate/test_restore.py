@@ -19,10 +19,18 @@ from qdmr_ray.artifacts import LoadedModel, save_model
 from qdmr_ray.data.images import read_image, write_png
 from qdmr_ray.data.photographs import Photograph, read_photograph, write_photograph
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.evaluate import restoration, restore, restore_files, restore_tensor, streamed
+from qdmr_ray.evaluate import (
+    codebook,
+    restoration,
+    restore,
+    restore_files,
+    restore_tensor,
+    restorer,
+    streamed,
+)
 from qdmr_ray.evaluate.named_files import Failure
 from qdmr_ray.evaluate.restoration import Report, RestoreSettings, pad_to_multiple
-from qdmr_ray.nets import QDMR, NetworkSettings, SwinSettings
+from qdmr_ray.nets import QDMR, VQGAN, NetworkSettings, SwinSettings
 from qdmr_ray.stages import compute
 from qdmr_ray.storage import open_location
 
@@ -173,15 +181,47 @@ def switches() -> tuple[bool, bool]:
     return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
 
 
+class Distance(nn.Module):
+    """In the place of LPIPS."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).mean()
+
+
+def restored(network: nn.Module) -> object:
+    return restore(photograph(0), loaded(network))
+
+
+def counted(network: nn.Module) -> object:
+    assert isinstance(network, VQGAN)
+    return codebook.count_codes(network, [photograph(0, 16, 16).transpose(2, 0, 1)])
+
+
+def measured(network: nn.Module) -> object:
+    worker = restorer.Restorer.__new__(restorer.Restorer)
+    worker.device, worker.lpips = "cpu", network  # type: ignore[assignment]
+    return worker._lpips(photograph(0), photograph(1))
+
+
 @pytest.mark.usefixtures("tf32_allowed")
-@pytest.mark.parametrize("kind", [Brighten, partial(QDMR, SMALL)])
+@pytest.mark.parametrize(
+    ("kind", "run"),
+    [
+        (Brighten, restored),
+        (partial(QDMR, SMALL), restored),
+        (partial(VQGAN, SMALL), counted),
+        (Distance, measured),
+    ],
+)
 def test_float32_is_float32_on_a_gpu_too(
-    kind: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+    kind: Callable[[], nn.Module],
+    run: Callable[[nn.Module], object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without a GPU: what is asked for a CPU is asked for one, and the switches are read from
     within the network."""
     exact = compute.tensor_float_32
-    for module in (restoration, streamed):
+    for module in (restoration, streamed, codebook, restorer):
         monkeypatch.setattr(
             module, "tensor_float_32", lambda compute, _: exact(compute, torch.device("cuda"))
         )
@@ -190,7 +230,7 @@ def test_float32_is_float32_on_a_gpu_too(
     for layer in network.modules():
         layer.register_forward_pre_hook(lambda *_: seen.add(switches()))
 
-    restore(photograph(0), loaded(network))
+    run(network)
 
     assert seen == {(False, False)}
     assert switches() == (True, True)
