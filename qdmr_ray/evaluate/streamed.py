@@ -293,6 +293,10 @@ def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
     hidden = cast(nn.Linear, block.mlp[0]).out_features
     window, shift, height = block.window, block.shift, before.height
     for first, last in strips(height, before.width * hidden * before.itemsize, window):
+        if last - first == height:
+            # Rolled as it is gathered: nothing is copied.
+            out.put(0, _swin_band(block, before.rows(0, height), is_last=True, roll=shift))
+            return
         begin, end = first + shift, min(last + shift, height)
         band = before.rows(begin, end)
         if last + shift > height:
@@ -303,15 +307,17 @@ def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
             out.put(0, band[:, :, end - begin :])
 
 
-def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool) -> Tensor:
-    """One block on (1, C, n, width), n a multiple of the window; ``is_last`` of a map's bands."""
+def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool, roll: int = 0) -> Tensor:
+    """One block on (1, C, n, width), n a multiple of the window; ``is_last`` of a map's bands.
+    Windows begin ``roll`` rows down, and go round."""
     rows = band[0].permute(1, 2, 0)
     height, width, channels = rows.shape
     window, shift = block.window, block.shift
-    order = _window_order(height, width, window, shift).to(band.device)
+    order = _window_order(height, width, window, (roll, shift)).to(band.device)
     tokens = rows.reshape(height * width, channels)
     windows = tokens.index_select(0, order.flatten()).view(*order.shape, channels)
     mask = _band_mask(height, width, window, shift, is_last=is_last) if shift else None
+    after = []
     # A single row of windows of a very wide photograph is more than a strip.
     hidden = cast(nn.Linear, block.mlp[0]).out_features
     for first, last in strips(len(windows), order.shape[1] * hidden * band.itemsize):
@@ -319,15 +325,17 @@ def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool) -> Tensor:
         x = x + block.attention(
             block.norm1(x), None if mask is None else mask[first:last].to(x.device)
         )
-        windows[first:last] = x + block.mlp(block.norm2(x))
-    result = torch.empty_like(tokens).index_copy_(0, order.flatten(), windows.flatten(0, 1))
+        after.append((x + block.mlp(block.norm2(x))).to(band.dtype))
+    windows = after[0] if len(after) == 1 else torch.cat(after)
+    result = windows.flatten(0, 1).index_select(0, order.flatten().argsort())
     return result.view(rows.shape).permute(2, 0, 1).unsqueeze(0)
 
 
-def _window_order(height: int, width: int, window: int, shift: int) -> Tensor:
-    """Token numbers by window, int64 (windows, window * window), of a band whose columns are rolled
-    by ``-shift``: gathering by it rolls and cuts into windows in one copy."""
-    numbers = torch.arange(height * width).view(height, width).roll(-shift, dims=1)
+def _window_order(height: int, width: int, window: int, shift: tuple[int, int]) -> Tensor:
+    """Token numbers by window, int64 (windows, window * window), of a band whose rows and columns
+    are rolled back by ``shift``: gathering by it rolls and cuts into windows in one copy."""
+    numbers = torch.arange(height * width).view(height, width)
+    numbers = numbers.roll((-shift[0], -shift[1]), dims=(0, 1))
     cut = numbers.view(height // window, window, width // window, window).transpose(1, 2)
     return cut.reshape(-1, window * window)
 
