@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from qdmr_ray.bench.step import StepBench, needed_flop
 from qdmr_ray.cli import app
+from qdmr_ray.config import load_experiment
 
 README = Path(__file__).parents[2] / "cluster" / "README.md"
 TEXT = README.read_text()
@@ -83,6 +85,25 @@ def test_service_accounts_have_their_role_before_there_is_a_pod() -> None:
         "kubectl apply -k",
     )
     assert text.count("annotate") == 1
+
+
+def test_what_submit_is_said_to_print_it_prints(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("pass\n")
+    command = ["submit", "--dry-run", "--code", str(tmp_path), "--", "python", "train.py"]
+    printed = CliRunner().invoke(app, command).stdout.splitlines()
+    (shape,) = re.findall(r"^COUNT files, .*$", section("One machine with GPUs"), re.MULTILINE)
+    for word, pattern in (("COUNT", r"\d+"), ("SIZE", r"[\d.]+"), ("FOLDER", r"/\S+")):
+        shape = shape.replace(word, pattern)
+    assert re.fullmatch(shape, printed[0])
+
+
+def test_stages_and_iterations_are_those_of_the_experiment() -> None:
+    file = README.parents[1] / "experiments" / "realab" / "real_sim_s1_uda.yaml"
+    experiment = load_experiment(file, ())
+    done = [
+        f"{name}: {experiment.stage(name).iterations} iterations done" for name in experiment.run
+    ]
+    assert "\n".join(done) in section("One machine with GPUs")
 
 
 @pytest.mark.parametrize(("stage", "batch"), [("vqgan", 8), ("base", 4), ("uda", 4)])
