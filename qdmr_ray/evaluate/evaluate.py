@@ -211,8 +211,7 @@ def _lpips_weights(experiment: Experiment) -> dict[str, str]:
     alexnet = experiment.weights.alexnet
     path = find_backbone_weights("alex", Path(alexnet) if alexnet else None)
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
     return {"lpips_weights": f"{path.name}, sha256 {digest}"}
