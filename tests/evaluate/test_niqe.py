@@ -465,15 +465,22 @@ def test_command_fits_folders_and_files(
     assert loaded.source.startswith(f"3 images and {blocks} blocks of {folder}")
 
 
-def test_command_names_the_photograph_it_cannot_take(tmp_path: Path, folder: Path) -> None:
-    write_png(folder / "small.png", texture(0, 50, 200))
+def test_command_leaves_out_and_names_the_photographs_it_cannot_take(
+    tmp_path: Path, folder: Path, photographs: tuple[np.ndarray, ...]
+) -> None:
+    write_png(folder / "0small.png", texture(0, 50, 200))
+    (folder / "1broken.png").write_bytes(b"no photograph")
     out = tmp_path / "pristine.npz"
 
     result = run(folder, "--out", out)
 
-    assert isinstance(result.exception, QdmrError)
-    assert str(result.exception).startswith(f"{folder / 'small.png'}: an image of 200x50 ")
-    assert not out.exists()
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith(f"qdmr: {folder / '0small.png'}: an image of 200x50 ")
+    assert lines[1].startswith(f"qdmr: {folder / '1broken.png'}")
+    assert "niqe-fit: done" in lines
+    assert lines[-1] == "qdmr: 2 of 5 photographs were left out"
+    assert same(load_pristine(out), fit_pristine(photographs))
 
 
 def test_command_looks_at_its_target_first(tmp_path: Path) -> None:
