@@ -13,9 +13,12 @@ EPILOG = "Example:  qdmr codebook runs/demo"
 
 
 def codebook(
-    run: Annotated[str, typer.Argument(metavar="RUN")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN_OR_VQGAN", help="Run folder, or a VQGAN's with --data.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Packed dataset; the run's by default.")] = None,
     crops: Annotated[int, typer.Option(min=1, help="Squares cut from each domain.")] = 64,
-    out: Annotated[str | None, typer.Option(help="Folder; the run's by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder; RUN_OR_VQGAN by default.")] = None,
 ) -> None:
     """How source and target use a trained codebook: figures, and every code in a picture."""
     from qdmr_ray.evaluate.codebook import ATLAS_FILE, codebook_view, write_view
@@ -25,7 +28,10 @@ def codebook(
     place = open_location(run)
     with bars() as progress:
         view = codebook_view(
-            place, crops=crops, progress=lambda done, total: progress("codebook", done, total)
+            place,
+            data=data,
+            crops=crops,
+            progress=lambda done, total: progress("codebook", done, total),
         )
     to = open_location(out) if out else place
     write_view(view, to)

@@ -19,6 +19,7 @@ from qdmr_ray.artifacts import load_model, read_description
 from qdmr_ray.config import Experiment, experiment_of_run
 from qdmr_ray.data.images import encode_png
 from qdmr_ray.data.records import RecordReader
+from qdmr_ray.data.stream import DataSettings
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.atlas import atlas_picture
 from qdmr_ray.evaluate.usage import (
@@ -55,15 +56,18 @@ class CodebookView:
 def codebook_view(
     run: Location,
     *,
+    data: str | None = None,
     crops: int = CROPS,
     crop: int = CROP,
     own_share: float = OWN_SHARE,
     progress: Progress | None = None,
 ) -> CodebookView:
-    """Counts what ``crops`` squares of each domain choose from the run's codebook.
+    """Counts what ``crops`` squares of each domain choose from the codebook of ``run``: a run
+    folder, or the folder of a VQGAN, such as an imported one, with ``data``.
 
-    The squares are spread evenly over each set of the run's packed dataset, at places that are the
-    same each time; they measure ``crop`` pixels, or what a smaller photograph allows.
+    The squares are spread evenly over each set of the packed dataset ``data`` (the run's by
+    default), at places that are the same each time; they measure ``crop`` pixels, or what a smaller
+    photograph allows.
 
     Raises:
         QdmrError: no run, no trained VQGAN in it, or no dataset where its settings say.
@@ -71,17 +75,19 @@ def codebook_view(
     """
     if crops < 1 or crop < 1 or not 0.5 < own_share <= 1:
         raise ValueError(f"crops={crops}, crop={crop}, own_share={own_share}")
-    experiment = _experiment(run)
-    weights = trained_weights(run)
+    alone = read_description(run) is not None
+    folder = run if alone else run.join("vqgan", "final")
+    settings = DataSettings() if alone else _experiment(run).data
+    weights = _weights_of(folder)
     if weights is None:
-        raise QdmrError(
-            f"{run.join('vqgan', 'final').uri}: no trained VQGAN there; train the run's vqgan "
-            "stage first"
-        )
-    if not experiment.data.path:
+        raise QdmrError(f"{folder.uri}: no trained VQGAN there; train the run's vqgan stage first")
+    path = data or settings.path
+    if not path and alone:
+        raise QdmrError(f"{run.uri}: is a model without a run; name a packed dataset with --data")
+    if not path:
         raise QdmrError(f"{run.join('config.yaml').uri}: data.path names no packed dataset")
-    reader = RecordReader(experiment.data.path, endpoint=experiment.data.s3_endpoint)
-    network = load_model(run.join("vqgan", "final")).network
+    reader = RecordReader(path, endpoint=settings.s3_endpoint)
+    network = load_model(folder).network
     assert isinstance(network, VQGAN)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
     counted: dict[str, SetUsage] = {}
@@ -138,7 +144,10 @@ def trained_weights(run: Location) -> str | None:
     Raises:
         QdmrError: there is a model, but it is damaged or no VQGAN.
     """
-    folder = run.join("vqgan", "final")
+    return _weights_of(run.join("vqgan", "final"))
+
+
+def _weights_of(folder: Location) -> str | None:
     description = read_description(folder)
     if description is None:
         return None

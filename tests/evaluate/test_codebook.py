@@ -257,6 +257,18 @@ def test_what_is_missing_is_named(run: Location, tmp_path: Path, tiny_dataset: P
         codebook_view(run)
 
 
+def test_a_vqgan_without_a_run_takes_a_dataset(run: Location, tiny_dataset: Path) -> None:
+    """As import-weights leaves it."""
+    assert run.local_path is not None
+    alone = run.join("vqgan", "final")
+    (run.local_path / "config.yaml").rename(run.local_path / "elsewhere.yaml")
+    with pytest.raises(QdmrError, match=r"vqgan/final: is a model without a run; .*--data"):
+        codebook_view(alone)
+    seen = codebook_view(alone, data=str(tiny_dataset), crops=3).usage
+    (run.local_path / "elsewhere.yaml").rename(run.local_path / "config.yaml")
+    assert codebook_view(run, crops=3).usage == seen
+
+
 def test_the_command_prints_and_writes(
     run: Location, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
