@@ -42,8 +42,8 @@ KINDS = ("vqgan", "qdmr_base", "qdmr_uda")
 # Where a checkpoint's weights lie, the preferred place first.
 PARAMS, AVERAGED = "params", "params_ema"
 EXTRA_PREFIXES = ("semantic.", "vgg.")
-# Keys named in an error; of the others, the number.
-NAMED = 10
+# A weight of every network of this project, by its own name.
+_OURS = "encoder.first.weight"
 REMEDY = "give a .pth file of the authors' code, which holds {'params': weights}"
 # A weight by which a file of another kind is known.
 _TELLTALES = {
@@ -100,9 +100,15 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
     The network's sizes are those of the weights; what weights don't tell is the paper's.
 
     Raises:
-        QdmrError: the file is unreadable, or keys are missing, unexpected or of a wrong shape.
+        QdmrError: the file is unreadable, or keys are missing, unexpected or of a wrong shape; all
+            of them are named, a line each after the first.
     """
     theirs, notes = _state_dict(file)
+    if _OURS in theirs:
+        raise QdmrError(
+            f"{file}: holds this project's own names ({_OURS}), not the authors': a model folder "
+            "needs no import; name the folder where a checkpoint is asked for"
+        )
     ours: dict[str, Tensor] = {}
     unexpected: list[str] = []
     for key, value in theirs.items():
@@ -124,19 +130,19 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
         if key in ours and tuple(ours[key].shape) != wanted[key]
     ]
     problems = [
-        f"{len(found)} {what} ({_named(found)})"
+        (what, found)
         for what, found in (
-            ("keys missing", missing),
-            ("keys unexpected", unexpected),
-            ("wrong shapes", shapes),
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", shapes),
         )
         if found
     ]
     if problems:
-        raise QdmrError(
-            f"{file}: not the weights of a {kind} network: {'; '.join(problems)}"
-            f"{_other_kind(kind, theirs)}"
-        )
+        counts = ", ".join(f"{len(found)} {what}" for what, found in problems)
+        lines = [f"  {what}: {name}" for what, found in problems for name in found]
+        first = f"{file}: not the weights of a {kind} network: keys: {counts}"
+        raise QdmrError("\n".join([f"{first}{_other_kind(kind, theirs)}", *lines]))
     if kind == "vqgan" and not has_extras:
         notes.append("holds no semantic head and no VGG19: only training a VQGAN needs them")
     notes += _differences(settings)
@@ -239,6 +245,8 @@ def _count(keys: Mapping[str, Any], pattern: str) -> int:
 
 
 def _state_dict(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    if file.is_dir():
+        raise QdmrError(f"{file}: is a folder: {REMEDY}")
     if not file.is_file():
         raise QdmrError(f"{file}: no such file; check the path")
     content: dict[str, Any] = load_weight_file(file, REMEDY)
@@ -277,11 +285,6 @@ def _wanted_shapes(
             ):
                 state |= {f"{prefix}{key}": value for key, value in module.state_dict().items()}
     return {key: tuple(value.shape) for key, value in state.items()}
-
-
-def _named(items: list[str]) -> str:
-    rest = len(items) - NAMED
-    return ", ".join(items[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _other_kind(kind: str, theirs: Mapping[str, Tensor]) -> str:

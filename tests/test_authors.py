@@ -44,13 +44,15 @@ def write(path: Path, state: dict[str, Any], place: str | None = "params") -> Pa
 
 
 def refusal(file: Path, kind: str) -> str:
-    """What importing says: one line that names the file; and no folder is left."""
+    """What importing says: a line that names the file, then one for each key that is wrong, if
+    any; and no folder is left."""
     out = file.parent / "out"
     with pytest.raises(QdmrError) as error:
         import_authors(file, kind, open_location(out))
     message = str(error.value)
-    assert "\n" not in message
-    assert message.startswith(str(file))
+    first, *others = message.split("\n")
+    assert first.startswith(str(file))
+    assert all(line.startswith(("  missing: ", "  unexpected: ", "  wrong")) for line in others)
     assert not out.exists()
     return message
 
@@ -193,19 +195,40 @@ def test_missing_unexpected_and_misshapen_are_all_named(
 
     message = refusal(write(tmp_path / "a.pth", theirs), "qdmr_uda")
 
-    assert f"1 keys missing ({SHIFTED}.attn.qkv.bias)" in message
-    assert "2 keys unexpected (extra.weight, cac_encoder.blocks.0.1.conv.9.weight)" in message
-    assert "1 wrong shapes (cac_out_conv.bias (4,) instead of (3,))" in message
+    first, *others = message.split("\n")
+    assert first.endswith("network: keys: 1 missing, 2 unexpected, 1 wrong shape")
+    assert others == [
+        f"  missing: {SHIFTED}.attn.qkv.bias",
+        "  unexpected: extra.weight",
+        "  unexpected: cac_encoder.blocks.0.1.conv.9.weight",
+        "  wrong shape: cac_out_conv.bias (4,) instead of (3,)",
+    ]
 
 
-def test_of_many_missing_keys_ten_are_named(tmp_path: Path, tiny_network: NetworkSettings) -> None:
+def test_many_missing_keys_are_all_named(tmp_path: Path, tiny_network: NetworkSettings) -> None:
     theirs = tiny_state("qdmr_uda", tiny_network)
     few = {k: v for k, v in theirs.items() if not k.startswith(("cacdecoder", "vqfusion"))}
     message = refusal(write(tmp_path / "a.pth", few), "qdmr_uda")
-    missing = len(theirs) - len(few)
-    assert f"{missing} keys missing (" in message
-    assert message.count("cacdecoder.") + message.count("vqfusion.") == 10
-    assert f"and {missing - 10} more)" in message
+    missing = theirs.keys() - few.keys()
+    assert f"keys: {len(missing)} missing" in message
+    assert sorted(message.split("\n")[1:]) == sorted(f"  missing: {key}" for key in missing)
+
+
+def test_our_own_weights_need_no_import(tmp_path: Path, tiny_network: NetworkSettings) -> None:
+    for kind in ("vqgan", "qdmr_base"):
+        folder = tmp_path / kind
+        network = build_network(kind, tiny_network)
+        save_model(open_location(folder), network, kind=kind, step=1, digest="")
+        message = refusal(folder / "model.safetensors", kind)
+        assert "this project's own names" in message
+        assert "needs no import" in message
+        assert "\n" not in message
+
+
+def test_a_folder_is_called_one(tmp_path: Path) -> None:
+    folder = tmp_path / "a.pth"
+    folder.mkdir()
+    assert "is a folder: give a .pth file" in refusal(folder, "vqgan")
 
 
 @pytest.mark.parametrize(
@@ -264,8 +287,10 @@ def test_code_in_a_file_is_refused_and_not_run(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"not weights\n", "cannot be read as PyTorch weights"),
-        (b"", "cannot be read as PyTorch weights"),
+        (b"not weights\n", "PyTorch weights (it is no file that torch.save wrote)"),
+        (b"hello\n", "PyTorch weights (it is no file that torch.save wrote)"),
+        (b"PK\x03\x04 cut short", "cannot be read as PyTorch weights"),
+        (b"", "PyTorch weights (it is empty)"),
         (None, "no such file"),
     ],
 )

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
 
+# What files of torch.save begin with: since 1.6, and before.
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+
 
 def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
     """The state dict in ``path``, on the CPU; ``remedy`` ends each error message.
@@ -23,7 +26,7 @@ def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
     # torch.load has no error of its own: a truncated file raises any of several types.
     except Exception as error:
         raise QdmrError(
-            f"{path} cannot be read as PyTorch weights ({_reason(error)}): {remedy}"
+            f"{path} cannot be read as PyTorch weights ({_reason(path, error)}): {remedy}"
         ) from error
     if not isinstance(state, dict):
         raise QdmrError(
@@ -32,8 +35,18 @@ def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
     return state
 
 
-def _reason(error: Exception) -> str:
-    """In one line; PyTorch's own for a refused pickle tells how to run what is in it."""
+def _reason(path: Path, error: Exception) -> str:
+    """In one line; PyTorch's own for a refused pickle tells how to run what is in it, and of a text
+    it says that it is such a pickle, or a number."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_ZIP))
+    except OSError:
+        return first_line(error)
+    if not start:
+        return "it is empty"
+    if start != _ZIP and not start.startswith(_PICKLE):
+        return "it is no file that torch.save wrote"
     if isinstance(error, pickle.UnpicklingError):
         return "it holds something other than tensors, which could run code and is not loaded"
     return first_line(error)
