@@ -387,6 +387,7 @@ STATISTICS = {
     "failed": [{"name": "IMG_0031", "reason": "wrong <checksum>"}, "damaged"],
     "niqe_parameters": {"file": "pris.npz", "sha256": "5e" * 32, "source": "the authors"},
     "provenance": {"border": 4, "models": {"uda": "ab" * 32}, "niqe_parameters": None},
+    "environment": {"torch": "2.99.0", "device": "NVIDIA H100", "dtype": "float32"},
 }
 
 
@@ -407,6 +408,7 @@ def test_medians_intervals_and_failures_are_told(make_run, tmp_path: Path) -> No
     )
     assert "models.uda abababababab…" in text
     assert "border 4" in text
+    assert "torch 2.99.0 device NVIDIA H100 dtype float32" in text
     assert "None" not in text.replace("None: every", "")
 
 
