@@ -37,6 +37,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
         cluster.add_node(num_cpus=1, object_store_memory=store)
     cluster.wait_for_nodes()
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    # Joining would switch it on for the tests that follow in this process.
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     yield cluster
     ray.shutdown()
     cluster.shutdown()
