@@ -30,8 +30,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _same_seed() -> None:
+def _same_start() -> Iterator[None]:
+    """Seed, and after each test one thread again: what ran in this process may have set more."""
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

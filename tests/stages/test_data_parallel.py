@@ -141,8 +141,10 @@ def averaged(ranks: list[Result], iteration: int) -> dict[str, Tensor]:
 every_case = pytest.mark.parametrize(
     ("name", "label"), [(name, label) for label in CASES for name in STAGES]
 )
-# Relative to each loss. float32 sums in another order, and three Adam steps carry that on.
-LOSS_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+# Relative to each loss: before the first optimizer step, and after it. float32 sums in another
+# order, which Adam carries on (see below); how far depends on the CPU. Measured: up to 1e-6 on
+# most, 2e-4 with PyTorch's code for CPUs without AVX.
+LOSS_TOLERANCE = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 2e-3)}
 # Between the two results, relative to how far training moved the weights. In the first steps Adam
 # moves every weight by its learning rate times the gradient's *sign*: a weight whose gradient is
 # nothing but rounding (a bias before a group norm of one channel) may move either way in float32.
@@ -156,13 +158,13 @@ def test_two_workers_train_what_one_does(
     name: str, label: str, two_workers: list[dict[str, Result]]
 ) -> None:
     case = CASES[label]
-    tolerance = LOSS_TOLERANCE[case.dtype]
     alone = new_stage(name, case)
     before = weights_of(alone)
     one = run_steps(alone, case)
     two = [results[f"{name}/{label}"] for results in two_workers]
     for iteration in range(ITERATIONS):
         mean, expected = averaged(two, iteration), one["losses"][iteration]
+        tolerance = LOSS_TOLERANCE[case.dtype][iteration > 0]
         assert mean.keys() == expected.keys()
         for term in expected:
             # Mean logits lie around zero, so they get the tolerance of logits of size 1.

@@ -103,5 +103,7 @@ def test_training_leaves_a_node_that_is_drained(
     assert 30 < int(saved) < ITERATIONS
     lines = metrics_of(tmp_path / "run", STAGE)
     assert [line["iteration"] for line in lines] == list(range(1, ITERATIONS + 1))
-    *_, expected = bare_loop(experiment, STAGE, tmp_path / "run", workers=1)
+    *losses, expected = bare_loop(experiment, STAGE, tmp_path / "run", workers=1)
+    # The iteration at which it would have gone astray.
+    assert [line["source/l1"] for line in lines] == [line["source/l1"] for line in losses]
     assert same_weights(tmp_path / "run", expected)
