@@ -19,6 +19,7 @@ from qdmr_ray.losses import discriminator_gan_loss, generator_gan_loss
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, UNetDiscriminator
 from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.nets.vgg import VGG19Features, load_vgg19
+from qdmr_ray.stages.adam import Adam
 from qdmr_ray.stages.average import MovingAverage
 from qdmr_ray.stages.compute import (
     ComputeSettings,
@@ -147,7 +148,7 @@ class Stage:
         networks = [*self.generator.networks.values(), *self.discriminators.networks.values()]
         prepare([*networks, *self.auxiliary], self.compute)
         optimizer = self.settings.optimizer
-        self.generator_optimizer = torch.optim.Adam(
+        self.generator_optimizer = Adam(
             [p for p in self.generator.parameters() if p.requires_grad],
             lr=optimizer.generator_lr,
             betas=optimizer.betas,
@@ -155,7 +156,7 @@ class Stage:
             fused=True,
         )
         self.discriminator_optimizer = (
-            torch.optim.Adam(
+            Adam(
                 self.discriminators.parameters(),
                 lr=optimizer.discriminator_lr,
                 betas=optimizer.betas,
