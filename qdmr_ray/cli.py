@@ -21,7 +21,7 @@ from qdmr_ray.commands.data import data_app
 from qdmr_ray.commands.evaluation import evaluation_notes
 from qdmr_ray.commands.jobs import SUBMIT_EPILOG, jobs_app, submit
 from qdmr_ray.commands.niqe import niqe_fit
-from qdmr_ray.commands.output import Overrides, bars, print_table, say
+from qdmr_ray.commands.output import Overrides, bars, print_table, quick_imports, say
 from qdmr_ray.commands.stages import stages_app
 from qdmr_ray.commands.sweep import EPILOG as SWEEP_EPILOG
 from qdmr_ray.commands.sweep import sweep
@@ -113,7 +113,8 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train an experiment's stages; with the same name and storage again, it resumes."""
-    from qdmr_ray.config import load_experiment
+    with quick_imports():
+        from qdmr_ray.config import load_experiment
 
     settings = load_experiment(experiment, overrides or (), name=name)
     from qdmr_ray.storage import open_location
@@ -121,7 +122,8 @@ def train(
     # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
     folder = open_location(storage, endpoint=settings.data.s3_endpoint).join(settings.name)
     say(f"run folder {folder.uri}")
-    from qdmr_ray.train.run import train_run
+    with quick_imports():
+        from qdmr_ray.train.run import train_run
 
     stages = None if stage == "all" else [stage]
     run = train_run(settings, storage=storage, stages=stages, store=store, say=say)

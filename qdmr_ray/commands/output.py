@@ -1,7 +1,8 @@
-"""What commands print: lines, tables, progress, figures."""
+"""What commands share: how they print lines, tables, progress and figures, and how they import."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -23,6 +24,17 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; may be repeated."),
 ]
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Without garbage collection, which imports of half a million objects set off again and again:
+    PyTorch and Ray are there half a second, a sixth of the time, sooner."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def say(text: str) -> None:
