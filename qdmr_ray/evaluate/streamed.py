@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qdmr_ray.evaluate.doubling import Doubling
 from qdmr_ray.evaluate.feature_maps import Arena, FeatureMap, GroupStatistics, strips
 from qdmr_ray.evaluate.work import Work, fusing_layers
 from qdmr_ray.nets import QDMR
@@ -186,9 +187,8 @@ class _Pass:
             begin, end = max(0, first - REACH), min(out.height, last + REACH)
             h = middle.rows(begin, end) if middle else convolved(begin, end, old.rows)
             h = block.conv2(_activated(h, affine2))[:, :, first - begin : last - begin]
-            strip = out.rows(first, last) + h
             old.keep(first, last)
-            out.put(first, strip)
+            strip = out.add(first, h)
             if after:
                 after.add(strip)
             self.work.did(block.conv2, (last - first) * out.width)
@@ -225,8 +225,7 @@ class _Pass:
         for first, last in features.strips():
             begin, end = max(0, first - REACH), min(features.height, last + REACH)
             x = group.conv(tokens.rows(begin, end))
-            strip = features.rows(first, last) + x[:, :, first - begin : last - begin]
-            features.put(first, strip)
+            features.add(first, x[:, :, first - begin : last - begin])
             self.work.did(group.conv, (last - first) * features.width)
         self.arena.drop(tokens)
         return features
@@ -237,17 +236,23 @@ class _Pass:
             _, convolution, *blocks = cast(nn.Sequential, level)
             height, width = 2 * current.height, 2 * current.width
             out = self.arena.new(cast(nn.Conv2d, convolution).out_channels, height, width)
-            begin = partial(_convolved_double, cast(nn.Conv2d, convolution), current)
+            begin = partial(self._doubled, Doubling(cast(nn.Conv2d, convolution)), current)
             self._blocks(out, convolution, begin, blocks)
             self.arena.drop(current)
             current = out
         return self._finish(current)
 
+    def _doubled(self, double: Doubling, below: FeatureMap, first: int, last: int) -> Tensor:
+        """Rows ``first`` .. ``last - 1`` of ``below`` enlarged by ``double``."""
+        begin = max(0, first // 2 - REACH)
+        end = min(below.height, -(-last // 2) + REACH)
+        return double(below.rows(begin, end))[:, :, first - 2 * begin : last - 2 * begin]
+
     def _finish(self, features: FeatureMap) -> np.ndarray:
         """The last convolution, rounded to the photograph's own type."""
         result = np.empty_like(self.image)
         height, width = self.image.shape[:2]
-        for first, last in strips(height, features.row_bytes):
+        for first, last in strips(height, features.row_bytes, self.device):
             begin, end = max(0, first - REACH), min(features.height, last + REACH)
             x = self.network.decoder.last(features.rows(begin, end)).to(self.type)
             x = x[:, :, first - begin : last - begin]
@@ -292,7 +297,8 @@ def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
     # The MLP's inner layer is the widest of the block.
     hidden = cast(nn.Linear, block.mlp[0]).out_features
     window, shift, height = block.window, block.shift, before.height
-    for first, last in strips(height, before.width * hidden * before.itemsize, window):
+    row_bytes = before.width * hidden * before.itemsize
+    for first, last in strips(height, row_bytes, before.device, multiple=window, fewest=window):
         if last - first == height:
             # Rolled as it is gathered: nothing is copied.
             out.put(0, _swin_band(block, before.rows(0, height), is_last=True, roll=shift))
@@ -320,7 +326,8 @@ def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool, roll: int = 0) 
     after = []
     # A single row of windows of a very wide photograph is more than a strip.
     hidden = cast(nn.Linear, block.mlp[0]).out_features
-    for first, last in strips(len(windows), order.shape[1] * hidden * band.itemsize):
+    window_bytes = order.shape[1] * hidden * band.itemsize
+    for first, last in strips(len(windows), window_bytes, band.device, fewest=1):
         x = windows[first:last]
         x = x + block.attention(
             block.norm1(x), None if mask is None else mask[first:last].to(x.device)
@@ -346,23 +353,6 @@ def _band_mask(height: int, width: int, window: int, shift: int, *, is_last: boo
     if is_last:
         return shift_mask(height, width, window, shift)
     return shift_mask(height + window, width, window, shift)[: -(width // window)]
-
-
-def _convolved_double(convolution: nn.Conv2d, below: FeatureMap, first: int, last: int) -> Tensor:
-    """Rows ``first`` .. ``last - 1`` of ``convolution`` after doubling ``below``."""
-    begin = max(0, first // 2 - REACH)
-    end = min(below.height, -(-last // 2) + REACH)
-    x = convolution(_doubled(below.rows(begin, end)))
-    return x[:, :, first - 2 * begin : last - 2 * begin]
-
-
-def _doubled(x: Tensor) -> Tensor:
-    """Nearest upsampling of (1, C, n, W) by 2. PyTorch's own forgets the layout of a single image,
-    and takes ten times as long for it."""
-    rows = x[0].permute(1, 2, 0)
-    height, width, channels = rows.shape
-    twice = rows[:, None, :, None].expand(height, 2, width, 2, channels)
-    return twice.reshape(2 * height, 2 * width, channels).permute(2, 0, 1).unsqueeze(0)
 
 
 def _activated(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:

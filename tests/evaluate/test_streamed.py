@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate import feature_maps
+from qdmr_ray.evaluate.doubling import Doubling
 from qdmr_ray.evaluate.feature_maps import Arena, GroupStatistics
 from qdmr_ray.evaluate.restoration import restore_tensor
 from qdmr_ray.evaluate.streamed import restore_pixels
@@ -73,6 +74,43 @@ def test_strips_give_what_the_whole_gives(
     assert found.dtype == image.dtype
     difference = np.abs(found.astype(int) - whole(net, image).astype(int))
     assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_doubling_is_upsampling_and_convolution(bias: bool) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 5, 3, padding=1, bias=bias).double()
+    x = torch.randn(1, 3, 4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        expected = convolution(nn.functional.interpolate(x, scale_factor=2, mode="nearest"))
+    found = Doubling(convolution)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("device", "row_bytes", "rows"),
+    [
+        # What the cache holds, and an even number of it.
+        ("cpu", MIB // 7, 56),
+        # Neighbours' rows that are computed again must be few.
+        ("cpu", MIB, feature_maps.FEWEST_ROWS),
+        # Nor may a very wide photograph take all memory.
+        ("cpu", 9 * MIB, 10),
+        ("cpu", 200 * MIB, 2),
+        # Small pieces don't fill a GPU.
+        ("cuda", MIB, 96),
+    ],
+)
+def test_strips_fit_the_cache_where_their_edges_cost_little(
+    device: str, row_bytes: int, rows: int
+) -> None:
+    strips = [*feature_maps.strips(250, row_bytes, torch.device(device))]
+    assert strips[0] == (0, rows)
+    assert [last for _, last in strips] == [first for first, _ in strips[1:]] + [250]
 
 
 @pytest.mark.parametrize(
