@@ -142,6 +142,8 @@ def evaluate(
     from qdmr_ray.evaluate.evaluate import evaluate_run
     from qdmr_ray.storage import open_location
 
+    # As `train` does, for `qdmr jobs fetch`.
+    say(f"run folder {open_location(out or run).uri}")
     with bars() as progress:
         evaluation = evaluate_run(
             open_location(run),

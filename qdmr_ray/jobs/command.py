@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qdmr_ray.errors import SettingsError
@@ -65,12 +66,25 @@ def check_places(command: Command) -> None:
         if value is None or _stays(str(value), on_disk):
             continue
         given = f"{flag} {value}" if key in command.given else f"{flag} is {value} by default and"
-        places = "" if on_disk else "s3://BUCKET/… or "
-        raise SettingsError(
-            f"qdmr {command.name}: {given} lies in the job's temporary folder, which Ray deletes "
-            f"and the next job doesn't see; name {places}an absolute path on a disk that all nodes "
-            "share"
-        )
+        raise _temporary(f"qdmr {command.name}: {given}", on_disk)
+
+
+def check_setting(file: Path, name: str, value: str) -> None:
+    """The same for a setting of the file that a command names.
+
+    Raises:
+        SettingsError: what is written there would not stay.
+    """
+    if not _stays(value, on_disk=False):
+        raise _temporary(f"{file}: {name}={value}", on_disk=False)
+
+
+def _temporary(given: str, on_disk: bool) -> SettingsError:
+    places = "" if on_disk else "s3://BUCKET/… or "
+    return SettingsError(
+        f"{given} lies in the job's temporary folder, which Ray deletes and the next job doesn't "
+        f"see; name {places}an absolute path on a disk that all nodes share"
+    )
 
 
 def _stays(place: str, on_disk: bool) -> bool:

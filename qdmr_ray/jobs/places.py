@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.jobs.command import Command
+from qdmr_ray.jobs.command import Command, check_setting
 from qdmr_ray.jobs.transfer import Unreachable, check_bucket, read_object
 from qdmr_ray.storage import ENDPOINT_VARIABLE, S3_SCHEME
 
@@ -44,7 +44,8 @@ def places_of(
         variables: the job's environment.
 
     Raises:
-        QdmrError: the experiment's file can't be read, or a setting is wrong.
+        QdmrError: the experiment's file can't be read, or a setting is wrong, such as a place that
+            would not outlast the job.
     """
     read = {"train": _of_experiment, "sweep": _of_sweep, "evaluate": _of_run}
     own = variables.get(ENDPOINT_VARIABLE)
@@ -99,6 +100,8 @@ def _of_sweep(command: Command, code: Path, _: str | None) -> _Found:
     if _is_elsewhere(file, values["file"]):
         return None
     plan = load_sweep(file, values["overrides"] or (), name=values["name"])
+    if plan.settings.store is not None:
+        check_setting(values["file"], "store", plan.settings.store)
     data = plan.experiment({}, name="trial", seed=0).data
     uris = (values["storage"], plan.settings.store, data.path)
     return [(uri, data.s3_endpoint) for uri in uris]

@@ -203,6 +203,8 @@ def test_broken_photographs_are_named_and_the_command_fails(
     assert ended.value.code == 1
     told = capsys.readouterr()
     assert "means over 4 test images" in told.out
+    # By which `qdmr jobs fetch` finds it.
+    assert told.out.startswith(f"run folder {out}\n")
     (line,) = [line for line in told.err.splitlines() if "photo003" in line]
     assert f"{shard.name}: wrong checksum" in line
     evaluation = json.loads((out / "evaluation.json").read_text())

@@ -57,6 +57,18 @@ def test_those_of_the_experiment_are_found_in_its_store(code: Path) -> None:
     assert places(code, *words, *replaced) == [Place("s3://runs/mine", "http://other")]
 
 
+@pytest.mark.parametrize(("store", "stays"), [("stages", False), ("/shared/stages", True)])
+def test_a_sweeps_store_must_outlast_the_job(code: Path, store: str, stays: bool) -> None:
+    file = code / "sweep.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"store": store}))
+    words = ("qdmr", "sweep", "sweep.yaml", "--storage", "/shared")
+    if stays:
+        assert places(code, *words) == [Place("s3://lens/packed", "http://minio:9000")]
+    else:
+        with pytest.raises(QdmrError, match=r"sweep\.yaml: store=stages lies in the job's tempor"):
+            places(code, *words)
+
+
 def test_those_of_a_sweep_are_found(code: Path) -> None:
     found = places(code, "qdmr", "sweep", "sweep.yaml", "--storage", "/shared")
     assert found == [
