@@ -7,18 +7,16 @@ a slow run explains itself: ``data_wait``, ``step``, ``log``, ``checkpoint``.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import resource
 import socket
 import time
 import zlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
-import numpy as np
 import ray.exceptions
 import torch
 import torch.distributed
@@ -34,14 +32,11 @@ from qdmr_ray.stages import Parts, Share, Stage, build_stage, share_of
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
 from qdmr_ray.train.figures import Averages, Clock
-from qdmr_ray.train.gauges import Gauges
 from qdmr_ray.train.guard import Guard, NotFiniteError
 from qdmr_ray.train.host import Host, RayTrainHost, threads_for
-from qdmr_ray.train.journal import Journal
+from qdmr_ray.train.logbook import Logbook
 from qdmr_ray.train.notice import Notice, Preempted
-from qdmr_ray.train.pictures import atlas_sheet, sample_sheet
 from qdmr_ray.train.prefetch import on_device
-from qdmr_ray.train.progress import Reporter
 from qdmr_ray.train.snapshot import random_state, restore_random_state
 from qdmr_ray.train.validation import VALIDATED, Validation, mean_figures
 
@@ -53,15 +48,10 @@ FINAL_FOLDER = "final"
 REPORT_SECONDS = 2.0
 # The end of the columns that count broken records.
 SKIPPED = "_skipped"
-_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Streams = type[CropStream] | type[InProcessStream]
 # Iterations whose first-time costs (allocation, kernel choice) are left out of the timings.
 UNTIMED_ITERATIONS = 1
-# Figures that the progress line shows.
-_SHOWN = ("/l1", "/perplexity", "validation/psnr")
-# The picture that is shown as an atlas, not as a row of samples.
-ATLAS = "codebook_atlas"
 
 
 @dataclass(frozen=True)
@@ -100,8 +90,13 @@ class Worker:
         self._check_storage()
         torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
         self.stage = self._build_stage()
-        self.reporter = Reporter(task.board if self.rank == 0 else None)
-        self.journal: Journal | None = None
+        self.logbook = Logbook(
+            self.experiment.name,
+            task.stage,
+            iterations=self.settings.iterations,
+            host=host,
+            board=task.board,
+        )
         self.checkpoints = self._checkpoint_store()
         # What the ranks tell each other beside gradients stays on the CPU.
         self.group: Any = None
@@ -109,8 +104,6 @@ class Worker:
             self.group = torch.distributed.new_group(backend="gloo")
         self.notice = Notice(self.group, self.rank, host.is_leaving)
         self.guard = Guard(self.experiment.guard, task.stage, self.group)
-        run_name = self.experiment.name
-        self.gauges = Gauges(run_name, task.stage) if self.rank == 0 else None
         self.validation: Validation | None = None
         if self.experiment.logging.validation_interval is not None:
             self.validation = Validation(
@@ -119,19 +112,12 @@ class Worker:
         self._figures: dict[str, float] = {}
         self._validated: dict[str, float] = {}
         self._reported = -math.inf
-        self._warned = False
         self._skipped = 0
-        self._told_of_broken = False
 
     def run(self) -> None:
         """Trains from the newest checkpoint to the end, and leaves the stage's result."""
         self._resume()
-        if self.rank == 0:
-            self.journal = Journal(self.run_location, self.task.stage, self.stage.iteration)
-            for line in self.journal.lines():
-                self.host.logged(self.task.stage, int(line["iteration"]), line)
-        # So that an alert can tell a stage that never gets anywhere.
-        self._show({})
+        self.logbook.open(self.run_location, self.stage.iteration)
         try:
             if self.stage.iteration < self.settings.iterations:
                 self._train()
@@ -139,15 +125,13 @@ class Worker:
             # What is being written may still be of use; its own failure would hide the first one.
             with suppress(QdmrError):
                 self.checkpoints.wait()
-            if self.journal is not None:
-                # In a store these lines, which say how it went wrong, would be gone otherwise.
-                with suppress(QdmrError):
-                    self.journal.publish()
+            # In a store these lines, which say how it went wrong, would be gone otherwise.
+            self.logbook.save_what_can_be()
             raise
         self.checkpoints.wait()
-        if self.journal is not None:
+        if self.rank == 0:
             self._save_final()
-            self.journal.close()
+        self.logbook.close()
 
     def _check_storage(self) -> None:
         """A disk of the driver's machine that this one doesn't have would take checkpoints in, and
@@ -212,11 +196,10 @@ class Worker:
         if checkpoint.world_size == self.world_size:
             restore_random_state(checkpoint.random_state(self.rank), self.device)
         elif self.rank == 0:
-            text = (
+            self.logbook.warn(
                 f"{checkpoint.folder.uri}: is of {checkpoint.world_size} workers, not "
                 f"{self.world_size}; random numbers start anew"
             )
-            self._warn([text])
 
     def _newest_checkpoint(self) -> Checkpoint | None:
         """The same on every rank: rank 0 looks for it."""
@@ -237,7 +220,7 @@ class Worker:
             keep=logging.keep_checkpoints,
             best_metric=logging.best_metric,
             best_mode=cast(Literal["min", "max"], logging.best_mode),
-            warn=lambda line: self._warn([line]),
+            warn=self.logbook.warn,
         )
 
     def _stream(self, kind: Streams) -> CropStream | InProcessStream:
@@ -301,7 +284,7 @@ class Worker:
         last = iteration == self.settings.iterations
         if self._logs_at(iteration) or self._saves_at(iteration):
             # Before a bad state is saved.
-            self._warn(self._guarded(self.guard.check))
+            self.logbook.warn(*self._guarded(self.guard.check))
         if self._logs_at(iteration):
             if self._validates_at(iteration):
                 with clock.phase("validation"):
@@ -309,7 +292,7 @@ class Worker:
             with clock.phase("log"):
                 self._log(averages, clock)
         else:
-            self.reporter.post(iteration)
+            self.logbook.progress(iteration)
         if iteration % logging.picture_interval == 0 or last:
             with clock.phase("pictures"):
                 self._draw(batch)
@@ -324,7 +307,7 @@ class Worker:
         sound, warnings = self._guarded(
             lambda: self.guard.check_weights(weights, self.stage.iteration)
         )
-        self._warn(warnings)
+        self.logbook.warn(*warnings)
         return sound
 
     def _guarded(self, look: Callable[[], T]) -> T:
@@ -332,8 +315,7 @@ class Worker:
         try:
             return look()
         except NotFiniteError as error:
-            if self.gauges is not None:
-                self.gauges.not_finite(error.figure)
+            self.logbook.not_finite(error.figure)
             self.host.linger()
             raise
 
@@ -364,7 +346,8 @@ class Worker:
         self._skipped = 0
         figures = averages.take() | clock.take()
         figures["broken_records"] = round(figures.pop(SKIPPED) * self.world_size)
-        self._warn_of_broken(figures["broken_records"])
+        if figures["broken_records"]:
+            self._warn_of_broken()
         for name, norm in self.stage.gradient_norms().items():
             figures[f"gradient_norm/{name}"] = float(norm)
         figures["memory_bytes"] = float(_memory_in_use(self.device))
@@ -374,43 +357,22 @@ class Worker:
         if self.stage.has_discriminators:
             figures["learning_rate/discriminator"] = optimizer.discriminator_lr * factor
         seconds = sum(value for name, value in figures.items() if name.startswith("time/"))
-        rate = cast(Share, self.stage.share).total / seconds
         figures["workers"] = self.world_size
-        figures["samples_per_second"] = rate
+        figures["samples_per_second"] = cast(Share, self.stage.share).total / seconds
         if self._validates_at(self.stage.iteration):
             figures |= self._validated
         # A checkpoint between two validations is judged by the one before it.
         self._figures = self._validated | figures
         self._check_best_metric()
-        if self.journal is not None:
-            self.journal.log(self.stage.iteration, figures)
-            self._show(figures)
-            self.host.logged(self.task.stage, self.stage.iteration, figures)
+        self.logbook.log(self.stage.iteration, figures)
         # Afterwards, so that the line that explains an end is there.
-        self._warn(self.guard.check_means(figures, self.stage.iteration))
-        shown = {k: v for k, v in figures.items() if k.endswith(_SHOWN)}
-        shown |= {"samples/s": rate, "data_wait": figures["data_wait_fraction"]}
-        self.reporter.post(self.stage.iteration, shown)
-
-    def _show(self, figures: Mapping[str, float]) -> None:
-        """Figures for Prometheus, from rank 0."""
-        if self.gauges is not None:
-            # So that an alert can tell a stage that has ended from one that is gone.
-            planned = {"iterations_planned": float(self.settings.iterations)}
-            self.gauges.set(self.stage.iteration, {**figures, **planned})
+        self.logbook.warn(*self.guard.check_means(figures, self.stage.iteration))
 
     def _draw(self, batch: dict[str, Tensor]) -> None:
-        if self.journal is None:
-            return
-        count = self.experiment.logging.picture_count
-        shown = {name: images[:count] for name, images in batch.items()}
-        pictures = self.stage.pictures(shown)
-        atlas = pictures.pop(ATLAS, None)
-        sheets: dict[str, np.ndarray] = {"samples": sample_sheet(pictures, count)}
-        if atlas is not None:
-            sheets[ATLAS] = atlas_sheet(atlas)
-        for name, sheet in sheets.items():
-            self.journal.picture(self.stage.iteration, name, sheet)
+        if self.logbook.draws:
+            count = self.experiment.logging.picture_count
+            shown = {name: images[:count] for name, images in batch.items()}
+            self.logbook.draw(self.stage.iteration, self.stage.pictures(shown), count)
 
     def _checkpoint(self) -> None:
         """Rank 0 keeps its state and all ranks' random states, and all tell Ray Train."""
@@ -418,10 +380,10 @@ class Worker:
         last = iteration == self.settings.iterations
         report = last or now - self._reported >= REPORT_SECONDS
         states, reports = self._of_all_ranks((random_state(self.device), report))
-        if self.journal is not None:
+        if self.rank == 0:
             progress = Progress(iteration, self.task.stage, self.task.digest, self._figures)
             # Stored first, so that no line is missing after resuming from this checkpoint.
-            publish = self.journal.publish
+            publish = self.logbook.publish
             self.checkpoints.save(progress, self.stage.state_dict(), states, publish)
         # A report is a call on all ranks: rank 0's clock decides for them.
         if reports[0]:
@@ -435,33 +397,24 @@ class Worker:
             torch.distributed.all_gather_object(gathered, own, group=self.group)
         return list(zip(*gathered, strict=True))
 
-    def _warn(self, lines: list[str]) -> None:
-        for line in lines:
-            _log.warning(line)
-            self.reporter.warn(line)
-
-    def _warn_of_broken(self, count: float) -> None:
-        if count and not self._told_of_broken:
-            self._told_of_broken = True
-            path = self.experiment.data.path
-            self._warn(
-                [
-                    f"{path}: broken records are passed over (data.skip_broken; broken_records in "
-                    f"metrics.jsonl counts them); `qdmr data inspect {path} --verify` names them"
-                ]
-            )
+    def _warn_of_broken(self) -> None:
+        path = self.experiment.data.path
+        self.logbook.warn_once(
+            "broken records",
+            f"{path}: broken records are passed over (data.skip_broken; broken_records in "
+            f"metrics.jsonl counts them); `qdmr data inspect {path} --verify` names them",
+        )
 
     def _check_best_metric(self) -> None:
         name = self.experiment.logging.best_metric
         if self.validation is not None and not self._validated and name in VALIDATED:
             return
-        if self.rank == 0 and name is not None and name not in self._figures and not self._warned:
-            self._warned = True
-            text = (
+        if self.rank == 0 and name is not None and name not in self._figures:
+            self.logbook.warn_once(
+                "best metric",
                 f"logging.best_metric: stage {self.task.stage} logs no {name}, so only its newest "
-                f"checkpoints are kept; it logs {', '.join(sorted(self._figures))}"
+                f"checkpoints are kept; it logs {', '.join(sorted(self._figures))}",
             )
-            self._warn([text])
 
     def _leave(self) -> None:
         """Ends all ranks at a checkpoint, for Ray Train to start them again elsewhere."""
@@ -469,7 +422,7 @@ class Worker:
         if iteration == self.settings.iterations:
             return
         if not self._saves_at(iteration):
-            self._warn(self._guarded(self.guard.check))
+            self.logbook.warn(*self._guarded(self.guard.check))
             if self._is_sound():
                 self._checkpoint()
         self.checkpoints.wait()
