@@ -13,6 +13,9 @@ import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.train.gauges import PreemptionCounter
@@ -55,6 +58,45 @@ class EndAtOnce(ray.train.UserCallback):
         if any(is_preemption(error) for error in worker_exceptions.values()):
             self._preemptions = self._preemptions or PreemptionCounter(self._run, self._stage)
             self._preemptions.add()
+
+
+class LostWhileStarting(DefaultFailurePolicy):
+    """Counts a worker that is lost just before it begins among the failures of workers.
+
+    Ray Train (2.60) looks after workers before and after it tells them what to run, and takes what
+    happens in between for a failure of its own, which ends the run.
+    """
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Called in the controller: whether to start again."""
+        error = training_failed_error
+        if isinstance(error, ControllerError):
+            cause = error.controller_failure
+            if isinstance(cause, RayActorError):
+                error = WorkerGroupError(str(cause), {0: cause})
+        return super().make_decision(error)
+
+
+class ClearAway(ControllerCallback, WorkerGroupCallback):
+    """Ends the workers of a group that failed in that moment: Ray Train forgets them, and they
+    would keep their places from those that follow."""
+
+    def __init__(self) -> None:
+        self._starting: Any = None
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Called when the workers are there."""
+        self._starting = worker_group
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Called when they have been told what to run: from here on Ray Train ends them."""
+        self._starting = None
+
+    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Called after each failure."""
+        forgotten, self._starting = self._starting, None
+        if forgotten is not None and forgotten.has_started():
+            forgotten.shutdown()
 
 
 class Patience(ControllerCallback, WorkerGroupCallback):

@@ -20,7 +20,13 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.train.cluster import joins_a_cluster
-from qdmr_ray.train.failures import EndAtOnce, Patience, training_error
+from qdmr_ray.train.failures import (
+    ClearAway,
+    EndAtOnce,
+    LostWhileStarting,
+    Patience,
+    training_error,
+)
 from qdmr_ray.train.host import OwnHost, Watch
 from qdmr_ray.train.loop import Task, Worker, train_worker
 from qdmr_ray.train.notice import WatchedTorchConfig
@@ -112,6 +118,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
             ),
             callbacks=[
                 EndAtOnce(experiment.name, task.stage),  # type: ignore[list-item]
+                ClearAway(),  # type: ignore[list-item]
                 Patience(scaling.node_wait),  # type: ignore[list-item]
                 _Introduction(task.board),  # type: ignore[list-item]
             ],
@@ -124,7 +131,7 @@ class _Trainer(TorchTrainer):
 
     One hands out datasets: workers read by themselves (``data.stream``). One removes the workers'
     placement group when the controller is gone; it asks the dashboard (ray-project/ray #54305), and
-    a Ray that ends with the command has none.
+    a Ray that ends with the command has none. And with a policy for failures that forgives more.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -134,6 +141,13 @@ class _Trainer(TorchTrainer):
         if not joins_a_cluster():
             idle += (PlacementGroupCleanerCallback,)
         return [callback for callback in callbacks if not isinstance(callback, idle)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        # An argument that no setting reaches.
+        arguments["failure_policy"] = LostWhileStarting(
+            self.run_config.failure_config  # type: ignore[arg-type]
+        )
+        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
 def _backend(scaling: ScalingSettings, gpu: bool) -> str:

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from local_ray import local_ray
 from safetensors.torch import load_file
 from test_training import bare_loop, metrics_of, settings
 
 from qdmr_ray.config import experiment_from_dict
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.train import launch
+from qdmr_ray.train.loop import Task
 from qdmr_ray.train.run import train_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -170,6 +174,55 @@ def test_a_worker_may_be_killed_at_any_moment(
     assert [line["iteration"] for line in metrics_of(run, STAGE)] == list(range(1, 161))
     assert checkpoints(run / STAGE) == [140, 160]
     assert checkpoints(run / STAGE, complete=False) == []
+
+
+def deadly_task(times: int, notes: Path) -> type[Task]:
+    """A task that kills so many workers in the moment in which they are told to begin.
+
+    It is pickled by value, as it is made in a function.
+    """
+
+    def arrived(values: dict[str, Any]) -> Task:
+        # The title that Ray gives a worker; the controller reads the task, too.
+        if b"RayTrainWorker" in Path("/proc/self/cmdline").read_bytes():
+            for number in range(times):
+                with contextlib.suppress(FileExistsError):
+                    (notes / str(number)).touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
+        return Task(**values)
+
+    class Deadly(Task):
+        def __reduce__(self) -> tuple[Any, ...]:
+            return arrived, (vars(self),)
+
+    return Deadly
+
+
+def test_a_worker_may_be_killed_as_it_is_told_what_to_do(
+    cluster: None, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train takes that for a failure of its own, and leaves the other worker where it is."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    monkeypatch.setattr(launch, "Task", deadly_task(1, notes))
+    experiment = long_run(tiny_dataset, "run", workers=2, iterations=40, max_failures=1)
+    train_run(experiment, storage=str(tmp_path), say=lambda _: None)
+    assert len([*notes.iterdir()]) == 1
+    lines = metrics_of(tmp_path / "run", STAGE)
+    assert [line["iteration"] for line in lines] == list(range(1, 41))
+    assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
+
+
+def test_such_a_death_counts_as_a_failure(
+    cluster: None, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    monkeypatch.setattr(launch, "Task", deadly_task(2, notes))
+    experiment = long_run(tiny_dataset, "run", workers=1, iterations=40, max_failures=1)
+    with pytest.raises(QdmrError, match="stage source_only failed: ActorDiedError"):
+        train_run(experiment, storage=str(tmp_path), say=lambda _: None)
+    assert len([*notes.iterdir()]) == 2
 
 
 def test_two_workers_survive_a_kill_and_a_notice(
