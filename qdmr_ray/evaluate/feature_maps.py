@@ -165,7 +165,7 @@ class Arena:
         self, memory: int, device: torch.device, dtype: torch.dtype, folder: Path | None = None
     ) -> None:
         self._free = memory
-        self.device, self._dtype = device, dtype
+        self._device, self._dtype = device, dtype
         self._folder = folder or Path(tempfile.gettempdir())
 
     def new(self, channels: int, height: int, width: int) -> FeatureMap:
@@ -176,7 +176,7 @@ class Arena:
             height,
             width,
             dtype=self._dtype,
-            device=self.device,
+            device=self._device,
             folder=None if fits else self._folder,
         )
         if fits:

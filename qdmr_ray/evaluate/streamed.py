@@ -236,17 +236,11 @@ class _Pass:
             _, convolution, *blocks = cast(nn.Sequential, level)
             height, width = 2 * current.height, 2 * current.width
             out = self.arena.new(cast(nn.Conv2d, convolution).out_channels, height, width)
-            begin = partial(self._doubled, Doubling(cast(nn.Conv2d, convolution)), current)
+            begin = partial(_doubled, Doubling(cast(nn.Conv2d, convolution)), current)
             self._blocks(out, convolution, begin, blocks)
             self.arena.drop(current)
             current = out
         return self._finish(current)
-
-    def _doubled(self, double: Doubling, below: FeatureMap, first: int, last: int) -> Tensor:
-        """Rows ``first`` .. ``last - 1`` of ``below`` enlarged by ``double``."""
-        begin = max(0, first // 2 - REACH)
-        end = min(below.height, -(-last // 2) + REACH)
-        return double(below.rows(begin, end))[:, :, first - 2 * begin : last - 2 * begin]
 
     def _finish(self, features: FeatureMap) -> np.ndarray:
         """The last convolution, rounded to the photograph's own type."""
@@ -353,6 +347,13 @@ def _band_mask(height: int, width: int, window: int, shift: int, *, is_last: boo
     if is_last:
         return shift_mask(height, width, window, shift)
     return shift_mask(height + window, width, window, shift)[: -(width // window)]
+
+
+def _doubled(double: Doubling, below: FeatureMap, first: int, last: int) -> Tensor:
+    """Rows ``first`` .. ``last - 1`` of ``below`` enlarged by ``double``."""
+    begin = max(0, first // 2 - REACH)
+    end = min(below.height, -(-last // 2) + REACH)
+    return double(below.rows(begin, end))[:, :, first - 2 * begin : last - 2 * begin]
 
 
 def _activated(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:

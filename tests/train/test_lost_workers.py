@@ -179,8 +179,10 @@ def test_a_worker_may_be_killed_at_any_moment(
 def deadly_task(times: int, notes: Path) -> type[Task]:
     """A task that kills so many workers in the moment in which they are told to begin.
 
-    It is pickled by value, as it is made in a function.
+    Each leaves a file in the new folder ``notes``. It is pickled by value, as it is made in a
+    function.
     """
+    notes.mkdir()
 
     def arrived(values: dict[str, Any]) -> Task:
         # The title that Ray gives a worker; the controller reads the task, too.
@@ -203,7 +205,6 @@ def test_a_worker_may_be_killed_as_it_is_told_what_to_do(
 ) -> None:
     """Ray Train takes that for a failure of its own, and leaves the other worker where it is."""
     notes = tmp_path / "notes"
-    notes.mkdir()
     monkeypatch.setattr(launch, "Task", deadly_task(1, notes))
     experiment = long_run(tiny_dataset, "run", workers=2, iterations=40, max_failures=1)
     train_run(experiment, storage=str(tmp_path), say=lambda _: None)
@@ -217,7 +218,6 @@ def test_such_a_death_counts_as_a_failure(
     cluster: None, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = tmp_path / "notes"
-    notes.mkdir()
     monkeypatch.setattr(launch, "Task", deadly_task(2, notes))
     experiment = long_run(tiny_dataset, "run", workers=1, iterations=40, max_failures=1)
     with pytest.raises(QdmrError, match="stage source_only failed: ActorDiedError"):
