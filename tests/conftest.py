@@ -31,10 +31,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Seed, and after each test one thread again: what ran in this process may have set more."""
+    """Seed, and after each test one thread and denormal numbers again, which it may have changed."""
     torch.manual_seed(0)
     yield
     torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

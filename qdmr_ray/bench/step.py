@@ -46,6 +46,7 @@ from qdmr_ray.stages import (
     UDASettings,
     VQGANSettings,
     build_stage,
+    flush_denormals,
 )
 from qdmr_ray.stages.compute import BFLOAT16, DTYPES, tensor_float_32
 
@@ -281,6 +282,7 @@ def flop_of(
 
 
 def _stage(bench: StepBench, device: torch.device) -> Stage:
+    flush_denormals()
     torch.manual_seed(SEED)
     network, discriminator = PRESETS[bench.preset]
     trained = {"vqgan": VQGAN(network)} if bench.stage in ("base", "uda") else {}

@@ -11,6 +11,8 @@ from qdmr_ray.nets.settings import DiscriminatorSettings
 LEAK = 0.2
 # Guards the division when a vector is normalised (PyTorch's spectral_norm has the same).
 NORM_EPS = 1e-12
+# Orders of a weight's dimensions (outputs, inputs, height, width), and the way back.
+AS_IT_IS, CHANNELS_LAST, CHANNELS_FIRST = (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class SpectralConv2d(nn.Module):
@@ -35,27 +37,43 @@ class SpectralConv2d(nn.Module):
         self.register_buffer("v", nn.functional.normalize(torch.randn(rest), dim=0))
 
     def forward(self, x: Tensor, passes: int = 1) -> Tensor:
-        matrix = self.weight.flatten(1)
-        sigmas = torch.stack([self._largest_singular_value(matrix) for _ in range(passes)])
+        # Times the inverse: the gradient of a quotient reads and writes twice as much memory.
+        scales = 1 / self._largest_singular_values(passes)
         if passes == 1:
-            weight = self.weight / sigmas
+            weight = self.weight * scales
             return nn.functional.conv2d(x, weight, stride=self.stride, padding=1)
         out = nn.functional.conv2d(x, self.weight, stride=self.stride, padding=1)
-        each = out.unflatten(0, (passes, -1)) / sigmas.view(-1, 1, 1, 1, 1).to(out.dtype)
+        each = out.unflatten(0, (passes, -1)) * scales.view(-1, 1, 1, 1, 1).to(out.dtype)
         return each.flatten(0, 1)
 
-    def _largest_singular_value(self, matrix: Tensor) -> Tensor:
-        """Scalar estimate; in training mode the singular vectors advance by one iteration."""
-        with torch.autocast(matrix.device.type, enabled=False):
+    def _largest_singular_values(self, passes: int) -> Tensor:
+        """Estimates (passes,); in training mode the singular vectors advance before each."""
+        # Columns of the matrix in the order in which they lie in memory: nothing is copied.
+        innermost = self.weight.is_contiguous(memory_format=torch.channels_last)
+        order, inverse = (CHANNELS_LAST, CHANNELS_FIRST) if innermost else (AS_IT_IS, AS_IT_IS)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            weight = self.weight.permute(order)
+            matrix, shape = weight.flatten(1), weight[:1].shape
+            u, v = self.u, self.v.view_as(self.weight[:1]).permute(order).flatten()
+            left, right = [], []
+            for _ in range(passes):
+                if self.training:
+                    u, v = _iterate(matrix.detach(), u)
+                left.append(u)
+                right.append(v)
+            # u^T W v of all passes: one product with the weight, and one for its gradient.
+            estimates = (torch.stack(left) @ matrix * torch.stack(right)).sum(1)
             if self.training:
-                with torch.no_grad():
-                    v = nn.functional.normalize(matrix.T @ self.u, dim=0, eps=NORM_EPS)
-                    u = nn.functional.normalize(matrix @ v, dim=0, eps=NORM_EPS)
-                    self.v.copy_(v)
-                    self.u.copy_(u)
-            else:
-                u, v = self.u, self.v
-            return u @ (matrix @ v)
+                self.u.copy_(u)
+                self.v.copy_(v.view(shape).permute(inverse).flatten())
+            return estimates
+
+
+@torch.no_grad()
+def _iterate(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The next estimates of the singular vectors of ``matrix`` (m, n): (m,) and (n,)."""
+    v = nn.functional.normalize(matrix.T @ u, dim=0, eps=NORM_EPS)
+    return nn.functional.normalize(matrix @ v, dim=0, eps=NORM_EPS), v
 
 
 class UNetDiscriminator(nn.Module):

@@ -6,7 +6,7 @@
 """
 
 from qdmr_ray.stages.base import BaseStage
-from qdmr_ray.stages.compute import ComputeSettings
+from qdmr_ray.stages.compute import ComputeSettings, flush_denormals
 from qdmr_ray.stages.settings import (
     BackboneSettings,
     BaseSettings,
@@ -28,7 +28,11 @@ STAGES: dict[str, type[Stage]] = {
 
 
 def build_stage(name: str, settings: StageSettings, parts: Parts) -> Stage:
-    """The stage called ``name``; call ``.to(device)`` before its first step."""
+    """The stage called ``name``; call ``.to(device)`` before its first step.
+
+    From here on the calling thread flushes denormal numbers to zero (``flush_denormals``).
+    """
+    flush_denormals()
     return STAGES[name](settings, parts)  # type: ignore[call-arg, arg-type]
 
 
@@ -50,5 +54,6 @@ __all__ = [
     "VQGANSettings",
     "VQGANStage",
     "build_stage",
+    "flush_denormals",
     "share_of",
 ]

@@ -61,6 +61,16 @@ def autocast(compute: ComputeSettings, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=compute.dtype == BFLOAT16)
 
 
+def flush_denormals() -> None:
+    """Numbers below 1.2e-38 are taken as zero from here on, by this thread and those it starts.
+
+    CPUs compute with such numbers, which windows cut off by the attention's mask are full of
+    (exp(-100)), a hundred times slower. PyTorch shares work out to threads that keep the mode in
+    which they were started: call it before a thread's first large operation.
+    """
+    torch.set_flush_denormal(True)
+
+
 @contextmanager
 def tensor_float_32(compute: ComputeSettings, device: torch.device) -> Iterator[None]:
     """For whole steps: TensorFloat-32 exactly where ``compute`` asks for it."""

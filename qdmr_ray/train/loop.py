@@ -28,7 +28,7 @@ from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.data.stream import CropStream, InProcessStream
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR, VQGAN
-from qdmr_ray.stages import Parts, Share, Stage, build_stage, share_of
+from qdmr_ray.stages import Parts, Share, Stage, build_stage, flush_denormals, share_of
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
 from qdmr_ray.train.figures import Averages, Clock
@@ -89,6 +89,8 @@ class Worker:
         )
         self._check_storage()
         torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
+        # Before networks are loaded, which starts the threads.
+        flush_denormals()
         self.stage = self._build_stage()
         self.logbook = Logbook(
             self.experiment.name,

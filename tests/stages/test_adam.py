@@ -14,6 +14,7 @@ from qdmr_ray.stages import STAGES
 from qdmr_ray.stages.adam import Adam
 
 STEPS = 3
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # A step, its state and a step after that, in a process of its own: this one may have compiled.
 TRAINS = """
 import copy, sys
@@ -51,6 +52,40 @@ def test_the_bits_are_pytorchs() -> None:
         assert torch.equal(found, wanted)
         assert found.grad_fn is None
     torch.testing.assert_close(state, expected_state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("then", LAYOUTS)
+def test_a_layout_changes_nothing_but_the_order_in_memory(
+    first: torch.memory_format, then: torch.memory_format
+) -> None:
+    """A restart in the other layout, too: its moments were saved in the first one."""
+
+    def conv(layout: torch.memory_format) -> nn.Conv2d:
+        torch.manual_seed(0)
+        return nn.Conv2d(3, 4, 3).to(memory_format=layout)
+
+    def step(network: nn.Conv2d, optimizer: torch.optim.Adam, seed: int) -> None:
+        torch.manual_seed(seed)
+        optimizer.zero_grad(set_to_none=True)
+        network(torch.randn(2, 3, 5, 5)).square().sum().backward()
+        optimizer.step()
+
+    plain, changed = conv(torch.contiguous_format), conv(first)
+    expected = torch.optim.Adam(plain.parameters(), lr=1e-2)
+    optimizer = Adam(changed.parameters(), lr=1e-2, fused=True)
+    for seed in range(STEPS):
+        step(plain, expected, seed)
+        step(changed, optimizer, seed)
+    state = optimizer.state_dict()
+    changed = changed.to(memory_format=then)
+    optimizer = Adam(changed.parameters(), lr=1e-2, fused=True)
+    optimizer.load_state_dict(state)
+    for seed in range(STEPS):
+        step(plain, expected, seed)
+        step(changed, optimizer, seed)
+    torch.testing.assert_close(changed.weight, plain.weight)
+    assert changed.weight.is_contiguous(memory_format=then)
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from dataclasses import replace
 
 import pytest
@@ -59,6 +60,22 @@ def test_layout_and_recomputation_keep_the_numbers(name: str, compute: ComputeSe
     )
     for expected, found in zip(steps(plain), steps(changed), strict=True):
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_stage_takes_denormal_numbers_as_zero_in_all_threads() -> None:
+    """A new thread stands for a worker: the threads that share its work inherit the mode."""
+    found: list[Tensor] = []
+
+    def work() -> None:
+        torch.set_num_threads(2)
+        stage_of("base")
+        denormal = torch.tensor([1], dtype=torch.int32).expand(1 << 20).contiguous()
+        found.append(denormal.view(torch.float32) * 1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not found[0].view(torch.int32).any()
 
 
 def test_recomputation_remembers_less() -> None:
