@@ -65,7 +65,7 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
     try:
         if watch is None:
             with shown_progress(task.stage, iterations, board):
-                trainer.fit()
+                _fit(trainer, board)
         else:
             _fit_watched(trainer, board, watch)
     except ray.train.TrainingFailedError as error:
@@ -131,7 +131,9 @@ class _Trainer(TorchTrainer):
 
     One hands out datasets: workers read by themselves (``data.stream``). One removes the workers'
     placement group when the controller is gone; it asks the dashboard (ray-project/ray #54305), and
-    a Ray that ends with the command has none. And with a policy for failures that forgives more.
+    a Ray that ends with the command has none. With a policy for failures that forgives more, and
+    without Ray Train's answer to Ctrl-C, which would stay in place when the training has long ended
+    and makes a success of an interruption.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -141,6 +143,9 @@ class _Trainer(TorchTrainer):
         if not joins_a_cluster():
             idle += (PlacementGroupCleanerCallback,)
         return [callback for callback in callbacks if not isinstance(callback, idle)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Python's own handler raises KeyboardInterrupt, which ends the training (``_fit``)."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         # An argument that no setting reaches.
@@ -172,6 +177,14 @@ class _Introduction(ControllerCallback):
     def after_controller_start(self, train_run_context: Any) -> None:
         """Called in the controller."""
         self._board.introduce.remote(ray.get_runtime_context().current_actor)
+
+
+def _fit(trainer: TorchTrainer, board: Any) -> None:
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        _abort(board)
+        raise
 
 
 def _fit_watched(trainer: TorchTrainer, board: Any, watch: Watch) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 import yaml
 from local_ray import local_ray
@@ -358,6 +360,57 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     iterations = [line["iteration"] for line in metrics_of(run, "source_only")]
     assert iterations == list(range(10, 201, 10))
+
+
+def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C, which a terminal sends to all processes of the command."""
+    values = settings(tiny_dataset, run=["source_only"])
+    values["stages"]["source_only"]["iterations"] = 10_000
+    values["scaling"]["workers"] = 1
+    config = tmp_path / "experiment.yaml"
+    config.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "qdmr_ray.cli", "train", str(config)]
+    command += ["--storage", str(tmp_path / "runs")]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "QDMR_VERBOSE")}
+    stage = tmp_path / "runs" / "run" / "source_only"
+
+    driver = subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.PIPE
+    )
+    wait_for(stage / "checkpoints", "checkpoint_*/complete.json", driver, 1)
+    os.killpg(driver.pid, signal.SIGINT)
+    said = driver.communicate(timeout=120)[1].decode()
+    assert driver.returncode == 130, said
+    assert said.rstrip().endswith("qdmr: interrupted; run the same command again to go on")
+    lines = (stage / "metrics.jsonl").read_bytes()
+    time.sleep(2)
+    assert (stage / "metrics.jsonl").read_bytes() == lines
+
+
+def test_an_interruption_frees_a_cluster_that_goes_on(
+    cluster: None, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """And a training leaves Ctrl-C as it was."""
+    before = signal.getsignal(signal.SIGINT)
+    values = settings(tiny_dataset, run=["source_only"])
+    values["stages"]["source_only"]["iterations"] = 10_000
+    metrics = tmp_path / "run" / "source_only" / "metrics.jsonl"
+
+    def interrupt() -> None:
+        while not metrics.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        train_run(experiment_from_dict(values), storage=str(tmp_path), say=lambda _: None)
+    assert signal.getsignal(signal.SIGINT) is before
+    end = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < end, "workers or their placement group are still there"
+        time.sleep(0.2)
 
 
 def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[bytes], count: int) -> None:
