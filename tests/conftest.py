@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 TINY_FRAME = (64, 96)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that start Ray first: they take longest, and mostly wait."""
+    slow = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Toy networks are too small to share between threads, and sums keep one order."""
@@ -31,7 +37,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """Seed, and after each test one thread and denormal numbers again, which it may have changed."""
+    """Seed, and after each test one thread and denormal numbers again, whatever it has set."""
     torch.manual_seed(0)
     yield
     torch.set_num_threads(1)

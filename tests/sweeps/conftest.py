@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import yaml
+from local_ray import local_ray
 
 from qdmr_ray.sweeps.plan import Plan, load_sweep
 
@@ -77,3 +79,14 @@ def write_sweep(tmp_path: Path, tiny_dataset: Path) -> Callable[..., Path]:
 def plan_of(write_sweep: Callable[..., Path]) -> Callable[..., Plan]:
     """The plan of such a sweep."""
     return lambda **changes: load_sweep(write_sweep(**changes))
+
+
+@pytest.fixture(scope="module")
+def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A Ray that a module's tests share."""
+    # Ray's workers can't import the tests, so a module's stand-ins travel to them.
+    ray.cloudpickle.register_pickle_by_value(request.module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with local_ray():
+            yield

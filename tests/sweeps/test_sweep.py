@@ -1,79 +1,25 @@
-"""Sweeps on a Ray of the test's own: real trials, and stand-ins where only the wiring matters."""
+"""Sweeps on a Ray of the test's own, with stand-ins for trials: samplers, rules, crashes."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import random
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
-import ray
-from local_ray import local_ray
-from ray.util import placement_group_table
+from sweeping import SCALING, run, trials_of, wait_until_nothing_is_left
 
-from qdmr_ray.claims import process_here
 from qdmr_ray.cli import main
-from qdmr_ray.config import load_experiment
-from qdmr_ray.errors import QdmrError
-from qdmr_ray.sweeps.plan import Plan, load_sweep
-from qdmr_ray.sweeps.run import sweep_run
+from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.trial import ITERATION, NEWS, VALUE, Report, Tell, TrialContext
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 Plans = Callable[..., Plan]
-SCALING = {"cpus_per_worker": 0.5, "threads": 1, "max_failures": 2}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    # Ray's workers can't import the tests, so the stand-ins below travel to them.
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with local_ray():
-            yield
-
-
-def run(plan: Plan, folder: Path, **options: Any) -> dict[str, Any]:
-    return sweep_run(plan, storage=str(folder), say=lambda _: None, **options)
-
-
-def trials_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {trial["id"]: trial for trial in results["trials"]}
-
-
-# Ray Data keeps them as long as Ray runs.
-RAYS_OWN = ("_StatsActor", "_AutoscalingCoordinatorActor", "ActorLocationTracker")
-
-
-def left_behind() -> list[str]:
-    """Actors and placement groups that are still there; the driver's own are none."""
-    alive = [
-        actor["ActorClassName"]
-        for actor in ray._private.state.actors().values()
-        if actor["State"] not in ("DEAD",) and actor["ActorClassName"] not in RAYS_OWN
-    ]
-    groups = [g["name"] for g in placement_group_table().values() if g["state"] != "REMOVED"]
-    return alive + groups
-
-
-def wait_until_nothing_is_left(seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while (rest := left_behind()) and time.monotonic() < end:
-        time.sleep(0.5)
-    assert rest == []
-
-
-# -- stand-ins -------------------------------------------------------------------------------
 
 
 def report(iteration: int, value: float, **more: Any) -> Report:
@@ -195,198 +141,6 @@ def test_others_go_on_beside_a_trial_that_crashes(
     assert results["best"] == "0004"
     saved = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert trials_of(saved)["0001"]["error"] == trials["0001"]["error"]
-
-
-# -- real trials -----------------------------------------------------------------------------
-
-
-def trained_iterations(sweep: Path, stage: str) -> list[int]:
-    """Iterations of every folder in which a stage was ever begun."""
-    lines = [
-        (f / "metrics.jsonl").read_text().splitlines()
-        for f in sweep.glob(f"stages/{stage}-*/{stage}")
-    ]
-    return [json.loads(rows[-1])["iteration"] for rows in lines]
-
-
-def test_a_sweep_trains_one_vqgan_for_each_codebook_and_leaves_its_results(
-    cluster: None, write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = load_sweep(write_sweep(trials=5, first=[{"network.codebook_size": 32}], repeat=2))
-    results = run(plan, tmp_path)
-    trials = trials_of(results)
-    assert {trial["state"] for trial in trials.values()} == {"finished"}
-    # Two codebooks, and another seed of the best and of the baseline.
-    seeds = {(t["settings"]["network.codebook_size"], t["seed"]) for t in trials.values()}
-    assert results["stages_trained"] == {"vqgan": len(seeds), "uda": len(trials)}
-    assert trained_iterations(tmp_path / "sweep", "vqgan") == [12] * len(seeds)
-    digests = {name: trial["stages"]["vqgan"] for name, trial in trials.items()}
-    assert len(set(digests.values())) == len(seeds)
-    # Figures of a trial are those of its log, and its curve has every validation.
-    last = (tmp_path / "sweep/trials/0003/uda/metrics.jsonl").read_text().splitlines()[-1]
-    assert trials["0003"]["values"] == [json.loads(last)["validation/psnr"]]
-    assert [line["iteration"] for line in trials["0003"]["history"]] == [4, 8, 12]
-
-    best = results["best"]
-    (repeat, *_), base = results["repeats"], results["baseline"]
-    assert set(results["test"]["trials"]) >= {best, base, f"{best}-s1"}
-    assert results["test"]["images"] == 3
-    assert repeat["seeds"] == [0, 1]
-    assert set(repeat["trials"]) <= set(trials)
-
-    experiment = load_experiment(tmp_path / "sweep" / "best.yaml")
-    assert experiment.stages.uda.gan == trials[best]["settings"]["stages.uda.gan"]
-    study = optuna.load_study(
-        study_name="sweep", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}"
-    )
-    assert study.best_value == trials[best]["values"][0]
-    assert len(study.trials) == 5
-    boards = {file.parent.name for file in (tmp_path / "sweep/tensorboard").glob("*/events*")}
-    assert boards == set(trials)
-    wait_until_nothing_is_left()
-
-    # Run again, it is done: nothing is trained, nothing changes.
-    before = {f: f.stat().st_mtime for f in (tmp_path / "sweep/stages").rglob("model.safetensors")}
-    again = run(plan, tmp_path)
-    assert {f: f.stat().st_mtime for f in before} == before
-    assert {**again, "seconds": 0} == {**results, "seconds": 0}
-    with pytest.raises(QdmrError, match="sweep seed was 0, now 9"):
-        run(load_sweep(tmp_path / "sweep.yaml", ["seed=9"]), tmp_path)
-
-
-def test_a_stopped_trial_of_two_workers_frees_them(
-    cluster: None, plan_of: Plans, tmp_path: Path
-) -> None:
-    plan = plan_of(
-        trials=3,
-        space={"stages.uda.optimizer.generator_lr": {"choice": [1e-4, 0.5, 1.0]}},
-        first=[
-            {"stages.uda.optimizer.generator_lr": 0.5},
-            {"stages.uda.optimizer.generator_lr": 1.0},
-        ],
-        stopping={"rule": "asha", "grace": 4, "reduction": 4},
-        concurrent=1,
-        sections={"scaling": {**SCALING, "workers": 2, "cpus_per_worker": 0.25}},
-    )
-    trials = trials_of(run(plan, tmp_path))
-    assert trials["0000"]["state"] == "finished"
-    assert trials["0000"]["trained"] == ["vqgan", "uda"]
-    assert {trials[name]["state"] for name in ("0001", "0002")} == {"stopped"}
-    assert trials["0002"]["iterations"] < 12
-    wait_until_nothing_is_left()
-
-
-def test_a_metric_that_is_never_logged_ends_the_sweep_and_is_named(
-    cluster: None, plan_of: Plans, tmp_path: Path
-) -> None:
-    plan = plan_of(metric="uda/source/l2", trials=9)
-    with pytest.raises(
-        QdmrError, match="metric uda/source/l2: stage uda logs no source/l2; take"
-    ) as raised:
-        run(plan, tmp_path)
-    assert "source/l1" in str(raised.value)
-    assert len(list((tmp_path / "sweep" / "trials").iterdir())) <= 3
-    wait_until_nothing_is_left()
-
-
-def test_variants_are_compared(cluster: None, plan_of: Plans, tmp_path: Path) -> None:
-    variants = {
-        "source-only": {"run": ["source_only"]},
-        "base": {"run": ["vqgan", "base"]},
-        "no-s2t": {"stages.uda.s2t": False},
-    }
-    plan = plan_of(space=None, trials=None, variants=variants, metric="last/validation/psnr")
-    results = run(plan, tmp_path)
-    assert [t["name"] for t in results["trials"]] == list(variants)
-    assert results["stages_trained"] == {"source_only": 1, "vqgan": 1, "base": 1, "uda": 1}
-    assert set(results["test"]["trials"]) >= {results["best"]}
-    assert all(trial["values"][0] > 0 for trial in results["trials"])
-
-
-def sweep_process(file: Path, folder: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "qdmr_ray.cli", "sweep", str(file), "--storage", str(folder)]
-    return subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def descendants(pid: int) -> list[dict[str, Any]]:
-    """A process and all that it has started, so that each can be told from later ones."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents[int(folder.name)] = int(fields[1])
-    found = [pid]
-    for process in found:
-        found += [child for child, parent in parents.items() if parent == process]
-    return [process for process in map(process_here, found) if process is not None]
-
-
-def alive(processes: list[dict[str, Any]]) -> list[int]:
-    return [p["pid"] for p in processes if process_here(p["pid"]) == p]
-
-
-def test_killed_three_times_a_sweep_has_every_trial_once(
-    write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    file = write_sweep(trials=6, stopping={"grace": 4, "reduction": 3}, concurrent=2)
-    sweep = tmp_path / "runs" / "sweep"
-    chance = random.Random(20261125)
-    for kill in range(3):
-        process = sweep_process(file, tmp_path / "runs")
-        # Somewhere between the first trial's beginning and the end of some more.
-        wanted = len(list(sweep.glob("trials/*/trial.json"))) + 1
-        end = time.monotonic() + 240
-        while len(list(sweep.glob("trials/*/trial.json"))) < min(wanted, 6):
-            assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0, 2.5))
-        family = descendants(process.pid)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        # One that was just starting finds out that there is no Ray any more after a minute.
-        end = time.monotonic() + 120
-        while (rest := alive(family)) and time.monotonic() < end:
-            time.sleep(0.2)
-        assert rest == [], f"left after kill {kill}"
-    done = sweep_process(file, tmp_path / "runs")
-    said = done.communicate(timeout=300)[0]
-    assert done.returncode == 0, said
-    results = json.loads((sweep / "sweep.json").read_text())
-    assert [trial["id"] for trial in results["trials"]] == [f"{i:04}" for i in range(6)]
-    assert {trial["state"] for trial in results["trials"]} <= {"finished", "stopped"}
-    settings = {json.dumps(trial["settings"], sort_keys=True) for trial in results["trials"]}
-    assert len(settings) == 6
-    assert trained_iterations(sweep, "vqgan") == [12] * results["stages_trained"]["vqgan"]
-    assert (sweep / "report.html").stat().st_size > 10_000
-
-
-def test_a_full_disk_is_named_and_the_sweep_goes_on_later(
-    cluster: None, plan_of: Plans, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)],
-        check=False,
-        capture_output=True,
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        with pytest.raises(QdmrError, match="the disk is full"):
-            run(plan_of(trials=4), disk)
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        results = run(plan_of(trials=4), disk, retry_failed=True)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
-    assert {trial["state"] for trial in results["trials"]} == {"finished"}
 
 
 def test_a_wrong_sweep_is_one_line_and_exit_code_2(

@@ -1,0 +1,85 @@
+"""A sweep's command killed again and again: what is done stays done."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sweeping import trained_iterations
+
+from qdmr_ray.claims import process_here
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+
+
+def sweep_process(file: Path, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "qdmr_ray.cli", "sweep", str(file), "--storage", str(folder)]
+    return subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def descendants(pid: int) -> list[dict[str, Any]]:
+    """A process and all that it has started, so that each can be told from later ones."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(folder.name)] = int(fields[1])
+    found = [pid]
+    for process in found:
+        found += [child for child, parent in parents.items() if parent == process]
+    return [process for process in map(process_here, found) if process is not None]
+
+
+def alive(processes: list[dict[str, Any]]) -> list[int]:
+    return [p["pid"] for p in processes if process_here(p["pid"]) == p]
+
+
+def test_killed_three_times_a_sweep_has_every_trial_once(
+    write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    file = write_sweep(trials=6, stopping={"grace": 4, "reduction": 3}, concurrent=2)
+    sweep = tmp_path / "runs" / "sweep"
+    chance = random.Random(20261125)
+    for kill in range(3):
+        process = sweep_process(file, tmp_path / "runs")
+        # Somewhere between the first trial's beginning and the end of some more.
+        wanted = len(list(sweep.glob("trials/*/trial.json"))) + 1
+        end = time.monotonic() + 240
+        while len(list(sweep.glob("trials/*/trial.json"))) < min(wanted, 6):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        time.sleep(chance.uniform(0, 2.5))
+        family = descendants(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        # One that was just starting finds out that there is no Ray any more after a minute.
+        end = time.monotonic() + 120
+        while (rest := alive(family)) and time.monotonic() < end:
+            time.sleep(0.2)
+        assert rest == [], f"left after kill {kill}"
+    done = sweep_process(file, tmp_path / "runs")
+    said = done.communicate(timeout=300)[0]
+    assert done.returncode == 0, said
+    results = json.loads((sweep / "sweep.json").read_text())
+    assert [trial["id"] for trial in results["trials"]] == [f"{i:04}" for i in range(6)]
+    assert {trial["state"] for trial in results["trials"]} <= {"finished", "stopped"}
+    settings = {json.dumps(trial["settings"], sort_keys=True) for trial in results["trials"]}
+    assert len(settings) == 6
+    assert trained_iterations(sweep, "vqgan") == [12] * results["stages_trained"]["vqgan"]
+    assert (sweep / "report.html").stat().st_size > 10_000
