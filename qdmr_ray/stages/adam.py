@@ -38,7 +38,7 @@ class Adam(torch.optim.Adam):
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> Any:
         # The first four lists: weights, gradients and both moments.
-        answer = super()._init_group(group, *lists)  # type: ignore[misc]
+        answer = super()._init_group(group, *lists)
         for i, weight in enumerate(lists[0]):
             if weight.dim() == 4 and not weight.is_contiguous():
                 # As they lie in memory: the kernel copies a gradient that isn't contiguous.
