@@ -24,7 +24,6 @@ from qdmr_ray.bench.step import (
     GIGA,
     PRESETS,
     SEED,
-    StepBench,
     convolution_rate,
     device_name,
     flop_of,
@@ -36,7 +35,7 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.evaluate.device import usable_device
 from qdmr_ray.evaluate.streamed import DEFAULT_MEMORY, restore_pixels
 from qdmr_ray.nets import QDMR
-from qdmr_ray.stages.compute import BFLOAT16, FLOAT32
+from qdmr_ray.stages.compute import BFLOAT16, FLOAT32, ComputeSettings
 
 DTYPES = (FLOAT32, BFLOAT16)
 
@@ -97,7 +96,7 @@ def bench_restore(bench: RestoreBench) -> RestoreFigures:
     seconds = [timed(lambda: correct(image), device) for _ in range(bench.repeats)]
     peak = peak_memory(device)
     rate = matrix_rate(device, bench.dtype)
-    convolution = convolution_rate(device, StepBench(dtype=bench.dtype))
+    convolution = convolution_rate(device, ComputeSettings(dtype=bench.dtype))
     needed = needed_flop_of_photograph(bench.preset, bench.height, bench.width) / GIGA
     median = statistics.median(seconds)
     return RestoreFigures(

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from qdmr_ray.bench.plain import one_set_at_a_time
+from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import (
     QDMR,
     VQGAN,
@@ -48,7 +50,7 @@ from qdmr_ray.stages import (
     build_stage,
     flush_denormals,
 )
-from qdmr_ray.stages.compute import BFLOAT16, DTYPES, tensor_float_32
+from qdmr_ray.stages.compute import BFLOAT16, DTYPES, FLOAT32, tensor_float_32
 
 STAGE_SETTINGS: dict[str, Callable[[], StageSettings]] = {
     "vqgan": lambda: VQGANSettings(lpips=0, semantic=0),
@@ -96,6 +98,8 @@ class StepBench:
     compile: bool = False
     channels_last: bool = True
     recompute: bool = False
+    # Contiguous float32 with one forward per image set.
+    plain: bool = False
     preset: str = "full"
     warm_up: int = 3
     steps: int = 10
@@ -126,6 +130,7 @@ class StepFigures:
     compile: bool
     channels_last: bool
     recompute: bool
+    plain: bool
     size: int
     batch: int
     threads: int
@@ -137,20 +142,19 @@ def bench_step(bench: StepBench) -> StepFigures:
     device = torch.device(bench.device)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
-    stage = _stage(bench, device)
-    batch = _batch(bench, device)
+    stage, batch, compute = _stage(bench, device), _batch(bench, device), compute_of(bench)
     start = timed(lambda: stage.step(batch), device)
     for _ in range(bench.warm_up):
         stage.step(batch)
     # The rate is taken before and after: a machine that is busy meanwhile shows in both.
-    before = matrix_rate(device, bench.dtype)
+    before = matrix_rate(device, compute.dtype)
     seconds = [timed(lambda: stage.step(batch), device) for _ in range(bench.steps)]
     peak = peak_memory(device)
-    rate = max(before, matrix_rate(device, bench.dtype))
+    rate = max(before, matrix_rate(device, compute.dtype))
     needed = needed_flop(bench) / GIGA
     floor = needed / rate
     median = statistics.median(seconds)
-    convolution = convolution_rate(device, bench)
+    convolution = convolution_rate(device, compute)
     return StepFigures(
         stage=bench.stage,
         seconds_per_step=median,
@@ -164,10 +168,11 @@ def bench_step(bench: StepBench) -> StepFigures:
         start_seconds=start,
         peak_memory_bytes=peak,
         device=device_name(device),
-        dtype=bench.dtype,
-        compile=bench.compile,
-        channels_last=bench.channels_last,
-        recompute=bench.recompute,
+        dtype=compute.dtype,
+        compile=compute.compile,
+        channels_last=compute.channels_last,
+        recompute=compute.recompute,
+        plain=bench.plain,
         size=bench.size,
         batch=bench.batch,
         threads=torch.get_num_threads(),
@@ -206,15 +211,15 @@ def matrix_rate(device: torch.device, dtype: str) -> float:
     return 2 * side**3 / best / GIGA
 
 
-def convolution_rate(device: torch.device, bench: StepBench) -> float:
+def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
     """GFLOP/s of a 3 x 3 convolution of 256 channels: the best of some repeats."""
-    kind = torch.bfloat16 if bench.dtype == BFLOAT16 else torch.float32
-    layout = torch.channels_last if bench.channels_last else torch.contiguous_format
+    kind = torch.bfloat16 if compute.dtype == BFLOAT16 else torch.float32
+    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     batch, channels, side = 4, 256, 64
     images = torch.randn(batch, channels, side, side, device=device, dtype=kind)
     weight = torch.randn(channels, channels, 3, 3, device=device, dtype=kind)
     images, weight = (x.contiguous(memory_format=layout) for x in (images, weight))
-    with tensor_float_32(ComputeSettings(dtype=bench.dtype), device):
+    with tensor_float_32(compute, device):
         work = partial(nn.functional.conv2d, images, weight, padding=1)
         best = min(timed(work, device) for _ in range(_MATRIX_REPEATS))
     return 2 * batch * side**2 * channels**2 * 9 / best / GIGA
@@ -269,7 +274,10 @@ def flop_of(
     to_input: bool = False,
     to_weights: bool = False,
 ) -> float:
-    """Of a forward pass, and of a backward pass to the input, the weights, both or neither."""
+    """Of a forward pass, and of a backward pass to the input, the weights, both or neither.
+
+    A discriminator's estimates of its spectral norms are left out: they don't grow with the image.
+    """
     inputs = inputs.clone().requires_grad_(to_input)
     if isinstance(network, nn.Module):
         network.requires_grad_(to_weights)
@@ -278,7 +286,31 @@ def flop_of(
         out = network(inputs)
         if to_input or to_weights:
             out.sum().backward()
-    return float(counter.get_total_flops())
+    by_operation = counter.get_flop_counts()["Global"]
+    left_out = by_operation.get(torch.ops.aten.mm, 0) if isinstance(network, UNetDiscriminator) else 0
+    return float(counter.get_total_flops() - left_out)
+
+
+def compute_of(bench: StepBench) -> ComputeSettings:
+    """How the stage of ``bench`` computes.
+
+    Raises:
+        SettingsError: ``plain`` beside what it goes without.
+    """
+    if bench.plain:
+        others = {"dtype": bench.dtype != FLOAT32} | {
+            name: getattr(bench, name) for name in ("compile", "recompute")
+        }
+        for name, given in others.items():
+            if given:
+                raise SettingsError(f"--plain is float32 and nothing else: leave out --{name}")
+        return ComputeSettings(channels_last=False)
+    return ComputeSettings(
+        dtype=bench.dtype,
+        compile=bench.compile,
+        channels_last=bench.channels_last,
+        recompute=bench.recompute,
+    )
 
 
 def _stage(bench: StepBench, device: torch.device) -> Stage:
@@ -287,14 +319,10 @@ def _stage(bench: StepBench, device: torch.device) -> Stage:
     network, discriminator = PRESETS[bench.preset]
     trained = {"vqgan": VQGAN(network)} if bench.stage in ("base", "uda") else {}
     parts = Parts(network=network, discriminator=discriminator, trained=trained)
-    compute = ComputeSettings(
-        dtype=bench.dtype,
-        compile=bench.compile,
-        channels_last=bench.channels_last,
-        recompute=bench.recompute,
-    )
     stage = build_stage(bench.stage, STAGE_SETTINGS[bench.stage](), parts)
-    return stage.to(device, compute=compute)
+    if bench.plain:
+        one_set_at_a_time(stage, bench.batch)
+    return stage.to(device, compute=compute_of(bench))
 
 
 def _batch(bench: StepBench, device: torch.device) -> dict[str, Tensor]:
@@ -338,14 +366,17 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("size", "batch", "warm_up", "steps", "threads"):
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=int, default=getattr(default, name))
-    for name in ("compile", "recompute"):
+    for name in ("compile", "recompute", "plain"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--profile", action="store_true", help="a table of operations instead")
     values = vars(parser.parse_args(arguments))
     profiled = values.pop("profile")
     bench = StepBench(**values)
-    print(profile_step(bench) if profiled else json.dumps(asdict(bench_step(bench)), indent=1))
+    try:
+        print(profile_step(bench) if profiled else json.dumps(asdict(bench_step(bench)), indent=1))
+    except SettingsError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

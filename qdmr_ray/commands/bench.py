@@ -70,6 +70,12 @@ def bench_step(
     recompute: Annotated[
         bool, typer.Option(help="Compute activations again instead of keeping them.")
     ] = False,
+    plain: Annotated[
+        bool,
+        typer.Option(
+            help="The build to compare with: float32, contiguous, one forward per image set."
+        ),
+    ] = False,
     preset: Annotated[str, typer.Option(help="Sizes of the networks: full or demo.")] = "full",
     steps: Annotated[int, typer.Option(min=1, help="How many are timed.")] = 10,
     threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads.")] = None,
@@ -99,6 +105,7 @@ def bench_step(
         compile=compile_networks,
         channels_last=channels_last,
         recompute=recompute,
+        plain=plain,
         preset=preset,
         steps=steps,
         threads=threads,

@@ -8,11 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from qdmr_ray import cli
-from qdmr_ray.bench.step import PRESETS, StepBench, needed_flop, profile_step
+from qdmr_ray.bench.plain import one_set_at_a_time
+from qdmr_ray.bench.step import (
+    PRESETS,
+    STAGE_SETTINGS,
+    StepBench,
+    bench_step,
+    needed_flop,
+    profile_step,
+)
 from qdmr_ray.config import experiment_from_dict
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.nets import VQGAN
+from qdmr_ray.stages import Parts, build_stage
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -57,6 +69,36 @@ def test_the_command_prints_and_writes_the_figures(
         cli.main()
     assert ended.value.code == 2
     assert "--stage bass: choose from vqgan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", STAGE_SETTINGS)
+def test_the_plain_build_gives_the_same_figures(name: str) -> None:
+    """Its networks see one image set at a time, and its losses are those of the joined ones."""
+    network, discriminator = PRESETS["demo"]
+    passes: list[int] = []
+
+    def figures(*, plain: bool) -> dict[str, float]:
+        torch.manual_seed(0)
+        trained = {"vqgan": VQGAN(network)} if name in ("base", "uda") else {}
+        parts = Parts(network=network, discriminator=discriminator, trained=trained)
+        stage = build_stage(name, STAGE_SETTINGS[name](), parts)
+        if plain:
+            one_set_at_a_time(stage, batch=2)
+        stage.network.encoder.register_forward_hook(lambda _, x, __: passes.append(len(x[0])))
+        stage.to("cpu", torch.float64)
+        batch = {domain: torch.rand(2, 3, 64, 64).double() for domain in stage.domains}
+        return [{k: float(v) for k, v in stage.step(batch).items()} for _ in range(2)][-1]
+
+    joined = figures(plain=False)
+    sets, passes[:] = set(passes), []
+    assert sets == {2 * {"vqgan": 2, "uda": 3}.get(name, 1)}
+    assert figures(plain=True) == pytest.approx(joined, rel=1e-8)
+    assert set(passes) == {2}
+
+
+def test_plain_goes_with_nothing_else() -> None:
+    with pytest.raises(SettingsError, match="leave out --dtype"):
+        bench_step(StepBench(plain=True, dtype="bfloat16"))
 
 
 def test_the_profile_names_operations() -> None:

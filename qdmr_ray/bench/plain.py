@@ -1,0 +1,51 @@
+"""The plain build of a stage, which the others are compared with: one forward per image set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdmr_ray.nets import QDMR, UNetDiscriminator
+from qdmr_ray.stages import Stage
+
+
+def one_set_at_a_time(stage: Stage, batch: int) -> None:
+    """Lets every network of ``stage`` run once for each set of ``batch`` images.
+
+    The losses are the same; a stage joins its sets (real and fake, source and target) otherwise.
+    """
+    for module in [*stage.generator.networks.values(), *stage.auxiliary]:
+        # A QDMR network's parts are called one by one.
+        for name in ("encode", "decode") if isinstance(module, QDMR) else ("forward",):
+            setattr(module, name, _each(getattr(module, name), batch))
+    for discriminator in stage.discriminators.networks.values():
+        assert isinstance(discriminator, UNetDiscriminator)
+        discriminator.forward = _each_pass(discriminator.forward)  # type: ignore[method-assign]
+
+
+def _each(forward: Callable[..., Any], batch: int) -> Callable[..., Any]:
+    def run(*images: Tensor) -> Any:
+        sets = zip(*(x.split(batch) for x in images), strict=True)
+        return _joined([forward(*one) for one in sets])
+
+    return run
+
+
+def _each_pass(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(x: Tensor, passes: int = 1) -> Tensor:
+        return torch.cat([forward(part) for part in x.chunk(passes)])
+
+    return run
+
+
+def _joined(outputs: list[Any]) -> Any:
+    """Tensors, or tuples of tensors and None, one after the other along the batch."""
+    first = outputs[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return torch.cat(outputs)
+    return type(first)(*(_joined(list(values)) for values in zip(*outputs, strict=True)))
