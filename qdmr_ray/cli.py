@@ -88,7 +88,8 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Real photographs, two lenses, three stages, figures and a report: in a few minutes."""
-    from qdmr_ray.demo import run_demo
+    with quick_imports():
+        from qdmr_ray.demo import run_demo
     from qdmr_ray.storage import open_location
 
     say(f"run folder {open_location(out).uri}")
@@ -139,7 +140,8 @@ def evaluate(
 ) -> None:
     """Figures and restored images of a test set, spread over the cluster; run again, it goes on.
     --set evaluation.niqe=FILE, evaluation.workers=4 and so on replace the run's settings."""
-    from qdmr_ray.evaluate.evaluate import evaluate_run
+    with quick_imports():
+        from qdmr_ray.evaluate.evaluate import evaluate_run
     from qdmr_ray.storage import open_location
 
     # As `train` does, for `qdmr jobs fetch`.

@@ -286,9 +286,10 @@ def flop_of(
         out = network(inputs)
         if to_input or to_weights:
             out.sum().backward()
-    by_operation = counter.get_flop_counts()["Global"]
-    left_out = by_operation.get(torch.ops.aten.mm, 0) if isinstance(network, UNetDiscriminator) else 0
-    return float(counter.get_total_flops() - left_out)
+    counts = counter.get_flop_counts()["Global"]
+    if isinstance(network, UNetDiscriminator):
+        counts.pop(torch.ops.aten.mm, None)
+    return float(sum(counts.values()))
 
 
 def compute_of(bench: StepBench) -> ComputeSettings:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from qdmr_ray.commands.output import Overrides, bars, print_table, say
+from qdmr_ray.commands.output import Overrides, bars, print_table, quick_imports, say
 
 if TYPE_CHECKING:
     from qdmr_ray.sweeps.plan import Plan
@@ -31,16 +31,18 @@ def sweep(
 ) -> None:
     """Search settings, or compare variants, with Ray Tune and Optuna; stages are shared, and with
     the same name and storage again it resumes. --set trials=32 replaces a setting of the sweep."""
-    from qdmr_ray.evaluate.report import build_report
+    with quick_imports():
+        from qdmr_ray.evaluate.report import build_report
+        from qdmr_ray.sweeps.plan import load_sweep
     from qdmr_ray.storage import open_location
-    from qdmr_ray.sweeps.plan import load_sweep
 
     plan = load_sweep(file, overrides or (), name=name)
     endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
     folder = open_location(storage, endpoint=endpoint).join(plan.settings.name)
     # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
     say(f"sweep folder {folder.uri}")
-    from qdmr_ray.sweeps.run import sweep_run
+    with quick_imports():
+        from qdmr_ray.sweeps.run import sweep_run
 
     with bars() as progress:
         plan = _with_demo_data(plan, file, progress)
