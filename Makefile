@@ -16,8 +16,8 @@ demo: install
 	$(BIN)/qdmr demo --out runs/demo
 
 test: install
-	# The tests that start Ray mostly wait: three at a time keep two cores busy.
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	# Two at a time keep two cores busy: Ray's processes work beside each test that starts them.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

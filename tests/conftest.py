@@ -21,7 +21,7 @@ TINY_FRAME = (64, 96)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that start Ray first: they take longest, and mostly wait."""
+    """Files that start Ray first: they take longest, and would go on alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("ray")}
     items.sort(key=lambda item: item.path not in slow)
 

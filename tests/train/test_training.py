@@ -379,9 +379,12 @@ def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
     driver = subprocess.Popen(
         command, env=environment, start_new_session=True, stderr=subprocess.PIPE
     )
-    wait_for(stage / "checkpoints", "checkpoint_*/complete.json", driver, 1)
-    os.killpg(driver.pid, signal.SIGINT)
-    said = driver.communicate(timeout=120)[1].decode()
+    try:
+        wait_for(stage / "checkpoints", "checkpoint_*/complete.json", driver, 1)
+        os.killpg(driver.pid, signal.SIGINT)
+        said = driver.communicate(timeout=120)[1].decode()
+    finally:
+        driver.kill()
     assert driver.returncode == 130, said
     assert said.rstrip().endswith("qdmr: interrupted; run the same command again to go on")
     lines = (stage / "metrics.jsonl").read_bytes()
