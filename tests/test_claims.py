@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,23 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     store: FaultyStore = request.getfixturevalue("faulty_store")
     request.getfixturevalue("monkeypatch").setenv("AWS_ENDPOINT_URL", store.endpoint)
     return open_location(f"s3://{store.bucket}/claims")
+
+
+@pytest.fixture(autouse=True)
+def _none_held_on(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A claim that a test keeps would go on showing signs of life, to a store that is gone."""
+    claims: list[Claim] = []
+    begin = Claim.__init__
+
+    def kept(claim: Claim, *arguments: object) -> None:
+        begin(claim, *arguments)
+        claims.append(claim)
+
+    monkeypatch.setattr(Claim, "__init__", kept)
+    yield
+    for claim in claims:
+        claim._over.set()
+        claim._thread.join()
 
 
 def acquired(folder: Location, say: list[str] | None = None) -> Claim:

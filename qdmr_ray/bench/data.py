@@ -21,7 +21,6 @@ import numpy as np
 import ray.train
 import torch
 import torch.utils.data
-from ray.train.torch import TorchTrainer
 
 from qdmr_ray.data.cutter import Cutter
 from qdmr_ray.data.images import write_png
@@ -31,6 +30,7 @@ from qdmr_ray.data.stream import Batch, CropStream, DataSettings, InProcessStrea
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.cluster import ensure_ray
+from qdmr_ray.train.launch import Trainer
 
 SEED = 0
 # The task of the training worker leaves its rate here.
@@ -79,7 +79,7 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> DataRate
         size = manifest.set("source").sizes[0]
         ensure_ray()
         say("reading, in a Ray Train worker")
-        trainer = TorchTrainer(
+        trainer = Trainer(
             _measure,
             train_loop_config={"bench": asdict(bench), "path": path, "out": folder},
             scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=False),

@@ -98,7 +98,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
     resources = {"CPU": scaling.cpus_per_worker}
     if gpu:
         resources["GPU"] = scaling.gpus_per_worker
-    return _Trainer(
+    return Trainer(
         train_worker,
         train_loop_config={"task": task},
         torch_config=WatchedTorchConfig(backend=_backend(scaling, gpu)),
@@ -126,7 +126,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
     )
 
 
-class _Trainer(TorchTrainer):
+class Trainer(TorchTrainer):
     """Without actors that have nothing to do, each of which takes 1.5 s of a CPU to start.
 
     One hands out datasets: workers read by themselves (``data.stream``). One removes the workers'

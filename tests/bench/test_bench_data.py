@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -20,12 +21,14 @@ def test_it_measures_a_dataset_through_a_training_worker(
     command = ["bench", "data", "--data", str(tiny_dataset), "--crop", "32", "--batch", "2"]
     command += ["--seconds", "0.5", "--loaders", "1", "--json", str(out)]
     monkeypatch.setattr(sys, "argv", ["qdmr", *command])
+    interrupted = signal.getsignal(signal.SIGINT)
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main()
     finally:
         ray.shutdown()
     assert not ended.value.code
+    assert signal.getsignal(signal.SIGINT) is interrupted
     found = json.loads(out.read_text())
     assert found["image_size"] == [64, 96]
     assert (found["workers"], found["crop"], found["batch_size"]) == (1, 32, 2)

@@ -392,6 +392,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
     assert (stage / "metrics.jsonl").read_bytes() == lines
 
 
+@pytest.mark.timeout(120)
 def test_an_interruption_frees_a_cluster_that_goes_on(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:
