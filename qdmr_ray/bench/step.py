@@ -142,7 +142,7 @@ def bench_step(bench: StepBench) -> StepFigures:
     device = torch.device(bench.device)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
-    stage, batch, compute = _stage(bench, device), _batch(bench, device), compute_of(bench)
+    stage, batch, compute = stage_of(bench), _batch(bench, device), compute_of(bench)
     start = timed(lambda: stage.step(batch), device)
     for _ in range(bench.warm_up):
         stage.step(batch)
@@ -185,7 +185,7 @@ def profile_step(bench: StepBench, rows: int = 25) -> str:
     device = torch.device(bench.device)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
-    stage, batch = _stage(bench, device), _batch(bench, device)
+    stage, batch = stage_of(bench), _batch(bench, device)
     for _ in range(bench.warm_up):
         stage.step(batch)
     activities = [ProfilerActivity.CPU]
@@ -314,16 +314,18 @@ def compute_of(bench: StepBench) -> ComputeSettings:
     )
 
 
-def _stage(bench: StepBench, device: torch.device) -> Stage:
+def stage_of(bench: StepBench, vqgan: VQGAN | None = None) -> Stage:
+    """The stage of ``bench`` on its device; base and uda start from ``vqgan``, or from noise."""
+    compute = compute_of(bench)
     flush_denormals()
     torch.manual_seed(SEED)
     network, discriminator = PRESETS[bench.preset]
-    trained = {"vqgan": VQGAN(network)} if bench.stage in ("base", "uda") else {}
+    trained = {"vqgan": vqgan or VQGAN(network)} if bench.stage in ("base", "uda") else {}
     parts = Parts(network=network, discriminator=discriminator, trained=trained)
     stage = build_stage(bench.stage, STAGE_SETTINGS[bench.stage](), parts)
     if bench.plain:
         one_set_at_a_time(stage, bench.batch)
-    return stage.to(device, compute=compute_of(bench))
+    return stage.to(bench.device, compute=compute)
 
 
 def _batch(bench: StepBench, device: torch.device) -> dict[str, Tensor]:

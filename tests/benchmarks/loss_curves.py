@@ -18,6 +18,7 @@ term's mean.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Sequence
@@ -28,10 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.bench.plain import one_set_at_a_time
-from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench, compute_of
+from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench, stage_of
 from qdmr_ray.nets import VQGAN
-from qdmr_ray.stages import Parts, Stage, build_stage, flush_denormals
+from qdmr_ray.stages import Stage, flush_denormals
 
 WINDOW = 20
 ORDERS = 3
@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=200)
     arguments = parser.parse_args()
+    if arguments.iterations % WINDOW:
+        parser.error(f"--iterations {arguments.iterations}: take a multiple of {WINDOW}")
     flush_denormals()
     bench = StepBench(
         stage=arguments.stage,
@@ -62,11 +64,12 @@ def main() -> None:
         preset=arguments.preset,
     )
     photographs = photographs_of(2 * arguments.size, arguments.device)
-    vqgan = None
+    vqgan: VQGAN | None = None
     if arguments.stage in ("base", "uda"):
-        first = build(replace(bench, stage="vqgan"), None)
+        first = stage_of(replace(bench, stage="vqgan"))
         trained(first, bench, photographs, arguments.iterations, order=0)
         vqgan = first.result()
+        assert isinstance(vqgan, VQGAN)
     found: dict[str, Curves] = {}
     for order in range(ORDERS):
         name = f"float32, order {order}"
@@ -93,31 +96,17 @@ def build_called(bench: StepBench, name: str) -> StepBench:
     return replace(bench, dtype=dtype, compile=extra == "compile")
 
 
-def build(bench: StepBench, vqgan: nn.Module | None) -> Stage:
-    torch.manual_seed(0)
-    network, discriminator = PRESETS[bench.preset]
-    trained_networks: dict[str, nn.Module] = {}
-    if vqgan is not None:
-        trained_networks["vqgan"] = VQGAN(network)
-        trained_networks["vqgan"].load_state_dict(vqgan.state_dict())
-    parts = Parts(network=network, discriminator=discriminator, trained=trained_networks)
-    stage = build_stage(bench.stage, STAGE_SETTINGS[bench.stage](), parts)
-    if bench.plain:
-        one_set_at_a_time(stage, bench.batch)
-    return stage.to(bench.device, compute=compute_of(bench))
-
-
 def run(
     bench: StepBench,
     name: str,
-    vqgan: nn.Module | None,
+    vqgan: VQGAN | None,
     photographs: dict[str, Tensor],
     iterations: int,
     order: int,
 ) -> Curves:
     """Trains one build and says how long that took."""
     began = time.perf_counter()
-    curves = trained(build(bench, vqgan), bench, photographs, iterations, order)
+    curves = trained(stage_of(bench, copy.deepcopy(vqgan)), bench, photographs, iterations, order)
     print(f"{name}: {iterations} iterations in {time.perf_counter() - began:.1f} s", flush=True)
     return curves
 
