@@ -203,6 +203,11 @@ class Experiment(Settings):
             )
         if not self.run or len(set(self.run)) < len(self.run):
             raise SettingsError(f"run must name stages, each once; it is {list(self.run)}")
+        if self.compute.cuda_graph and self.scaling.workers > 1:
+            raise SettingsError(
+                f"compute.cuda_graph is for one worker; scaling.workers is {self.scaling.workers}: "
+                "set compute.cuda_graph=false"
+            )
         for stage in self.run:
             self._check_stage(stage)
 

@@ -21,7 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,7 @@ class StepBench:
     compile: bool = False
     channels_last: bool = True
     recompute: bool = False
+    cuda_graph: bool = False
     # Contiguous float32 with one forward per image set.
     plain: bool = False
     preset: str = "full"
@@ -130,6 +131,7 @@ class StepFigures:
     compile: bool
     channels_last: bool
     recompute: bool
+    cuda_graph: bool
     plain: bool
     size: int
     batch: int
@@ -172,6 +174,7 @@ def bench_step(bench: StepBench) -> StepFigures:
         compile=compute.compile,
         channels_last=compute.channels_last,
         recompute=compute.recompute,
+        cuda_graph=compute.cuda_graph,
         plain=bench.plain,
         size=bench.size,
         batch=bench.batch,
@@ -186,7 +189,7 @@ def profile_step(bench: StepBench, rows: int = 25) -> str:
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
     stage, batch = stage_of(bench), _batch(bench, device)
-    for _ in range(bench.warm_up):
+    for _ in range(1 + bench.warm_up):
         stage.step(batch)
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -240,23 +243,24 @@ def needed_flop(bench: StepBench) -> float:
     size and layers of single positions.
     """
     scale = bench.batch * (bench.size / COUNTED_SIDE) ** 2
-    return scale * _flop_of_one_image(bench)
+    return scale * _flop_of_one_image(bench.stage, bench.preset)
 
 
-def _flop_of_one_image(bench: StepBench) -> float:
-    network, discriminator = PRESETS[bench.preset]
+@cache
+def _flop_of_one_image(stage: str, preset: str) -> float:
+    network, discriminator = PRESETS[preset]
     images = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
     judge = UNetDiscriminator(3, discriminator)
     # In the generator's step only the gradient of its input is needed.
     through = flop_of(judge, images, to_input=True, to_weights=False)
     trained = flop_of(judge, images, to_input=False, to_weights=True)
-    if bench.stage == "vqgan":
+    if stage == "vqgan":
         both = torch.cat([images, images])
         vqgan = flop_of(lambda x: VQGAN(network)(x).image, both, to_weights=True)
         return vqgan + through + 2 * trained
-    restoration = QDMR(network, domain_mixing=bench.stage != "source_only")
+    restoration = QDMR(network, domain_mixing=stage != "source_only")
     supervised = flop_of(lambda x: restoration(x).image, images, to_weights=True)
-    if bench.stage != "uda":
+    if stage != "uda":
         return supervised + through + 2 * trained
     encoded = flop_of(lambda x: restoration.encode(x).features, images, to_weights=True)
     features = restoration.encode(images).features.detach()
@@ -300,17 +304,19 @@ def compute_of(bench: StepBench) -> ComputeSettings:
     """
     if bench.plain:
         others = {"dtype": bench.dtype != FLOAT32} | {
-            name: getattr(bench, name) for name in ("compile", "recompute")
+            name: getattr(bench, name) for name in ("compile", "recompute", "cuda_graph")
         }
         for name, given in others.items():
             if given:
-                raise SettingsError(f"--plain is float32 and nothing else: leave out --{name}")
+                option = name.replace("_", "-")
+                raise SettingsError(f"--plain is float32 and nothing else: leave out --{option}")
         return ComputeSettings(channels_last=False)
     return ComputeSettings(
         dtype=bench.dtype,
         compile=bench.compile,
         channels_last=bench.channels_last,
         recompute=bench.recompute,
+        cuda_graph=bench.cuda_graph,
     )
 
 
@@ -369,7 +375,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("size", "batch", "warm_up", "steps", "threads"):
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=int, default=getattr(default, name))
-    for name in ("compile", "recompute", "plain"):
+    for name in ("compile", "recompute", "cuda-graph", "plain"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--profile", action="store_true", help="a table of operations instead")

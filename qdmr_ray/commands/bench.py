@@ -70,6 +70,9 @@ def bench_step(
     recompute: Annotated[
         bool, typer.Option(help="Compute activations again instead of keeping them.")
     ] = False,
+    cuda_graph: Annotated[
+        bool, typer.Option(help="Record a step on the GPU and start it as a whole.")
+    ] = False,
     plain: Annotated[
         bool,
         typer.Option(
@@ -105,6 +108,7 @@ def bench_step(
         compile=compile_networks,
         channels_last=channels_last,
         recompute=recompute,
+        cuda_graph=cuda_graph,
         plain=plain,
         preset=preset,
         steps=steps,

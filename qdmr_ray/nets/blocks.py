@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from qdmr_ray.nets import fused_norm
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -23,6 +26,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
 def at_least_float32(x: Tensor) -> Tensor:
     """``x``, or its float32 copy where autocast has made it narrower: for losses and outputs."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def as_narrow_as_it_is(x: Tensor) -> AbstractContextManager[object]:
+    """For operations that autocast would do in float32 although they lose nothing in ``x``'s type:
+    because nothing is computed, or in float32 inside and rounded afterwards anyway."""
+    if x.dtype == torch.promote_types(x.dtype, torch.float32):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def exporting() -> bool:
@@ -47,6 +58,10 @@ def apply_layers(layers: Iterable[nn.Module], x: Tensor, *args: Any, recompute: 
     return x
 
 
+def _norm_silu(norm: nn.GroupNorm, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    return fused_norm.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, bias)
+
+
 class ResBlock(nn.Module):
     """``x + Conv3(SiLU(GN(Conv3(SiLU(GN(x))))))``, (B, C, H, W) to the same shape."""
 
@@ -58,9 +73,30 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused_norm.fits(x) and not exporting():
+            return self._fused(x)
         h = self.conv1(nn.functional.silu(self.norm1(x)))
         h = self.conv2(nn.functional.silu(self.norm2(h)))
         return x + h
+
+    def _fused(self, x: Tensor) -> Tensor:
+        h = _norm_silu(self.norm1, x)
+        h = nn.functional.conv2d(h, self.conv1.weight, padding=1)
+        # The second normalisation adds the first convolution's bias, too.
+        h = _norm_silu(self.norm2, h, self.conv1.bias)
+        out: Tensor = x + self.conv2(h)
+        return out
+
+
+class Upsample(nn.Upsample):
+    """Twice the size, by repeating pixels; bfloat16 stays as narrow, since nothing is computed."""
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=2, mode="nearest")
+
+    def forward(self, x: Tensor) -> Tensor:
+        with as_narrow_as_it_is(x):
+            return super().forward(x)
 
 
 class Encoder(nn.Module):
@@ -101,7 +137,7 @@ class Decoder(nn.Module):
         upward = list(reversed(widths))
         self.levels = nn.ModuleList(
             nn.Sequential(
-                nn.Upsample(scale_factor=2, mode="nearest"),
+                Upsample(),
                 nn.Conv2d(below, above, 3, padding=1),
                 *(ResBlock(above) for _ in range(residual_blocks)),
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets.blocks import at_least_float32
+from qdmr_ray.nets import fused_discriminator as fused
+from qdmr_ray.nets.blocks import as_narrow_as_it_is, at_least_float32
 from qdmr_ray.nets.settings import DiscriminatorSettings
 
 LEAK = 0.2
@@ -40,11 +41,20 @@ class SpectralConv2d(nn.Module):
         # Times the inverse: the gradient of a quotient reads and writes twice as much memory.
         scales = 1 / self._largest_singular_values(passes)
         if passes == 1:
-            weight = self.weight * scales
-            return nn.functional.conv2d(x, weight, stride=self.stride, padding=1)
-        out = nn.functional.conv2d(x, self.weight, stride=self.stride, padding=1)
-        each = out.unflatten(0, (passes, -1)) * scales.view(-1, 1, 1, 1, 1).to(out.dtype)
-        return each.flatten(0, 1)
+            return self._convolve(x, self.weight * scales)
+        each = self._convolve(x, self.weight).unflatten(0, (passes, -1))
+        return (each * scales.view(-1, 1, 1, 1, 1).to(each.dtype)).flatten(0, 1)
+
+    def leaky(self, x: Tensor, passes: int, added: Tensor | None = None) -> Tensor:
+        """``leaky_relu(self(x, passes)) + added``."""
+        if not fused.fits(x):
+            out = nn.functional.leaky_relu(self(x, passes), LEAK)
+            return out if added is None else out + added
+        scales = 1 / self._largest_singular_values(passes)
+        return fused.scaled_leaky_relu(self._convolve(x, self.weight), scales, LEAK, added)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, weight, stride=self.stride, padding=1)
 
     def _largest_singular_values(self, passes: int) -> Tensor:
         """Estimates (passes,); in training mode the singular vectors advance before each."""
@@ -98,17 +108,20 @@ class UNetDiscriminator(nn.Module):
         self.conv9 = nn.Conv2d(w, 1, 3, padding=1)
 
     def forward(self, x: Tensor, passes: int = 1) -> Tensor:
-        levels = [_leaky(self.conv0(x))]
+        levels = [nn.functional.leaky_relu(self.conv0(x), LEAK)]
         for down in (self.conv1, self.conv2, self.conv3):
-            levels.append(_leaky(down(levels[-1], passes)))
+            levels.append(down.leaky(levels[-1], passes))
         h = levels.pop()
         for up in (self.conv4, self.conv5, self.conv6):
-            h = nn.functional.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False)
-            h = _leaky(up(h, passes)) + levels.pop()
-        h = _leaky(self.conv7(h, passes))
-        h = _leaky(self.conv8(h, passes))
+            h = up.leaky(_doubled(h), passes, added=levels.pop())
+        h = self.conv7.leaky(h, passes)
+        h = self.conv8.leaky(h, passes)
         return at_least_float32(self.conv9(h))
 
 
-def _leaky(x: Tensor) -> Tensor:
-    return nn.functional.leaky_relu(x, LEAK)
+def _doubled(x: Tensor) -> Tensor:
+    """Twice the size, bilinear; the convolution that follows rounds its input anyway."""
+    if fused.fits(x):
+        return fused.doubled(x)
+    with as_narrow_as_it_is(x):
+        return nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

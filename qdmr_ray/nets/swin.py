@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets.blocks import apply_layers, exporting
+from qdmr_ray.nets.blocks import apply_layers, as_narrow_as_it_is, exporting
 from qdmr_ray.nets.settings import SwinSettings
 
 LAYER_NORM_EPS = 1e-5
@@ -79,6 +79,15 @@ class WindowAttention(nn.Module):
         return projected
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation of tokens (..., C), in float32 inside and of the tokens' own type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        with as_narrow_as_it_is(x):
+            return nn.functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class SwinBlock(nn.Module):
     """Attention and MLP, each after a layer norm and with a residual; tokens (B, h, w, C)."""
 
@@ -87,9 +96,9 @@ class SwinBlock(nn.Module):
         self.window = settings.window
         self.shift = settings.window // 2 if shifted else 0
         hidden = round(channels * settings.mlp_ratio)
-        self.norm1 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.norm1 = LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.attention = WindowAttention(channels, settings.heads, settings.window)
-        self.norm2 = nn.LayerNorm(channels, eps=LAYER_NORM_EPS)
+        self.norm2 = LayerNorm(channels, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
         )

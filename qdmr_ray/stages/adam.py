@@ -25,12 +25,37 @@ class Adam(torch.optim.Adam):
 
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
-    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
     # The wrapper of this one also switches gradients off.
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
+    def prepare_for_recording(self) -> None:
+        """Lets a CUDA graph hold the step: learning rates become tensors, which it reads anew."""
+        for group in self.param_groups:
+            group["capturable"] = True
+            group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
+
+    def set_rate(self, rate: float) -> None:
+        """Sets the learning rate of every group."""
+        for group in self.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is to be saved: the same with and without a recording."""
+        state: dict[str, Any] = inspect.unwrap(torch.optim.Adam.state_dict)(self)
+        for group in state["param_groups"]:
+            group.update(lr=float(group["lr"]), capturable=False)
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        own = [(group["lr"], group["capturable"]) for group in self.param_groups]
         inspect.unwrap(torch.optim.Adam.load_state_dict)(self, state_dict)
+        for group, (rate, capturable) in zip(self.param_groups, own, strict=True):
+            group["capturable"] = capturable
+            if isinstance(rate, Tensor):
+                group["lr"] = rate.fill_(group["lr"])
         for weight, state in self.state.items():
             for name in _MOMENTS:
                 if state[name].stride() != weight.stride():

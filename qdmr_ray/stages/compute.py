@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets.blocks import Decoder, Encoder
-from qdmr_ray.nets.swin import SwinBottleneck
+from qdmr_ray.nets.swin import SwinBlock, SwinBottleneck
 from qdmr_ray.settings import Settings, setting
 
 FLOAT32, TF32, BFLOAT16 = "float32", "tf32", "bfloat16"
 DTYPES = (FLOAT32, TF32, BFLOAT16)
+MOST_COMPILATIONS = 64
 # Networks whose passes can be done a second time instead of being remembered.
 RECOMPUTABLE = (Encoder, Decoder, SwinBottleneck)
 
@@ -40,6 +42,19 @@ class ComputeSettings(Settings):
     recompute: bool = setting(
         False, "forget activations and compute them again in the backward pass: less memory"
     )
+    cuda_graph: bool = setting(
+        False,
+        "record a step on the GPU once and start it as a whole from then on; for one worker with "
+        "a GPU",
+    )
+
+    def check(self, device: torch.device) -> None:
+        """Raises SettingsError where ``device`` can't do what is asked for."""
+        if self.cuda_graph and device.type != "cuda":
+            raise SettingsError(
+                f"compute.cuda_graph records steps on a GPU, and this trains on the {device.type}; "
+                "set it to false"
+            )
 
 
 def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
@@ -58,7 +73,13 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
 
 def autocast(compute: ComputeSettings, device: torch.device) -> torch.autocast:
     """For forward passes: bfloat16 where ``compute`` asks for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=compute.dtype == BFLOAT16)
+    return torch.autocast(
+        device.type,
+        torch.bfloat16,
+        enabled=compute.dtype == BFLOAT16,
+        # A narrowed weight that was kept from before would not be narrowed again by a recording.
+        cache_enabled=not compute.cuda_graph,
+    )
 
 
 def flush_denormals() -> None:
@@ -96,8 +117,15 @@ def _compile(module: nn.Module) -> None:
     """Compiles the large parts in place, which leaves the names of the state dict alone.
 
     The stages call a network's parts one by one (``encode``, ``decode``), so the parts are what
-    is compiled; a network without such parts is compiled whole.
+    is compiled; a network without such parts is compiled whole. Swin blocks are compiled one by
+    one: they are all alike, and what was made for the first two serves all.
     """
-    parts: list[nn.Module] = [*_parts([module])] or [module]
-    for part in parts:
+    import torch._dynamo
+
+    # All parts share one piece of code as PyTorch sees it, and it would give up after the eighth.
+    torch._dynamo.config.cache_size_limit = MOST_COMPILATIONS
+    parts: list[nn.Module] = [
+        part for part in module.modules() if isinstance(part, (Encoder, Decoder, SwinBlock))
+    ]
+    for part in parts or [module]:
         part.compile(dynamic=False)

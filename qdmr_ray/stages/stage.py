@@ -27,6 +27,7 @@ from qdmr_ray.stages.compute import (
     prepare,
     tensor_float_32,
 )
+from qdmr_ray.stages.graph import RecordedSteps
 from qdmr_ray.stages.settings import BackboneSettings, StageSettings
 from qdmr_ray.stages.share import Share, share_of
 
@@ -108,6 +109,7 @@ class Stage:
         self.average: MovingAverage | None = None
         # This worker's part of the batch; the whole batch when there is no other worker.
         self.share: Share | None = None
+        self._recorded: RecordedSteps | None = None
         # What ``step`` calls: the objectives themselves, or their distributed wrappers.
         self._generator_pass: nn.Module = self.generator
         self._discriminator_pass: nn.Module = self.discriminators
@@ -140,9 +142,13 @@ class Stage:
         """Moves every network and makes the optimizers; call it once, before the first step.
 
         ``dtype`` is that of weights and images; ``compute.dtype`` that of the arithmetic.
+
+        Raises:
+            SettingsError: ``compute`` asks for what ``device`` hasn't.
         """
         self.device = torch.device(device)
         self.compute = compute or ComputeSettings()
+        self.compute.check(self.device)
         for module in (self.generator, self.discriminators, self.auxiliary):
             module.to(device=device, dtype=dtype)
         networks = [*self.generator.networks.values(), *self.discriminators.networks.values()]
@@ -168,6 +174,10 @@ class Stage:
         )
         if self.settings.ema is not None:
             self.average = MovingAverage(self.network, self.settings.ema)
+        if self.compute.cuda_graph:
+            self._recorded = RecordedSteps(self._work)
+            for adam in self._optimizers():
+                adam.prepare_for_recording()
         return self
 
     def parallelize(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
@@ -185,6 +195,11 @@ class Stage:
         """
         self.iteration += 1
         self._set_learning_rates()
+        images = {name: batch[name] for name in self.domains}
+        return self._work(images) if self._recorded is None else self._recorded(images)
+
+    def _work(self, batch: Batch) -> Losses:
+        """What :meth:`step` does with tensors."""
         share = self._share(len(batch[self.domains[0]]))
         parts = self._parts_of(batch, share)
         with tensor_float_32(self.compute, self.device):
@@ -264,7 +279,8 @@ class Stage:
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
         limit = self.settings.optimizer.clip
-        if limit is None and not self.measures_gradients:
+        # A recording does the same in every step.
+        if limit is None and not self.measures_gradients and self._recorded is None:
             return
         name = "generator" if optimizer is self.generator_optimizer else "discriminator"
         weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -304,6 +320,9 @@ class Stage:
         if self.average is not None:
             for weight, stored in zip(self.average.weights, state["average"], strict=True):
                 weight.copy_(stored)
+        if self._recorded is not None:
+            # The optimizers have new moments.
+            self._recorded.forget()
 
     # -- what subclasses share ---------------------------------------------------------------
 
@@ -361,14 +380,16 @@ class Stage:
         logits = discriminator(torch.cat(list(images.values())), passes=len(images))
         return dict(zip(images, logits.chunk(len(images)), strict=True))
 
+    def _optimizers(self) -> list[Adam]:
+        both = self.generator_optimizer, self.discriminator_optimizer
+        return [optimizer for optimizer in both if optimizer is not None]
+
     def _set_learning_rates(self) -> None:
         optimizer = self.settings.optimizer
         factor = optimizer.factor(self.iteration)
-        for group in self.generator_optimizer.param_groups:
-            group["lr"] = optimizer.generator_lr * factor
+        self.generator_optimizer.set_rate(optimizer.generator_lr * factor)
         if self.discriminator_optimizer is not None:
-            for group in self.discriminator_optimizer.param_groups:
-                group["lr"] = optimizer.discriminator_lr * factor
+            self.discriminator_optimizer.set_rate(optimizer.discriminator_lr * factor)
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> Losses:
@@ -428,7 +449,9 @@ def codebook_usage(domain: str, indices: Tensor, codebook_size: int) -> Losses:
     Perplexity is ``exp(entropy)`` of the code frequencies: 1 for one code, K when all are used
     alike (van den Oord et al., 2017).
     """
-    counts = torch.bincount(indices.flatten(), minlength=codebook_size)
+    chosen = indices.flatten()
+    # bincount would wait for the GPU, to learn how many bins it needs.
+    counts = chosen.new_zeros(codebook_size).scatter_add_(0, chosen, torch.ones_like(chosen))
     frequencies = counts.float() / indices.numel()
     entropy = -torch.xlogy(frequencies, frequencies).sum()
     return {

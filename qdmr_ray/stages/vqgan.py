@@ -50,8 +50,11 @@ class VQGANStage(Stage):
             auxiliary=[self.vgg19] if self.vgg19 else [],
         )
 
-    def step(self, batch: Batch) -> Losses:
+    def _work(self, batch: Batch) -> Losses:
         self._chosen: list[Tensor] = []
+        return super()._work(batch)
+
+    def step(self, batch: Batch) -> Losses:
         logged = super().step(batch)
         if self.revival is not None:
             images = torch.cat([batch["source"], batch["target"]])

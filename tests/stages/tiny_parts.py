@@ -108,14 +108,15 @@ def tiny_stage(
     network: NetworkSettings | None = None,
     dtype: torch.dtype = torch.float32,
     compute: ComputeSettings | None = None,
+    device: str = "cpu",
 ) -> Stage:
-    """A stage of toy size on the CPU; the same seed gives the same weights."""
+    """A stage of toy size; the same seed gives the same weights."""
     torch.manual_seed(seed)
     trained = {"vqgan": trained_vqgan()} if STAGES[name].needs else {}
     parts = TinyParts(
         network=network or network_of(name), discriminator=DISCRIMINATOR, trained=trained
     )
-    return build_stage(name, settings, parts).to("cpu", dtype, compute)
+    return build_stage(name, settings, parts).to(device, dtype, compute)
 
 
 def batch_of(

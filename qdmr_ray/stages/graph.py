@@ -1,0 +1,84 @@
+"""A step's work on a GPU, recorded once and played again as one CUDA graph.
+
+A training step is some thousand kernels, and what PyTorch does on the CPU to start each takes
+longer than a fast GPU needs for them in bfloat16. A recording is started as a whole. It always
+reads and writes the same memory: batches are copied into it, and what it logs is copied out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Steps that run as usual before the recording: libraries set themselves up, Adam makes its moments,
+# and kernels are chosen and compiled.
+WARM_UP = 3
+Batch = Mapping[str, Tensor]
+Scalars = dict[str, Tensor]
+Shapes = tuple[tuple[str, torch.Size], ...]
+
+
+@dataclass
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    batch: dict[str, Tensor]
+    names: list[str]
+    # All scalars of the step in a row.
+    scalars: Tensor
+
+
+class RecordedSteps:
+    """``steps(batch)`` does ``work(batch)``: the first few times as it is, then from a recording.
+
+    ``work`` gives scalars by name, may not wait for the GPU, and changes nothing but tensors that
+    stay in their place. There is a recording for each set of shapes in ``batch``.
+    """
+
+    def __init__(self, work: Callable[[Batch], Scalars]) -> None:
+        self._work = work
+        self._stream = torch.cuda.Stream()
+        self._warm: dict[Shapes, int] = {}
+        self._recordings: dict[Shapes, _Recording] = {}
+
+    def __call__(self, batch: Batch) -> Scalars:
+        shapes = tuple((name, images.shape) for name, images in batch.items())
+        recording = self._recordings.get(shapes)
+        if recording is None:
+            done = self._warm.get(shapes, 0)
+            if done < WARM_UP:
+                self._warm[shapes] = done + 1
+                return self._as_it_is(batch)
+            recording = self._recordings[shapes] = self._record(batch)
+        for name, images in recording.batch.items():
+            images.copy_(batch[name], non_blocking=True)
+        recording.graph.replay()
+        # The next replay writes over them.
+        return dict(zip(recording.names, recording.scalars.clone(), strict=True))
+
+    def forget(self) -> None:
+        """For when tensors that ``work`` uses have been replaced by others."""
+        self._warm.clear()
+        self._recordings.clear()
+
+    def _as_it_is(self, batch: Batch) -> Scalars:
+        # On a stream of its own, like a recording: gradients belong to the stream that made them.
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            scalars = self._work(batch)
+        current.wait_stream(self._stream)
+        return {name: scalar.clone() for name, scalar in scalars.items()}
+
+    def _record(self, batch: Batch) -> _Recording:
+        own = {name: images.clone() for name, images in batch.items()}
+        # The memory of the steps so far; a recording has its own.
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on moving batches to the GPU meanwhile.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            scalars = self._work(own)
+            row = torch.stack([scalar.float() for scalar in scalars.values()])
+        return _Recording(graph, own, list(scalars), row)

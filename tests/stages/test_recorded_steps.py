@@ -1,0 +1,165 @@
+"""Steps recorded as a CUDA graph: the same training, on a GPU; and what is refused elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_parts import SETTINGS, batch_of, tiny_stage
+from torch import Tensor, nn
+
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.stages import STAGES, ComputeSettings, OptimizerSettings, Stage
+from qdmr_ray.stages.adam import Adam
+from qdmr_ray.stages.graph import WARM_UP
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+STEPS = WARM_UP + 5
+# GPUs add gradients in any order, and Adam's first steps are about as large for any gradient.
+TOLERANCE = 2e-3
+
+
+def stage_of(name: str, *, recorded: bool, dtype: str = "float32", **changes: object) -> Stage:
+    # A rate that falls to a tenth in the middle of what is played back.
+    rates = OptimizerSettings(milestones=(WARM_UP + 2,), gamma=0.1)
+    settings = replace(SETTINGS[name], optimizer=rates, **changes)  # type: ignore[arg-type]
+    compute = ComputeSettings(dtype=dtype, cuda_graph=recorded)
+    return tiny_stage(name, settings, compute=compute, device="cuda")
+
+
+def trained(stage: Stage, steps: int, first: int = 0) -> list[dict[str, float]]:
+    logged = []
+    for seed in range(first, first + steps):
+        batch = {k: x.cuda() for k, x in batch_of(stage.name, 4, seed=seed).items()}
+        figures = stage.step(batch) | stage.gradient_norms()
+        logged.append({name: float(value) for name, value in figures.items()})
+    return logged
+
+
+def weights(stage: Stage) -> Tensor:
+    networks = [stage.generator, stage.discriminators]
+    return torch.cat([p.detach().flatten().cpu() for n in networks for p in n.parameters()])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_recording_trains_alike(name: str, dtype: str) -> None:
+    plain, recorded = (stage_of(name, recorded=x, dtype=dtype, ema=0.9) for x in (False, True))
+    plain.measures_gradients = True
+    start = weights(plain)
+    for expected, found in zip(trained(plain, STEPS), trained(recorded, STEPS), strict=True):
+        assert found == pytest.approx(expected, rel=0.05, abs=TOLERANCE)
+    way = (weights(plain) - start).norm()
+    assert (weights(recorded) - weights(plain)).norm() < 0.1 * way
+    assert plain.average is not None
+    assert recorded.average is not None
+    for ours, theirs in zip(recorded.average.weights, plain.average.weights, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+@on_a_gpu
+def test_logged_figures_are_not_written_over() -> None:
+    stage = stage_of("base", recorded=True)
+    trained(stage, WARM_UP + 1)
+    batches = [{k: x.cuda() for k, x in batch_of("base", 4, seed=s).items()} for s in (50, 51)]
+    first = stage.step(batches[0])
+    before = {name: float(value) for name, value in first.items()}
+    stage.step(batches[1])
+    assert {name: float(value) for name, value in first.items()} == before
+
+
+@on_a_gpu
+def test_batches_are_brought_over_while_steps_are_recorded() -> None:
+    """As the prefetching thread does, which pins memory, asks for more on the GPU and copies."""
+    stop, failed = threading.Event(), []
+
+    def bring() -> None:
+        stream = torch.cuda.Stream()
+        try:
+            with torch.cuda.stream(stream):
+                while not stop.is_set():
+                    torch.rand(1 << 20).pin_memory().to("cuda", non_blocking=True).float()
+                    stream.record_event().synchronize()
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=bring)
+    thread.start()
+    try:
+        trained(stage_of("base", recorded=True), STEPS)
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
+
+
+@on_a_gpu
+def test_a_recording_goes_on_after_a_restart() -> None:
+    whole = stage_of("uda", recorded=True)
+    trained(whole, STEPS)
+    state = copy.deepcopy(whole.state_dict())
+    expected = trained(whole, STEPS, first=STEPS)
+    for recorded in (True, False):
+        again = stage_of("uda", recorded=recorded)
+        trained(again, STEPS, first=100)
+        again.load_state_dict(copy.deepcopy(state))
+        again.measures_gradients = True
+        for wanted, found in zip(expected, trained(again, STEPS, first=STEPS), strict=True):
+            assert found == pytest.approx(wanted, rel=0.05, abs=TOLERANCE)
+
+
+@on_a_gpu
+def test_dead_codes_are_revived_from_what_a_recording_chose() -> None:
+    stage = stage_of("vqgan", recorded=True, revive_after=WARM_UP + 2)
+    revived = [figures["codebook/revived"] for figures in trained(stage, WARM_UP + 3)]
+    assert not any(revived[: WARM_UP + 1])
+    assert revived[WARM_UP + 1] > 0
+
+
+def test_a_cpu_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"compute\.cuda_graph .* on the cpu; set it to false"):
+        tiny_stage("base", SETTINGS["base"], compute=ComputeSettings(cuda_graph=True))
+
+
+def test_several_workers_are_refused() -> None:
+    # Where there is a GPU there may be PyTorch alone, and settings need pydantic.
+    config = pytest.importorskip("qdmr_ray.config")
+    values = {"compute": {"cuda_graph": True}, "scaling": {"workers": 2}}
+    with pytest.raises(SettingsError, match=r"cuda_graph is for one worker; scaling\.workers is 2"):
+        config.experiment_from_dict(values)
+
+
+def test_the_saved_state_does_not_say_whether_steps_were_recorded() -> None:
+    def adam() -> Adam:
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 2)
+        optimizer = Adam(layer.parameters(), lr=1e-2, fused=True)
+        layer(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    plain, recorded = adam(), adam()
+    recorded.prepare_for_recording()
+    for optimizer in (plain, recorded):
+        optimizer.set_rate(0.5)
+    saved = recorded.state_dict()
+    torch.testing.assert_close(saved, plain.state_dict(), rtol=0, atol=0)
+    assert saved["param_groups"][0]["lr"] == 0.5
+    assert saved["param_groups"][0]["capturable"] is False
+    # The tensor that a recording reads stays where it is.
+    rate = recorded.param_groups[0]["lr"]
+    recorded.load_state_dict(
+        copy.deepcopy(
+            saved | {"param_groups": [group | {"lr": 0.25} for group in saved["param_groups"]]}
+        )
+    )
+    assert recorded.param_groups[0]["lr"] is rate
+    assert float(rate) == 0.25
+    assert recorded.param_groups[0]["capturable"] is True
+    plain.load_state_dict(saved)
+    assert plain.param_groups[0]["lr"] == 0.5
+    assert plain.param_groups[0]["capturable"] is False
