@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets import fused_discriminator as fused
+from qdmr_ray.nets import fused_discriminator
 from qdmr_ray.nets.blocks import as_narrow_as_it_is, at_least_float32
 from qdmr_ray.nets.settings import DiscriminatorSettings
 
@@ -27,6 +27,8 @@ class SpectralConv2d(nn.Module):
 
     u: Tensor
     v: Tensor
+    # Whether what follows the convolution on a GPU is done by ``fused_discriminator``.
+    fused = False
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1) -> None:
         super().__init__()
@@ -47,11 +49,13 @@ class SpectralConv2d(nn.Module):
 
     def leaky(self, x: Tensor, passes: int, added: Tensor | None = None) -> Tensor:
         """``leaky_relu(self(x, passes)) + added``."""
-        if not fused.fits(x):
+        if not (self.fused and fused_discriminator.fits(x)):
             out = nn.functional.leaky_relu(self(x, passes), LEAK)
             return out if added is None else out + added
         scales = 1 / self._largest_singular_values(passes)
-        return fused.scaled_leaky_relu(self._convolve(x, self.weight), scales, LEAK, added)
+        return fused_discriminator.scaled_leaky_relu(
+            self._convolve(x, self.weight), scales, LEAK, added
+        )
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         return nn.functional.conv2d(x, weight, stride=self.stride, padding=1)
@@ -113,15 +117,15 @@ class UNetDiscriminator(nn.Module):
             levels.append(down.leaky(levels[-1], passes))
         h = levels.pop()
         for up in (self.conv4, self.conv5, self.conv6):
-            h = up.leaky(_doubled(h), passes, added=levels.pop())
+            h = up.leaky(_doubled(h, fused=up.fused), passes, added=levels.pop())
         h = self.conv7.leaky(h, passes)
         h = self.conv8.leaky(h, passes)
         return at_least_float32(self.conv9(h))
 
 
-def _doubled(x: Tensor) -> Tensor:
+def _doubled(x: Tensor, *, fused: bool) -> Tensor:
     """Twice the size, bilinear; the convolution that follows rounds its input anyway."""
-    if fused.fits(x):
-        return fused.doubled(x)
+    if fused and fused_discriminator.fits(x):
+        return fused_discriminator.doubled(x)
     with as_narrow_as_it_is(x):
         return nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

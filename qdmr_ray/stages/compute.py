@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.nets.blocks import Decoder, Encoder
+from qdmr_ray.nets.blocks import Decoder, Encoder, ResBlock
+from qdmr_ray.nets.discriminator import SpectralConv2d
 from qdmr_ray.nets.swin import SwinBlock, SwinBottleneck
 from qdmr_ray.settings import Settings, setting
 
@@ -23,6 +25,8 @@ DTYPES = (FLOAT32, TF32, BFLOAT16)
 MOST_COMPILATIONS = 64
 # Networks whose passes can be done a second time instead of being remembered.
 RECOMPUTABLE = (Encoder, Decoder, SwinBottleneck)
+# Those with kernels of their own on GPUs.
+FUSABLE = (ResBlock, SpectralConv2d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,9 @@ class ComputeSettings(Settings):
         choices=DTYPES,
     )
     compile: bool = setting(
-        False, "torch.compile of encoders, decoders, bottleneck and discriminators"
+        False,
+        "torch.compile of encoders, decoders, Swin blocks and discriminators; with cuda_graph of "
+        "Swin blocks alone, since the others then have kernels of their own",
     )
     channels_last: bool = setting(True, "images with channels innermost in memory")
     recompute: bool = setting(
@@ -44,8 +50,8 @@ class ComputeSettings(Settings):
     )
     cuda_graph: bool = setting(
         False,
-        "record a step on the GPU once and start it as a whole from then on; for one worker with "
-        "a GPU",
+        "record a step on the GPU once and start it as a whole from then on, with kernels that do "
+        "the networks' elementwise work in fewer passes; for one worker with a GPU",
     )
 
     def check(self, device: torch.device) -> None:
@@ -64,11 +70,15 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
         for module in modules:
             module.to(memory_format=torch.channels_last)
     if compute.recompute:
-        for part in _parts(modules):
+        for part in _parts(modules, RECOMPUTABLE):
             part.recompute = True
+    if compute.cuda_graph:
+        # Without a recording, starting Triton's kernels takes longer than they save.
+        for part in _parts(modules, FUSABLE):
+            part.fused = True
     if compute.compile:
-        for module in modules:
-            _compile(module)
+        # What has kernels of its own is faster by them.
+        _compile(_parts(modules, SwinBlock) if compute.cuda_graph else _compilable(modules))
 
 
 def autocast(compute: ComputeSettings, device: torch.device) -> torch.autocast:
@@ -108,24 +118,30 @@ def tensor_float_32(compute: ComputeSettings, device: torch.device) -> Iterator[
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _parts(modules: Iterable[nn.Module]) -> Iterator[Encoder | Decoder | SwinBottleneck]:
+def _parts(
+    modules: Iterable[nn.Module], kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> Iterator[Any]:
     for module in modules:
-        yield from (part for part in module.modules() if isinstance(part, RECOMPUTABLE))
+        yield from (part for part in module.modules() if isinstance(part, kinds))
 
 
-def _compile(module: nn.Module) -> None:
-    """Compiles the large parts in place, which leaves the names of the state dict alone.
+def _compilable(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The large parts, since stages call those of a network one by one (``encode``, ``decode``);
+    a network without such parts whole."""
+    for module in modules:
+        parts = list(_parts([module], (Encoder, Decoder, SwinBlock)))
+        yield from parts or [module]
 
-    The stages call a network's parts one by one (``encode``, ``decode``), so the parts are what
-    is compiled; a network without such parts is compiled whole. Swin blocks are compiled one by
-    one: they are all alike, and what was made for the first two serves all.
+
+def _compile(parts: Iterable[nn.Module]) -> None:
+    """Compiles ``parts`` in place, which leaves the names of the state dict alone.
+
+    Swin blocks are compiled one by one: they are all alike, and what was made for the first two
+    serves all.
     """
     import torch._dynamo
 
     # All parts share one piece of code as PyTorch sees it, and it would give up after the eighth.
     torch._dynamo.config.cache_size_limit = MOST_COMPILATIONS
-    parts: list[nn.Module] = [
-        part for part in module.modules() if isinstance(part, (Encoder, Decoder, SwinBlock))
-    ]
-    for part in parts or [module]:
+    for part in parts:
         part.compile(dynamic=False)

@@ -25,6 +25,7 @@ from torch.nn import functional
 from qdmr_ray.nets import DiscriminatorSettings, UNetDiscriminator, fused_norm
 from qdmr_ray.nets import fused_discriminator as fused
 from qdmr_ray.nets.blocks import NORM_EPS, NORM_GROUPS, ResBlock
+from qdmr_ray.nets.discriminator import SpectralConv2d
 
 # Widths that are powers of 2 and not, whole tiles and parts of them, a map of one line.
 SHAPES = ((2, 64, 16, 16), (3, 48, 9, 7), (1, 256, 8, 8), (2, 6, 40, 33), (4, 12, 1, 5))
@@ -41,6 +42,9 @@ def main() -> None:
                 found[f"{case.__name__} {shape} {dtype}"] = case(shape, dtype)
     # From here on the networks take every map for one on a GPU.
     fused_norm.fits = fused.fits = lambda x: x.dtype != torch.float64
+    ResBlock.fused = SpectralConv2d.fused = True
+    # float32 is float32 on GPUs, too.
+    torch.backends.cudnn.allow_tf32 = False
     found["residual block"] = module(ResBlock(64), (2, 64, 12, 8))
     for passes in (1, 3):
         judge = UNetDiscriminator(3, DiscriminatorSettings(width=8))

@@ -13,7 +13,9 @@ from tiny_parts import SETTINGS, batch_of, tiny_stage, trained_vqgan
 from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.nets import VQGAN
+from qdmr_ray.nets import VQGAN, DiscriminatorSettings, SwinSettings, UNetDiscriminator
+from qdmr_ray.nets.blocks import ResBlock
+from qdmr_ray.nets.swin import SwinBottleneck
 from qdmr_ray.stages import (
     STAGES,
     BaseSettings,
@@ -21,6 +23,7 @@ from qdmr_ray.stages import (
     Stage,
     share_of,
 )
+from qdmr_ray.stages.compute import prepare
 
 every_stage = pytest.mark.parametrize("name", STAGES)
 
@@ -76,6 +79,32 @@ def test_a_stage_takes_denormal_numbers_as_zero_in_all_threads() -> None:
     thread.start()
     thread.join()
     assert not found[0].view(torch.int32).any()
+
+
+def test_swin_blocks_share_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shifted and an unshifted one are traced; each of 24 by itself took minutes on a GPU."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    compile_module = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda module, **how: compile_module(module, backend="eager", **how)
+    )
+    torch._dynamo.reset()
+    counters.clear()
+    swin = SwinSettings(groups=2, blocks=4, heads=2, window=4, mlp_ratio=2.0)
+    bottleneck, plain = SwinBottleneck(8, swin), SwinBottleneck(8, swin)
+    plain.load_state_dict(bottleneck.state_dict())
+    # As where there is a GPU: what has kernels of its own is left as it is.
+    others = ResBlock(8), UNetDiscriminator(3, DiscriminatorSettings(width=4))
+    prepare([bottleneck, *others], ComputeSettings(compile=True, cuda_graph=True))
+    x = torch.randn(1, 8, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.testing.assert_close(bottleneck(x), plain(x))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert all(module._compiled_call_impl is None for module in others)
+    assert others[0].fused
+    assert others[1].conv5.fused
+    torch._dynamo.reset()
 
 
 def test_recomputation_remembers_less() -> None:
