@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -36,6 +37,8 @@ from qdmr_ray.train.progress import new_board, shown_progress
 _WATCH_SECONDS = 0.5
 # Ending a training takes two seconds; one that is just being started is waited for.
 _ABORT_SECONDS = 30.0
+# How long a checkpoint may take that is written because of Ctrl-C.
+_SAVE_SECONDS = 120.0
 
 
 class Launch(Protocol):
@@ -183,8 +186,22 @@ def _fit(trainer: TorchTrainer, board: Any) -> None:
     try:
         trainer.fit()
     except KeyboardInterrupt:
+        # A second one ends it without.
+        with suppress(KeyboardInterrupt):
+            _save_first(board)
         _abort(board)
         raise
+
+
+def _save_first(board: Any) -> None:
+    """Lets a training that has begun write a checkpoint, so that no step is done again."""
+    if ray.get(board.read.remote()) is None:
+        return
+    print("qdmr: saving a checkpoint; Ctrl-C again ends without", file=sys.stderr, flush=True)
+    ray.get(board.stop.remote())
+    end = time.monotonic() + _SAVE_SECONDS
+    while not ray.get(board.left.remote()) and time.monotonic() < end:
+        time.sleep(_WATCH_SECONDS)
 
 
 def _fit_watched(trainer: TorchTrainer, board: Any, watch: Watch) -> None:

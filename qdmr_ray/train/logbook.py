@@ -56,6 +56,14 @@ class Logbook:
         """How far it is, without figures."""
         self._reporter.post(iteration)
 
+    def asked_to_stop(self) -> bool:
+        """Whether the driver, which is told how far it is, wants it to stop; known to rank 0."""
+        return self._reporter.asked_to_stop()
+
+    def leave(self) -> None:
+        """Says that training has ended, or stopped at a checkpoint."""
+        self._reporter.leave()
+
     def log(self, iteration: int, figures: Mapping[str, float]) -> None:
         """A line of figures."""
         if self._journal is not None:

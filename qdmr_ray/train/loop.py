@@ -104,7 +104,7 @@ class Worker:
         self.group: Any = None
         if self.world_size > 1:
             self.group = torch.distributed.new_group(backend="gloo")
-        self.notice = Notice(self.group, self.rank, host.is_leaving)
+        self.notice = Notice(self.group, self.rank, host.is_leaving, self.logbook.asked_to_stop)
         self.guard = Guard(self.experiment.guard, task.stage, self.group)
         self.validation: Validation | None = None
         if self.experiment.logging.validation_interval is not None:
@@ -134,6 +134,7 @@ class Worker:
         if self.rank == 0:
             self._save_final()
         self.logbook.close()
+        self.logbook.leave()
 
     def _check_storage(self) -> None:
         """A disk of the driver's machine that this one doesn't have would take checkpoints in, and
@@ -431,6 +432,7 @@ class Worker:
         if self.group is not None:
             # The first rank that ends takes the others with it: not before rank 0 has written.
             torch.distributed.barrier(group=self.group)
+        self.logbook.leave()
         raise Preempted(f"stopped after iteration {iteration}: a worker is about to be taken away")
 
     def _save_final(self) -> None:

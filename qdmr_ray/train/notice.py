@@ -2,7 +2,8 @@
 
 It comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained
 (``ray drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray starts
-them again, on other nodes, without counting that as a failure.
+them again, on other nodes, without counting that as a failure. Ctrl-C in the command comes the same
+way, except that the command then ends the training.
 """
 
 from __future__ import annotations
@@ -75,10 +76,18 @@ class Notice:
         group: a process group on CPU tensors, None for a single worker.
         rank: of this worker.
         is_leaving: asks Ray whether one of the workers' nodes is to go; all ranks call it.
+        asked_to_stop: whether this rank has been told to stop.
     """
 
-    def __init__(self, group: Any | None, rank: int, is_leaving: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        group: Any | None,
+        rank: int,
+        is_leaving: Callable[[], bool],
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._group, self._rank, self._is_leaving = group, rank, is_leaving
+        self._asked_to_stop = asked_to_stop
         self._asked = time.monotonic()
         self._hurry = False
         self._pending: tuple[Any, torch.Tensor] | None = None
@@ -98,7 +107,7 @@ class Notice:
     def _own(self) -> tuple[bool, bool]:
         # Otherwise rank 0's clock alone decides when Ray is asked.
         due = self._rank == 0 and time.monotonic() - self._asked >= ASK_RAY_SECONDS
-        return _terminated.is_set(), self._hurry or due
+        return _terminated.is_set() or self._asked_to_stop(), self._hurry or due
 
     def _agreed(self, iteration: int) -> tuple[bool, bool]:
         if self._group is None:

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -28,6 +28,8 @@ class ProgressBoard:
         self._warnings: list[str] = []
         self._controller: Any | None = None
         self._lines: list[tuple[str, int, dict[str, float]]] = []
+        self._stopping = False
+        self._left = False
 
     def warn(self, text: str) -> None:
         """Adds a line that the driver shows once."""
@@ -55,13 +57,26 @@ class ProgressBoard:
         """That actor, once it has begun."""
         return self._controller
 
-    def post(self, news: dict[str, Any]) -> None:
-        """Replaces the news: ``iteration``, and ``figures`` to show."""
+    def post(self, news: dict[str, Any]) -> bool:
+        """Replaces the news: ``iteration``, and ``figures`` to show. Says whether to stop."""
         self._news = news
+        return self._stopping
 
     def read(self) -> dict[str, Any] | None:
         """The newest news, if there is any."""
         return self._news
+
+    def stop(self) -> None:
+        """Lets whoever posts save a checkpoint and stop."""
+        self._stopping = True
+
+    def leave(self) -> None:
+        """Says that training has ended, or stopped at a checkpoint."""
+        self._left = True
+
+    def left(self) -> bool:
+        """Whether it has."""
+        return self._left
 
 
 def new_board() -> Any:
@@ -77,6 +92,8 @@ class Reporter:
         self._board = board
         self._last = 0.0
         self._figures: dict[str, float] = {}
+        self._answer: Any | None = None
+        self._stopping = False
 
     def post(self, iteration: int, figures: dict[str, float] | None = None) -> None:
         """Tells the driver how far training is; new ``figures`` are always sent."""
@@ -85,7 +102,24 @@ class Reporter:
             return
         self._last = now
         self._figures = self._figures if figures is None else figures
-        self._board.post.remote({"iteration": iteration, "figures": self._figures})
+        self._hear()
+        self._answer = self._board.post.remote({"iteration": iteration, "figures": self._figures})
+
+    def _hear(self) -> None:
+        """What the board said to the last post, which it has answered by now."""
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return
+        with suppress(ray.exceptions.RayError):
+            self._stopping = self._stopping or ray.get(self._answer)
+
+    def asked_to_stop(self) -> bool:
+        """Whether the driver wants training to stop at a checkpoint; known a second later."""
+        return self._stopping
+
+    def leave(self) -> None:
+        """Tells the driver that training has ended or stopped."""
+        if self._board is not None:
+            self._board.leave.remote()
 
     def warn(self, text: str) -> None:
         """Lets the driver show a line."""

@@ -48,7 +48,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        experiment = _experiment(_dataset(folder), iterations, arguments.threads)
+        experiment = _experiment(noise_dataset(folder), iterations, arguments.threads)
         bare = [*_bare(experiment)]
         ensure_ray()
         trained: list[float] = []
@@ -85,7 +85,8 @@ def main() -> None:
     print(json.dumps(figures, indent=1))
 
 
-def _dataset(folder: Path) -> str:
+def noise_dataset(folder: Path) -> str:
+    """Packs four pairs of noise under ``folder``; gives where."""
     random = np.random.default_rng(0)
     for name in ("aberrated", "clean"):
         (folder / name).mkdir()

@@ -38,6 +38,7 @@ from qdmr_ray.nets import VQGAN
 from qdmr_ray.nets.adapter import to_authors
 from qdmr_ray.stages import STAGES, Parts, build_stage
 from qdmr_ray.storage import open_location
+from qdmr_ray.train.checkpoints import CheckpointStore
 from qdmr_ray.train.host import OwnHost
 from qdmr_ray.train.launch import InThisProcess
 from qdmr_ray.train.loop import Task, Worker
@@ -365,10 +366,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
 def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C, which a terminal sends to all processes of the command."""
+    """Ctrl-C, which a terminal sends to all processes of the command. No step is done again."""
     values = settings(tiny_dataset, run=["source_only"])
     values["stages"]["source_only"]["iterations"] = 10_000
     values["scaling"]["workers"] = 1
+    values["logging"]["checkpoint_interval"] = 10_000
     config = tmp_path / "experiment.yaml"
     config.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "qdmr_ray.cli", "train", str(config)]
@@ -380,13 +382,19 @@ def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
         command, env=environment, start_new_session=True, stderr=subprocess.PIPE
     )
     try:
-        wait_for(stage / "checkpoints", "checkpoint_*/complete.json", driver, 1)
+        wait_for(stage, "metrics.jsonl", driver, 1)
+        while not (stage / "metrics.jsonl").stat().st_size:
+            time.sleep(0.1)
         os.killpg(driver.pid, signal.SIGINT)
         said = driver.communicate(timeout=120)[1].decode()
     finally:
         driver.kill()
     assert driver.returncode == 130, said
+    assert "qdmr: saving a checkpoint; Ctrl-C again ends without" in said
     assert said.rstrip().endswith("qdmr: interrupted; run the same command again to go on")
+    newest = CheckpointStore(open_location(str(stage)).join("checkpoints"), keep=1).newest()
+    assert newest is not None
+    assert newest.progress.iteration >= metrics_of(stage.parent, "source_only")[-1]["iteration"] > 0
     lines = (stage / "metrics.jsonl").read_bytes()
     time.sleep(2)
     assert (stage / "metrics.jsonl").read_bytes() == lines
