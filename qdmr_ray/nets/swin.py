@@ -23,13 +23,15 @@ def relative_position_index(window: int) -> Tensor:
     return rows * (2 * window - 1) + columns
 
 
-def shift_mask(height: int, width: int, window: int, shift: int) -> Tensor:
+def shift_mask(
+    height: int, width: int, window: int, shift: int, device: torch.device | None = None
+) -> Tensor:
     """Logit offsets 0 or -100, float32 (windows, w*w, w*w), for a map rolled by ``-shift``.
 
     Each axis falls into three bands: all but the last window, the rest of it up to the shift, and
     the ``shift`` rows that the roll brought round. Only positions of one band pair attend freely.
     """
-    bands = [torch.arange(size) for size in (height, width)]
+    bands = [torch.arange(size, device=device) for size in (height, width)]
     labels = [(b >= b.numel() - window).int() + (b >= b.numel() - shift).int() for b in bands]
     regions = labels[0][:, None] * 3 + labels[1][None, :]
     per_window = (
@@ -138,6 +140,11 @@ class SwinGroup(nn.Module):
         return out
 
 
+def recorded(x: Tensor) -> bool:
+    """Whether what is done with ``x`` is being recorded as a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 class SwinBottleneck(nn.Module):
     """Residual Swin groups over features (B, C, h, w); h and w are multiples of the window."""
 
@@ -157,6 +164,10 @@ class SwinBottleneck(nn.Module):
         height, width = x.shape[-2:]
         if exporting():
             return shift_mask(height, width, self.window, self.window // 2).to(x.device)
+        if recorded(x):
+            # A recording goes on reading the memory of the mask, which a map of another size
+            # (a photograph to validate with) would replace: it makes its own.
+            return shift_mask(height, width, self.window, self.window // 2, x.device)
         key = (height, width, x.device)
         if self._mask is None or self._mask[0] != key:
             mask = shift_mask(height, width, self.window, self.window // 2)

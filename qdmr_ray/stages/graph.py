@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.nets.weights import first_line
+
 # Steps that run as usual before the recording: libraries set themselves up, Adam makes its moments,
 # and kernels are chosen and compiled.
 WARM_UP = 3
@@ -77,8 +80,16 @@ class RecordedSteps:
         # The memory of the steps so far; a recording has its own.
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on moving batches to the GPU meanwhile.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            scalars = self._work(own)
-            row = torch.stack([scalar.float() for scalar in scalars.values()])
+        try:
+            # Other threads may go on moving batches to the GPU meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                scalars = self._work(own)
+                row = torch.stack([scalar.float() for scalar in scalars.values()])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise QdmrError(
+                "compute.cuda_graph=true: a step could not be recorded, perhaps because something "
+                f"in it waits for the GPU ({first_line(error)}); set it to false"
+            ) from error
         return _Recording(graph, own, list(scalars), row)

@@ -35,8 +35,9 @@ LEAK = 0.2
 
 def main() -> None:
     found = {}
-    for shape in SHAPES:
-        for dtype in DTYPES:
+    for i, shape in enumerate(SHAPES):
+        # The narrower type differs in what is loaded and stored alone.
+        for dtype in DTYPES if i < 2 else DTYPES[:1]:
             for case in (norm, norm_and_bias, leaky, leaky_and_sum, doubled):
                 torch.manual_seed(0)
                 found[f"{case.__name__} {shape} {dtype}"] = case(shape, dtype)

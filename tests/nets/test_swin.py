@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets import SwinSettings
+from qdmr_ray.nets import SwinSettings, swin
 from qdmr_ray.nets.swin import (
     SwinBlock,
     SwinBottleneck,
@@ -168,3 +168,14 @@ def test_mask_follows_the_size_of_the_map() -> None:
         fresh.load_state_dict(used.state_dict())
         x = torch.randn(2, 4, *shape, dtype=torch.float64)
         torch.testing.assert_close(used(x), fresh(x), rtol=0, atol=0)
+
+
+def test_a_recording_makes_its_own_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is kept is replaced when a map of another size comes, and its memory reused."""
+    bottleneck = SwinBottleneck(4, SwinSettings(groups=1, blocks=2, heads=2, window=4))
+    x = torch.randn(2, 4, 8, 8)
+    expected = bottleneck(x)
+    kept = bottleneck._shift_mask(x)
+    monkeypatch.setattr(swin, "recorded", lambda x: True)
+    assert bottleneck._shift_mask(x) is not kept
+    assert torch.equal(bottleneck(x), expected)

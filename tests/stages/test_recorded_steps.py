@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_parts import SETTINGS, batch_of, tiny_stage
+from tiny_parts import CROP, SETTINGS, batch_of, tiny_stage
 from torch import Tensor, nn
 
-from qdmr_ray.errors import SettingsError
+from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.stages import STAGES, ComputeSettings, OptimizerSettings, Stage
 from qdmr_ray.stages.adam import Adam
-from qdmr_ray.stages.graph import WARM_UP
+from qdmr_ray.stages.graph import WARM_UP, RecordedSteps
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEPS = WARM_UP + 5
@@ -98,6 +100,23 @@ def test_batches_are_brought_over_while_steps_are_recorded() -> None:
 
 
 @on_a_gpu
+def test_images_of_another_size_in_between_change_nothing() -> None:
+    """Photographs to validate with: the attention's mask is another then."""
+    plain, recorded = (stage_of("base", recorded=x) for x in (False, True))
+    plain.measures_gradients = True
+    trained(plain, WARM_UP + 1)
+    trained(recorded, WARM_UP + 1)
+    with torch.no_grad():
+        recorded.network(torch.rand(1, 3, 4 * CROP, 2 * CROP, device="cuda"))
+    # Over whatever memory that has freed.
+    rubbish = [torch.full((1 << 12,), 1e9, device="cuda") for _ in range(100)]
+    expected, found = (trained(stage, 3, first=50) for stage in (plain, recorded))
+    del rubbish
+    for wanted, got in zip(expected, found, strict=True):
+        assert got == pytest.approx(wanted, rel=0.05, abs=TOLERANCE)
+
+
+@on_a_gpu
 def test_a_recording_goes_on_after_a_restart() -> None:
     whole = stage_of("uda", recorded=True)
     trained(whole, STEPS)
@@ -118,6 +137,25 @@ def test_dead_codes_are_revived_from_what_a_recording_chose() -> None:
     revived = [figures["codebook/revived"] for figures in trained(stage, WARM_UP + 3)]
     assert not any(revived[: WARM_UP + 1])
     assert revived[WARM_UP + 1] > 0
+
+
+def test_a_step_that_cannot_be_recorded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, whose part stand-ins take."""
+
+    @contextmanager
+    def graph(*_: object, **__: object) -> Iterator[None]:
+        yield
+
+    for name, stand_in in (("graph", graph), ("CUDAGraph", object), ("Stream", object)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+
+    def work(batch: object) -> dict[str, Tensor]:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nSearch")
+
+    with pytest.raises(
+        QdmrError, match=r"compute\.cuda_graph=true: .*capturing\); set it to false$"
+    ):
+        RecordedSteps(work)._record({"source": torch.zeros(1)})
 
 
 def test_a_cpu_is_refused() -> None:
