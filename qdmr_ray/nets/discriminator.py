@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets import fused_discriminator
+from qdmr_ray.nets import fused_discriminator, fused_norm
 from qdmr_ray.nets.blocks import as_narrow_as_it_is, at_least_float32
 from qdmr_ray.nets.settings import DiscriminatorSettings
 
@@ -49,7 +49,7 @@ class SpectralConv2d(nn.Module):
 
     def leaky(self, x: Tensor, passes: int, added: Tensor | None = None) -> Tensor:
         """``leaky_relu(self(x, passes)) + added``."""
-        if not (self.fused and fused_discriminator.fits(x)):
+        if not (self.fused and fused_norm.fits(x)):
             out = nn.functional.leaky_relu(self(x, passes), LEAK)
             return out if added is None else out + added
         scales = 1 / self._largest_singular_values(passes)
@@ -125,7 +125,7 @@ class UNetDiscriminator(nn.Module):
 
 def _doubled(x: Tensor, *, fused: bool) -> Tensor:
     """Twice the size, bilinear; the convolution that follows rounds its input anyway."""
-    if fused and fused_discriminator.fits(x):
+    if fused and fused_norm.fits(x):
         return fused_discriminator.doubled(x)
     with as_narrow_as_it_is(x):
         return nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdmr_ray.nets import fused_norm
 from qdmr_ray.nets.fused_norm import ceil_div, power_of_2_from
 
 try:
@@ -20,14 +19,6 @@ except ImportError:  # Where PyTorch comes without Triton, for example on Window
 
 _BLOCK = 4096
 _WARPS = 8
-
-
-def fits(x: Tensor) -> bool:
-    """Whether images ``x`` (B, C, H, W) can be taken here.
-
-    ``torch.compile`` merges such work by itself, so it is left to it.
-    """
-    return fused_norm.fits(x) and not torch.compiler.is_compiling()
 
 
 def scaled_leaky_relu(x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
@@ -47,6 +38,7 @@ def doubled(x: Tensor) -> Tensor:
 class _ScaledLeakyReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
+        # A convolution may leave its map in another order than its input's.
         x = x.contiguous(memory_format=torch.channels_last)
         if added is not None:
             added = added.contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,6 @@ small one puts their parts together, group by group; a third does the elementwis
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ _MOST_PARTS = 128
 
 
 def fits(x: Tensor) -> bool:
-    """Whether :func:`group_norm_silu` takes images ``x`` (B, C, H, W)."""
+    """Whether fused operations take images ``x`` (B, C, H, W)."""
     return (
         kernels is not None
         and x.is_cuda
@@ -56,10 +55,8 @@ def group_norm_silu(
 
     Of the type of ``x``. The gradient of ``bias`` follows from sums that are taken anyway.
     """
-    inputs = x, torch.zeros_like(weight) if bias is None else bias, weight, offset, groups, eps
-    y: Tensor = (
-        _forward_op(*inputs)[0] if torch.compiler.is_compiling() else _Function.apply(*inputs)
-    )
+    bias = torch.zeros_like(weight) if bias is None else bias
+    y: Tensor = _GroupNormSiLU.apply(x, bias, weight, offset, groups, eps)
     return y
 
 
@@ -93,8 +90,6 @@ def _forward(
     x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``silu(norm(x + bias))``; with it (3, B, C) and (2, B, groups), which the gradients need."""
-    # As it is already, but for what torch.compile may have made of it.
-    x = x.contiguous(memory_format=torch.channels_last)
     images, rows, channels, tile = _sizes(x)
     parts, rows_each = parts_of(images, rows, tile["ROWS"])
     y = torch.empty_like(x)
@@ -122,7 +117,6 @@ def _backward(
     groups: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``x``, and float32 (3, C) of weight, offset and bias."""
-    x, dy = (images.contiguous(memory_format=torch.channels_last) for images in (x, dy))
     images, rows, channels, tile = _sizes(x)
     parts, rows_each = parts_of(images, rows, tile["ROWS"])
     dx = torch.empty_like(x)
@@ -153,62 +147,26 @@ def _group_tile(parts: int, width: int) -> dict[str, int]:
     }
 
 
-# What torch.compile sees: one operation, which it leaves as it is.
-_forward_op = torch.library.custom_op("qdmr_ray::group_norm_silu", _forward, mutates_args=())
-_backward_op = torch.library.custom_op(
-    "qdmr_ray::group_norm_silu_backward", _backward, mutates_args=()
-)
-
-
-@_forward_op.register_fake
-def _(
-    x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    images, channels = x.shape[:2]
-    by_channel = x.new_empty((3, images, channels), dtype=torch.float32)
-    return torch.empty_like(x), by_channel, x.new_empty((2, images, groups), dtype=torch.float32)
-
-
-@_backward_op.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    bias: Tensor,
-    weight: Tensor,
-    by_channel: Tensor,
-    by_group: Tensor,
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty((3, x.shape[1]), dtype=torch.float32)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, bias, weight, _, ctx.groups, _ = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, bias, weight, *output[1:])
-
-
-def _gradients_by(backward: Callable[..., Any], ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-    """Of the arguments of ``_forward``, by ``_backward`` or the operation that stands for it."""
-    dx, (weight, offset, bias) = backward(dy, *ctx.saved_tensors, ctx.groups)
-    kind = ctx.saved_tensors[2].dtype
-    return dx, bias.to(kind), weight.to(kind), offset.to(kind), None, None
-
-
-_forward_op.register_autograd(
-    lambda ctx, dy, *_: _gradients_by(_backward_op, ctx, dy), setup_context=_keep
-)
-
-
-class _Function(torch.autograd.Function):
-    """The same without an operation's dispatch, which takes longer than the kernels."""
-
+class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _forward(*inputs)
-        _keep(ctx, inputs, output)
-        return output[0]
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        offset: Tensor,
+        groups: int,
+        eps: float,
+    ) -> Tensor:
+        y, by_channel, by_group = _forward(x, bias, weight, offset, groups, eps)
+        ctx.groups = groups
+        ctx.save_for_backward(x, bias, weight, by_channel, by_group)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _gradients_by(_backward, ctx, grads[0])
+        x, bias, weight, by_channel, by_group = ctx.saved_tensors
+        dy = grads[0].contiguous(memory_format=torch.channels_last)
+        dx, by_kind = _backward(dy, x, bias, weight, by_channel, by_group, ctx.groups)
+        of_weight, of_offset, of_bias = by_kind.to(weight.dtype)
+        return dx, of_bias, of_weight, of_offset, None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import ray
 import ray.train
+import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
@@ -89,7 +91,13 @@ class InThisProcess:
     ) -> None:
         """Raises what training raises."""
         host = OwnHost(gpu=gpu, local_world_size=self._sharing, watch=watch or _nobody)
-        Worker(task, host).run()
+        try:
+            Worker(task, host).run()
+        finally:
+            if gpu:
+                # The next stage wants the memory, and a stage's references go round in circles.
+                gc.collect()
+                torch.cuda.empty_cache()
 
 
 def _nobody(stage: str, iteration: int, figures: Any) -> None:
