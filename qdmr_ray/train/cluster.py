@@ -5,6 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
@@ -25,6 +29,8 @@ SMALLEST_LOCAL_CPUS = 2
 AUTOSCALING = "autoscaling"
 # Set by the command line's -v.
 VERBOSE_VARIABLE = "QDMR_VERBOSE"
+_STDERR = 2
+_REMARK = b"Set ray log level from environment variable"
 
 
 def ensure_ray() -> None:
@@ -46,9 +52,11 @@ def ensure_ray() -> None:
     if not verbose:
         _quiet()
     address = os.environ.get("RAY_ADDRESS")
+    remark: AbstractContextManager[None] = nullcontext() if verbose else _without_the_cores_remark()
     try:
         if address:
-            ray.init(address=address, logging_level=level, log_to_driver=verbose)
+            with remark:
+                ray.init(address=address, logging_level=level, log_to_driver=verbose)
         else:
             cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
             # Ray runs workers at nice 15. On a machine that does anything else, training would
@@ -62,13 +70,14 @@ def ensure_ray() -> None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             # Without an address Ray joins whichever cluster was started last on this machine: that
             # of another command, which takes it along when it ends.
-            ray.init(
-                "local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                logging_level=level,
-                log_to_driver=verbose,
-            )
+            with remark:
+                ray.init(
+                    "local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    logging_level=level,
+                    log_to_driver=verbose,
+                )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         hint = ""
@@ -105,6 +114,29 @@ def _quiet() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _without_the_cores_remark() -> Iterator[None]:
+    """Ray's core says that it has read the level of its log, which nothing switches off.
+
+    It writes to the process's standard error and not to Python's. What else is written there
+    meanwhile comes when the block ends.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, _STDERR)
+            os.close(stderr)
+            caught.seek(0)
+            for line in caught:
+                if _REMARK not in line:
+                    os.write(_STDERR, line)
 
 
 def capacity() -> dict[str, float]:

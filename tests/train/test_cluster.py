@@ -18,7 +18,7 @@ from ray._private.utils import write_ray_address
 
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.train import launch
+from qdmr_ray.train import cluster, launch
 from qdmr_ray.train.cluster import check_cpus, uses_gpu
 from qdmr_ray.train.failures import Patience
 from qdmr_ray.train.host import OwnHost, threads_for
@@ -133,3 +133,18 @@ def test_patience_is_for_each_wait_and_not_for_all_together(
     now[0] += 60
     with pytest.raises(QdmrError, match=r"no room .* for all of scaling\.node_wait=60"):
         patience.before_controller_execute_failure_decision(None)
+
+
+def test_only_the_cores_remark_is_kept_back(capfd: pytest.CaptureFixture[str]) -> None:
+    """What else a start says is shown, also when it fails."""
+
+    def start() -> None:
+        with cluster._without_the_cores_remark():
+            os.write(2, b"[..] logging.cc: Set ray log level from environment variable X to 3\n")
+            os.write(2, b"said by the core\n")
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        start()
+    os.write(2, b"said afterwards\n")
+    assert capfd.readouterr().err == "said by the core\nsaid afterwards\n"
