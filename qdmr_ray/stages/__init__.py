@@ -7,6 +7,7 @@
 
 from qdmr_ray.stages.base import BaseStage
 from qdmr_ray.stages.compute import ComputeSettings, flush_denormals
+from qdmr_ray.stages.parts import Parts
 from qdmr_ray.stages.settings import (
     BackboneSettings,
     BaseSettings,
@@ -18,7 +19,7 @@ from qdmr_ray.stages.settings import (
 )
 from qdmr_ray.stages.share import Share, share_of
 from qdmr_ray.stages.source_only import SourceOnlyStage
-from qdmr_ray.stages.stage import Parts, Stage
+from qdmr_ray.stages.stage import Stage
 from qdmr_ray.stages.uda import UDAStage
 from qdmr_ray.stages.vqgan import VQGANStage
 

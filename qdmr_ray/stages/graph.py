@@ -7,7 +7,7 @@ reads and writes the same memory: batches are copied into it, and what it logs i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +15,11 @@ from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.weights import first_line
+from qdmr_ray.stages.objective import Batch, Losses
 
 # Steps that run as usual before the recording: libraries set themselves up, Adam makes its moments,
 # and kernels are chosen and compiled.
 WARM_UP = 3
-Batch = Mapping[str, Tensor]
-Scalars = dict[str, Tensor]
 Shapes = tuple[tuple[str, torch.Size], ...]
 
 
@@ -40,13 +39,13 @@ class RecordedSteps:
     stay in their place. There is a recording for each set of shapes in ``batch``.
     """
 
-    def __init__(self, work: Callable[[Batch], Scalars]) -> None:
+    def __init__(self, work: Callable[[Batch], Losses]) -> None:
         self._work = work
         self._stream = torch.cuda.Stream()
         self._warm: dict[Shapes, int] = {}
         self._recordings: dict[Shapes, _Recording] = {}
 
-    def __call__(self, batch: Batch) -> Scalars:
+    def __call__(self, batch: Batch) -> Losses:
         shapes = tuple((name, images.shape) for name, images in batch.items())
         recording = self._recordings.get(shapes)
         if recording is None:
@@ -66,7 +65,7 @@ class RecordedSteps:
         self._warm.clear()
         self._recordings.clear()
 
-    def _as_it_is(self, batch: Batch) -> Scalars:
+    def _as_it_is(self, batch: Batch) -> Losses:
         # On a stream of its own, like a recording: gradients belong to the stream that made them.
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)

@@ -6,69 +6,31 @@ A new stage is a subclass that builds its networks and writes down two losses. S
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from qdmr_ray.losses import discriminator_gan_loss, generator_gan_loss
-from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, UNetDiscriminator
-from qdmr_ray.nets.lpips import LPIPS, build_lpips
-from qdmr_ray.nets.vgg import VGG19Features, load_vgg19
+from qdmr_ray.nets import UNetDiscriminator
+from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.stages.adam import Adam
 from qdmr_ray.stages.average import MovingAverage
-from qdmr_ray.stages.compute import (
-    ComputeSettings,
-    autocast,
-    prepare,
-    tensor_float_32,
-)
+from qdmr_ray.stages.compute import ComputeSettings, autocast, prepare, tensor_float_32
 from qdmr_ray.stages.graph import RecordedSteps
-from qdmr_ray.stages.settings import BackboneSettings, StageSettings
+from qdmr_ray.stages.objective import (
+    Batch,
+    GeneratorPass,
+    Losses,
+    Objective,
+    detached,
+    frozen,
+    weighted_sum,
+)
+from qdmr_ray.stages.settings import StageSettings
 from qdmr_ray.stages.share import Share, share_of
-
-Batch = Mapping[str, Tensor]
-Losses = dict[str, Tensor]
-
-
-class GeneratorPass(NamedTuple):
-    """What the generator's objective gives: weighted ``terms``, tensors ``seen`` that the
-    discriminator step needs, and ``figures`` that are only logged."""
-
-    terms: Losses
-    seen: dict[str, Tensor]
-    figures: Losses
-
-
-class Objective(nn.Module):
-    """The networks that one optimizer trains, with their loss as the forward pass.
-
-    One forward per step is what DistributedDataParallel and torch.compile can work with, although
-    the loss runs several networks on several images. ``networks`` is None where there is nothing
-    to train.
-    """
-
-    def __init__(self, networks: dict[str, nn.Module], loss: Callable[..., Any]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleDict(networks)
-        self._loss = loss
-
-    def forward(self, *args: Any) -> Any:
-        return self._loss(*args)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters of ``module`` take no gradients inside the block."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
 
 
 class Stage:
@@ -205,14 +167,15 @@ class Stage:
         with tensor_float_32(self.compute, self.device):
             with frozen(self.discriminators):
                 passes = self._descend(self._generator_pass, self.generator_optimizer, parts, share)
-            logged = _sum([_detached(out.terms) | out.figures for out in passes], share.weights)
+            told = [detached(out.terms) | out.figures for out in passes]
+            logged = weighted_sum(told, share.weights)
             if self.discriminator_optimizer is not None:
-                seen = [_detached(out.seen) for out in passes]
+                seen = [detached(out.seen) for out in passes]
                 judged = self._descend(
                     self._discriminator_pass, self.discriminator_optimizer, seen, share
                 )
-                figures = [_detached(terms) | logits for terms, logits in judged]
-                logged |= _sum(figures, share.weights)
+                figures = [detached(terms) | logits for terms, logits in judged]
+                logged |= weighted_sum(figures, share.weights)
         if self.average is not None:
             self.average.update(self.network)
         return logged
@@ -390,71 +353,3 @@ class Stage:
         self.generator_optimizer.set_rate(optimizer.generator_lr * factor)
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.set_rate(optimizer.discriminator_lr * factor)
-
-
-def _detached(tensors: Mapping[str, Tensor]) -> Losses:
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
-def _sum(parts: Sequence[Losses], weights: Sequence[float]) -> Losses:
-    """Weighted sums of scalars of the same names; a single part of weight 1 is left as it is."""
-    if tuple(weights) == (1,):
-        return parts[0]
-    weighted = list(zip(parts, weights, strict=True))
-    return {
-        name: torch.stack([part[name] * weight for part, weight in weighted]).sum()
-        for name in parts[0]
-    }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What every stage is built from, beside its own settings.
-
-    ``trained`` holds the networks of earlier stages by stage name.
-    """
-
-    network: NetworkSettings = NetworkSettings()
-    discriminator: DiscriminatorSettings = DiscriminatorSettings()
-    backbones: BackboneSettings = BackboneSettings()
-    trained: Mapping[str, nn.Module] = field(default_factory=dict)
-
-    def image_discriminator(self, settings: StageSettings) -> dict[str, UNetDiscriminator]:
-        """The image discriminator, or nothing where its term is switched off."""
-        return {"image": UNetDiscriminator(3, self.discriminator)} if settings.gan else {}
-
-    def lpips(self, settings: StageSettings) -> LPIPS | None:
-        """The LPIPS network, or None where its term is switched off."""
-        return build_lpips("vgg", _path(self.backbones.vgg16)) if settings.lpips else None
-
-    def vgg19(self) -> VGG19Features:
-        """The network that the semantic term compares with."""
-        return load_vgg19(_path(self.backbones.vgg19))
-
-    def vqgan(self) -> VQGAN:
-        """The trained VQGAN that Base and UDA start from."""
-        trained = self.trained["vqgan"]
-        assert isinstance(trained, VQGAN)
-        return trained
-
-
-def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name).expanduser()
-
-
-@torch.no_grad()
-def codebook_usage(domain: str, indices: Tensor, codebook_size: int) -> Losses:
-    """Perplexity of the codes in use and the share of codes used, over one worker's batch.
-
-    Perplexity is ``exp(entropy)`` of the code frequencies: 1 for one code, K when all are used
-    alike (van den Oord et al., 2017).
-    """
-    chosen = indices.flatten()
-    # bincount would wait for the GPU, to learn how many bins it needs.
-    counts = chosen.new_zeros(codebook_size).scatter_add_(0, chosen, torch.ones_like(chosen))
-    frequencies = counts.float() / indices.numel()
-    entropy = -torch.xlogy(frequencies, frequencies).sum()
-    return {
-        f"codebook/{domain}/perplexity": entropy.exp(),
-        f"codebook/{domain}/used": (counts > 0).float().mean(),
-    }
