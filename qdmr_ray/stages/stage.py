@@ -19,7 +19,7 @@ from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.stages.adam import Adam
 from qdmr_ray.stages.average import MovingAverage
 from qdmr_ray.stages.compute import ComputeSettings, autocast, prepare, tensor_float_32
-from qdmr_ray.stages.graph import RecordedSteps
+from qdmr_ray.stages.graph import WARM_UP, RecordedSteps
 from qdmr_ray.stages.objective import (
     Batch,
     GeneratorPass,
@@ -252,6 +252,12 @@ class Stage:
         if limit is not None:
             nn.utils.clip_grads_with_norm_(weights, limit, norm)
         self._gradient_norms[name] = norm.detach()
+
+    @property
+    def slow_steps(self) -> int:
+        """First steps after a start whose costs (allocation, kernel choice, a recording) say
+        nothing of the others."""
+        return 1 if self._recorded is None else WARM_UP + 1
 
     @property
     def has_discriminators(self) -> bool:

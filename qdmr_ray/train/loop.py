@@ -11,7 +11,6 @@ import math
 import resource
 import socket
 import time
-import zlib
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -20,16 +19,16 @@ from typing import Any, Literal, TypeVar, cast
 import ray.exceptions
 import torch
 import torch.distributed
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from qdmr_ray.artifacts import KIND_OF_STAGE, load_model, save_model
+from qdmr_ray.artifacts import KIND_OF_STAGE, save_model
 from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.data.stream import CropStream, InProcessStream
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR, VQGAN
-from qdmr_ray.stages import Parts, Share, Stage, build_stage, flush_denormals, share_of
+from qdmr_ray.stages import Share, flush_denormals
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.train.build import built_stage
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
 from qdmr_ray.train.figures import Averages, Clock
 from qdmr_ray.train.guard import Guard, NotFiniteError
@@ -50,8 +49,6 @@ REPORT_SECONDS = 2.0
 SKIPPED = "_skipped"
 T = TypeVar("T")
 Streams = type[CropStream] | type[InProcessStream]
-# Iterations whose first-time costs (allocation, kernel choice) are left out of the timings.
-UNTIMED_ITERATIONS = 1
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Worker:
         torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
         # Before networks are loaded, which starts the threads.
         flush_denormals()
-        self.stage = self._build_stage()
+        self.stage = built_stage(task.stage, task.needs, self.experiment, host)
         self.logbook = Logbook(
             self.experiment.name,
             task.stage,
@@ -145,40 +142,6 @@ class Worker:
         raise QdmrError(
             f"{begun.uri}: the worker on {socket.gethostname()} doesn't see what the command has "
             "begun there; name a --storage that all nodes reach, s3://… or a shared disk"
-        )
-
-    def _build_stage(self) -> Stage:
-        # The same weights on every rank and after every restart; each stage has its own.
-        torch.manual_seed(self.experiment.seed + zlib.crc32(self.task.stage.encode()))
-        endpoint = self.experiment.data.s3_endpoint
-        trained = {
-            needed: load_model(open_location(uri, endpoint=endpoint)).network
-            for needed, uri in self.task.needs.items()
-        }
-        parts = Parts(
-            network=self.experiment.network,
-            discriminator=self.experiment.discriminator,
-            backbones=self.experiment.weights,
-            trained=trained,
-        )
-        stage = build_stage(self.task.stage, self.settings, parts)
-        stage.to(self.device, compute=self.experiment.compute)
-        # The batch is that of all workers, however many are left of them.
-        stage.share = share_of(
-            self.settings.batch_size * self.experiment.scaling.workers,
-            part=self.settings.batch_size // self.settings.accumulate,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        if self.world_size > 1:
-            stage.parallelize(self._distributed)
-        return stage
-
-    def _distributed(self, module: nn.Module) -> nn.Module:
-        devices = [self.device] if self.device.type == "cuda" else None
-        # Spectral norm's buffers follow from the weights, which are equal: nothing to broadcast.
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
 
     def _resume(self) -> None:
@@ -245,7 +208,7 @@ class Worker:
 
     def _train(self) -> None:
         averages, clock = Averages(), Clock()
-        first = self.stage.iteration + UNTIMED_ITERATIONS
+        first = self.stage.iteration + self.stage.slow_steps
         with closing(self._batches()) as batches:
             while self.stage.iteration < self.settings.iterations:
                 with clock.phase("data_wait"):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -101,19 +101,19 @@ def new_stage(name: str, case: Case) -> Stage:
 def worker(rank: int, folder: str) -> None:
     """One of the two processes: every stage in every case, its results into a file."""
     # Imported here: it brings Ray, which the comparison itself does without.
-    from qdmr_ray.train.loop import Worker
+    from qdmr_ray.train.build import distributed
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE
     )
-    on_this_device = SimpleNamespace(device=torch.device("cpu"))
+    on_this_device = partial(distributed, device=torch.device("cpu"))
     results: dict[str, Result] = {}
     for label, case in CASES.items():
         for name in STAGES:
             stage = new_stage(name, case)
             stage.share = share_of(case.total, part=case.part, rank=rank, world_size=WORLD_SIZE)
-            stage.parallelize(lambda module: Worker._distributed(on_this_device, module))  # type: ignore[arg-type]
+            stage.parallelize(on_this_device)
             results[f"{name}/{label}"] = run_steps(stage, case)
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

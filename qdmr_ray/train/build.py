@@ -1,0 +1,59 @@
+"""A worker's stage: the same weights everywhere, its share of the batch, gradients exchanged."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from qdmr_ray.artifacts import load_model
+from qdmr_ray.config import Experiment
+from qdmr_ray.stages import Parts, Stage, build_stage, share_of
+from qdmr_ray.storage import open_location
+from qdmr_ray.train.host import Host
+
+
+def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, host: Host) -> Stage:
+    """The stage called ``name`` on the device of ``host``, ready for its first step.
+
+    ``needs`` says where the results of the stages lie that it starts from.
+    """
+    # The same weights on every rank and after every restart; each stage has its own.
+    torch.manual_seed(experiment.seed + zlib.crc32(name.encode()))
+    endpoint = experiment.data.s3_endpoint
+    trained = {
+        needed: load_model(open_location(uri, endpoint=endpoint)).network
+        for needed, uri in needs.items()
+    }
+    parts = Parts(
+        network=experiment.network,
+        discriminator=experiment.discriminator,
+        backbones=experiment.weights,
+        trained=trained,
+    )
+    settings = experiment.stage(name)
+    stage = build_stage(name, settings, parts)
+    stage.to(host.device, compute=experiment.compute)
+    # The batch is that of all workers, however many are left of them.
+    stage.share = share_of(
+        settings.batch_size * experiment.scaling.workers,
+        part=settings.batch_size // settings.accumulate,
+        rank=host.rank,
+        world_size=host.world_size,
+    )
+    if host.world_size > 1:
+        stage.parallelize(partial(distributed, device=host.device))
+    return stage
+
+
+def distributed(module: nn.Module, device: torch.device) -> nn.Module:
+    """``module`` with gradients that are averaged over the workers."""
+    devices = [device] if device.type == "cuda" else None
+    # Spectral norm's buffers follow from the weights, which are equal: nothing to broadcast.
+    return DistributedDataParallel(
+        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
