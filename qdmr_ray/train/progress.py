@@ -60,6 +60,8 @@ class ProgressBoard:
     def post(self, news: dict[str, Any]) -> bool:
         """Replaces the news: ``iteration``, and ``figures`` to show. Says whether to stop."""
         self._news = news
+        # After a notice training goes on elsewhere.
+        self._left = False
         return self._stopping
 
     def read(self) -> dict[str, Any] | None:
@@ -75,7 +77,7 @@ class ProgressBoard:
         self._left = True
 
     def left(self) -> bool:
-        """Whether it has."""
+        """Whether it has, and hasn't gone on since."""
         return self._left
 
 

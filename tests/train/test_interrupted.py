@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qdmr_ray.train import launch
+from qdmr_ray.train.progress import ProgressBoard
 
 
 class Board:
@@ -82,3 +83,15 @@ def test_a_training_that_does_not_answer_is_ended(
     interrupted(board)
     assert board.asked.count("left") == launch._SAVE_SECONDS // 10
     assert ended == [board]
+
+
+def test_a_training_that_goes_on_after_a_notice_has_not_left() -> None:
+    """Otherwise Ctrl-C later would take the checkpoint of back then for the one it asks for."""
+    board = ProgressBoard.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
+    assert board.post({"iteration": 3}) is False
+    board.leave()
+    assert board.left()
+    board.post({"iteration": 4})
+    assert not board.left()
+    board.stop()
+    assert board.post({"iteration": 5}) is True
