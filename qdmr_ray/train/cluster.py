@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import ray
+import torch
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
@@ -156,7 +157,7 @@ def uses_gpu(experiment: Experiment) -> bool:
     """Whether the workers train on GPUs: as set, or when the cluster has enough of them.
 
     Raises:
-        SettingsError: GPUs are asked for and the cluster has fewer.
+        SettingsError: GPUs are asked for and the cluster has fewer, or a setting needs one.
     """
     gpus = float(capacity().get("GPU", 0))
     scaling = experiment.scaling
@@ -174,7 +175,9 @@ def uses_gpu(experiment: Experiment) -> bool:
             "scaling.gpu is not set, and the cluster grows as it is asked to: set it to true or "
             "false"
         )
-    return gpus >= needed if scaling.gpu is None else scaling.gpu
+    gpu = gpus >= needed if scaling.gpu is None else scaling.gpu
+    experiment.compute.check(torch.device("cuda" if gpu else "cpu"))
+    return gpu
 
 
 def check_cpus(experiment: Experiment) -> None:

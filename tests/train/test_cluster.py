@@ -135,6 +135,17 @@ def test_patience_is_for_each_wait_and_not_for_all_together(
         patience.before_controller_execute_failure_decision(None)
 
 
+def test_a_recording_without_a_gpu_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = experiment_from_dict({"compute": {"cuda_graph": True}})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    with pytest.raises(SettingsError, match=r"compute\.cuda_graph .* on the cpu; set it to false"):
+        uses_gpu(experiment)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    assert uses_gpu(experiment)
+
+
 def test_only_the_cores_remark_is_kept_back(capfd: pytest.CaptureFixture[str]) -> None:
     """What else a start says is shown, also when it fails."""
 
