@@ -111,6 +111,21 @@ def normalised_gradient(value, grad, steep, high, mean, rstd):
 
 
 @triton.jit
+def norm_constants(bias, scale, shift, mean, rstd, image, channels, groups, CHANNELS: tl.constexpr):
+    """Of an image's channels, each (1, CHANNELS): what ``normalised_gradient`` needs."""
+    channel = tl.arange(0, CHANNELS)
+    real = channel < channels
+    own = image * channels + channel
+    group = image * groups + channel // (channels // groups)
+    steep = tl.load(scale + own, real, 0.0)[None, :]
+    high = tl.load(shift + own, real, 0.0)[None, :]
+    added = tl.load(bias + channel, real, 0.0).to(tl.float32)
+    centre = (tl.load(mean + group, real, 0.0) - added)[None, :]
+    inverse = tl.load(rstd + group, real, 0.0)[None, :]
+    return steep, high, centre, inverse
+
+
+@triton.jit
 def norm_gradient_sums(
     x, dy, bias, scale, shift, mean, rstd, sums, products, rows, rows_each, channels, groups,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -122,19 +137,16 @@ def norm_gradient_sums(
     last = tl.minimum(first + rows_each, rows)
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
-    own = image * channels + channel
-    group = image * groups + channel // (channels // groups)
-    steep = tl.load(scale + own, real, 0.0)[None, :]
-    high = tl.load(shift + own, real, 0.0)[None, :]
-    centre = tl.load(mean + group, real, 0.0) - tl.load(bias + channel, real, 0.0).to(tl.float32)
-    inverse = tl.load(rstd + group, real, 0.0)[None, :]
+    steep, high, centre, inverse = norm_constants(
+        bias, scale, shift, mean, rstd, image, channels, groups, CHANNELS
+    )
     one = tl.zeros((ROWS, CHANNELS), tl.float32)
     two = tl.zeros((ROWS, CHANNELS), tl.float32)
     for start in range(first, last, ROWS):
         at, inside = tile_of(image.to(tl.int64) * rows, last, start, channels, ROWS, CHANNELS)
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         grad = tl.load(dy + at, inside, 0.0).to(tl.float32)
-        dz, normal = normalised_gradient(value, grad, steep, high, centre[None, :], inverse)
+        dz, normal = normalised_gradient(value, grad, steep, high, centre, inverse)
         one += dz
         two += dz * normal
     out = (image * tl.num_programs(0) + part) * channels + channel
@@ -186,17 +198,15 @@ def norm_gradient(
     at, inside = tile_of(image.to(tl.int64) * rows, rows, tile * ROWS, channels, ROWS, CHANNELS)
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
-    own = image * channels + channel
     group = image * groups + channel // (channels // groups)
-    steep = tl.load(scale + own, real, 0.0)[None, :]
-    high = tl.load(shift + own, real, 0.0)[None, :]
-    centre = tl.load(mean + group, real, 0.0) - tl.load(bias + channel, real, 0.0).to(tl.float32)
-    inverse = tl.load(rstd + group, real, 0.0)[None, :]
+    steep, high, centre, inverse = norm_constants(
+        bias, scale, shift, mean, rstd, image, channels, groups, CHANNELS
+    )
     a = tl.load(mean_sum + group, real, 0.0)[None, :]
     b = tl.load(mean_product + group, real, 0.0)[None, :]
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
     grad = tl.load(dy + at, inside, 0.0).to(tl.float32)
-    dz, normal = normalised_gradient(value, grad, steep, high, centre[None, :], inverse)
+    dz, normal = normalised_gradient(value, grad, steep, high, centre, inverse)
     out = dz * steep - inverse * (a + normal * b)
     tl.store(dx + at, out.to(dx.dtype.element_ty), inside)
 
