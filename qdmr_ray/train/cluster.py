@@ -55,30 +55,8 @@ def ensure_ray() -> None:
     address = os.environ.get("RAY_ADDRESS")
     remark: AbstractContextManager[None] = nullcontext() if verbose else _without_the_cores_remark()
     try:
-        if address:
-            with remark:
-                ray.init(address=address, logging_level=level, log_to_driver=verbose)
-        else:
-            cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
-            # Ray runs workers at nice 15. On a machine that does anything else, training would
-            # wait for it at every thread barrier.
-            os.environ.setdefault("RAY_worker_niceness", "0")
-            # Ray frees what nobody uses once a second; crops go faster than that.
-            os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
-            # How often Ray Train looks at its workers: their end and their loss are seen sooner.
-            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-            # Nobody drains the only node. A process less, which takes 1.5 s of a CPU to start.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            # Without an address Ray joins whichever cluster was started last on this machine: that
-            # of another command, which takes it along when it ends.
-            with remark:
-                ray.init(
-                    "local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    logging_level=level,
-                    log_to_driver=verbose,
-                )
+        with remark:
+            _init(address, level, verbose=verbose)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         hint = ""
@@ -86,6 +64,31 @@ def ensure_ray() -> None:
             hint = " (where the cluster asks for a token, set RAY_AUTH_MODE=token)"
         raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}{hint}") from error
     _start_helpers_here()
+
+
+def _init(address: str | None, level: int, *, verbose: bool) -> None:
+    if address:
+        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        return
+    cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
+    # Ray runs workers at nice 15. On a machine that does anything else, training would
+    # wait for it at every thread barrier.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray frees what nobody uses once a second; crops go faster than that.
+    os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
+    # How often Ray Train looks at its workers: their end and their loss are seen sooner.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Nobody drains the only node. A process less, which takes 1.5 s of a CPU to start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # Without an address Ray joins whichever cluster was started last on this machine: that
+    # of another command, which takes it along when it ends.
+    ray.init(
+        "local",
+        num_cpus=cpus,
+        include_dashboard=False,
+        logging_level=level,
+        log_to_driver=verbose,
+    )
 
 
 def _start_helpers_here() -> None:
