@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from loss_curves import build_called
 
-from qdmr_ray.bench.step import STAGE_SETTINGS, StepBench, bench_step
+from qdmr_ray.bench.step import STAGE_SETTINGS, StepBench, StepFigures, bench_step
 
 BUILDS = ("plain", "float32", "tf32", "bfloat16", "bfloat16+graph", "bfloat16+graph+compile")
 HEAD = (
@@ -45,43 +47,62 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     arguments = parser.parse_args()
     print(HEAD)
-    found = []
-    for stage in arguments.stages:
-        for batch in arguments.batches:
-            plain = None
-            for build in arguments.builds:
-                bench = StepBench(
-                    stage=stage,
-                    size=arguments.size,
-                    batch=batch,
-                    device=arguments.device,
-                    preset=arguments.preset,
-                )
-                try:
-                    figures = bench_step(build_called(bench, build))
-                except torch.OutOfMemoryError:
-                    print(f"| {stage} | {batch} | {build} | out of memory |", flush=True)
-                    continue
-                finally:
-                    gc.collect()
-                    if arguments.device != "cpu":
-                        torch.cuda.empty_cache()
-                        torch.cuda.reset_peak_memory_stats()
-                seconds = figures.seconds_per_step
-                plain = seconds if build == "plain" else plain
-                gain = "" if plain is None else f"{plain / seconds:.2f}"
-                print(
-                    f"| {stage} | {batch} | {build} | {seconds * 1e3:.1f} ms | {gain} "
-                    f"| {figures.floor_seconds * 1e3:.1f} ms | {figures.ratio:.2f} "
-                    f"| {figures.start_seconds:.1f} s | {figures.peak_memory_bytes / 1e9:.2f} GB |",
-                    flush=True,
-                )
-                found.append({"build": build, **asdict(figures)})
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(found, indent=1))
+    found: list[dict[str, Any]] = []
+    for stage, batch in itertools.product(arguments.stages, arguments.batches):
+        bench = StepBench(
+            stage=stage,
+            size=arguments.size,
+            batch=batch,
+            device=arguments.device,
+            preset=arguments.preset,
+        )
+        plain: float | None = None
+        for build in arguments.builds:
+            figures = measured(build_called(bench, build))
+            if figures is None:
+                print(f"| {stage} | {batch} | {build} | out of memory |", flush=True)
+                continue
+            if build == "plain":
+                plain = figures.seconds_per_step
+            print(row(build, figures, plain), flush=True)
+            found.append({"build": build, **asdict(figures)})
+            if arguments.json:
+                arguments.json.write_text(json.dumps(found, indent=1))
+    if not found:
+        return
     print(f"{found[-1]['device']}, torch {found[-1]['torch']}; in the runs above, one by one:")
     for name, unit in RATES.items():
         print(f"{name}: {' '.join(f'{figures[name]:.0f}' for figures in found)} {unit}")
+
+
+def measured(bench: StepBench) -> StepFigures | None:
+    """None where the memory is too small; leaves none taken."""
+    try:
+        return bench_step(bench)
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        gc.collect()
+        if bench.device != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+def row(build: str, figures: StepFigures, plain: float | None) -> str:
+    """A line of the table; ``plain`` is the plain build's seconds, if it was measured."""
+    seconds = figures.seconds_per_step
+    cells = (
+        figures.stage,
+        f"{figures.batch}",
+        build,
+        f"{seconds * 1e3:.1f} ms",
+        "" if plain is None else f"{plain / seconds:.2f}",
+        f"{figures.floor_seconds * 1e3:.1f} ms",
+        f"{figures.ratio:.2f}",
+        f"{figures.start_seconds:.1f} s",
+        f"{figures.peak_memory_bytes / 1e9:.2f} GB",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
