@@ -21,7 +21,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from qdmr_ray import __version__
-from qdmr_ray.data.stream import DataSettings
+from qdmr_ray.data.streaming.stream import DataSettings
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings
 from qdmr_ray.parsing import apply_override, parse_settings, read_yaml
@@ -36,7 +36,7 @@ from qdmr_ray.stages import (
     UDASettings,
     VQGANSettings,
 )
-from qdmr_ray.train.guard import GuardSettings
+from qdmr_ray.train.divergence import GuardSettings
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1

@@ -12,8 +12,8 @@ from typing import Any
 
 from qdmr_ray.config import Experiment, load_experiment
 from qdmr_ray.data.demo import build_demo_data
-from qdmr_ray.data.manifest import MANIFEST_NAME
-from qdmr_ray.data.pack import PackSettings, pack
+from qdmr_ray.data.format.manifest import MANIFEST_NAME
+from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError
 
 # Called with a step's name, what is done and what there is in all.
@@ -74,7 +74,7 @@ def run_demo(
     # Ray is slow to import, and a wrong setting should be told at once.
     experiment = demo_experiment(out, overrides)
     from qdmr_ray.evaluate.evaluate import evaluate_run
-    from qdmr_ray.evaluate.report import build_report
+    from qdmr_ray.report import build_report
     from qdmr_ray.train.run import train_run
 
     say(f"data: photographs of scikit-image and scikit-learn through two lenses, in {out / 'data'}")

@@ -89,7 +89,7 @@ def _shared_memory() -> Finding:
 
 
 def _ray() -> Finding:
-    from qdmr_ray.train.cluster import ensure_ray
+    from qdmr_ray.ray_cluster import ensure_ray
 
     where = os.environ.get("RAY_ADDRESS", "embedded")
     try:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from qdmr_ray.data.demo import build_demo_data
-from qdmr_ray.data.pack import PackSettings, pack
+from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings, SwinSettings
 
 if TYPE_CHECKING:
     from faulty_store import FaultyStore
+
+pytest_plugins = ["run_fixtures"]
 
 # Height and width of the tiny dataset's photographs, in pixels.
 TINY_FRAME = (64, 96)

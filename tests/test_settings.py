@@ -11,10 +11,10 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from qdmr_ray.config import Experiment
-from qdmr_ray.data.lens import LensSettings
-from qdmr_ray.data.pack import PackSettings
+from qdmr_ray.data.packing.pack import PackSettings
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.nets import NetworkSettings, SwinSettings
+from qdmr_ray.optics.lens import LensSettings
 from qdmr_ray.settings import Settings, setting
 
 

@@ -22,15 +22,15 @@ import ray.train
 import torch
 import torch.utils.data
 
-from qdmr_ray.data.cutter import Cutter
-from qdmr_ray.data.images import write_png
-from qdmr_ray.data.manifest import read_manifest
-from qdmr_ray.data.pack import PackSettings, pack
-from qdmr_ray.data.stream import Batch, CropStream, DataSettings, InProcessStream
+from qdmr_ray.data.format.manifest import read_manifest
+from qdmr_ray.data.packing.pack import PackSettings, pack
+from qdmr_ray.data.streaming.crops import Cutter
+from qdmr_ray.data.streaming.stream import Batch, CropStream, DataSettings, InProcessStream
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.photographs.decode import write_png
+from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.cluster import ensure_ray
-from qdmr_ray.train.launch import Trainer
+from qdmr_ray.train.ray_trainer import Trainer
 
 SEED = 0
 # The task of the training worker leaves its rate here.

@@ -32,9 +32,9 @@ from qdmr_ray.bench.step import (
     timed,
 )
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.evaluate.device import usable_device
-from qdmr_ray.evaluate.streamed import DEFAULT_MEMORY, restore_pixels
 from qdmr_ray.nets import QDMR
+from qdmr_ray.restore.device import usable_device
+from qdmr_ray.restore.streamed import DEFAULT_MEMORY, restore_pixels
 from qdmr_ray.stages.compute import BFLOAT16, FLOAT32, ComputeSettings
 
 DTYPES = (FLOAT32, BFLOAT16)

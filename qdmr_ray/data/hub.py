@@ -29,9 +29,9 @@ from qdmr_ray.data.archives import (
     safe_path,
     unpack,
 )
-from qdmr_ray.data.folders import is_realab
 from qdmr_ray.data.hub_client import DATASET, HubClient, HubFile
 from qdmr_ray.data.hub_record import Record, locked_state
+from qdmr_ray.data.packing.folders import is_realab
 from qdmr_ray.errors import QdmrError
 
 Progress = Callable[[str, int, int], None]

@@ -1,16 +1,17 @@
-"""Metrics, whole-image inference, evaluation over a test set and the report page."""
+"""Judging restored photographs: metrics, evaluation over a test set, comparison of runs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdmr_ray.evaluate.metrics import psnr, ssim
-    from qdmr_ray.evaluate.restoration import restore, restore_files, restore_tensor
+    from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
+    from qdmr_ray.restore.restoration import restore, restore_files, restore_tensor
 
 __all__ = ["psnr", "restore", "restore_files", "restore_tensor", "ssim"]
 
-_MODULES = {"psnr": "metrics", "ssim": "metrics"}
+_METRICS = "qdmr_ray.evaluate.metrics.ssim"
+_RESTORATION = "qdmr_ray.restore.restoration"
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'restoration')}"), name)
+    return getattr(import_module(_METRICS if name in ("psnr", "ssim") else _RESTORATION), name)

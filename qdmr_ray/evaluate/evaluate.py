@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from qdmr_ray.artifacts import read_description
 from qdmr_ray.config import (
     EvaluationSettings,
     Experiment,
@@ -30,9 +29,12 @@ from qdmr_ray.config import (
     experiment_from_dict,
     experiment_of_run,
 )
-from qdmr_ray.data.records import RecordReader
+from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.evaluate.restorer import (
+from qdmr_ray.evaluate.journal import RESULTS_FILE, ResultsFile
+from qdmr_ray.evaluate.split import validation_indices
+from qdmr_ray.evaluate.summary import summarize
+from qdmr_ray.evaluate.worker import (
     COMPARISON,
     GROUND_TRUTH,
     INPUT,
@@ -41,16 +43,14 @@ from qdmr_ray.evaluate.restorer import (
     EvaluationTask,
     Restorer,
 )
-from qdmr_ray.evaluate.results import RESULTS_FILE, ResultsFile
-from qdmr_ray.evaluate.split import validation_indices
-from qdmr_ray.evaluate.summary import summarize
+from qdmr_ray.models.files import read_description
 from qdmr_ray.nets.lpips import find_backbone_weights
 from qdmr_ray.parsing import apply_override
+from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import Location, open_location
-from qdmr_ray.train.cluster import ensure_ray
 
 if TYPE_CHECKING:
-    from qdmr_ray.evaluate.niqe import PristineModel
+    from qdmr_ray.evaluate.metrics.niqe import PristineModel
 
 EVALUATION_FILE = "evaluation.json"
 PICTURES_FOLDER = "evaluation"
@@ -192,7 +192,7 @@ def _pristine(
             f"evaluation.niqe={settings.niqe}: there is no file {path}; name the pristine "
             "parameters (.mat or .npz)"
         )
-    from qdmr_ray.evaluate.niqe import load_pristine
+    from qdmr_ray.evaluate.metrics.niqe import load_pristine
 
     model = load_pristine(path)
     named = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from qdmr_ray.evaluate.metrics import json_figure
+from qdmr_ray.evaluate.metrics.ssim import json_figure
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from qdmr_ray.config import code_version
-from qdmr_ray.evaluate.metrics import json_figure
-from qdmr_ray.evaluate.restorer import INPUT
+from qdmr_ray.evaluate.metrics.ssim import json_figure
 from qdmr_ray.evaluate.statistics import summary
+from qdmr_ray.evaluate.worker import INPUT
 
 
 def summarize(

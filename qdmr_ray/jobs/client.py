@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 import yaml
 
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.jobs.answers import explained
-from qdmr_ray.jobs.following import ENDED, Follower
-from qdmr_ray.jobs.package import Upload
+from qdmr_ray.jobs.errors import explained
+from qdmr_ray.jobs.log_follower import ENDED, Follower
+from qdmr_ray.jobs.upload import Upload
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONFIG_VARIABLE = "QDMR_CONFIG"

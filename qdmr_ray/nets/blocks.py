@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from qdmr_ray.nets import fused_norm
+from qdmr_ray.nets.fused import norm as fused_norm
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6

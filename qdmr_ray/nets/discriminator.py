@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets import fused_discriminator, fused_norm
 from qdmr_ray.nets.blocks import as_narrow_as_it_is, at_least_float32
+from qdmr_ray.nets.fused import discriminator as fused_discriminator
+from qdmr_ray.nets.fused import norm as fused_norm
 from qdmr_ray.nets.settings import DiscriminatorSettings
 
 LEAK = 0.2

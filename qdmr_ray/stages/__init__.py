@@ -6,8 +6,9 @@
 """
 
 from qdmr_ray.stages.base import BaseStage
+from qdmr_ray.stages.batch_share import Share, share_of
+from qdmr_ray.stages.components import Parts
 from qdmr_ray.stages.compute import ComputeSettings, flush_denormals
-from qdmr_ray.stages.parts import Parts
 from qdmr_ray.stages.settings import (
     BackboneSettings,
     BaseSettings,
@@ -17,7 +18,6 @@ from qdmr_ray.stages.settings import (
     UDASettings,
     VQGANSettings,
 )
-from qdmr_ray.stages.share import Share, share_of
 from qdmr_ray.stages.source_only import SourceOnlyStage
 from qdmr_ray.stages.stage import Stage
 from qdmr_ray.stages.uda import UDAStage

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from qdmr_ray.nets import QDMR
+from qdmr_ray.stages.components import Parts
 from qdmr_ray.stages.objective import Losses
-from qdmr_ray.stages.parts import Parts
 from qdmr_ray.stages.settings import BaseSettings
 from qdmr_ray.stages.source_only import SourceOnlyStage
 from qdmr_ray.stages.usage import codebook_usage

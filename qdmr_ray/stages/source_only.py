@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from qdmr_ray.nets import QDMR
+from qdmr_ray.stages.components import Parts
 from qdmr_ray.stages.objective import Batch, GeneratorPass, Losses
-from qdmr_ray.stages.parts import Parts
 from qdmr_ray.stages.settings import StageSettings
 from qdmr_ray.stages.stage import Stage
 

@@ -17,8 +17,9 @@ from qdmr_ray.losses import discriminator_gan_loss, generator_gan_loss
 from qdmr_ray.nets import UNetDiscriminator
 from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.stages.adam import Adam
-from qdmr_ray.stages.average import MovingAverage
+from qdmr_ray.stages.batch_share import Share, share_of
 from qdmr_ray.stages.compute import ComputeSettings, autocast, prepare, tensor_float_32
+from qdmr_ray.stages.ema import MovingAverage
 from qdmr_ray.stages.graph import WARM_UP, RecordedSteps
 from qdmr_ray.stages.objective import (
     Batch,
@@ -30,7 +31,6 @@ from qdmr_ray.stages.objective import (
     weighted_sum,
 )
 from qdmr_ray.stages.settings import StageSettings
-from qdmr_ray.stages.share import Share, share_of
 
 
 class Stage:

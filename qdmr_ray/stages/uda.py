@@ -9,8 +9,8 @@ from torch import Tensor
 
 from qdmr_ray.losses import squared_error_to
 from qdmr_ray.nets import QDMR, UNetDiscriminator
+from qdmr_ray.stages.components import Parts
 from qdmr_ray.stages.objective import Batch, GeneratorPass, Losses
-from qdmr_ray.stages.parts import Parts
 from qdmr_ray.stages.settings import UDASettings
 from qdmr_ray.stages.stage import Stage
 from qdmr_ray.stages.usage import codebook_usage

@@ -13,9 +13,9 @@ from qdmr_ray.nets import VQGAN, SemanticHead
 from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.nets.vgg import VGG19Features
+from qdmr_ray.stages.codebook import CodeRevival
+from qdmr_ray.stages.components import Parts
 from qdmr_ray.stages.objective import Batch, GeneratorPass, Losses
-from qdmr_ray.stages.parts import Parts
-from qdmr_ray.stages.revival import CodeRevival
 from qdmr_ray.stages.settings import VQGANSettings
 from qdmr_ray.stages.stage import Stage
 from qdmr_ray.stages.usage import codebook_usage

@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 
 from qdmr_ray.sweeps.trial import Report, Tell, TrialContext, failed_report
-from qdmr_ray.train.notice import Preempted
+from qdmr_ray.train.preemption import Preempted
 
 Body = Callable[[Mapping[str, Any], TrialContext, Tell], Report]
 # Leaving may mean to end the workers of a trial, or to finish writing a checkpoint.

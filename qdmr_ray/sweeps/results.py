@@ -13,13 +13,13 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from qdmr_ray.artifacts import read_description
 from qdmr_ray.config import code_version, dump_experiment, experiment_of_run
 from qdmr_ray.evaluate.evaluate import evaluate_run
+from qdmr_ray.models.files import read_description
 from qdmr_ray.storage import Location
-from qdmr_ray.sweeps.book import Book
+from qdmr_ray.sweeps.optuna_study import STUDY_FILE, importances
 from qdmr_ray.sweeps.record import FINISHED, Record
-from qdmr_ray.sweeps.study import STUDY_FILE, importances
+from qdmr_ray.sweeps.trials import Book
 from qdmr_ray.train.loop import FINAL_FOLDER
 
 SWEEP_FILE = "sweep.json"

@@ -31,11 +31,11 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import Searcher
 
-from qdmr_ray.claims import Claims
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.ray_cluster import capacity, check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.storage.claims import Claims
 from qdmr_ray.sweeps.actor import Body, TrialActor
-from qdmr_ray.sweeps.book import Book
 from qdmr_ray.sweeps.plan import ASHA, Plan
 from qdmr_ray.sweeps.record import Record
 from qdmr_ray.sweeps.results import write_results
@@ -48,8 +48,8 @@ from qdmr_ray.sweeps.trial import (
     runs_alone,
     trial_cpus,
 )
-from qdmr_ray.train.cluster import capacity, check_cpus, ensure_ray, uses_gpu
-from qdmr_ray.train.gauges import TrialGauge
+from qdmr_ray.sweeps.trials import Book
+from qdmr_ray.train.logging.prometheus import TrialGauge
 from qdmr_ray.train.run import check_run
 
 PLAN_FILE = "sweep.yaml"

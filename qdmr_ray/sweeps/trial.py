@@ -15,19 +15,19 @@ from typing import Any
 import ray
 
 from qdmr_ray.config import Experiment, ScalingSettings
-from qdmr_ray.data.manifest import read_manifest
-from qdmr_ray.data.stream import required_cpus
+from qdmr_ray.data.format.manifest import read_manifest
+from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.record import TRIALS_FOLDER, finite
 from qdmr_ray.train.failures import root_cause
-from qdmr_ray.train.host import Watch
-from qdmr_ray.train.launch import InThisProcess, Launch, with_workers
 from qdmr_ray.train.loop import Task
-from qdmr_ray.train.notice import Preempted
+from qdmr_ray.train.preemption import Preempted
+from qdmr_ray.train.ray_trainer import InThisProcess, Launch, with_workers
 from qdmr_ray.train.run import stage_digests, train_run
 from qdmr_ray.train.validation import VALIDATED
+from qdmr_ray.train.worker_context import Watch
 
 # What a trial tells: Tune's schedulers read the first two, the sweep's books the third, in which
 # "error" (perhaps None) stands in the last word alone.

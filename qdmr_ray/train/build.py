@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from qdmr_ray.artifacts import load_model
 from qdmr_ray.config import Experiment
+from qdmr_ray.models.files import load_model
 from qdmr_ray.stages import Parts, Stage, build_stage, share_of
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.host import Host
+from qdmr_ray.train.worker_context import Host
 
 
 def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, host: Host) -> Stage:

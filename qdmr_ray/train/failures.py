@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.failure_handling.failure_policy import Fai
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.train.gauges import PreemptionCounter
+from qdmr_ray.train.logging.prometheus import PreemptionCounter
 
 # What a bug raises. RuntimeError and OSError are not among them: so a rank fails whose peer died.
 _HOPELESS = (

@@ -21,23 +21,23 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from qdmr_ray.artifacts import KIND_OF_STAGE, save_model
 from qdmr_ray.config import Experiment, experiment_from_dict
-from qdmr_ray.data.stream import CropStream, InProcessStream
+from qdmr_ray.data.streaming.stream import CropStream, InProcessStream
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.models.files import KIND_OF_STAGE, save_model
 from qdmr_ray.nets import QDMR, VQGAN
 from qdmr_ray.stages import Share, flush_denormals
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.build import built_stage
 from qdmr_ray.train.checkpoints import Checkpoint, CheckpointStore, Progress
-from qdmr_ray.train.figures import Averages, Clock
-from qdmr_ray.train.guard import Guard, NotFiniteError
-from qdmr_ray.train.host import Host, RayTrainHost, threads_for
-from qdmr_ray.train.logbook import Logbook
-from qdmr_ray.train.notice import Notice, Preempted
+from qdmr_ray.train.divergence import Guard, NotFiniteError
+from qdmr_ray.train.logging.logbook import Logbook
+from qdmr_ray.train.logging.timing import Averages, Clock
+from qdmr_ray.train.preemption import Notice, Preempted
 from qdmr_ray.train.prefetch import on_device
 from qdmr_ray.train.snapshot import random_state, restore_random_state
 from qdmr_ray.train.validation import VALIDATED, Validation, mean_figures
+from qdmr_ray.train.worker_context import Host, RayTrainHost, threads_for
 
 # Says which settings a stage was begun with, before it has a result.
 BEGUN_FILE = "begun.json"

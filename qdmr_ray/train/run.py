@@ -20,24 +20,24 @@ import ray
 import torch
 import yaml
 
-from qdmr_ray.artifacts import IMPORTED, network_settings, read_description
-from qdmr_ray.claims import Claims
 from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
-from qdmr_ray.data.check import check_complete
-from qdmr_ray.data.manifest import Manifest, read_manifest
-from qdmr_ray.data.stream import InProcessStream
+from qdmr_ray.data.format.manifest import Manifest, read_manifest
+from qdmr_ray.data.format.verify import check_complete
+from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.models.files import IMPORTED, network_settings, read_description
+from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.nets.lpips import find_backbone_weights
 from qdmr_ray.nets.vgg import find_vgg19_weights
+from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
 from qdmr_ray.storage import Location, open_location
-from qdmr_ray.train.cluster import check_cpus, ensure_ray, uses_gpu
-from qdmr_ray.train.host import Watch
-from qdmr_ray.train.journal import METRICS_FILE
-from qdmr_ray.train.launch import Launch, with_workers
+from qdmr_ray.storage.claims import Claims
+from qdmr_ray.train.logging.run_files import METRICS_FILE
 from qdmr_ray.train.loop import BEGUN_FILE, FINAL_FOLDER, Task
-from qdmr_ray.train.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
+from qdmr_ray.train.ray_trainer import Launch, with_workers
 from qdmr_ray.train.validation import validation_names
+from qdmr_ray.train.worker_context import Watch
 
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"

@@ -14,15 +14,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from qdmr_ray.artifacts import LoadedModel
 from qdmr_ray.config import Experiment
-from qdmr_ray.data.records import RecordReader
+from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.evaluate.metrics import psnr, ssim
-from qdmr_ray.evaluate.restoration import restore
-from qdmr_ray.evaluate.restorer import TEST_SET
+from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
 from qdmr_ray.evaluate.split import validation_indices
+from qdmr_ray.evaluate.worker import TEST_SET
+from qdmr_ray.models.files import LoadedModel
 from qdmr_ray.nets import VQGAN
+from qdmr_ray.restore.restoration import restore
 
 PREFIX = "validation/"
 # What a validation logs.

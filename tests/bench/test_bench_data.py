@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from qdmr_ray import cli
+from qdmr_ray.cli import main as cli
 
 
 @pytest.mark.ray

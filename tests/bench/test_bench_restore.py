@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qdmr_ray import cli
+from qdmr_ray.cli import main as cli
 
 REPOSITORY = Path(__file__).parents[2]
 BLOCKED = "ray", "pydantic", "pyarrow", "PIL", "yaml", "boto3", "typer", "safetensors"

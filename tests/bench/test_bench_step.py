@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from qdmr_ray import cli
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.bench.step import (
     PRESETS,
@@ -21,6 +20,7 @@ from qdmr_ray.bench.step import (
     needed_flop,
     profile_step,
 )
+from qdmr_ray.cli import main as cli
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN

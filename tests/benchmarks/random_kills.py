@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from qdmr_ray.config import Experiment, experiment_from_dict
-from qdmr_ray.data.images import write_png
-from qdmr_ray.data.pack import PackSettings, pack
-from qdmr_ray.train.cluster import ensure_ray
+from qdmr_ray.data.packing.pack import PackSettings, pack
+from qdmr_ray.photographs.decode import write_png
+from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.train.run import train_run
 
 STAGES = ("vqgan", "uda")

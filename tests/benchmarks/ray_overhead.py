@@ -25,11 +25,11 @@ import numpy as np
 import torch
 
 from qdmr_ray.config import Experiment, experiment_from_dict
-from qdmr_ray.data.images import write_png
-from qdmr_ray.data.pack import PackSettings, pack
-from qdmr_ray.data.stream import InProcessStream
+from qdmr_ray.data.packing.pack import PackSettings, pack
+from qdmr_ray.data.streaming.stream import InProcessStream
+from qdmr_ray.photographs.decode import write_png
+from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.stages import Parts, build_stage
-from qdmr_ray.train.cluster import ensure_ray
 from qdmr_ray.train.run import train_run
 
 STAGE, CROP, BATCH, WARM_UP = "source_only", 64, 2, 10

@@ -19,8 +19,8 @@ from pathlib import Path
 from faulty_store import FaultyStore
 from random_kills import STAGES, dataset, experiment
 
+from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import Location, open_location
-from qdmr_ray.train.cluster import ensure_ray
 from qdmr_ray.train.run import train_run
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qdmr_ray.data.cutter import Cutter
-from qdmr_ray.data.images import write_png
-from qdmr_ray.data.index import RecordEntry, encode_index, index_table
-from qdmr_ray.data.pack import PackSettings, pack
-from qdmr_ray.data.stream import DataSettings, InProcessStream
+from qdmr_ray.data.format.index import RecordEntry, encode_index, index_table
+from qdmr_ray.data.packing.pack import PackSettings, pack
+from qdmr_ray.data.streaming.crops import Cutter
+from qdmr_ray.data.streaming.stream import DataSettings, InProcessStream
+from qdmr_ray.photographs.decode import write_png
 
 PAIRS, BLOCK, BLOCKS, BATCH = 16, 16, 8, 4
 INDEXED = 20_000

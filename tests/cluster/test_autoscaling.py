@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qdmr_ray.claims import process_here
+from qdmr_ray.storage.claims import process_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 Variables = dict[str, str]

@@ -10,7 +10,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from qdmr_ray.bench.step import StepBench, needed_flop
-from qdmr_ray.cli import app
+from qdmr_ray.cli.main import app
 from qdmr_ray.config import load_experiment
 
 README = Path(__file__).parents[2] / "cluster" / "README.md"

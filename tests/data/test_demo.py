@@ -10,11 +10,11 @@ import pytest
 
 from qdmr_ray.data import demo
 from qdmr_ray.data.demo import PHOTOGRAPHS, Window, build_demo_data, cut_frames
-from qdmr_ray.data.folders import check_folders, find_realab
-from qdmr_ray.data.images import read_image, write_png
-from qdmr_ray.data.lens import load_lens
-from qdmr_ray.data.simulate import simulate_image
+from qdmr_ray.data.packing.folders import check_folders, find_realab
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.optics.lens import load_lens
+from qdmr_ray.optics.simulate import simulate_image
+from qdmr_ray.photographs.decode import read_image, write_png
 
 # Small, for speed; the PSFs need 31 pixels.
 FRAME = (64, 96)

@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from qdmr_ray import cli
+from qdmr_ray.cli import main as cli
 from qdmr_ray.data import hub_client
 from qdmr_ray.data.archives import STATE_FOLDER
 from qdmr_ray.data.hub import FetchResult, fetch_realab
@@ -322,7 +322,7 @@ def test_a_later_run_goes_on_with_the_partial_file(hub: Hub, tmp_path: Path) -> 
 def test_a_killed_run_goes_on_with_the_partial_file(hub: Hub, tmp_path: Path) -> None:
     hub.files = {"big.bin": large(1), "Syn/gt/1.png": b"1"}
     hub.faults = {"big.bin": [Fault(stall=123_000)]}
-    program = "import sys; from qdmr_ray.cli import main; sys.argv[0] = 'qdmr'; main()"
+    program = "import sys; from qdmr_ray.cli.main import main; sys.argv[0] = 'qdmr'; main()"
     words = ["data", "fetch-realab", "--out", str(tmp_path), "--endpoint", hub.address]
     running = subprocess.Popen([sys.executable, "-c", program, *words])
     partials = tmp_path / STATE_FOLDER / "partial"

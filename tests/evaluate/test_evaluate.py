@@ -21,25 +21,25 @@ import torch
 from local_ray import local_ray
 
 import qdmr_ray.evaluate.evaluate as evaluate_module
-from qdmr_ray.artifacts import save_model
-from qdmr_ray.cli import main
-from qdmr_ray.commands.evaluation import evaluation_notes
+from qdmr_ray.cli.evaluation import evaluation_notes
+from qdmr_ray.cli.main import main
 from qdmr_ray.config import EvaluationSettings, code_version
-from qdmr_ray.data.check import set_index
-from qdmr_ray.data.images import read_image, write_png
-from qdmr_ray.data.manifest import read_manifest
-from qdmr_ray.data.pack import PackSettings, pack
-from qdmr_ray.data.records import Record
+from qdmr_ray.data.format.manifest import read_manifest
+from qdmr_ray.data.format.reader import Record
+from qdmr_ray.data.format.verify import set_index
+from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.evaluate import restorer as restorer_module
+from qdmr_ray.evaluate import worker as restorer_module
 from qdmr_ray.evaluate.compare import compare, read_evaluation
 from qdmr_ray.evaluate.evaluate import Spread, evaluate_run, spread_over
-from qdmr_ray.evaluate.metrics import psnr
-from qdmr_ray.evaluate.pristine import GAUSSIAN_WINDOW, PristineModel, save_pristine
-from qdmr_ray.evaluate.restorer import EvaluationTask, Restorer
-from qdmr_ray.evaluate.results import ResultsFile
+from qdmr_ray.evaluate.journal import ResultsFile
+from qdmr_ray.evaluate.metrics.pristine import GAUSSIAN_WINDOW, PristineModel, save_pristine
+from qdmr_ray.evaluate.metrics.ssim import psnr
 from qdmr_ray.evaluate.summary import summarize
+from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
+from qdmr_ray.models.files import save_model
 from qdmr_ray.nets import QDMR, NetworkSettings
+from qdmr_ray.photographs.decode import read_image, write_png
 from qdmr_ray.storage import Location, open_location
 
 IMAGES = 100
@@ -537,7 +537,7 @@ def test_settings_of_an_evaluation(small: Bench, tmp_path: Path) -> None:
 def test_niqe_without_ground_truth(
     model: Path, tmp_path: Path, in_process: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import qdmr_ray.evaluate.niqe as niqe_module
+    import qdmr_ray.evaluate.metrics.niqe as niqe_module
 
     class Pristine:
         source = "photographs of the house"

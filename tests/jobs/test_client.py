@@ -11,7 +11,7 @@ import pytest
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.jobs.client import ADDRESS_VARIABLE, Jobs, find_address
-from qdmr_ray.jobs.package import Upload
+from qdmr_ray.jobs.upload import Upload
 
 if TYPE_CHECKING:
     from fake_cluster import FakeCluster

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from qdmr_ray.cli import app
+from qdmr_ray.cli.main import app
 from qdmr_ray.errors import SettingsError
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from qdmr_ray.cli import app
+from qdmr_ray.cli.main import app
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.jobs import transfer
 from qdmr_ray.jobs.client import Jobs
@@ -55,10 +55,8 @@ def test_sweep_names_its_folder_before_it_can_fail_and_when_it_ends(
     assert done.stdout == f"{named}\n"
 
     monkeypatch.setattr("qdmr_ray.sweeps.run.sweep_run", lambda *_, **__: {})
-    monkeypatch.setattr("qdmr_ray.commands.sweep._print_results", lambda _: None)
-    monkeypatch.setattr(
-        "qdmr_ray.evaluate.report.build_report", lambda folder: f"{folder.uri}/report.html"
-    )
+    monkeypatch.setattr("qdmr_ray.cli.sweep._print_results", lambda _: None)
+    monkeypatch.setattr("qdmr_ray.report.build_report", lambda folder: f"{folder.uri}/report.html")
     done = CliRunner().invoke(app, words)
     assert done.stdout == f"{named}\n{named}, report {tmp_path}/runs/s/report.html\n"
 

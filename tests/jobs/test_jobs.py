@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qdmr_ray.claims import process_here
+from qdmr_ray.storage.claims import process_here
 
 PROJECT = Path(__file__).parents[2]
 NODES = PROJECT / "cluster" / "local" / "nodes.py"

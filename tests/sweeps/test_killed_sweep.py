@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sweeping import trained_iterations
 
-from qdmr_ray.claims import process_here
+from qdmr_ray.storage.claims import process_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sweeping import SCALING, run, trials_of, wait_until_nothing_is_left
 
-from qdmr_ray.cli import main
+from qdmr_ray.cli.main import main
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.trial import ITERATION, NEWS, VALUE, Report, Tell, TrialContext
 

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from local_ray import local_ray
 
-from qdmr_ray.evaluate.report import build_report
+from qdmr_ray.report import build_report
 from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.run import sweep_run

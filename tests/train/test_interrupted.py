@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from qdmr_ray.train import launch
-from qdmr_ray.train.progress import ProgressBoard
+from qdmr_ray.train import ray_trainer as launch
+from qdmr_ray.train.logging.progress_bar import ProgressBoard
 
 
 class Board:

@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from test_lost_workers import STAGE, Misfortune, logged, long_run
-from test_training import bare_loop, metrics_of
+from tiny_training import bare_loop, metrics_of
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.train.run import train_run

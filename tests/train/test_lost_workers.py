@@ -16,11 +16,11 @@ import ray
 import torch
 from local_ray import local_ray
 from safetensors.torch import load_file
-from test_training import bare_loop, metrics_of, settings
+from tiny_training import bare_loop, metrics_of, settings
 
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.train import launch
+from qdmr_ray.train import ray_trainer as launch
 from qdmr_ray.train.loop import Task
 from qdmr_ray.train.run import train_run
 

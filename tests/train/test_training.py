@@ -9,11 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,57 +20,28 @@ import torch
 import yaml
 from local_ray import local_ray
 from safetensors.torch import load_file
+from tiny_training import ITERATIONS, STAGE_NAMES, bare_loop, metrics_of, settings
 
-from qdmr_ray.artifacts import load_model
-from qdmr_ray.authors import import_authors
 from qdmr_ray.config import Experiment, experiment_from_dict
-from qdmr_ray.data.check import set_index
-from qdmr_ray.data.images import read_image
-from qdmr_ray.data.manifest import read_manifest
-from qdmr_ray.data.stream import InProcessStream
+from qdmr_ray.data.format.manifest import read_manifest
+from qdmr_ray.data.format.verify import set_index
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.evaluate import evaluate_run
-from qdmr_ray.evaluate.metrics import psnr, ssim
-from qdmr_ray.evaluate.report import build_report
+from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
+from qdmr_ray.models.authors import import_authors
+from qdmr_ray.models.files import load_model
 from qdmr_ray.nets import VQGAN
 from qdmr_ray.nets.adapter import to_authors
-from qdmr_ray.stages import STAGES, Parts, build_stage
+from qdmr_ray.photographs.decode import read_image
+from qdmr_ray.report import build_report
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.checkpoints import CheckpointStore
-from qdmr_ray.train.host import OwnHost
-from qdmr_ray.train.launch import InThisProcess
 from qdmr_ray.train.loop import Task, Worker
+from qdmr_ray.train.ray_trainer import InThisProcess
 from qdmr_ray.train.run import train_run
+from qdmr_ray.train.worker_context import OwnHost
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-STAGE_NAMES = ("vqgan", "source_only", "base", "uda")
-ITERATIONS = 4
-
-
-def settings(data: Path, **changes: Any) -> dict[str, Any]:
-    """Plain settings of a run that takes a fraction of a second per iteration."""
-    stage = {"iterations": ITERATIONS, "batch_size": 2, "crop": 16, "lpips": 0}
-    return {
-        "name": "run",
-        "seed": 3,
-        "run": list(STAGE_NAMES),
-        "data": {"path": str(data), "loader_workers": 1, "batches_per_block": 2},
-        "network": {
-            "widths": [8, 16],
-            "residual_blocks": 1,
-            "codebook_size": 16,
-            "code_dim": 8,
-            "swin": {"groups": 1, "blocks": 2, "heads": 2, "window": 4},
-        },
-        "discriminator": {"width": 4},
-        "stages": {
-            name: {**stage, **({"semantic": 0} if name == "vqgan" else {})} for name in STAGE_NAMES
-        },
-        "scaling": {"workers": 2, "cpus_per_worker": 0.5, "threads": 1, "max_failures": 0},
-        "logging": {"log_interval": 1, "picture_interval": 4, "checkpoint_interval": 2},
-        **changes,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -91,38 +60,6 @@ def trained(
     location = train_run(experiment, storage=str(storage), say=lambda _: None)
     assert location.local_path == storage / "run"
     return experiment, storage / "run"
-
-
-def bare_loop(experiment: Experiment, stage_name: str, run: Path, workers: int) -> list[dict]:
-    """The same stage in a plain loop, one process doing what ``workers`` workers do together."""
-    own = experiment.stage(stage_name)
-    torch.manual_seed(experiment.seed + zlib.crc32(stage_name.encode()))
-    parts = Parts(
-        network=experiment.network,
-        discriminator=experiment.discriminator,
-        trained={n: load_model(run / n / "final").network for n in STAGES[stage_name].needs},
-    )
-    stage = build_stage(stage_name, own, parts).to("cpu")
-    stream = InProcessStream(
-        experiment.data,
-        batch_size=own.batch_size * workers,
-        crop=own.crop,
-        same_place=own.same_place_crops,
-        sets=tuple(s for s in ("source", "target") if s in stage.domains),
-        fields=stage.domains,
-        seed=experiment.seed,
-        start_iteration=0,
-        end_iteration=own.iterations,
-    )
-    logged = []
-    for batch in stream:
-        losses = stage.step({name: batch[name].float() / 255 for name in stage.domains})
-        logged.append({name: value.item() for name, value in losses.items()})
-    return [*logged, stage.network.state_dict()]
-
-
-def metrics_of(run: Path, stage: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from local_ray import local_ray
 
-from qdmr_ray.artifacts import load_model
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.evaluate.evaluate import evaluate_run
+from qdmr_ray.models.files import load_model
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.run import train_run
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from local_ray import local_ray
-from test_training import metrics_of, settings
+from tiny_training import metrics_of, settings
 
-from qdmr_ray.claims import Claims
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.launch import InThisProcess
+from qdmr_ray.storage.claims import Claims
+from qdmr_ray.train.ray_trainer import InThisProcess
 from qdmr_ray.train.run import train_run
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from faulty_store import FaultyStore
 from local_ray import local_ray
-from test_training import settings
+from tiny_training import settings
 
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.launch import with_workers
+from qdmr_ray.train.ray_trainer import with_workers
 from qdmr_ray.train.run import train_run
 
 # The limit is what a user may be kept waiting: the start of Ray and a minute.

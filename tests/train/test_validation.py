@@ -11,12 +11,12 @@ import pytest
 import torch
 from local_ray import local_ray
 from safetensors.torch import load_file
-from test_training import metrics_of, settings
+from tiny_training import metrics_of, settings
 
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.evaluate.evaluate import evaluate_run
-from qdmr_ray.train.launch import InThisProcess, Launch, with_workers
+from qdmr_ray.train.ray_trainer import InThisProcess, Launch, with_workers
 from qdmr_ray.train.run import train_run
 from qdmr_ray.train.validation import mean_figures
 

@@ -1,0 +1,188 @@
+"""``qdmr data``: fetch, simulate, pack and inspect datasets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from qdmr_ray.cli.output import Endpoint, Overrides, bars, in_megabytes, print_table, say
+from qdmr_ray.errors import QdmrError
+
+data_app = typer.Typer(
+    help="Fetch, simulate, pack and inspect datasets.",
+    epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@data_app.command(epilog="Example:  qdmr data simulate photos --lens prescription --out data/mine")
+def simulate(
+    source: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Folder of clean photographs.")],
+    lens: Annotated[str, typer.Option(help="A shipped lens, a lens .yaml, or PSFs in an .npz.")],
+    out: Annotated[Path, typer.Option(help="Folder for the Realab layout.")],
+    domain: Annotated[
+        str, typer.Option(help="Which set it becomes: source, target or test.")
+    ] = "source",
+    lens_name: Annotated[
+        str | None, typer.Option(help="Name of the lens's folder; the lens's own by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sensor's noise.")] = 0,
+) -> None:
+    """Clean photographs to aberrated ones, by a lens model."""
+    from qdmr_ray.optics.simulate import simulate_folder
+
+    with bars() as progress:
+        count = simulate_folder(
+            source,
+            lens,
+            out,
+            domain=domain,
+            lens_name=lens_name,
+            seed=seed,
+            progress=lambda done, total: progress("simulate", done, total),
+        )
+    say(f"{count} photographs through {lens} into {out}")
+
+
+@data_app.command(epilog="Example:  qdmr data fetch-realab --out data/Realab")
+def fetch_realab(
+    out: Annotated[Path, typer.Option(help="Folder for the benchmark.")] = Path("data/Realab"),
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="A hub or mirror; HF_ENDPOINT or https://huggingface.co by default."
+        ),
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of the dataset.")] = "main",
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only these files, such as 'Syn/*'; may be repeated."),
+    ] = None,
+    keep_archives: Annotated[
+        bool, typer.Option("--keep-archives", help="Keep archives that were unpacked.")
+    ] = False,
+) -> None:
+    """Download the Realab benchmark, checked; run again, it goes on. HF_TOKEN is sent if set."""
+    from qdmr_ray.data.hub import fetch_realab as fetch
+
+    with bars() as progress:
+        result = fetch(
+            out,
+            endpoint=endpoint,
+            revision=revision,
+            include=include or (),
+            keep_archives=keep_archives,
+            progress=in_megabytes(progress),
+        )
+    for line in result.lines(out):
+        say(line)
+
+
+@data_app.command(epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1")
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder in the Realab layout.")],
+    out: Annotated[str, typer.Option(help="Where the shards go: a folder or s3://bucket/path.")],
+    lens: Annotated[str | None, typer.Option(help="Lens folder, such as S1.")] = None,
+    target_set: Annotated[
+        str | None, typer.Option(help="Target photographs: Real-Sim or Real-Snap.")
+    ] = None,
+    endpoint: Endpoint = None,
+    overrides: Overrides = None,
+) -> None:
+    """Image folders to shards and a manifest. --set source_images=… and so on name folders of
+    another layout."""
+    from pydantic import TypeAdapter
+
+    from qdmr_ray.data.packing.pack import PackSettings
+    from qdmr_ray.data.packing.pack import pack as pack_folders
+    from qdmr_ray.parsing import apply_override, parse_settings
+
+    def start_ray() -> None:
+        from qdmr_ray.ray_cluster import ensure_ray
+
+        ensure_ray()
+
+    values: dict[str, Any] = {"lens": lens, "target_set": target_set}
+    for override in overrides or ():
+        apply_override(values, override)
+    settings = parse_settings(TypeAdapter(PackSettings), values, "qdmr data pack")
+    with bars() as progress:
+        pack_folders(
+            source,
+            out,
+            settings=settings,
+            progress=lambda done, total: progress("pack", done, total),
+            start_ray=start_ray,
+            endpoint=endpoint,
+        )
+    _print_dataset(out, endpoint)
+
+
+@data_app.command(epilog="Example:  qdmr data inspect data/realab-s1 --verify")
+def inspect(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="A packed dataset.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every record against its checksum.")
+    ] = False,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="Contact sheet; NAME-sheet.png here by default."),
+    ] = None,
+    endpoint: Endpoint = None,
+) -> None:
+    """What a packed dataset holds: a table, a histogram of sizes, and a contact sheet (PNG)."""
+    from qdmr_ray.data.contact_sheet import contact_sheet
+    from qdmr_ray.data.format.reader import RecordReader
+    from qdmr_ray.data.format.verify import verify as verify_records
+    from qdmr_ray.photographs.decode import write_png
+
+    _print_dataset(uri, endpoint)
+    file = sheet or Path(f"{uri.rstrip('/').rsplit('/', 1)[-1]}-sheet.png")
+    write_png(file, contact_sheet(RecordReader(uri, endpoint=endpoint)))
+    say(f"contact sheet {file}")
+    if not verify:
+        return
+    with bars() as progress:
+        problems = verify_records(
+            uri, progress=lambda d, t: progress("verify", d, t), endpoint=endpoint
+        )
+    for problem in problems:
+        print(problem.text, file=sys.stderr)
+    if problems:
+        raise QdmrError(f"{uri}: {len(problems)} bad records or shards; pack the dataset again")
+    say("every record agrees with its checksum")
+
+
+def _print_dataset(uri: str, endpoint: str | None) -> None:
+    from qdmr_ray.data.contact_sheet import size_histogram
+    from qdmr_ray.data.format.verify import inspect as inspect_dataset
+
+    manifest = inspect_dataset(uri, endpoint=endpoint)
+    table = Table("set", "images", "ground truth", "shards", "MB", "mean R, G, B", "std R, G, B")
+    for name, entry in manifest.sets.items():
+        table.add_row(
+            name,
+            str(entry.images),
+            "yes" if entry.paired else "no",
+            str(len(entry.shards)),
+            f"{sum(shard.bytes for shard in entry.shards) / 1e6:.1f}",
+            ", ".join(f"{value:.1f}" for value in entry.image.mean),
+            ", ".join(f"{value:.1f}" for value in entry.image.std),
+        )
+    print_table(table)
+    for name, entry in manifest.sets.items():
+        sizes = [(size.height, size.width, size.images) for size in entry.sizes]
+        for line in size_histogram(sizes, ascii_only=not _prints_unicode()):
+            say(f"{name:6}  {line}")
+    for file in manifest.left_out:
+        say(f"left out of {file.set}: {file.origin} ({file.reason})")
+    say(f"{uri}  digest {manifest.digest[:12]}")
+
+
+def _prints_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().startswith("utf")

@@ -1,0 +1,175 @@
+"""``qdmr submit`` and ``qdmr jobs``: commands on a Ray cluster."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from qdmr_ray.cli.output import Endpoint, bars, print_table, say
+from qdmr_ray.errors import QdmrError, SettingsError
+
+SUBMIT_EPILOG = (
+    "Example:  qdmr submit --follow -- qdmr train experiments/demo.yaml --storage s3://bucket/runs"
+)
+Address = Annotated[
+    str | None,
+    typer.Option(help="Jobs API, http://HOST:8265; RAY_API_SERVER_ADDRESS or the config's else."),
+]
+JobName = Annotated[str, typer.Argument(metavar="JOB")]
+
+jobs_app = typer.Typer(
+    help="Follow jobs on a cluster, stop them, fetch what they made.",
+    epilog="Example:  qdmr jobs list",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+def submit(
+    context: typer.Context,
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…")],
+    address: Address = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Show the log until the job ends; outlives broken tunnels."),
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="The job's id; made up by default.")] = None,
+    code: Annotated[
+        Path, typer.Option(help="Folder that goes along and that the command starts in.")
+    ] = Path(),
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable for the job.")
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A variable that the cluster must provide."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would go along and what not.")
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check", help="Whether the experiment and its buckets are looked at first."
+        ),
+    ] = True,
+) -> None:
+    """Run a command on a cluster as a Ray job, with this folder's code but no data or runs. What
+    it writes has to go to s3:// or to an absolute path on a disk that all nodes share."""
+    from qdmr_ray.jobs.client import Jobs, check_variables, find_address
+    from qdmr_ray.jobs.command import check_places, parse_command
+    from qdmr_ray.jobs.preflight import check_places_in_s3, places_of
+    from qdmr_ray.jobs.upload import plan_upload
+
+    parsed = parse_command(command, context.find_root().command)
+    if parsed is not None:
+        check_places(parsed)
+    variables = check_variables(env or (), secret or ())
+    if not code.is_dir():
+        raise SettingsError(f"--code {code}: is no folder")
+    upload = plan_upload(code.resolve())
+    say(f"{len(upload.files)} files, {upload.bytes / 1e6:.1f} MB from {upload.root}")
+    for file in upload.secrets:
+        say(f"left out, it may hold a secret: {file}")
+    if dry_run:
+        for place, count in upload.left_out_counts().items():
+            say(f"left out, no code: {place} ({count} files)")
+        for file, size in upload.files.items():
+            say(f"{size:>10}  {file}")
+        return
+    if check:
+        places = places_of(command, parsed, code, variables)
+        check_places_in_s3(places, lambda line: typer.echo(f"qdmr: warning: {line}", err=True))
+    jobs = Jobs(find_address(address))
+    job = jobs.submit(command, upload, variables=variables, name=name)
+    say(f"job {job}")
+    if follow:
+        _follow(jobs, job)
+    else:
+        say(f"qdmr jobs logs {job} --follow shows its log")
+
+
+@jobs_app.command("list", epilog="Example:  qdmr jobs list --address http://127.0.0.1:8265")
+def list_jobs(address: Address = None) -> None:
+    """All jobs of the cluster, the newest first."""
+    from qdmr_ray.jobs.client import Jobs, find_address
+
+    table = Table("job", "state", "user", "began", "minutes", "command")
+    for job in Jobs(find_address(address)).list():
+        began = datetime.fromtimestamp(job.began).strftime("%Y-%m-%d %H:%M") if job.began else ""
+        last = job.ended or datetime.now().timestamp()
+        minutes = f"{(last - job.began) / 60:.1f}" if job.began else ""
+        table.add_row(job.id, job.state, job.user, began, minutes, job.command)
+    print_table(table)
+
+
+@jobs_app.command("logs", epilog="Example:  qdmr jobs logs JOB --follow")
+def logs(
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
+    address: Address = None,
+) -> None:
+    """What a job has printed; with --follow also what it prints until it ends."""
+    from qdmr_ray.jobs.client import Jobs, find_address
+
+    jobs = Jobs(find_address(address))
+    if follow:
+        _follow(jobs, job)
+    else:
+        typer.echo(jobs.logs(job), nl=False)
+
+
+@jobs_app.command("stop", epilog="Example:  qdmr jobs stop JOB")
+def stop(job: JobName, address: Address = None) -> None:
+    """End a job; run folders stay, and the same command goes on from them."""
+    from qdmr_ray.jobs.client import Jobs, find_address
+    from qdmr_ray.jobs.log_follower import ENDED
+
+    state = Jobs(find_address(address)).stop(job)
+    say(f"job {job}: {state}")
+    if state not in ENDED:
+        raise QdmrError(f"job {job} is still {state} after a minute; see qdmr jobs logs {job}")
+
+
+@jobs_app.command("fetch", epilog="Example:  qdmr jobs fetch JOB --out runs/demo")
+def fetch(
+    job: JobName,
+    out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME by default.")] = None,
+    address: Address = None,
+    endpoint: Endpoint = None,
+) -> None:
+    """Copy the run or sweep folder of a job here, whether it runs, failed or ended; files that are
+    here already stay."""
+    from qdmr_ray.jobs.client import Jobs, find_address
+    from qdmr_ray.jobs.transfer import fetch as fetch_folder
+
+    folder = Jobs(find_address(address)).folder(job)
+    target = out or Path("runs") / folder.rstrip("/").rsplit("/", 1)[-1]
+    with bars() as progress:
+        count = fetch_folder(
+            folder, target, lambda done, total: progress("fetch", done, total), endpoint
+        )
+    say(f"{count} files from {folder} in {target}")
+
+
+def _follow(jobs: object, job: str) -> None:
+    from qdmr_ray.jobs.client import Jobs
+    from qdmr_ray.jobs.log_follower import SUCCEEDED, how_to_come_back
+
+    assert isinstance(jobs, Jobs)
+    try:
+        state = jobs.follow(
+            job,
+            lambda lines: typer.echo(lines, nl=False),
+            lambda line: typer.echo(f"qdmr: {line}", err=True),
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"\n{how_to_come_back(job)}", err=True)
+        raise typer.Exit(0) from None
+    say(f"job {job}: {state}")
+    if state != SUCCEEDED:
+        raise QdmrError(f"job {job} ended as {state}: {jobs.job(job).message[:300]}")

@@ -1,0 +1,122 @@
+"""What ``qdmr restore`` shows while it works."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.restore.restoration import Failure, Report
+
+INTERRUPTED = 130
+
+
+class Interrupted(SystemExit):
+    """Stopped by the user, who has been told already what is done."""
+
+
+def bytes_of(memory: float) -> int:
+    """``--memory`` in GiB as bytes.
+
+    Raises:
+        SettingsError: infinite or no number.
+    """
+    if not math.isfinite(memory):
+        raise SettingsError(f"--memory {memory}: give a number of GiB, such as 2")
+    return round(memory * 2**30)
+
+
+class Lines(Report):
+    """A line per file as it is finished, on standard error."""
+
+    def __init__(self) -> None:
+        self.done = self.number = self.total = 0
+
+    def begun(self, path: Path, number: int, total: int) -> None:
+        self.number, self.total = number, total
+
+    def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
+        self.done += 1
+        for line in lost:
+            _print(f"qdmr: {line}")
+        self.finished(path, result)
+
+    def finished(self, path: Path, result: Path) -> None:
+        """Says so."""
+        _print(f"restored {path} as {result} ({self.number} of {self.total})")
+
+    def so_far(self, out: Path) -> str:
+        """What there is, and what the same command would do."""
+        if not self.done:
+            return "nothing is restored yet"
+        return (
+            f"{self.done} of {self.total} photographs are restored, in {out}; the same command "
+            "does them all again, so name those that are left"
+        )
+
+    def failed(self, failure: Failure) -> None:
+        if os.environ.get("QDMR_VERBOSE") and failure.error is not None:
+            traceback.print_exception(failure.error)
+        _print(f"qdmr: {failure.reason}")
+
+
+class Bar(Lines):
+    """One bar over all photographs, from the first moment, with the name of the one in work."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._task = progress.add_task("restore", total=None)
+
+    def begun(self, path: Path, number: int, total: int) -> None:
+        super().begun(path, number, total)
+        text = f"restore {path.name} ({number} of {total})"
+        done = number - 1
+        # At once: what follows may leave the thread that draws no time for a while.
+        self._progress.update(
+            self._task, description=text, total=total, completed=done, refresh=True
+        )
+
+    def advanced(self, share: float) -> None:
+        self._progress.update(self._task, completed=self.number - 1 + share)
+
+    def finished(self, path: Path, result: Path) -> None:
+        self.advanced(1)
+
+    def failed(self, failure: Failure) -> None:
+        super().failed(failure)
+        # A folder without photographs fails before the first of them.
+        if self.number:
+            self.advanced(1)
+
+
+@contextmanager
+def shown(out: Path) -> Iterator[Report]:
+    """A bar when a person watches, lines when not; and what is true when it is interrupted."""
+    console = Console(stderr=True)
+    report = Lines()
+    try:
+        if not console.is_terminal or os.environ.get("TERM") == "dumb":
+            yield report
+            return
+        # A file's name may have the brackets of rich's markup.
+        columns = (TextColumn("{task.description}", markup=False), BarColumn())
+        times = (TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, *times, console=console, transient=True) as progress:
+            report = Bar(progress)
+            yield report
+    except KeyboardInterrupt:
+        _print(f"qdmr: interrupted; {report.so_far(out)}")
+        raise Interrupted(INTERRUPTED) from None
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

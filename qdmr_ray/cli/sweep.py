@@ -1,0 +1,107 @@
+"""``qdmr sweep``: many runs of an experiment, to find settings or to compare variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from qdmr_ray.cli.output import Overrides, bars, print_table, quick_imports, say
+
+if TYPE_CHECKING:
+    from qdmr_ray.sweeps.plan import Plan
+
+EPILOG = "Example:  qdmr sweep experiments/sweeps/demo.yaml --name try1"
+# Where `qdmr demo` keeps its data, which sweeps of the demo's experiment use, too.
+DEMO_FOLDER = Path("runs/demo")
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml")],
+    name: Annotated[str | None, typer.Option(help="Sweep name; the file's by default.")] = None,
+    storage: Annotated[
+        str, typer.Option(help="Where sweeps lie: a folder or s3://…")
+    ] = "runs/sweeps",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Begin failed trials again.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Search settings, or compare variants, with Ray Tune and Optuna; stages are shared, and with
+    the same name and storage again it resumes. --set trials=32 replaces a setting of the sweep."""
+    with quick_imports():
+        from qdmr_ray.report import build_report
+        from qdmr_ray.sweeps.plan import load_sweep
+    from qdmr_ray.storage import open_location
+
+    plan = load_sweep(file, overrides or (), name=name)
+    endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
+    folder = open_location(storage, endpoint=endpoint).join(plan.settings.name)
+    # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
+    say(f"sweep folder {folder.uri}")
+    with quick_imports():
+        from qdmr_ray.sweeps.run import sweep_run
+
+    with bars() as progress:
+        plan = _with_demo_data(plan, file, progress)
+        results = sweep_run(
+            plan,
+            storage=storage,
+            retry_failed=retry_failed,
+            say=say,
+            progress=lambda done, total: progress("trials", done, total),
+        )
+    page = build_report(folder)
+    _print_results(results)
+    say(f"sweep folder {folder.uri}, report {page}")
+
+
+def _with_demo_data(plan: Plan, file: Path, progress: Any) -> Plan:
+    """The demo's experiment names no data: they are made where `qdmr demo` makes them."""
+    from dataclasses import replace
+
+    from qdmr_ray.demo import find_experiment, make_demo_data
+    from qdmr_ray.sweeps.plan import experiment_file
+
+    data = dict(plan.values.get("data") or {})
+    if data.get("path") or experiment_file(file, plan.settings) != find_experiment("demo"):
+        return plan
+    make_demo_data(DEMO_FOLDER, progress)
+    data["path"] = str((DEMO_FOLDER / "data" / "packed").resolve())
+    return replace(plan, values={**plan.values, "data": data})
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    metrics = [metric["name"] for metric in results["metrics"]]
+    table = Table("trial", "state", *metrics, "test PSNR", "settings")
+    test = (results["test"] or {}).get("trials", {})
+    shown = dict.fromkeys(
+        [*results["front"], *([results["baseline"]] if results["baseline"] else [])]
+    )
+    if not results["space"]:
+        shown = dict.fromkeys(trial["id"] for trial in results["trials"])
+    by_id = {trial["id"]: trial for trial in results["trials"]}
+    for name in shown:
+        trial = by_id[name]
+        values = trial["values"] or [None] * len(metrics)
+        psnr = test.get(name, {}).get("psnr")
+        settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items())
+        table.add_row(
+            name + (" (baseline)" if name == results["baseline"] else ""),
+            trial["state"],
+            *("" if value is None else f"{value:.4g}" for value in values),
+            "" if psnr is None else f"{psnr:.4g}",
+            trial["error"] or settings,
+        )
+    print_table(table)
+    for repeat in results["repeats"]:
+        spread = ", ".join(
+            f"{metric} {mean:.4g} ± {std:.2g}"
+            for metric, mean, std in zip(metrics, repeat["mean"], repeat["std"], strict=True)
+            if mean is not None and std is not None
+        )
+        say(f"trial {repeat['of']} over {len(repeat['seeds'])} seeds: {spread}")
+    trained = ", ".join(f"{count} {stage}" for stage, count in results["stages_trained"].items())
+    say(f"{len(results['trials'])} trials in {results['seconds']:.0f} s; trained: {trained}")

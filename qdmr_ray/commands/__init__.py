@@ -1,1 +1,0 @@
-"""The bodies of ``qdmr`` commands that stand alone; ``qdmr_ray.cli`` registers them."""

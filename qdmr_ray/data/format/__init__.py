@@ -1,0 +1,1 @@
+"""What a packed dataset holds on disk, and how it is read."""

@@ -1,0 +1,171 @@
+"""A node's own copies of shards that lie in a store, shared by every process of the node.
+
+Crops are read from the store by range at first; meanwhile a thread copies whole shards to a
+folder on this node's disk, one process at a time for each, and from then on they are mapped from
+there. Which shards are copied is settled beforehand: the first ones, as many as ``cache_bytes``
+allow. Every record is read once an epoch in random order, so no choice of what to keep could hit
+more often, and nothing is ever dropped only to be fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from qdmr_ray.data.format.manifest import FileEntry
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import TEMPORARY_PREFIX, Location, write_file_atomic
+
+# A disk that is nearly full slows down, and other programs need some of it.
+_FREE_SHARE = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+def default_cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/qdmr_ray/shards``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "qdmr_ray" / "shards"
+
+
+class ShardCache:
+    """Copies in ``folder`` of the first ``limit`` bytes of ``files``, which lie in ``location``.
+
+    Without ``fills`` only copies are used that others made. Not usable for writing; safe for use
+    by several threads and processes at once. File names carry their content's checksum, so
+    datasets share the folder without collisions.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        files: Sequence[FileEntry],
+        folder: Path,
+        limit: int,
+        *,
+        fills: bool = True,
+    ) -> None:
+        self._location = location
+        self._folder = folder
+        self._fills = fills
+        self._wanted: dict[str, FileEntry] = {}
+        room = limit
+        for file in files:
+            if file.bytes > room:
+                break
+            room -= file.bytes
+            self._wanted[file.file] = file
+        self._limit = limit
+        self._asked: set[str] = set()
+        self._queue: queue.SimpleQueue[FileEntry] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def path(self, name: str) -> Path | None:
+        """The copy of a file; ``None`` while there is none, which is then made by and by."""
+        file = self._wanted.get(name)
+        if file is None:
+            return None
+        path = self._folder / name
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == file.bytes:
+                return path
+        self._ask_for(file)
+        return None
+
+    def fetch(self, file: FileEntry) -> Path | None:
+        """A copy of ``file``, made now by one process of the node while the others wait.
+
+        ``None`` when the folder cannot hold it.
+
+        Raises:
+            QdmrError: the store does not give the file.
+        """
+        target = self._folder / file.file
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with _claimed(self._lock_of(file), wait=True):
+                if not target.exists():
+                    write_file_atomic(target, self._location.join(file.file).read_bytes())
+            return target
+        except OSError as error:
+            _log.warning("%s cannot be used: %s", self._folder, error)
+            return None
+
+    def _lock_of(self, file: FileEntry) -> Path:
+        return self._folder / f"{TEMPORARY_PREFIX}{file.file}.lock"
+
+    def _ask_for(self, file: FileEntry) -> None:
+        if not self._fills:
+            return
+        with self._lock:
+            if file.file in self._asked:
+                return
+            self._asked.add(file.file)
+            self._queue.put(file)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True, name="shard-cache")
+                self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._drop_other_datasets()
+            while True:
+                self._copy(self._queue.get())
+        except (OSError, QdmrError) as error:
+            # Training goes on without it, only slower.
+            _log.warning("no more shards are kept in %s: %s", self._folder, error)
+
+    def _copy(self, file: FileEntry) -> None:
+        target = self._folder / file.file
+        with _claimed(self._lock_of(file)) as ours:
+            if not ours or target.exists():
+                return
+            disk = shutil.disk_usage(self._folder)
+            if disk.free - file.bytes < _FREE_SHARE * disk.total:
+                raise QdmrError(f"the disk has {disk.free / 1e9:.1f} GB left; set data.cache_dir")
+            data = self._location.join(file.file).read_bytes()
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                # Left in the store: its records are checked, and named, as they are read.
+                _log.warning("%s: wrong checksum, not kept", self._location.join(file.file).uri)
+                return
+            write_file_atomic(target, data)
+
+    def _drop_other_datasets(self) -> None:
+        """Makes room: files that this dataset doesn't want, the longest unused first."""
+        # An index is small, and may be another training run's.
+        shards = self._folder.glob("*.parquet")
+        others = [file for file in shards if file.name not in self._wanted]
+        sizes = {file: file.stat() for file in others}
+        excess = sum(found.st_size for found in sizes.values())
+        excess += sum(file.bytes for file in self._wanted.values()) - self._limit
+        for file, found in sorted(sizes.items(), key=lambda item: item[1].st_atime):
+            if excess <= 0:
+                return
+            # Who has it mapped keeps it; the disk gets it back afterwards.
+            file.unlink(missing_ok=True)
+            excess -= found.st_size
+
+
+@contextlib.contextmanager
+def _claimed(lock: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process alone may do what ``lock`` stands for; freed even when it is killed.
+
+    The file stays: removing it would let a third process lock another one of the same name.
+    """
+    with open(lock, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True

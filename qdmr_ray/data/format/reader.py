@@ -1,0 +1,277 @@
+"""Reading records of a packed dataset by their position; opened once per process.
+
+On a local disk the shards are memory-mapped: a crop touches only its own rows, and the operating
+system's page cache is the cache. In a store, the rows of a crop are one ranged request, and
+shards that the node has copied (``cache``) are mapped like local ones.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
+from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, ImageColumns, SetIndex
+from qdmr_ray.data.format.manifest import ShardEntry, read_manifest
+from qdmr_ray.data.format.verify import set_index
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage import ObjectReader, open_location
+
+# A piece that differs from its checksum may have been damaged on its way: it is fetched again.
+_FETCHES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One photograph, uint8 (H, W, 3) RGB; ``name`` is its file name without ending."""
+
+    name: str
+    image: np.ndarray
+    ground_truth: np.ndarray | None
+
+
+class RecordReader:
+    """The records of the packed dataset at ``uri`` (local path or ``s3://…``).
+
+    ``endpoint`` is the address of an S3-compatible store. ``cache_bytes`` bounds what this node
+    keeps of a dataset in a store, in ``cache_folder``; 0 keeps nothing. Without ``fill_cache`` this
+    reader copies no shards but uses what others copied. Every band of pixels is
+    checked against its checksum the first time that it is read. Safe for use by several threads.
+
+    Raises:
+        QdmrError: there is no dataset, or its manifest is damaged.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        endpoint: str | None = None,
+        cache_bytes: int = 0,
+        cache_folder: Path | None = None,
+        fill_cache: bool = True,
+    ) -> None:
+        self._location = open_location(uri, endpoint=endpoint)
+        self.manifest = read_manifest(self._location)
+        self._ends = {
+            name: list(accumulate(shard.rows for shard in entry.shards))
+            for name, entry in self.manifest.sets.items()
+        }
+        self._indexes: dict[str, SetIndex] = {}
+        self._mapped: dict[str, np.ndarray] = {}
+        self._objects: dict[str, ObjectReader] = {}
+        # Which bands have been checked, bool (bands of the set,) by set and kind of image.
+        self._checked: dict[tuple[str, bool], np.ndarray] = {}
+        self._cache: ShardCache | None = None
+        if self._location.local_path is None and cache_bytes:
+            shards = [s for entry in self.manifest.sets.values() for s in entry.shards]
+            folder = cache_folder or default_cache_folder()
+            self._cache = ShardCache(self._location, shards, folder, cache_bytes, fills=fill_cache)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether reading may wait for a store."""
+        return self._location.local_path is None
+
+    def count(self, set_name: str) -> int:
+        """Records in a set."""
+        return self.manifest.set(set_name).images
+
+    def index(self, set_name: str) -> SetIndex:
+        """The index of a set, read when it is first needed.
+
+        Raises:
+            QdmrError: there is no such set, or its index is missing or damaged.
+        """
+        if set_name not in self._indexes:
+            entry = self.manifest.set(set_name)
+            copy = self._cache.fetch(entry.index) if self._cache else None
+            # A copy is mapped, and so held once by all processes of the node.
+            place = self._location if copy is None else open_location(copy.parent)
+            self._indexes[set_name] = set_index(place, entry)
+        return self._indexes[set_name]
+
+    def read(self, set_name: str, index: int) -> Record:
+        """A whole record, as writable copies.
+
+        Raises:
+            QdmrError: the set does not exist, or its shard is missing or damaged.
+        """
+        table = self.index(set_name)
+        self._find(set_name, index)
+        height = int(table.heights[index])
+        paired = self.manifest.set(set_name).paired
+        images = [
+            self.lines(set_name, index, 0, height, ground_truth=ground_truth)
+            for ground_truth in (False, True)[: 1 + paired]
+        ]
+        return Record(
+            name=table[index].name,
+            image=_interleaved(images[0]),
+            ground_truth=_interleaved(images[1]) if paired else None,
+        )
+
+    def lines(
+        self, set_name: str, index: int, top: int, bottom: int, *, ground_truth: bool = False
+    ) -> np.ndarray:
+        """Rows ``top`` .. ``bottom - 1``, uint8 (rows, 3, W), read-only, a view where possible.
+
+        Raises:
+            QdmrError: the set or its ground truth does not exist, or the shard is missing or
+                damaged; the message names shard and row.
+            IndexError: there is no such record.
+        """
+        shard, row = self._find(set_name, index)
+        table = self.index(set_name)
+        columns = table.ground_truth if ground_truth else table.image
+        offset = int(columns.offsets[index])
+        if offset < 0:
+            raise QdmrError(f"the {set_name} set of {self._location.uri} has no ground truth")
+        height, width = int(table.heights[index]), int(table.widths[index])
+        # Whole bands, because only those can be checked.
+        first = top - top % BAND_ROWS
+        end = min(-(-bottom // BAND_ROWS) * BAND_ROWS, height)
+        row_bytes = CHANNELS * width
+        expected = _Expected(columns.bands, int(columns.first_bands[index]) + first // BAND_ROWS)
+        try:
+            lines = self._checked_bytes(
+                shard,
+                offset + first * row_bytes,
+                (end - first, CHANNELS, width),
+                expected,
+                self._checked_bands(set_name, ground_truth, columns),
+            )
+        except QdmrError as error:
+            raise QdmrError(f"{error} (row {row}, {table.origin(index)})") from error
+        return lines[top - first : bottom - first]
+
+    def crop(
+        self,
+        set_name: str,
+        index: int,
+        *,
+        top: int,
+        left: int,
+        size: int,
+        ground_truth: bool = False,
+    ) -> np.ndarray:
+        """The square of ``size`` pixels at (top, left), as a view, uint8 (3, size, size).
+
+        Raises:
+            QdmrError: as ``lines``.
+            ValueError: the square reaches over the photograph's edge.
+        """
+        sizes = self.index(set_name)
+        height, width = int(sizes.heights[index]), int(sizes.widths[index])
+        if not (0 <= top <= height - size and 0 <= left <= width - size):
+            raise ValueError(f"crop {size} at ({top}, {left}) does not fit {width} x {height}")
+        lines = self.lines(set_name, index, top, top + size, ground_truth=ground_truth)
+        return lines[:, :, left : left + size].transpose(1, 0, 2)
+
+    def _find(self, set_name: str, index: int) -> tuple[ShardEntry, int]:
+        """The shard of a record and its row there."""
+        entry = self.manifest.set(set_name)
+        if not 0 <= index < entry.images:
+            raise IndexError(f"{set_name} record {index} of {entry.images}")
+        ends = self._ends[set_name]
+        number = bisect_right(ends, index)
+        shard = entry.shards[number]
+        return shard, index - (ends[number] - shard.rows)
+
+    def _checked_bytes(
+        self,
+        shard: ShardEntry,
+        offset: int,
+        shape: tuple[int, int, int],
+        expected: _Expected,
+        checked: np.ndarray,
+    ) -> np.ndarray:
+        """Whole bands of pixels, uint8 ``shape``, that agree with their checksums."""
+        length = math.prod(shape)
+        mapped = self._mapping(shard)
+        if mapped is not None:
+            lines = mapped[offset : offset + length].reshape(shape)
+            if expected.agrees(lines, checked):
+                return lines
+        else:
+            for _ in range(_FETCHES):
+                data = self._fetch(shard, offset, length)
+                if len(data) == length:
+                    lines = np.frombuffer(data, dtype=np.uint8).reshape(shape)
+                    # Fetched anew each time, so checked each time.
+                    if expected.agrees(lines, np.zeros_like(checked)):
+                        return lines
+        place = self._location.join(shard.file).uri
+        raise QdmrError(f"{place}: wrong checksum; pack the dataset again")
+
+    def _mapping(self, shard: ShardEntry) -> np.ndarray | None:
+        """The shard's bytes where it lies on a disk of this machine."""
+        mapped = self._mapped.get(shard.file)
+        if mapped is None:
+            path = self._location.join(shard.file).local_path
+            if path is None and self._cache is not None:
+                path = self._cache.path(shard.file)
+            if path is not None:
+                mapped = self._mapped[shard.file] = self._map(shard, path)
+        return mapped
+
+    def _fetch(self, shard: ShardEntry, offset: int, length: int) -> bytes:
+        reader = self._objects.get(shard.file)
+        if reader is None:
+            reader = ObjectReader(self._location.join(shard.file))
+            size = reader.size()
+            if size != shard.bytes:
+                raise _wrong_size(self._location.join(shard.file).uri, size, shard)
+            # Two threads may both make one: the later is kept, and both work.
+            self._objects[shard.file] = reader
+        return reader.read(offset, length)
+
+    def _map(self, shard: ShardEntry, path: Path) -> np.ndarray:
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise QdmrError(f"{path}: is missing; pack the dataset again") from error
+        if size != shard.bytes:
+            raise _wrong_size(str(path), size, shard)
+        # A plain array over the mapping: slicing np.memmap costs ten times as much.
+        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+
+    def _checked_bands(
+        self, set_name: str, ground_truth: bool, columns: ImageColumns
+    ) -> np.ndarray:
+        key = (set_name, ground_truth)
+        if key not in self._checked:
+            self._checked[key] = np.zeros(len(columns.bands), dtype=bool)
+        return self._checked[key]
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """The checksums of some bands: ``bands[start]`` is the first one's."""
+
+    bands: np.ndarray
+    start: int
+
+    def agrees(self, lines: np.ndarray, checked: np.ndarray) -> bool:
+        """Compares the bands of ``lines`` that are not ``checked`` yet, and marks them."""
+        start, end = self.start, self.start + -(-len(lines) // BAND_ROWS)
+        for band in (np.flatnonzero(~checked[start:end]) + start).tolist():
+            top = (band - start) * BAND_ROWS
+            if zlib.crc32(lines[top : top + BAND_ROWS].data) != self.bands[band]:
+                return False
+            checked[band] = True
+        return True
+
+
+def _wrong_size(place: str, size: int, shard: ShardEntry) -> QdmrError:
+    return QdmrError(f"{place}: has {size} bytes instead of {shard.bytes}; pack the dataset again")
+
+
+def _interleaved(lines: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(lines.transpose(0, 2, 1))

@@ -1,0 +1,1 @@
+"""Image folders to shards and their manifest."""

@@ -1,0 +1,236 @@
+"""Folders of photographs: which there are, which belong together, and whether they can be used.
+
+Everything that can be wrong with a user's folders is found here, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, probe_image
+
+# Folder names of the Realab benchmark.
+CLEAN = Path("Syn", "gt")
+REAL_SIM = "Real-Sim"
+REAL_SNAP = "Real-Snap"
+TARGETS = (REAL_SIM, REAL_SNAP)
+# How many of the odd files a message names.
+_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder:
+    """One set: a folder of photographs and, for pairs, the folder of their ground truth."""
+
+    images: Path
+    ground_truth: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFolders:
+    """Where the three sets lie; a set that is ``None`` does not exist.
+
+    ``source`` are simulated pairs (aberrated, clean), ``target`` unpaired photographs of the real
+    lens, ``test`` held-out photographs of the real lens, with ground truth where it is known.
+    """
+
+    lens: str | None = None
+    source: ImageFolder | None = None
+    target: ImageFolder | None = None
+    test: ImageFolder | None = None
+
+    def sets(self) -> dict[str, ImageFolder]:
+        """The sets that exist, by name, in the order source, target, test."""
+        named = {"source": self.source, "target": self.target, "test": self.test}
+        return {name: folder for name, folder in named.items() if folder is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordFiles:
+    """The files of one record, checked: both exist, can be opened and have this size.
+
+    ``name`` is the file name without its ending, the same on both sides of a pair.
+    """
+
+    name: str
+    image: Path
+    ground_truth: Path | None
+    height: int
+    width: int
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The photographs directly in ``folder``, sorted by name; hidden files are left out.
+
+    Raises:
+        QdmrError: the folder is missing, no folder, or holds no photograph.
+    """
+    try:
+        files = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")
+            and path.is_file()
+        )
+    except OSError as error:
+        raise QdmrError(f"{folder}: cannot be listed ({error.strerror}); check the path") from error
+    if not files:
+        raise QdmrError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def is_realab(root: Path) -> bool:
+    """Whether ``root`` is laid out as Realab, as far as source pairs go."""
+    return any((place / CLEAN).is_dir() for place in (root, root / "Realab"))
+
+
+def find_realab(
+    root: Path, lens: str | None = None, target: str | None = None, *, needs_target: bool = True
+) -> DatasetFolders:
+    """The sets of one lens in a folder laid out as Realab; ``root`` may also hold ``Realab/``.
+
+    ``lens`` and ``target`` ("Real-Sim" or "Real-Snap") may be ``None`` where there is one only.
+    Without ``needs_target`` a layout that has source pairs alone is enough.
+
+    Raises:
+        QdmrError: the layout is not there, or ``lens`` or ``target`` is missing or ambiguous.
+    """
+    if (root / "Realab").is_dir():
+        root = root / "Realab"
+    _require(root)
+    _require(root / CLEAN)
+    lens = _only("lens", lens, _lenses(root), root / "Syn")
+    targets = {name: _target_folders(root, name, lens) for name in TARGETS}
+    present = sorted(name for name, (train, _) in targets.items() if train.images.is_dir())
+    source = ImageFolder(images=root / "Syn" / lens / "train", ground_truth=root / CLEAN)
+    if not present and not needs_target:
+        return DatasetFolders(lens=lens, source=source, target=None, test=None)
+    if not present:
+        raise QdmrError(
+            f"{root}: no target photographs of lens {lens}; expected "
+            + " or ".join(str(train.images.relative_to(root)) for train, _ in targets.values())
+        )
+    train, test = targets[_only("target", target, present, root)]
+    return DatasetFolders(
+        lens=lens, source=source, target=train, test=test if test.images.is_dir() else None
+    )
+
+
+def check_folders(
+    folders: DatasetFolders,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    rejected: list[tuple[str, Path, str]] | None = None,
+) -> dict[str, list[RecordFiles]]:
+    """Every record of every set, by set name, sorted by name; nothing is decoded yet.
+
+    ``progress`` is called with (records checked, records in all). Where a list ``rejected`` is
+    given, a record that cannot be used is appended to it as (set, file, reason), not raised.
+
+    Raises:
+        QdmrError: a folder is missing or empty, names do not match between photographs and
+            ground truth, the sizes of a pair differ, or a file is no readable image.
+    """
+    if not folders.sets():
+        raise QdmrError("no set to read: name at least one folder of images")
+    matched = {name: _match(folder) for name, folder in folders.sets().items()}
+    total = sum(len(pairs) for pairs in matched.values())
+    done = 0
+    checked: dict[str, list[RecordFiles]] = {name: [] for name in matched}
+    for name, pairs in matched.items():
+        for image, ground_truth in pairs:
+            try:
+                checked[name].append(_check_record(image, ground_truth))
+            except QdmrError as error:
+                if rejected is None:
+                    raise
+                rejected.append((name, image, str(error)))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return checked
+
+
+def _lenses(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in (root / "Syn").glob("*/train") if path.is_dir())
+
+
+def _target_folders(root: Path, target: str, lens: str) -> tuple[ImageFolder, ImageFolder]:
+    """Training and test folder of one target set, whether they exist or not."""
+    if target == REAL_SNAP:
+        snap = root / REAL_SNAP
+        return ImageFolder(images=snap / f"{lens}_train_2K"), ImageFolder(
+            images=snap / f"{lens}_val_2K"
+        )
+    simulated = root / REAL_SIM / lens
+    test = ImageFolder(images=simulated / "val", ground_truth=simulated / "val_gt")
+    return ImageFolder(images=simulated / "train"), test
+
+
+def _only(what: str, wanted: str | None, present: list[str], where: Path) -> str:
+    """``wanted`` if it is there, or the only one that is there."""
+    options = ", ".join(present) or "none"
+    if wanted is not None and wanted not in present:
+        raise QdmrError(f"{where}: no {what} {wanted!r}; there is: {options}")
+    if wanted is None and len(present) != 1:
+        raise QdmrError(f"{where}: set {what} to one of those found there: {options}")
+    return wanted if wanted is not None else present[0]
+
+
+def _require(folder: Path) -> None:
+    if not folder.is_dir():
+        raise QdmrError(f"{folder}: no such folder; expected the Realab layout")
+
+
+def _match(folder: ImageFolder) -> list[tuple[Path, Path | None]]:
+    """Photographs with their ground truth, matched by name without ending."""
+    images = list_images(folder.images)
+    if folder.ground_truth is None:
+        return [(path, None) for path in images]
+    by_name = _by_name(images)
+    truth = _by_name(list_images(folder.ground_truth))
+    without_truth = sorted(by_name.keys() - truth.keys())
+    without_image = sorted(truth.keys() - by_name.keys())
+    if without_truth or without_image:
+        raise QdmrError(
+            f"names do not match: only in {folder.images}: {_some(without_truth)}; "
+            f"only in {folder.ground_truth}: {_some(without_image)}"
+        )
+    return [(by_name[name], truth[name]) for name in sorted(by_name)]
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in named:
+            raise QdmrError(
+                f"{path}: has the same name as {named[path.stem].name}, so its partner is "
+                "unclear; rename or remove one"
+            )
+        named[path.stem] = path
+    return named
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "none"
+    rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + rest
+
+
+def _check_record(image: Path, ground_truth: Path | None) -> RecordFiles:
+    height, width = probe_image(image)
+    if ground_truth is not None:
+        other_height, other_width = probe_image(ground_truth)
+        if (other_height, other_width) != (height, width):
+            raise QdmrError(
+                f"{image} is {width} x {height} pixels but its ground truth {ground_truth} is "
+                f"{other_width} x {other_height}; both must have one size"
+            )
+    return RecordFiles(
+        name=image.stem, image=image, ground_truth=ground_truth, height=height, width=width
+    )

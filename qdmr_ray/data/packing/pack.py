@@ -1,0 +1,346 @@
+"""Folders of photographs -> a packed dataset: Parquet shards, an index per set and a manifest.
+
+    qdmr data pack Realab --out data/s1 --set lens=S1
+
+Packing is lossless, and the same files give the same bytes. Killed or failed, it leaves what was
+there before, and the shards that it finished (``unfinished``): run again, it goes on. Shards are
+named by their content, the manifest comes last and in one piece, and only then are files of an
+earlier packing removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from qdmr_ray.data.format.index import CHANNELS, content_digest, encode_index
+from qdmr_ray.data.format.manifest import (
+    FileEntry,
+    LeftOut,
+    Manifest,
+    SetEntry,
+    SizeCount,
+    ValueStatistics,
+    write_manifest,
+)
+from qdmr_ray.data.format.shards import DIGEST_DIGITS, LEVELS, PackedShard, ShardJob, origin_of
+from qdmr_ray.data.packing.folders import (
+    TARGETS,
+    DatasetFolders,
+    ImageFolder,
+    RecordFiles,
+    check_folders,
+    find_realab,
+    is_realab,
+)
+from qdmr_ray.data.packing.resume import UNFINISHED_FOLDER, finished_before, write_and_note
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.settings import Settings, setting
+from qdmr_ray.storage import TEMPORARY_PREFIX, Location, open_location
+
+# Called with (steps done, steps in all): packing checks every record, then packs it.
+Progress = Callable[[int, int], None]
+
+_OURS = re.compile(r"(source|target|test)-(\d{5,6}|index)-[0-9a-f]{16}\.(parquet|arrow)")
+# Starting Ray takes as long as packing this many bytes of pixels (7 s; one core packs 1920 x 1280
+# PNGs at 0.1 to 0.14 s each).
+_WORTH_STARTING_RAY = 2**30
+STOP, LEAVE_OUT = "stop", "leave_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackSettings(Settings):
+    """Which folders become which set, and how large the shards are."""
+
+    lens: str | None = setting(
+        None, "lens folder of the Realab layout, such as S1; not needed when there is one only"
+    )
+    target_set: str | None = setting(
+        None,
+        "which target photographs of the Realab layout; not needed when there is one set only",
+        choices=TARGETS,
+    )
+    source_images: str | None = setting(
+        None, "folder of aberrated images, inside the packed folder or absolute; replaces Realab"
+    )
+    source_ground_truth: str | None = setting(None, "folder of their clean images")
+    target_images: str | None = setting(None, "folder of photographs of the real lens")
+    test_images: str | None = setting(None, "folder of held-out photographs of the real lens")
+    test_ground_truth: str | None = setting(None, "folder of their ground truth, where known")
+    shard_bytes: int = setting(
+        128 * 2**20, "pixels in a shard before the next one starts", unit="bytes", minimum=1
+    )
+    shard_records: int = setting(1024, "records in a shard before the next one starts", minimum=1)
+
+    bad_images: str = setting(
+        STOP,
+        "what an unreadable or constant image does: stop packing, or leave_out the image and say "
+        "so in the manifest",
+        choices=(STOP, LEAVE_OUT),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.source_images is None) != (self.source_ground_truth is None):
+            raise SettingsError("set both source_images and source_ground_truth, or neither")
+        if self.test_ground_truth is not None and self.test_images is None:
+            raise SettingsError("test_ground_truth needs test_images")
+
+    def folders(self, src: Path) -> DatasetFolders:
+        """The folders that are named here, and for the others what a Realab layout in ``src``
+        holds: photographs of a lens may thus lie elsewhere than its simulated pairs."""
+        explicit = DatasetFolders(
+            lens=self.lens,
+            source=_folder(src, self.source_images, self.source_ground_truth),
+            target=_folder(src, self.target_images, None),
+            test=_folder(src, self.test_images, self.test_ground_truth),
+        )
+        named = explicit.sets()
+        if named and ("source" in named or not is_realab(src)):
+            return explicit
+        found = find_realab(
+            src, self.lens, self.target_set, needs_target=not {"target", "test"} & named.keys()
+        )
+        return DatasetFolders(
+            lens=found.lens,
+            source=found.source,
+            target=explicit.target or found.target,
+            test=explicit.test or found.test,
+        )
+
+
+def pack(
+    src: Path,
+    out: str,
+    *,
+    settings: PackSettings,
+    progress: Progress | None = None,
+    endpoint: str | None = None,
+    start_ray: Callable[[], None] | None = None,
+) -> Manifest:
+    """Packs the photographs below ``src`` into the folder ``out`` (local path or ``s3://…``).
+
+    Shards are written by Ray tasks on this machine when Ray is running, else one after another;
+    ``start_ray`` is called when there is so much to pack that starting it pays. ``endpoint`` is
+    the address of an S3-compatible store.
+
+    Raises:
+        QdmrError: something is wrong with the folders or images, or ``out`` cannot be written.
+            What is wrong with names, sizes and headers is found before anything is written.
+    """
+    if not src.is_dir():
+        raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
+    location = open_location(out, endpoint=endpoint)
+    folders = settings.folders(src)
+    report: Progress = progress if progress is not None else lambda done, total: None
+    leave_out = settings.bad_images == LEAVE_OUT
+    rejected: list[tuple[str, Path, str]] = []
+    # Twice as many steps as records: checking reads every file too.
+    checked = check_folders(
+        folders,
+        lambda done, total: report(done, 2 * total),
+        rejected=rejected if leave_out else None,
+    )
+    root = src.absolute()
+    jobs = list(_jobs(checked, settings, root))
+    if start_ray is not None and sum(map(_pixel_bytes, jobs)) > _WORTH_STARTING_RAY:
+        start_ray()
+    existed = location.exists()
+    packed: dict[tuple[str, int], PackedShard] = {}
+    total = sum(len(job.records) for job in jobs)
+    done = total
+    left_out = [
+        LeftOut(set=name, origin=origin_of(file, root), reason=reason)
+        for name, file, reason in rejected
+    ]
+    try:
+        for job, shard in _run(jobs, location, endpoint):
+            packed[job.set_name, job.number] = shard
+            done += len(job.records)
+            report(done, 2 * total)
+        manifest = _manifest(folders, packed, left_out, location)
+        write_manifest(location, manifest)
+    except QdmrError as error:
+        if not packed:
+            if not existed:
+                location.delete()
+            raise
+        raise QdmrError(f"{error}; {len(packed)} finished shards wait for the next try") from error
+    _clean(location, {file.file for file in manifest.files})
+    return manifest
+
+
+def _folder(src: Path, images: str | None, ground_truth: str | None) -> ImageFolder | None:
+    if images is None:
+        return None
+    return ImageFolder(
+        images=src / images, ground_truth=None if ground_truth is None else src / ground_truth
+    )
+
+
+def _jobs(
+    checked: dict[str, list[RecordFiles]], settings: PackSettings, root: Path
+) -> Iterator[ShardJob]:
+    """Cuts every set into shards: a new one starts when the next record would not fit."""
+    for set_name, files in checked.items():
+        shards: list[list[RecordFiles]] = []
+        size = 0
+        for record in files:
+            length = _record_bytes(record)
+            full = shards and (
+                len(shards[-1]) == settings.shard_records or size + length > settings.shard_bytes
+            )
+            if full or not shards:
+                shards.append([])
+                size = 0
+            shards[-1].append(record)
+            size += length
+        for number, records in enumerate(shards):
+            yield ShardJob(
+                set_name=set_name,
+                number=number,
+                records=tuple(records),
+                root=root,
+                leave_out=settings.bad_images == LEAVE_OUT,
+            )
+
+
+def _record_bytes(record: RecordFiles) -> int:
+    images = 1 if record.ground_truth is None else 2
+    return CHANNELS * record.height * record.width * images
+
+
+def _pixel_bytes(job: ShardJob) -> int:
+    return sum(map(_record_bytes, job.records))
+
+
+def _run(
+    jobs: Sequence[ShardJob], location: Location, endpoint: str | None
+) -> Iterator[tuple[ShardJob, PackedShard]]:
+    """Gives each shard as it is finished, in any order; those of an interrupted run first."""
+    before = finished_before(location, jobs)
+    yield from before
+    known = {(job.set_name, job.number) for job, _ in before}
+    rest = [job for job in jobs if (job.set_name, job.number) not in known]
+    # Where Ray is running, it has been imported; importing it here would cost two seconds.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        yield from _run_on_ray(ray, rest, location.uri, endpoint)
+        return
+    for job in rest:
+        yield job, write_and_note(job, location.uri, endpoint)
+
+
+def _run_on_ray(
+    ray: Any, jobs: Sequence[ShardJob], uri: str, endpoint: str | None
+) -> Iterator[tuple[ShardJob, PackedShard]]:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    # The photographs are on this machine's disk, so the tasks must be too.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(write_and_note).options(scheduling_strategy=here)
+    running = {task.remote(job, uri, endpoint): job for job in jobs}
+    try:
+        while running:
+            ready, _ = ray.wait(list(running))
+            job = running.pop(ready[0])
+            yield job, _result(ray, ready[0])
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _result(ray: Any, reference: Any) -> PackedShard:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        # The user's error, without the remote traceback around it.
+        if isinstance(error.cause, QdmrError):
+            raise error.cause from None
+        raise
+
+
+def _manifest(
+    folders: DatasetFolders,
+    packed: dict[tuple[str, int], PackedShard],
+    left_out: list[LeftOut],
+    location: Location,
+) -> Manifest:
+    """The manifest of what was packed, whose index files are written here."""
+    sets = {}
+    for name, folder in folders.sets().items():
+        shards = [packed[key] for key in sorted(packed) if key[0] == name]
+        left_out.extend(file for shard in shards for file in shard.left_out)
+        if not any(shard.shard for shard in shards):
+            raise QdmrError(f"{folder.images}: no image of the {name} set can be used")
+        sets[name] = _set_entry(name, folder.ground_truth is not None, shards, location)
+    return Manifest(
+        lens=folders.lens,
+        sets=sets,
+        left_out=tuple(sorted(left_out, key=lambda file: (file.set, file.origin))),
+    )
+
+
+def _set_entry(
+    name: str, paired: bool, shards: Sequence[PackedShard], location: Location
+) -> SetEntry:
+    table = pa.concat_tables(shard.index for shard in shards).combine_chunks()
+    data = encode_index(table)
+    checksum = hashlib.sha256(data).hexdigest()
+    file = f"{name}-index-{checksum[:DIGEST_DIGITS]}.arrow"
+    location.join(file).write_bytes_atomic(data)
+    truth = sum(shard.ground_truth_levels for shard in shards)
+    return SetEntry(
+        paired=paired,
+        images=table.num_rows,
+        content=content_digest(table),
+        sizes=_size_counts(table),
+        image=_statistics(sum(shard.image_levels for shard in shards)),
+        ground_truth=_statistics(truth) if paired else None,
+        index=FileEntry(file=file, bytes=len(data), sha256=checksum),
+        shards=tuple(shard.shard for shard in shards if shard.shard is not None),
+    )
+
+
+def _size_counts(table: pa.Table) -> tuple[SizeCount, ...]:
+    sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
+    unique, counts = np.unique(sizes, axis=0, return_counts=True)
+    return tuple(
+        SizeCount(height=height, width=width, images=count)
+        for (height, width), count in zip(unique.tolist(), counts.tolist(), strict=True)
+    )
+
+
+def _statistics(levels: Any) -> ValueStatistics:
+    """From int64 (3, 256), how many pixels have each value: exact, whatever the order."""
+    values = list(range(LEVELS))
+    mean, std, minimum, maximum = [], [], [], []
+    for counts in levels.tolist():
+        pixels = sum(counts)
+        total = sum(value * count for value, count in zip(values, counts, strict=True))
+        squares = sum(value * value * count for value, count in zip(values, counts, strict=True))
+        present = [value for value, count in zip(values, counts, strict=True) if count]
+        mean.append(round(total / pixels, 6))
+        # Integers of any length, so nothing is lost before the root.
+        std.append(round((pixels * squares - total * total) ** 0.5 / pixels, 6))
+        minimum.append(present[0])
+        maximum.append(present[-1])
+    return ValueStatistics(
+        mean=tuple(mean), std=tuple(std), minimum=tuple(minimum), maximum=tuple(maximum)
+    )
+
+
+def _clean(location: Location, kept: set[str]) -> None:
+    """Deletes files of earlier packings, and nothing that something else has put there."""
+    for file in location.list():
+        ours = _OURS.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)
+        if (ours and file.name not in kept) or file.name == UNFINISHED_FOLDER:
+            file.delete()

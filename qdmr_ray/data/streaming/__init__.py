@@ -1,0 +1,1 @@
+"""Shards to training batches, through Ray Data."""

@@ -1,0 +1,151 @@
+"""One bounded piece of an endless stream: a Ray Data execution over some iterations.
+
+A row says which iterations a block covers; a task computes their samples (``plan``), cuts them
+out of the mapped shards (``cutter``) and returns one block of several batches. The rows go in as
+ready blocks, not as ``ray.data.range``: its read tasks want a whole CPU each, which a node full of
+training workers does not have, and they add a second to every segment (1.2 s against 0.2 s to
+the first block).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockAccessor
+from ray.util.debug import log_once
+
+from qdmr_ray.data.streaming.crops import CropRequest, cutter_of_process
+from qdmr_ray.errors import QdmrError
+
+if TYPE_CHECKING:
+    from qdmr_ray.data.streaming.stream import DataSettings
+
+# The label that Ray itself gives to every node.
+_NODE_LABEL = "ray.io/node-id"
+# The column of a block that says why there is none.
+_ERROR = "error"
+# A worker that waits this long for its data is probably short of CPUs; it says so once.
+_PATIENCE_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class Segment:
+    """One Ray Data execution over iterations ``first`` .. ``end - 1``, started by a thread.
+
+    The thread takes every block's reference as soon as it is there, so that the execution ends
+    with its last task. One that waits for its consumer doesn't sleep: inside the training process
+    it would hold the interpreter lock half of the time (measured on 2 cores: four times as long
+    for a step). The blocks lie in the object store until they are used.
+    """
+
+    def __init__(
+        self, settings: DataSettings, request: CropRequest, first: int, end: int, block: int
+    ) -> None:
+        self.end = end
+        _quiet_console()
+        self._dataset = _dataset(settings, request, first, end, block)
+        self._queue: queue.Queue[ray.ObjectRef | Exception | None] = queue.Queue()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"segment-{first}")
+        self._thread.start()
+
+    def blocks(self) -> Iterator[dict[str, np.ndarray]]:
+        """The blocks in order, as read-only arrays in shared memory."""
+        while (item := self._next()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            accessor = BlockAccessor.for_block(ray.get(item))
+            block: dict[str, np.ndarray] = accessor.to_batch_format("numpy")
+            if _ERROR in block:
+                raise QdmrError(str(block[_ERROR][0]))
+            yield block
+
+    def stop(self) -> None:
+        """Ends the execution and its thread."""
+        self._stopping.set()
+        self._thread.join(timeout=5.0)
+
+    def _next(self) -> ray.ObjectRef | Exception | None:
+        warned = False
+        while not self._stopping.is_set():
+            try:
+                return self._queue.get(timeout=_PATIENCE_SECONDS)
+            except queue.Empty:
+                if not warned:
+                    _log.warning(
+                        "no training data for %d s; are there CPUs to spare for the loading "
+                        "tasks (loader_workers x loader_cpus for each training worker)?",
+                        _PATIENCE_SECONDS,
+                    )
+                warned = True
+        return None
+
+    def _run(self) -> None:
+        bundles: Any = self._dataset.iter_internal_ref_bundles()
+        try:
+            for bundle in bundles:
+                for reference in bundle.block_refs:
+                    self._queue.put(reference)
+                if self._stopping.is_set():
+                    return
+            self._queue.put(None)
+        except Exception as error:  # Handed to the consumer, who raises it.
+            self._queue.put(error)
+        finally:
+            # A generator: closing it ends the execution at once.
+            getattr(bundles, "close", lambda: None)()
+
+
+def _dataset(
+    settings: DataSettings, request: CropRequest, first: int, end: int, block: int
+) -> ray.data.Dataset:
+    """The lazy pipeline over iterations ``first`` .. ``end - 1``: a row, a task, a block."""
+    rows = [
+        pa.table({"first": [start], "end": [min(start + block, end)]})
+        for start in range(first, end, block)
+    ]
+    dataset = ray.data.from_blocks(rows).map_batches(
+        _cut_block,
+        fn_args=(request,),
+        batch_size=None,
+        compute=ray.data.TaskPoolStrategy(min(settings.loader_workers, len(rows))),
+        num_cpus=settings.loader_cpus,
+        # The shards are on this node's disk or in its page cache, and the consumer is here too.
+        label_selector={_NODE_LABEL: ray.get_runtime_context().get_node_id()},
+        # Where the workers leave no CPU of it, another node is better than waiting for ever.
+        fallback_strategy=[{"label_selector": {}}],
+    )
+    context = dataset.context
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A block is never split: its rows are whole batches, whatever their size.
+    context.target_max_block_size = None
+    context.execution_options.preserve_order = True
+    return dataset
+
+
+def _cut_block(row: dict[str, np.ndarray], request: CropRequest) -> dict[str, np.ndarray]:
+    iterations = np.arange(int(row["first"][0]), int(row["end"][0]))
+    try:
+        return cutter_of_process(request).cut(iterations)
+    except QdmrError as error:
+        # As a block, because an exception would reach the user through three of Ray's own.
+        return {_ERROR: np.array([str(error)])}
+
+
+def _quiet_console() -> None:
+    """Keeps Ray Data's lines about every single execution in its log files."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
+    # Counts as said: Ray warns once per process that progress bars are off, as they should be.
+    log_once("ray_data_progress_manager_disabled")

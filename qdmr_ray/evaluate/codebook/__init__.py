@@ -1,0 +1,1 @@
+"""How the source and the target domain use the codebook."""

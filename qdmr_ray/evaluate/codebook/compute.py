@@ -1,0 +1,237 @@
+"""Looking into a trained codebook: what source and target photographs choose from it.
+
+    view = codebook_view(open_location("runs/demo"))
+    write_view(view, open_location("runs/demo"))      # codebook.json and codebook.png
+
+Needs no Ray: a bounded number of crops goes through the encoder in this process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from qdmr_ray.config import Experiment, experiment_of_run
+from qdmr_ray.data.format.reader import RecordReader
+from qdmr_ray.data.streaming.stream import DataSettings
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.codebook.atlas import atlas_picture
+from qdmr_ray.evaluate.codebook.usage import (
+    OWN_SHARE,
+    SOURCE,
+    TARGET,
+    CodebookUsage,
+    SetUsage,
+    usage_from_dict,
+)
+from qdmr_ray.models.files import load_model, read_description
+from qdmr_ray.nets import VQGAN
+from qdmr_ray.photographs.decode import encode_png
+from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
+from qdmr_ray.storage import Location
+from qdmr_ray.train.logging.pictures import to_photograph
+
+USAGE_FILE, ATLAS_FILE = "codebook.json", "codebook.png"
+CROPS, CROP = 64, 256
+# Crops that go through the encoder at a time, and codes through the decoder: both bound memory.
+BATCH, CODES_AT_ONCE = 4, 256
+# Of the crops' places.
+SEED = 0
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CodebookView:
+    """The use of a codebook, and its atlas, uint8 (H, W, 3)."""
+
+    usage: CodebookUsage
+    atlas: np.ndarray
+
+
+def codebook_view(
+    run: Location,
+    *,
+    data: str | None = None,
+    crops: int = CROPS,
+    crop: int = CROP,
+    own_share: float = OWN_SHARE,
+    progress: Progress | None = None,
+) -> CodebookView:
+    """Counts what ``crops`` squares of each domain choose from the codebook of ``run``: a run
+    folder, or the folder of a VQGAN, such as an imported one, with ``data``.
+
+    The squares are spread evenly over each set of the packed dataset ``data`` (the run's by
+    default), at places that are the same each time; they measure ``crop`` pixels, or what a smaller
+    photograph allows.
+
+    Raises:
+        QdmrError: no run, no trained VQGAN in it, or no dataset where its settings say.
+        ValueError: ``crops`` or ``crop`` is below 1, or ``own_share`` not in (0.5, 1].
+    """
+    if crops < 1 or crop < 1 or not 0.5 < own_share <= 1:
+        raise ValueError(f"crops={crops}, crop={crop}, own_share={own_share}")
+    alone = read_description(run) is not None
+    folder = run if alone else run.join("vqgan", "final")
+    settings = DataSettings() if alone else _experiment(run).data
+    weights = _weights_of(folder)
+    if weights is None:
+        raise QdmrError(f"{folder.uri}: no trained VQGAN there; train the run's vqgan stage first")
+    path = data or settings.path
+    if not path and alone:
+        raise QdmrError(f"{run.uri}: is a model without a run; name a packed dataset with --data")
+    if not path:
+        raise QdmrError(f"{run.join('config.yaml').uri}: data.path names no packed dataset")
+    reader = RecordReader(path, endpoint=settings.s3_endpoint)
+    network = load_model(folder).network
+    assert isinstance(network, VQGAN)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    counted: dict[str, SetUsage] = {}
+    for name in (SOURCE, TARGET):
+        before = crops * len(counted)
+        images = cut_crops(reader, name, crops=crops, crop=crop, multiple=network.multiple)
+        counted[name] = SetUsage(
+            photographs=min(crops, reader.count(name)),
+            crops=crops,
+            counts=tuple(count_codes(network, _told(images, before, 2 * crops, progress)).tolist()),
+        )
+    usage = CodebookUsage(
+        source=counted[SOURCE],
+        target=counted[TARGET],
+        crop=crop,
+        own_share=own_share,
+        weights_sha256=weights,
+        data_digest=reader.manifest.digest,
+    )
+    return CodebookView(usage, atlas_picture(decode_tiles(network), usage))
+
+
+def write_view(view: CodebookView, place: Location) -> None:
+    """Writes ``codebook.png``, then ``codebook.json`` into the folder ``place``.
+
+    Raises:
+        QdmrError: the place can't be written to.
+    """
+    place.join(ATLAS_FILE).write_bytes_atomic(encode_png(view.atlas))
+    text = json.dumps(view.usage.to_dict(), indent=1)
+    place.join(USAGE_FILE).write_bytes_atomic(text.encode())
+
+
+def read_usage(place: Location) -> CodebookUsage | None:
+    """What ``codebook.json`` in ``place`` says, ``None`` where there is none.
+
+    Raises:
+        QdmrError: the file is damaged.
+    """
+    file = place.join(USAGE_FILE)
+    if file.size() is None:
+        return None
+    try:
+        return usage_from_dict(json.loads(file.read_bytes()))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise QdmrError(
+            f"{file.uri}: is damaged ({type(error).__name__}: {error}); run qdmr codebook again"
+        ) from error
+
+
+def trained_weights(run: Location) -> str | None:
+    """sha256 of the run's trained VQGAN, ``None`` where it has none.
+
+    Raises:
+        QdmrError: there is a model, but it is damaged or no VQGAN.
+    """
+    return _weights_of(run.join("vqgan", "final"))
+
+
+def _weights_of(folder: Location) -> str | None:
+    description = read_description(folder)
+    if description is None:
+        return None
+    if description["kind"] != "vqgan":
+        raise QdmrError(f"{folder.uri}: is a {description['kind']} model, not a VQGAN")
+    return str(description["weights_sha256"])
+
+
+def cut_crops(
+    reader: RecordReader, set_name: str, *, crops: int, crop: int, multiple: int
+) -> Iterator[np.ndarray]:
+    """``crops`` squares uint8 (3, c, c), spread evenly over the photographs of a set.
+
+    c is ``crop``, or the photograph's smaller side, rounded down to a multiple of ``multiple``.
+
+    Raises:
+        QdmrError: no such set, a photograph smaller than ``multiple``, or a damaged shard.
+    """
+    count, random = reader.count(set_name), np.random.default_rng(SEED)
+    table = reader.index(set_name)
+    for number in range(crops):
+        index = number * count // crops
+        height, width = int(table.heights[index]), int(table.widths[index])
+        side = min(crop, height, width) // multiple * multiple
+        if side == 0:
+            raise QdmrError(
+                f"{table.origin(index)}: crops of {min(crop, height, width)} pixels are smaller "
+                f"than one code of this network, {multiple} pixels"
+            )
+        top, left = (int(random.integers(length - side + 1)) for length in (height, width))
+        yield reader.crop(set_name, index, top=top, left=left, size=side)
+
+
+@torch.inference_mode()
+def count_codes(network: VQGAN, images: Iterable[np.ndarray], *, batch: int = BATCH) -> np.ndarray:
+    """int64 (K,): how often each code is chosen by squares uint8 (3, c, c), ``batch`` at a time."""
+    codes = network.quantizer.codes
+    counts = torch.zeros(len(codes), dtype=torch.int64)
+    for stack in _stacks(images, batch):
+        pixels = torch.from_numpy(np.stack(stack)).to(codes.device).float() / 255
+        # Float32 means float32: of near codes, TensorFloat-32 chooses another.
+        with tensor_float_32(ComputeSettings(), codes.device):
+            indices = network.encode_indices(pixels).flatten()
+        counts += torch.bincount(indices, minlength=len(codes)).cpu()
+    return counts.numpy()
+
+
+@torch.inference_mode()
+def decode_tiles(network: VQGAN, *, codes_at_once: int = CODES_AT_ONCE) -> np.ndarray:
+    """uint8 (K, h, w, 3): every code decoded, ``codes_at_once`` at a time."""
+    codes = network.quantizer.codes
+    chunks = torch.arange(len(codes), device=codes.device).split(codes_at_once)
+    return np.stack(
+        [to_photograph(image) for chunk in chunks for image in network.decode_codes(chunk)]
+    )
+
+
+def _experiment(run: Location) -> Experiment:
+    config = run.join("config.yaml")
+    if config.size() is None:
+        raise QdmrError(
+            f"{run.uri} is not a run folder: it has no config.yaml; name the folder that qdmr "
+            "train or qdmr demo wrote"
+        )
+    return experiment_of_run(config.read_bytes().decode(), config.uri)
+
+
+def _stacks(images: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
+    """The images in their order, in stacks of one size and at most ``most``."""
+    stack: list[np.ndarray] = []
+    for image in images:
+        if stack and (len(stack) == most or image.shape != stack[0].shape):
+            yield stack
+            stack = []
+        stack.append(image)
+    if stack:
+        yield stack
+
+
+def _told(
+    images: Iterable[np.ndarray], done: int, total: int, progress: Progress | None
+) -> Iterator[np.ndarray]:
+    """The same images, each counted when the next is asked for."""
+    for number, image in enumerate(images, start=done + 1):
+        yield image
+        if progress is not None:
+            progress(number, total)

@@ -1,0 +1,139 @@
+"""Following a job's log over a connection that may break, as a tunnel from a laptop does.
+
+The log is asked for again from its beginning, and what was shown before is passed over, until the
+job has ended and all of its log has come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.jobs.errors import explained, is_lost, status_of
+
+SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
+ENDED = (SUCCEEDED, FAILED, STOPPED)
+# How long nothing may answer before following is given up: a laptop's way to another network.
+PATIENCE_SECONDS = 300.0
+# A connection that has said nothing for so long may be dead without anybody having been told.
+QUIET_SECONDS = 120.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
+
+
+def how_to_come_back(job: str) -> str:
+    """What stands at the end of every line about a job that is left alone."""
+    return (
+        f"job {job} goes on; qdmr jobs logs {job} --follow comes back, qdmr jobs stop {job} ends it"
+    )
+
+
+class Follower:
+    """Shows the log of ``job`` until it ends.
+
+    Args:
+        client: Ray's client of its jobs API, at ``address``.
+        show: is given the log, piece by piece.
+        note: is given a line when the connection is lost.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        address: str,
+        job: str,
+        show: Callable[[str], None],
+        note: Callable[[str], None],
+    ) -> None:
+        self._client, self._address, self._job = client, address, job
+        self._show, self._note = show, note
+        self._shown = 0
+
+    def run(self) -> str:
+        """Gives the state that the job has ended in.
+
+        Raises:
+            QdmrError: nothing answers for PATIENCE_SECONDS, or what answers refuses.
+        """
+        heard, pause, told, state = time.monotonic(), _FIRST_PAUSE_SECONDS, False, ""
+        while True:
+            before = self._shown
+            has_log, has_answered, failure = asyncio.run(self._tail())
+            try:
+                state = str(self._client.get_job_info(self._job).status.value)
+                # The state of a job that has ended is no reason to wait for its log forever.
+                has_answered = has_answered or state not in ENDED
+            except Exception as error:
+                failure = self._passing(error)
+            if has_log and state in ENDED:
+                return state
+            if has_answered:
+                heard, told = time.monotonic(), False
+            elif time.monotonic() - heard > PATIENCE_SECONDS:
+                return self._given_up(state)
+            elif not told:
+                self._note(
+                    f"the connection to {self._address} is lost ({_short(failure)}); trying for "
+                    f"{PATIENCE_SECONDS / 60:.0f} minutes, and the job goes on meanwhile"
+                )
+                told = True
+            pause = (
+                _FIRST_PAUSE_SECONDS
+                if self._shown > before
+                else min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            )
+            time.sleep(pause)
+
+    async def _tail(self) -> tuple[bool, bool, Exception | None]:
+        """Shows what is new: whether the log came to its end, whether any of it came, and what
+        broke it off."""
+        passed, came = 0, False
+        async with aclosing(self._client.tail_job_logs(self._job)) as pieces:
+            while True:
+                try:
+                    piece = await asyncio.wait_for(anext(pieces), QUIET_SECONDS)
+                except StopAsyncIteration:
+                    return True, True, None
+                except Exception as error:
+                    return False, came, self._passing(error)
+                came = True
+                if passed + len(piece) > self._shown:
+                    self._show(piece[max(0, self._shown - passed) :])
+                passed += len(piece)
+                self._shown = max(self._shown, passed)
+
+    def _passing(self, error: Exception) -> Exception:
+        """The error where trying again may help.
+
+        Raises:
+            QdmrError: where it can't.
+        """
+        import aiohttp
+
+        status = status_of(error)
+        if status is None:
+            # Ray's client tells of a connection that broke off as a RuntimeError.
+            passing = is_lost(error) or isinstance(error, RuntimeError | aiohttp.ClientError)
+        else:
+            busy = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+            passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in busy
+        if not passing:
+            raise explained(error, self._address, self._job) from error
+        return error
+
+    def _given_up(self, state: str) -> str:
+        if state in ENDED:
+            self._note(f"the rest of the log doesn't come; qdmr jobs logs {self._job} shows it")
+            return state
+        raise QdmrError(
+            f"{self._address}: nothing has answered for {PATIENCE_SECONDS / 60:.0f} minutes; "
+            f"{how_to_come_back(self._job)}"
+        )
+
+
+def _short(error: Exception | None) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -1,0 +1,304 @@
+"""The authors' checkpoints: read into a model folder, and written back bit for bit.
+
+    imported = import_authors(Path("net_g.pth"), "vqgan", open_location("models/vqgan"))
+    model = load_model("models/vqgan")
+
+A file holds ``{"params": state dict}`` under the names that ``qdmr_ray.nets.adapter`` maps. Their
+VQGAN carries a semantic head and VGG19, which only its training needs: the model folder keeps them
+in a file of their own, so that they can be written back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.models.files import (
+    IMPORTED,
+    LoadedModel,
+    build_network,
+    load_extras,
+    load_weights,
+    save_model,
+)
+from qdmr_ray.nets import NetworkSettings, SemanticHead, SwinSettings
+from qdmr_ray.nets.adapter import STORED_MASK_SIDE, authors_key, our_key, to_authors
+from qdmr_ray.nets.vgg import VGG19Features
+from qdmr_ray.nets.weights import load_weight_file
+from qdmr_ray.storage import Location, open_location
+
+KINDS = ("vqgan", "qdmr_base", "qdmr_uda")
+# Where a checkpoint's weights lie, the preferred place first.
+PARAMS, AVERAGED = "params", "params_ema"
+EXTRA_PREFIXES = ("semantic.", "vgg.")
+# A weight of every network of this project, by its own name.
+_OURS = "encoder.first.weight"
+REMEDY = "give a .pth file of the authors' code, which holds {'params': weights}"
+# A weight by which a file of another kind is known.
+_TELLTALES = {
+    "multiscale_encoder.in_conv.weight": "a VQGAN: use --kind vqgan",
+    "cac_encoder.in_conv.weight": "a restoration network: use --kind qdmr_base or qdmr_uda",
+    "conv1.weight_orig": "a discriminator, which is not imported",
+}
+
+
+@dataclass(frozen=True)
+class AuthorsWeights:
+    """What a file holds, in our names: the network's ``state``, the ``extras`` of a VQGAN (empty
+    without), the network's sizes, and ``notes`` for the user, a line each."""
+
+    settings: NetworkSettings
+    state: dict[str, Tensor]
+    extras: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def import_authors(file: Path, kind: str, out: Location) -> tuple[str, ...]:
+    """Writes the model folder ``out`` from the authors' ``file``; returns notes for the user.
+
+    The model's step is 0 and its digest comes from the file. ``out`` is new or empty, and stays
+    so when something fails.
+
+    Raises:
+        SettingsError: ``kind`` is none of ``KINDS``.
+        QdmrError: the file is no such network's, or ``out`` is in use or not writable.
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"--kind {kind}: choose from {', '.join(KINDS)}")
+    existed = out.exists()
+    if existed and (out.size() is not None or out.list()):
+        raise QdmrError(f"{out.uri}: is there already; name a new or empty folder for --out")
+    weights = read_authors(file, kind)
+    network = build_network(kind, weights.settings)
+    load_weights(network, weights.state, str(file))
+    digest = IMPORTED + hashlib.sha256(file.read_bytes()).hexdigest()
+    try:
+        save_model(out, network, kind=kind, step=0, digest=digest, extras=weights.extras)
+    except BaseException:
+        # What cannot be tidied up would hide why.
+        with suppress(QdmrError):
+            for written in out.list() if existed else [out]:
+                written.delete()
+        raise
+    return weights.notes
+
+
+def read_authors(file: Path, kind: str) -> AuthorsWeights:
+    """The weights of a network of ``kind`` in the authors' ``file``; runs no code of the file.
+
+    The network's sizes are those of the weights; what weights don't tell is the paper's.
+
+    Raises:
+        QdmrError: the file is unreadable, or keys are missing, unexpected or of a wrong shape; all
+            of them are named, a line each after the first.
+    """
+    theirs, notes = _state_dict(file)
+    if _OURS in theirs:
+        raise QdmrError(
+            f"{file}: holds this project's own names ({_OURS}), not the authors': a model folder "
+            "needs no import; name the folder where a checkpoint is asked for"
+        )
+    ours: dict[str, Tensor] = {}
+    unexpected: list[str] = []
+    for key, value in theirs.items():
+        try:
+            name = our_key(kind, key)
+        except QdmrError:
+            unexpected.append(key)
+            continue
+        if name is not None:
+            ours[name] = value
+    settings = infer_settings(ours)
+    has_extras = any(key.startswith(EXTRA_PREFIXES) for key in ours)
+    wanted = _wanted_shapes(kind, settings, has_extras)
+    missing = [authors_key(kind, key) for key in wanted if key not in ours]
+    unexpected += [authors_key(kind, key) for key in ours if key not in wanted]
+    shapes = [
+        f"{authors_key(kind, key)} {tuple(ours[key].shape)} instead of {wanted[key]}"
+        for key in wanted
+        if key in ours and tuple(ours[key].shape) != wanted[key]
+    ]
+    problems = [
+        (what, found)
+        for what, found in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", shapes),
+        )
+        if found
+    ]
+    if problems:
+        counts = ", ".join(f"{len(found)} {what}" for what, found in problems)
+        lines = [f"  {what}: {name}" for what, found in problems for name in found]
+        first = f"{file}: not the weights of a {kind} network: keys: {counts}"
+        raise QdmrError("\n".join([f"{first}{_other_kind(kind, theirs)}", *lines]))
+    if kind == "vqgan" and not has_extras:
+        notes.append("holds no semantic head and no VGG19: only training a VQGAN needs them")
+    notes += _differences(settings)
+    extras = {key: ours.pop(key) for key in list(ours) if key.startswith(EXTRA_PREFIXES)}
+    return AuthorsWeights(settings, ours, extras, tuple(notes))
+
+
+def authors_state(model: LoadedModel) -> dict[str, Tensor]:
+    """The state dict that the authors' code loads, its constants included.
+
+    A VQGAN without extras (one trained here) gives what the authors call the s2t network.
+
+    Raises:
+        QdmrError: the authors' code has no such network.
+    """
+    settings = model.network.settings
+    if model.kind not in KINDS:
+        raise QdmrError(
+            f"{model.source}: the authors' code has no {model.kind} network; name one of kind "
+            f"{', '.join(KINDS)}"
+        )
+    restores = model.kind != "vqgan"
+    if restores and settings.global_residual:
+        raise QdmrError(
+            f"{model.source}: was trained with network.global_residual, which the authors' code "
+            "does not know; export it to safetensors, onnx or pt2"
+        )
+    if restores and STORED_MASK_SIDE % settings.swin.window:
+        raise QdmrError(
+            f"{model.source}: its window of {settings.swin.window} does not divide the "
+            f"{STORED_MASK_SIDE} x {STORED_MASK_SIDE} map of the authors' shift mask; export it "
+            "to safetensors, onnx or pt2"
+        )
+    state: dict[str, Tensor] = dict(model.network.state_dict())
+    extras = load_extras(open_location(model.source)) if model.kind == "vqgan" else {}
+    kind = "s2t" if model.kind == "vqgan" and not extras else model.kind
+    return to_authors(kind, state | extras)
+
+
+def authors_bytes(model: LoadedModel) -> bytes:
+    """The file ``{"params": state dict}`` that the authors' code reads.
+
+    Raises:
+        QdmrError: the authors' code has no such network.
+    """
+    buffer = io.BytesIO()
+    state = {key: value.detach().contiguous() for key, value in authors_state(model).items()}
+    torch.save({PARAMS: state}, buffer)
+    return buffer.getvalue()
+
+
+def infer_settings(state: Mapping[str, Tensor]) -> NetworkSettings:
+    """Sizes of the network whose weights, in our names, these are.
+
+    What weights don't tell (the commitment weight; a VQGAN's Swin bottleneck) is the paper's, and
+    so is everything where the weights contradict themselves.
+    """
+    paper = NetworkSettings()
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    levels = _count(shapes, r"encoder\.levels\.(\d+)\.")
+    try:
+        widths = tuple(
+            shapes[key][0]
+            for key in (
+                "encoder.first.weight",
+                *(f"encoder.levels.{level}.0.weight" for level in range(levels)),
+            )
+        )
+        codebook_size, code_dim = shapes["quantizer.codes"]
+        return NetworkSettings(
+            widths=widths,
+            residual_blocks=_count(shapes, r"encoder\.levels\.0\.(\d+)\.") - 1,
+            codebook_size=codebook_size,
+            code_dim=code_dim,
+            swin=_infer_swin(shapes, widths[-1]),
+        )
+    except (SettingsError, KeyError, IndexError, ValueError):
+        return paper
+
+
+def _infer_swin(shapes: Mapping[str, tuple[int, ...]], width: int) -> SwinSettings:
+    paper = SwinSettings()
+    if not any(key.startswith("bottleneck.") for key in shapes):
+        return SwinSettings(heads=math.gcd(paper.heads, width))
+    rows, heads = shapes["bottleneck.groups.0.blocks.0.attention.bias_table"]
+    hidden = shapes["bottleneck.groups.0.blocks.0.mlp.0.weight"][0]
+    return SwinSettings(
+        groups=_count(shapes, r"bottleneck\.groups\.(\d+)\."),
+        blocks=_count(shapes, r"bottleneck\.groups\.0\.blocks\.(\d+)\."),
+        heads=heads,
+        window=(math.isqrt(rows) + 1) // 2,
+        mlp_ratio=hidden / width,
+    )
+
+
+def _count(keys: Mapping[str, Any], pattern: str) -> int:
+    """One more than the largest number that ``pattern`` finds."""
+    found = (re.match(pattern, key) for key in keys)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _state_dict(file: Path) -> tuple[dict[str, Tensor], list[str]]:
+    if file.is_dir():
+        raise QdmrError(f"{file}: is a folder: {REMEDY}")
+    if not file.is_file():
+        raise QdmrError(f"{file}: no such file; check the path")
+    content: dict[str, Any] = load_weight_file(file, REMEDY)
+    notes = []
+    if PARAMS in content:
+        state = content[PARAMS]
+    elif AVERAGED in content:
+        state = content[AVERAGED]
+        notes.append(f"holds no {PARAMS!r}: its averaged weights {AVERAGED!r} are taken")
+    else:
+        state = content
+        notes.append(f"holds no {PARAMS!r}: it is taken for a bare state dict")
+    if not isinstance(state, dict) or not state:
+        raise QdmrError(f"{file}: holds no weights: {REMEDY}")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise QdmrError(
+                f"{file}: {key!r} is a {type(value).__name__}, not a tensor of weights: {REMEDY}"
+            )
+    floats = {v.dtype for v in state.values() if v.is_floating_point()} - {torch.float32}
+    if floats:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in floats))
+        notes.append(f"holds weights in {names}: they become float32")
+    return state, notes
+
+
+def _wanted_shapes(
+    kind: str, settings: NetworkSettings, extras: bool
+) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state: dict[str, Tensor] = dict(build_network(kind, settings).state_dict())
+        if extras:
+            for prefix, module in (
+                ("semantic.", SemanticHead(settings.code_dim)),
+                ("vgg.", VGG19Features()),
+            ):
+                state |= {f"{prefix}{key}": value for key, value in module.state_dict().items()}
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _other_kind(kind: str, theirs: Mapping[str, Tensor]) -> str:
+    own = "multiscale_encoder" if kind == "vqgan" else "cac_encoder"
+    for key, what in _TELLTALES.items():
+        if key in theirs and not key.startswith(own):
+            return f"; it looks like {what}"
+    return ""
+
+
+def _differences(settings: NetworkSettings) -> list[str]:
+    """A line that says what differs from the paper's sizes, if anything does."""
+    paper, found = asdict(NetworkSettings()), asdict(settings)
+    paper |= {f"swin.{k}": v for k, v in paper.pop("swin").items()}
+    found |= {f"swin.{k}": v for k, v in found.pop("swin").items()}
+    changed = [f"{k} {found[k]} instead of {paper[k]}" for k in found if found[k] != paper[k]]
+    return [f"differs from the paper's network: {', '.join(changed)}"] if changed else []

@@ -1,0 +1,288 @@
+"""One file with the generator of a trained model, for programs that know nothing of this package.
+
+    exported = export_model("runs/demo/uda/final", "onnx", open_location("qdmr.onnx"))
+
+A ``.safetensors`` file holds weights under our names, ``authors`` the same under theirs. ONNX and
+``torch.export`` (``.pt2``) files hold the whole computation ``image -> restored`` for any batch,
+height and width. What was written is opened again and compared with the network before it gets
+its name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray import __version__
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.models.authors import authors_bytes, read_authors
+from qdmr_ray.models.files import LoadedModel, build_network, load_model, load_weights
+from qdmr_ray.nets.weights import first_line
+from qdmr_ray.storage import Location
+
+OPSET = 18
+INPUT_NAME, OUTPUT_NAME = "image", "restored"
+AXES = {0: "batch", 2: "height", 3: "width"}
+# Tracing takes a size of one for a constant, so a graph has two windows a side at least.
+SMALLEST = 2
+# Batch, and height and width in multiples of the network's: what is traced, and what is compared.
+EXAMPLE = (2, 3, 4)
+CHECKED = ((1, 2, 3), (3, 3, 2))
+# Largest difference allowed, over the largest value of the network's output: float32 rounding.
+ALLOWED = 1e-4
+# Rounding may tip one position towards another of two equally near codes, which shows in the whole
+# image; a wrong graph is wrong on every image.
+IMAGES_TRIED = 3
+# The file inside a .pt2 that carries the description.
+DESCRIPTION = "qdmr.json"
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Restorer = Callable[[Tensor], Tensor]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The ``difference`` between file and network on an image of ``shape`` (B, 3, H, W): largest
+    absolute difference over the largest absolute value."""
+
+    shape: tuple[int, int, int, int]
+    difference: float
+
+
+class Generator(nn.Module):
+    """A network as a function: images (B, 3, H, W) in [0, 1] to restored ones, not clamped."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        restored: Tensor = self.network(image).image
+        return restored
+
+
+def export_model(
+    checkpoint: str | Path | Location, form: str, out: Location, say: Say = lambda _: None
+) -> tuple[Check, ...]:
+    """Writes the model in ``checkpoint`` as a file ``out`` of ``form``, one of ``FORMS``.
+
+    Nothing is written unless the file gives what the network gives, on images of two sizes.
+
+    Raises:
+        SettingsError: unknown ``form``.
+        QdmrError: no model there, a package is missing, the form has no such network, the file
+            disagrees with it, or ``out`` is not writable.
+    """
+    if form not in FORMS:
+        raise SettingsError(f"--to {form}: choose from {', '.join(FORMS)}")
+    write, reopen = FORMS[form]
+    if form == "onnx":
+        _need_onnx()
+    model = load_model(checkpoint)
+    with tempfile.TemporaryDirectory(prefix="qdmr-export-") as folder:
+        file = Path(folder) / f"model.{form}"
+        say(f"writing {model.kind} as {form}")
+        try:
+            write(model, file)
+            say("comparing it with the network")
+            restorer = reopen(model, file)
+            checks = tuple(_check(restorer, model, size) for size in CHECKED)
+        except QdmrError:
+            raise
+        # What the exporters and their runtimes raise has no common type.
+        except Exception as error:
+            raise QdmrError(
+                f"{model.source}: cannot be exported to {form} with torch {torch.__version__} "
+                f"({first_line(error)}); nothing was written"
+            ) from error
+        _judge(checks, form, model)
+        out.write_bytes_atomic(file.read_bytes())
+    return checks
+
+
+def describe(model: LoadedModel) -> dict[str, str]:
+    """What a user of the file has to know, as the text that every format can carry."""
+    multiple = model.network.multiple
+    smallest = SMALLEST * multiple
+    return {
+        "producer": f"qdmr_ray {__version__}",
+        "kind": model.kind,
+        "settings": json.dumps(asdict(model.network.settings)),
+        "step": str(model.step),
+        "digest": model.digest,
+        "multiple": str(multiple),
+        "smallest": str(smallest),
+        "input": f"{INPUT_NAME}: float32 (batch, 3, height, width), RGB in [0, 1]; height and "
+        f"width are multiples of {multiple}, at least {smallest}",
+        "output": f"{OUTPUT_NAME}: float32 of the same shape; clamp it to [0, 1]",
+    }
+
+
+def _image(model: LoadedModel, size: tuple[int, int, int], seed: int = 0) -> Tensor:
+    batch, height, width = size
+    multiple = model.network.multiple
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, height * multiple, width * multiple, generator=generator)
+
+
+def _check(restorer: Restorer, model: LoadedModel, size: tuple[int, int, int]) -> Check:
+    network = Generator(model.network)
+    for seed in range(IMAGES_TRIED):
+        image = _image(model, size, seed)
+        with torch.inference_mode():
+            wanted, found = network(image), restorer(image)
+        difference = float((found - wanted).abs().max() / wanted.abs().max())
+        if difference <= ALLOWED:
+            break
+    batch, _, height, width = image.shape
+    return Check((batch, 3, height, width), difference)
+
+
+def _judge(checks: tuple[Check, ...], form: str, model: LoadedModel) -> None:
+    for check in checks:
+        # NaN is no agreement either.
+        if not check.difference <= ALLOWED:
+            raise QdmrError(
+                f"{model.source}: as {form} it differs from the network by "
+                f"{check.difference:.1e} on images of {check.shape}, where {ALLOWED:.0e} is "
+                "allowed; nothing was written"
+            )
+
+
+def _write_safetensors(model: LoadedModel, file: Path) -> None:
+    state = {key: value.contiguous() for key, value in model.network.state_dict().items()}
+    safetensors.torch.save_file(state, file, metadata={"format": "pt", **describe(model)})
+
+
+def _open_safetensors(model: LoadedModel, file: Path) -> Restorer:
+    return _fresh(model, safetensors.torch.load_file(file), file)
+
+
+def _write_authors(model: LoadedModel, file: Path) -> None:
+    file.write_bytes(authors_bytes(model))
+
+
+def _open_authors(model: LoadedModel, file: Path) -> Restorer:
+    return _fresh(model, read_authors(file, model.kind).state, file)
+
+
+def _fresh(model: LoadedModel, state: dict[str, Tensor], file: Path) -> Restorer:
+    network = build_network(model.kind, model.network.settings)
+    load_weights(network, state, str(file))
+    return Generator(network.eval())
+
+
+def trace(model: LoadedModel) -> torch.export.ExportedProgram:
+    """The computation ``image -> restored`` for any batch, height and width.
+
+    Height and width are multiples of ``network.multiple``, ``SMALLEST`` of them at least.
+    """
+    multiple = model.network.multiple
+    height, width = (torch.export.Dim(name, min=SMALLEST) for name in ("height", "width"))
+    sizes = {0: torch.export.Dim("batch", min=1), 2: multiple * height, 3: multiple * width}
+    with torch.no_grad(), _quiet():
+        return torch.export.export(
+            Generator(model.network),
+            (_image(model, EXAMPLE),),
+            dynamic_shapes={INPUT_NAME: sizes},
+            strict=False,
+        )
+
+
+def _write_pt2(model: LoadedModel, file: Path) -> None:
+    with _quiet():
+        buffer = io.BytesIO()
+        description = json.dumps(describe(model))
+        torch.export.save(trace(model), buffer, extra_files={DESCRIPTION: description})
+    file.write_bytes(buffer.getvalue())
+
+
+def _open_pt2(model: LoadedModel, file: Path) -> Restorer:
+    with _quiet():
+        return torch.export.load(io.BytesIO(file.read_bytes())).module()
+
+
+def _write_onnx(model: LoadedModel, file: Path) -> None:
+    import onnx
+
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            trace(model),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    # Their sizes are expressions such as 64*s12, of names that mean nothing outside.
+    del proto.graph.value_info[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        for axis, name in AXES.items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
+    for key, text in describe(model).items():
+        proto.metadata_props.add(key=key, value=text)
+    onnx.checker.check_model(proto)
+    file.write_bytes(proto.SerializeToString())
+
+
+def _open_onnx(model: LoadedModel, file: Path) -> Restorer:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        file.read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
+
+    def restore(image: Tensor) -> Tensor:
+        (restored,) = session.run([OUTPUT_NAME], {INPUT_NAME: image.numpy()})
+        return torch.from_numpy(restored)
+
+    return restore
+
+
+def _need_onnx() -> None:
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise QdmrError(
+            f"export to onnx needs {', '.join(missing)}: pip install 'qdmr_ray[export]'"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' warnings about their own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+FORMS: dict[str, tuple[Callable[[LoadedModel, Path], Any], Callable[[LoadedModel, Path], Restorer]]]
+FORMS = {
+    "safetensors": (_write_safetensors, _open_safetensors),
+    "onnx": (_write_onnx, _open_onnx),
+    "pt2": (_write_pt2, _open_pt2),
+    "authors": (_write_authors, _open_authors),
+}

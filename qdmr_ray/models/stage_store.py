@@ -1,0 +1,157 @@
+"""Results of stages that runs share: what has been trained once is not trained again.
+
+    STORE/vqgan-3f9c.../vqgan/final/      the result, as in a run folder
+    STORE/vqgan-3f9c.../entry.json        what it is: stage, digest, settings
+    STORE/vqgan-3f9c.../claims/           who trains it now
+
+An entry is named by the digest of everything that determines its weights (``stage_digest``): the
+stage's settings and those of the stages before it, the data, the seed, the number of workers and
+the version of the method. Who comes while it is being trained waits; whose process dies is
+replaced, from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.models.files import DESCRIPTION_FILE, WEIGHTS_FILE, read_description
+from qdmr_ray.storage import Location
+from qdmr_ray.storage.claims import Claims
+from qdmr_ray.train.logging.run_files import METRICS_FILE, PICTURES_FOLDER, TENSORBOARD_FOLDER
+
+FINAL_FOLDER = "final"
+ENTRY_FILE = "entry.json"
+CLAIMS_FOLDER = "claims"
+USES_FOLDER = "uses"
+# Digits of the digest in a folder's name.
+_DIGITS = 32
+# Without a sign of life for so long a stage is not being trained, whatever its claim says.
+ALIVE_SECONDS = 600.0
+FINISHED, TRAINING, UNFINISHED = "finished", "training", "unfinished"
+_DAY = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One stage in the store; ``used`` is when a run last took or trained it, seconds since
+    1970."""
+
+    place: Location
+    stage: str
+    digest: str
+    state: str
+    bytes: int
+    used: float
+
+
+class StageStore:
+    """The stages below ``root``; ``endpoint`` is that of an S3-compatible store."""
+
+    def __init__(self, root: Location, *, endpoint: str | None = None) -> None:
+        self.root, self._endpoint = root, endpoint
+
+    def place(self, stage: str, digest: str) -> Location:
+        """Where a stage's run folder lies."""
+        return self.root.join(f"{stage}-{digest[:_DIGITS]}")
+
+    def provide(
+        self,
+        stage: str,
+        digest: str,
+        settings: dict[str, Any],
+        train: Callable[[Location], None],
+        say: Callable[[str], None],
+    ) -> Location:
+        """The run folder that holds the finished stage: found, waited for, or made by ``train``,
+        which is given that folder.
+
+        Raises:
+            QdmrError: what ``train`` raises, or the store can't be used.
+        """
+        place = self.place(stage, digest)
+
+        def finished() -> bool:
+            return read_description(place.join(stage, FINAL_FOLDER)) is not None
+
+        if not finished():
+            claims = Claims(place.join(CLAIMS_FOLDER), endpoint=self._endpoint)
+            claim = claims.acquire(finished, lambda whom: say(f"{stage}: {whom}, who trains it"))
+            if claim is not None:
+                with claim:
+                    entry = {"stage": stage, "digest": digest, "settings": settings}
+                    text = json.dumps(entry, indent=1).encode()
+                    place.join(ENTRY_FILE).write_bytes_atomic(text)
+                    train(place)
+        return place
+
+    def note_use(self, place: Location, run: str) -> None:
+        """Remembers that ``run`` uses the entry, for :meth:`entries` and :func:`prunable`."""
+        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in run)[-120:]
+        note = json.dumps({"run": run, "time": time.time()}).encode()
+        place.join(USES_FOLDER, f"{name}.json").write_bytes_atomic(note)
+
+    def entries(self) -> Iterator[Entry]:
+        """Every stage in the store, by name."""
+        for place in self.root.list():
+            file = place.join(ENTRY_FILE)
+            if not file.exists():
+                continue
+            try:
+                entry = json.loads(file.read_bytes())
+                stage, digest = entry["stage"], entry["digest"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise QdmrError(f"{file.uri}: is damaged ({error}); delete its folder") from error
+            final = place.join(stage, FINAL_FOLDER)
+            done = read_description(final) is not None
+            holder = Claims(place.join(CLAIMS_FOLDER), endpoint=self._endpoint).holder()
+            alive = holder is not None and time.time() - holder["time"] < ALIVE_SECONDS
+            yield Entry(
+                place=place,
+                stage=stage,
+                digest=digest,
+                state=FINISHED if done else TRAINING if alive else UNFINISHED,
+                bytes=_bytes_below(place),
+                used=self._last_use(place, holder),
+            )
+
+    def _last_use(self, place: Location, holder: dict[str, Any] | None) -> float:
+        times = [float(holder["time"])] if holder else []
+        for note in place.join(USES_FOLDER).list():
+            times.append(float(json.loads(note.read_bytes())["time"]))
+        return max(times, default=0.0)
+
+
+def copy_stage(place: Location, run: Location, stage: str) -> None:
+    """What a run folder holds of a finished stage, from the entry at ``place``: metrics, pictures,
+    the result; its description comes last, so that half a copy is no result."""
+    for parts in ((stage, PICTURES_FOLDER), (TENSORBOARD_FOLDER, stage)):
+        for file in place.join(*parts).list():
+            run.join(*parts, file.name).write_bytes_atomic(file.read_bytes())
+    for names in ((METRICS_FILE,), (FINAL_FOLDER, WEIGHTS_FILE), (FINAL_FOLDER, DESCRIPTION_FILE)):
+        data = place.join(stage, *names).read_bytes()
+        run.join(stage, *names).write_bytes_atomic(data)
+
+
+def prunable(entries: Iterator[Entry], *, unused_days: float, unfinished: bool) -> list[Entry]:
+    """Entries that nobody used for ``unused_days``; with ``unfinished`` also every one that has no
+    result and is not being trained."""
+    limit = time.time() - unused_days * _DAY
+    return [
+        entry
+        for entry in entries
+        if entry.state != TRAINING
+        and (entry.used < limit or (unfinished and entry.state == UNFINISHED))
+    ]
+
+
+def _bytes_below(folder: Location) -> int:
+    total = 0
+    for item in folder.list():
+        size = item.size()
+        total += _bytes_below(item) if size is None else size
+    return total

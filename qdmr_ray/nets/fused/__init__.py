@@ -1,0 +1,1 @@
+"""GPU kernels that do the networks' elementwise work in fewer passes."""

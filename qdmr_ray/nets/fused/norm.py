@@ -1,0 +1,172 @@
+"""Bias, group normalisation and SiLU in one operation, for images channels last on GPUs.
+
+PyTorch's own group normalisation on CUDA works on contiguous images and, under autocast, in
+float32: each of its calls turned the images over twice and widened and narrowed them, which took
+more of a bfloat16 training step than its convolutions (``tests/benchmarks/README.md``). Here the
+images stay as they lie and as narrow as they are; everything is computed in float32.
+
+Both passes begin with a kernel whose programs reduce some rows of one image channel by channel; a
+small one puts their parts together, group by group; a third does the elementwise work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from qdmr_ray.nets.fused import kernels
+except ImportError:  # Where PyTorch comes without Triton, for example on Windows and macOS.
+    kernels = None  # type: ignore[assignment]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Values that a program holds at once, and what keeps its rows from becoming too few.
+_TILE = 4096
+_WARPS = 8
+MOST_CHANNELS = 1024
+# Programs that reduce one batch: some for each of a large GPU's 132 multiprocessors.
+_PROGRAMS = 1056
+_MOST_PARTS = 128
+
+
+def fits(x: Tensor) -> bool:
+    """Whether fused operations take images ``x`` (B, C, H, W)."""
+    return (
+        kernels is not None
+        and x.is_cuda
+        and x.dtype in DTYPES
+        and x.shape[1] <= MOST_CHANNELS
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def group_norm_silu(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    offset: Tensor,
+    eps: float,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """``silu(group_norm(x + bias, groups, weight, offset, eps))`` for images (B, C, H, W) that fit;
+    ``weight``, ``offset`` and ``bias`` are (C,).
+
+    Of the type of ``x``. The gradient of ``bias`` follows from sums that are taken anyway.
+    """
+    bias = torch.zeros_like(weight) if bias is None else bias
+    y: Tensor = _GroupNormSiLU.apply(x, bias, weight, offset, groups, eps)
+    return y
+
+
+def parts_of(images: int, rows: int, tile_rows: int) -> tuple[int, int]:
+    """Programs per image that reduce its rows, and the rows of each (whole tiles)."""
+    wanted = min(_MOST_PARTS, max(1, _PROGRAMS // images))
+    tiles = ceil_div(rows, tile_rows)
+    tiles_each = ceil_div(tiles, wanted)
+    return ceil_div(tiles, tiles_each), tiles_each * tile_rows
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
+    return -(-a // b)
+
+
+def power_of_2_from(count: int) -> int:
+    """The smallest power of 2 that isn't below ``count``."""
+    return 1 << (count - 1).bit_length()
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
+    """Images, rows and channels of ``x``, and the kernels' tile."""
+    images, channels, height, width = x.shape
+    wide = power_of_2_from(channels)
+    tile = {"ROWS": max(1, _TILE // wide), "CHANNELS": wide, "num_warps": _WARPS}
+    return images, height * width, channels, tile
+
+
+def _forward(
+    x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``silu(norm(x + bias))``; with it (3, B, C) and (2, B, groups), which the gradients need."""
+    images, rows, channels, tile = _sizes(x)
+    parts, rows_each = parts_of(images, rows, tile["ROWS"])
+    y = torch.empty_like(x)
+    by_part = x.new_empty((2, images, parts, channels), dtype=torch.float32)
+    by_channel = x.new_empty((3, images, channels), dtype=torch.float32)
+    by_group = x.new_empty((2, images, groups), dtype=torch.float32)
+    kernels.norm_moments[(parts, images)](x, *by_part, rows, rows_each, channels, **tile)
+    kernels.norm_statistics[(images, groups)](
+        *(*by_part, bias, weight, offset, by_channel[0], *by_group, *by_channel[1:]),
+        *(parts, rows, rows_each, channels, groups, eps),
+        **_group_tile(parts, channels // groups),
+    )
+    tiles = ceil_div(rows, tile["ROWS"])
+    kernels.norm_activate[(tiles, images)](x, *by_channel[1:], y, rows, channels, **tile)
+    return y, by_channel, by_group
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    by_channel: Tensor,
+    by_group: Tensor,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``x``, and float32 (3, C) of weight, offset and bias."""
+    images, rows, channels, tile = _sizes(x)
+    parts, rows_each = parts_of(images, rows, tile["ROWS"])
+    dx = torch.empty_like(x)
+    by_part = x.new_empty((2, images, parts, channels), dtype=torch.float32)
+    whole = torch.empty_like(by_channel)
+    subtracted = torch.empty_like(by_group)
+    known = (bias, *by_channel[1:], *by_group)
+    kernels.norm_gradient_sums[(parts, images)](
+        x, dy, *known, *by_part, rows, rows_each, channels, groups, **tile
+    )
+    kernels.norm_gradient_statistics[(images, groups)](
+        *(*by_part, weight, by_channel[0], *by_group, whole, *subtracted),
+        *(parts, rows, channels, groups, images),
+        **_group_tile(parts, channels // groups),
+    )
+    tiles = ceil_div(rows, tile["ROWS"])
+    kernels.norm_gradient[(tiles, images)](
+        x, dy, *known, *subtracted, dx, rows, channels, groups, **tile
+    )
+    return dx, whole.sum(1)
+
+
+def _group_tile(parts: int, width: int) -> dict[str, int]:
+    return {
+        "PARTS": power_of_2_from(parts),
+        "WIDTH": power_of_2_from(width),
+        "num_warps": 4,
+    }
+
+
+class _GroupNormSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        offset: Tensor,
+        groups: int,
+        eps: float,
+    ) -> Tensor:
+        y, by_channel, by_group = _forward(x, bias, weight, offset, groups, eps)
+        ctx.groups = groups
+        ctx.save_for_backward(x, bias, weight, by_channel, by_group)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, bias, weight, by_channel, by_group = ctx.saved_tensors
+        dy = grads[0].contiguous(memory_format=torch.channels_last)
+        dx, by_kind = _backward(dy, x, bias, weight, by_channel, by_group, ctx.groups)
+        of_weight, of_offset, of_bias = by_kind.to(weight.dtype)
+        return dx, of_bias, of_weight, of_offset, None, None

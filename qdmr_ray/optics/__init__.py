@@ -1,0 +1,1 @@
+"""A lens, its point spread functions, and the photographs that it takes."""

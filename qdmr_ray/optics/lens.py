@@ -1,0 +1,92 @@
+"""Lenses: shipped ones by name, your own as YAML (aberrations) or ``.npz`` (measured PSFs).
+
+    lens = load_lens("manufactured")
+    lens = load_lens("my_lens.yaml")
+    lens = load_lens("measured_psfs.npz")
+
+A lens here is a lens on its camera: the PSFs over the frame and what sensor and ISP do.
+``datasets/README.md`` describes both file formats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.optics.camera import CameraSettings
+from qdmr_ray.optics.psf import PSFGrid
+from qdmr_ray.optics.wavefront import OpticsSettings, psf_grid
+from qdmr_ray.parsing import parse_settings, read_yaml
+from qdmr_ray.settings import Settings, setting
+
+LENS_FOLDER = Path(__file__).parent / "lenses"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensSettings(Settings):
+    """A lens file: either ``optics`` or ``psf_grid``, and the camera behind it."""
+
+    optics: OpticsSettings | None = setting(None, "wavefront aberrations")
+    psf_grid: str | None = setting(
+        None, "measured PSFs instead: an .npz file, relative to this file's folder"
+    )
+    camera: CameraSettings = setting(CameraSettings, "glare, sensor and image processing")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.optics is None) == (self.psf_grid is None):
+            raise SettingsError("a lens has either optics or psf_grid, not both and not neither")
+
+
+@dataclass(frozen=True)
+class Lens:
+    """What the simulator needs: a name for folders and messages, PSFs, and the camera."""
+
+    name: str
+    grid: PSFGrid
+    camera: CameraSettings
+
+
+def shipped_lenses() -> list[str]:
+    """Names of the lenses that come with the package, sorted."""
+    return sorted(path.stem for path in LENS_FOLDER.glob("*.yaml"))
+
+
+def load_lens(lens: str) -> Lens:
+    """A lens by the name of a shipped one, or from a ``.yaml`` or ``.npz`` file.
+
+    Raises QdmrError for an unknown name, and for a file that is missing, unreadable or malformed.
+    """
+    path = Path(lens)
+    if path.suffix == ".npz":
+        return Lens(path.stem, PSFGrid.load(path), CameraSettings())
+    if path.suffix not in (".yaml", ".yml"):
+        path = LENS_FOLDER / f"{lens}.yaml"
+        if lens not in shipped_lenses():
+            raise QdmrError(
+                f"lens {lens!r} is not known; use {' or '.join(shipped_lenses())}, "
+                "or the path of a .yaml or .npz file"
+            )
+    settings = read_lens_settings(path)
+    if settings.psf_grid is not None:
+        grid = PSFGrid.load(path.parent / settings.psf_grid)
+    else:
+        assert settings.optics is not None
+        try:
+            grid = psf_grid(settings.optics)
+        except QdmrError as error:
+            raise QdmrError(f"{path}: {error}") from error
+    return Lens(path.stem, grid, settings.camera)
+
+
+def read_lens_settings(path: Path) -> LensSettings:
+    """Reads a lens file.
+
+    Raises QdmrError when it cannot be read, SettingsError for a key that is not known, with the
+    nearest known one, and for a value of the wrong type or out of range.
+    """
+    settings: LensSettings = parse_settings(TypeAdapter(LensSettings), read_yaml(path), str(path))
+    return settings

@@ -1,0 +1,288 @@
+"""Photographs that go out as they came in: 8 or 16 bits, with transparency, EXIF data and colour
+profile.
+
+    photograph = read_photograph(path)
+    write_photograph(out, photograph, corrected)      # of the type and shape of photograph.pixels
+
+For training and measuring, ``images.read_image`` gives 8 bits without any of these.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.photographs.decode import (
+    CONVERTIBLE,
+    SIXTEEN_BIT_GREY,
+    is_sixteen_bit,
+    oriented,
+    read_sixteen_bit,
+)
+from qdmr_ray.photographs.metadata import (
+    TABLES,
+    XMP_TAG,
+    Extras,
+    png_extras,
+    portable_exif,
+    read_extras,
+)
+from qdmr_ray.photographs.sixteen_bit import sixteen_bit_png, sixteen_bit_tiff
+from qdmr_ray.storage import write_file_atomic
+
+# How files of 8 bits other than PNG are written, by ending.
+_JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
+_TIFF = {"format": "TIFF", "compression": "tiff_lzw"}
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    ".bmp": {"format": "BMP"},
+    ".jpeg": _JPEG,
+    ".jpg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".webp": {"format": "WEBP", "lossless": True},
+}
+_SIXTEEN_BIT = {
+    ".png": sixteen_bit_png,
+    ".tif": sixteen_bit_tiff,
+    ".tiff": sixteen_bit_tiff,
+}
+_JPEG_ENDINGS = (".jpeg", ".jpg")
+# Longest sides in pixels: WebP's format has 14 bits for them, libjpeg its own limit.
+_LONGEST = {".webp": 16383, ".jpeg": 65500, ".jpg": 65500}
+# A segment's 65533 bytes without the name that XMP's begins with.
+_JPEG_XMP = 65504
+# A PNG's signature and its first chunk, which every other follows.
+_PNG_START = 33
+_ORIENTATION = ExifTags.Base.Orientation
+_UPRIGHT = 1
+# A TIFF page's own kind: a smaller copy of another, or a mask of it.
+_SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4
+_limit_lock = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """``pixels``, uint8 or uint16 (H, W, 3) RGB, upright; ``alpha``, of that type, (H, W) or None;
+    ``grey``: the file has one colour channel; ``exif`` (as it is to be written) and ``profile``
+    (ICC), empty where there is none; ``extras``: what else the file holds."""
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    grey: bool
+    exif: Image.Exif
+    profile: bytes
+    extras: Extras = Extras()
+
+
+def read_photograph(path: Path) -> Photograph:
+    """The photograph in ``path``, of any size.
+
+    Of a camera's file with previews (MPO, or a TIFF with pages that say so) it is the main one.
+
+    Raises:
+        QdmrError: missing, unreadable, animated, or of a colour mode that has no way to RGB.
+    """
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError as error:
+        raise QdmrError(f"{path}: is a folder; name the photographs in it") from error
+    except OSError as error:
+        raise QdmrError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    try:
+        with _any_size(), Image.open(io.BytesIO(data)) as image:
+            _choose_frame(image, str(path))
+            image.load()
+            pixels = _stored_pixels(image, data, str(path))
+            # Only now: a PNG may carry its EXIF block after the pixels.
+            exif = image.getexif()
+            pixels = np.ascontiguousarray(oriented(pixels, exif.get(_ORIENTATION, _UPRIGHT)))
+            height, width = pixels.shape[:2]
+            exif = portable_exif(exif, height, width)
+            extras = read_extras(image, data, height, width)
+            profile = image.info.get("icc_profile") or b""
+    except (QdmrError, MemoryError):
+        raise
+    except Exception as error:  # Decoders raise whatever a broken file makes them stumble over.
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "no image of a known kind" if unknown else " ".join(str(error).split())
+        raise QdmrError(
+            f"{path}: unreadable image ({reason}); replace or remove the file"
+        ) from error
+    channels = pixels.shape[2]
+    colours = channels - 1 if channels in (2, 4) else channels
+    return Photograph(
+        pixels=np.ascontiguousarray(np.broadcast_to(pixels[..., :colours], (*pixels.shape[:2], 3))),
+        alpha=pixels[..., -1] if colours < channels else None,
+        grey=colours == 1,
+        exif=exif,
+        profile=profile,
+        extras=extras,
+    )
+
+
+def check_fits(photograph: Photograph, suffix: str, name: str) -> None:
+    """Whether a file with this ending holds such a photograph; known before it is corrected.
+
+    Raises:
+        QdmrError: 16 bits, transparency or a side that the format has no room for.
+    """
+    height, width = photograph.pixels.shape[:2]
+    longest = _LONGEST.get(suffix)
+    if photograph.pixels.dtype == np.uint16 and suffix not in _SIXTEEN_BIT:
+        what = "16 bits a channel"
+    elif photograph.alpha is not None and suffix in _JPEG_ENDINGS:
+        what = "transparency"
+    elif longest is not None and max(height, width) > longest:
+        what = f"{width}x{height} pixels, a side longer than {longest}"
+    else:
+        return
+    raise QdmrError(
+        f"{name}: has {what}, for which {suffix} files have no room; rename it to .png or .tif"
+    )
+
+
+def write_photograph(path: Path, photograph: Photograph, pixels: np.ndarray) -> list[str]:
+    """Writes ``pixels`` in the format of the file's ending with all else that ``photograph`` has;
+    completely or not at all. Returns what had to be left out, a line each.
+
+    PNG, TIFF, BMP and WebP lose nothing; JPEG is written at quality 95 without subsampled colour.
+    A TIFF of 16 bits keeps the texts of the EXIF data, not its tables.
+
+    Raises:
+        QdmrError: the format has no room for the pixels, the folder is missing or not writable, or
+            the disk is full.
+    """
+    suffix, lost = path.suffix.lower(), []
+    check_fits(photograph, suffix, str(path))
+    layers = _layers(photograph, pixels)
+    if suffix in _JPEG_ENDINGS and len(photograph.extras.xmp) > _JPEG_XMP:
+        photograph = replace(photograph, extras=replace(photograph.extras, xmp=b""))
+        lost.append("its XMP data are too long for a JPEG file and were left out")
+    try:
+        data = _encoded(suffix, photograph, layers)
+    except Exception as error:  # Pillow raises whatever odd EXIF data make it stumble over.
+        if not len(photograph.exif):
+            raise
+        data = _encoded(suffix, replace(photograph, exif=Image.Exif()), layers)
+        reason = " ".join(str(error).split())
+        lost.append(f"its EXIF data cannot be written ({reason}) and were left out")
+    write_file_atomic(path, data)
+    return lost
+
+
+def _encoded(suffix: str, photograph: Photograph, layers: np.ndarray) -> bytes:
+    if layers.dtype == np.uint8:
+        return _eight_bit_file(suffix, photograph, layers)
+    return _SIXTEEN_BIT[suffix](
+        layers, exif=photograph.exif, profile=photograph.profile, extras=photograph.extras
+    )
+
+
+def _choose_frame(image: Image.Image, name: str) -> None:
+    """Goes to the photograph among previews; several photographs are refused."""
+    count = getattr(image, "n_frames", 1)
+    # The first of a camera's MPO file is the photograph: viewers that know JPEG show that.
+    if image.format == "MPO" or count == 1:
+        return
+    if image.format == "TIFF":
+        main = [page for page in range(count) if not _kind(image, page) & (_REDUCED | _MASK)]
+        if len(main) == 1:
+            image.seek(main[0])
+            return
+        count = len(main) or count
+    raise QdmrError(
+        f"{name}: holds {count} frames; save the one to correct as a picture of its own"
+    )
+
+
+def _kind(image: Image.Image, page: int) -> int:
+    image.seek(page)
+    return int(image.tag_v2.get(_SUBFILE_TYPE, 0))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Pillow's limit of 179 megapixels is against pictures from strangers; these were named."""
+    with _limit_lock, warnings.catch_warnings():
+        # What Pillow thinks of odd EXIF data is no line for a user, either.
+        warnings.simplefilter("ignore")
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _stored_pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
+    """uint8 or uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA), as the file has them."""
+    if image.mode not in CONVERTIBLE + SIXTEEN_BIT_GREY:
+        raise QdmrError(
+            f"{name}: colour mode {image.mode} is not supported; "
+            "save the picture as 8- or 16-bit RGB or grey"
+        )
+    if is_sixteen_bit(image, data):
+        return read_sixteen_bit(image, data, name)
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        return np.asarray(image.convert("LA" if grey else "RGBA"))
+    return np.atleast_3d(np.asarray(image.convert("L" if grey else "RGB")))
+
+
+def _layers(photograph: Photograph, pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 1 .. 4): a grey photograph stays grey, and so fits its colour profile."""
+    if photograph.grey:
+        mean = np.rint(pixels.mean(axis=2, keepdims=True)).astype(pixels.dtype)
+        pixels = mean
+    if photograph.alpha is None:
+        return pixels
+    return np.concatenate([pixels, photograph.alpha[..., None]], axis=2)
+
+
+def _eight_bit_file(suffix: str, photograph: Photograph, layers: np.ndarray) -> bytes:
+    options: dict[str, Any] = {"format": "PNG", **_SAVE_OPTIONS.get(suffix, {})}
+    form, exif, extras = options["format"], photograph.exif, photograph.extras
+    if form == "TIFF" and extras.xmp:
+        exif = _with_xmp(exif, extras.xmp)
+    if form == "TIFF" and any(table in exif for table in TABLES):
+        # Pillow writes EXIF tables into uncompressed TIFF files only.
+        del options["compression"]
+    if form != "BMP":
+        # Without any, Pillow would still write an empty block.
+        options |= {"exif": exif} if len(exif) else {}
+        options |= {"icc_profile": photograph.profile} if photograph.profile else {}
+    if form in ("JPEG", "WEBP") and extras.xmp:
+        options["xmp"] = extras.xmp
+    if form == "JPEG":
+        options |= {"comment": extras.comment, "extra": extras.segments}
+    # A TIFF's own density stands among its tags.
+    own = form == "TIFF" and ExifTags.Base.XResolution in exif
+    if form in ("BMP", "JPEG", "TIFF") and extras.density and not own:
+        options["dpi"] = extras.density
+    image = Image.fromarray(layers[..., 0] if layers.shape[2] == 1 else layers)
+    if image.mode == "LA" and form in ("WEBP", "BMP"):
+        image = image.convert("RGBA")
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    data = buffer.getvalue()
+    return data[:_PNG_START] + png_extras(extras) + data[_PNG_START:] if form == "PNG" else data
+
+
+def _with_xmp(exif: Image.Exif, xmp: bytes) -> Image.Exif:
+    """A copy with XMP as a TIFF has it, among the tags."""
+    made = Image.Exif()
+    made.endian = exif.endian
+    for table in TABLES:
+        # Before the tags: afterwards Pillow would look for them in a file.
+        made.get_ifd(table).update(exif.get_ifd(table))
+    made.update({**exif, XMP_TAG: xmp})
+    return made

@@ -1,0 +1,86 @@
+"""Pages as files: template, style and script put together, and written whole.
+
+A page needs no network: pictures are data URIs, and a content security policy lets no script run
+but its own, so that nothing in a file's name or a setting can.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from qdmr_ray.storage import Location, open_location, write_file_atomic
+
+REPORT_FILE = "report.html"
+ASSETS = importlib.resources.files("qdmr_ray.report") / "assets"
+
+
+def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **content: Any) -> str:
+    """The page that ``template`` makes of ``content``, with these styles and scripts inside."""
+    script = "\n".join(map(_asset, scripts))
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            style="\n".join(map(_asset, styles)),
+            script=script,
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            **content,
+        )
+    )
+
+
+def write_page(page: str, place: Location, out: Location | Path | str | None) -> str:
+    """Writes the page to ``out``, else into the folder ``place``; gives its path or ``s3://…``.
+
+    Raises:
+        QdmrError: it cannot be written.
+    """
+    target = place.join(REPORT_FILE) if out is None else located(out)
+    local = target.local_path
+    if local is None:
+        target.write_bytes_atomic(page.encode("utf-8"))
+    else:
+        # A misspelt folder should be told, not made.
+        write_file_atomic(local, page.encode("utf-8"))
+    return target.uri
+
+
+def located(place: Location | Path | str) -> Location:
+    """The place that a path or ``s3://…`` names."""
+    return place if isinstance(place, Location) else open_location(place)
+
+
+def duration(seconds: float) -> str:
+    """``1 h 12 min``, ``3 min 5 s``: seconds say nothing about a run of hours."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    parts = [
+        f"{value} {unit}" for value, unit in ((hour, "h"), (minute, "min"), (second, "s")) if value
+    ]
+    return " ".join(parts[:2]) or "under 1 s"
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Keys of the page's JSON keep the stages' order.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    return environment

@@ -1,0 +1,246 @@
+"""The figures of an evaluation as the report shows them: headline, tiles and tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from qdmr_ray.report.evaluation import INPUT, Evaluation, label
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricStyle:
+    """How a metric reads; ``better`` is 1 where more is better, -1 where less is, else 0."""
+
+    label: str
+    unit: str = ""
+    better: int = 0
+    digits: int = 3
+
+    def text(self, value: float | None, *, signed: bool = False) -> str:
+        """The figure as people read it; ``n/a`` where there is none."""
+        if value is None or math.isnan(value):
+            return "n/a"
+        if math.isinf(value):
+            return "∞" if value > 0 else "−∞"
+        return f"{value:{'+' if signed else ''}.{self.digits}f}".replace("-", "−")
+
+    @property
+    def direction(self) -> str:
+        """For the head of a table."""
+        return {1: "higher is better", -1: "lower is better", 0: ""}[self.better]
+
+    @property
+    def full_label(self) -> str:
+        """With the unit, as in ``PSNR dB``."""
+        return f"{self.label} {self.unit}".rstrip()
+
+
+METRICS = {
+    "psnr": MetricStyle(label="PSNR", unit="dB", better=1, digits=2),
+    "ssim": MetricStyle(label="SSIM", better=1, digits=4),
+    "lpips": MetricStyle(label="LPIPS", better=-1, digits=4),
+    "niqe": MetricStyle(label="NIQE", better=-1, digits=2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A figure; ``gain`` is its change from the input as text, ``verdict`` ``better``, ``worse``
+    or nothing, ``value`` what a table sorts by (empty where there is no figure), ``spread`` the
+    median and the mean's interval as lines of text."""
+
+    text: str
+    value: str = ""
+    gain: str | None = None
+    verdict: str = ""
+    best: bool = False
+    spread: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A stage's or a photograph's figures, in the order of the table's columns."""
+
+    name: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnGroup:
+    """The columns of one metric."""
+
+    style: MetricStyle
+    columns: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Figures by stage or by photograph; each metric is a group of columns."""
+
+    groups: list[ColumnGroup]
+    rows: list[Row]
+
+
+def metric_style(name: str) -> MetricStyle:
+    """The style of ``psnr``, ``psnr_y``, ``lpips_alex`` …, by the part before the first ``_``."""
+    head, _, variant = name.partition("_")
+    style = METRICS.get(head)
+    if style is None:
+        return MetricStyle(label=name.replace("_", " "))
+    variant = variant.upper() if len(variant) == 1 else variant.replace("_", " ")
+    return replace(style, label=f"{style.label} {variant}".rstrip())
+
+
+def primary_metric(evaluation: Evaluation) -> str | None:
+    """PSNR where a stage has it, else the first metric that a stage has."""
+    metrics = [
+        name
+        for name in evaluation.metrics
+        if any(name in evaluation.figures[stage] for stage in evaluation.stages)
+    ]
+    return "psnr" if "psnr" in metrics else next(iter(metrics), None)
+
+
+def headline(evaluation: Evaluation | None) -> str:
+    """The run in one sentence: its last stage's gain over the input, good or bad."""
+    if evaluation is None:
+        return "This run has not been evaluated yet."
+    count = photographs(evaluation.images)
+    if not evaluation.stages:
+        return f"The aberrated input was measured on {count}; no stage has been evaluated yet."
+    stage, metric = evaluation.stages[-1], primary_metric(evaluation)
+    gain = None if metric is None else mean_gain(evaluation, stage, metric)
+    if metric is None or gain is None:
+        return f"{label(stage)} was evaluated on {count}."
+    style = metric_style(metric)
+    figure = " ".join(filter(None, [style.text(gain, signed=True), style.unit, style.label]))
+    relation = "over" if style.better > 0 and gain >= 0 else "against"
+    remark = " (lower is better)" if style.better < 0 else ""
+    return f"{label(stage)}: {figure}{remark} {relation} the aberrated input on {count}."
+
+
+def photographs(count: int) -> str:
+    """``1 held-out photograph``, ``8 held-out photographs``."""
+    return f"{count} held-out photograph{'s' * (count != 1)}"
+
+
+def mean_gain(evaluation: Evaluation, stage: str, metric: str) -> float | None:
+    """Change of a mean figure from the input to ``stage``, ``None`` where either is missing."""
+    before = evaluation.figures.get(INPUT, {}).get(metric)
+    return change(before, evaluation.figures[stage].get(metric))
+
+
+def change(before: float | None, after: float | None) -> float | None:
+    """``after - before``, ``None`` where that is no finite figure."""
+    if before is None or after is None or not math.isfinite(after - before):
+        return None
+    return after - before
+
+
+def tiles(evaluation: Evaluation | None) -> list[tuple[str, MetricStyle, Cell]]:
+    """The main metric of the input and each stage: label, style and figure."""
+    metric = primary_metric(evaluation) if evaluation else None
+    if evaluation is None or metric is None:
+        return []
+    style = metric_style(metric)
+    return [
+        (label(stage), style, _stage_cell(evaluation, stage, metric, style))
+        for stage in evaluation.figures
+    ]
+
+
+def stage_table(evaluation: Evaluation | None) -> Table | None:
+    """A row for the input and for each stage."""
+    if evaluation is None:
+        return None
+    styles = [(name, metric_style(name)) for name in evaluation.metrics]
+    rows = [
+        Row(
+            name=label(stage),
+            cells=[_stage_cell(evaluation, stage, name, style) for name, style in styles],
+        )
+        for stage in evaluation.figures
+    ]
+    groups = [ColumnGroup(style=style, columns=[style.label]) for _, style in styles]
+    return Table(groups=groups, rows=rows)
+
+
+def photograph_table(evaluation: Evaluation | None) -> Table | None:
+    """A row per photograph; per metric the input, every stage, and the gain of the last."""
+    metrics = _photograph_metrics(evaluation) if evaluation else []
+    if evaluation is None or not evaluation.per_image or not metrics:
+        return None
+    with_gain = INPUT in evaluation.figures and bool(evaluation.stages)
+    columns = [label(stage) for stage in evaluation.figures]
+    if with_gain:
+        columns.append(f"{label(evaluation.stages[-1])} gain")
+    groups = [ColumnGroup(style=metric_style(name), columns=columns) for name in metrics]
+    rows = []
+    for image in evaluation.per_image:
+        cells = []
+        for name in metrics:
+            style = metric_style(name)
+            values = [image.figures.get(stage, {}).get(name) for stage in evaluation.figures]
+            cells += [Cell(text=style.text(value), value=sortable(value)) for value in values]
+            if with_gain:
+                gain = change(values[0], values[-1])
+                text = style.text(gain, signed=True)
+                cells.append(Cell(text=text, value=sortable(gain), verdict=verdict(style, gain)))
+        rows.append(Row(name=image.name, cells=cells))
+    return Table(groups=groups, rows=rows)
+
+
+def _photograph_metrics(evaluation: Evaluation) -> list[str]:
+    """The metrics with a mean, then those that single photographs alone have."""
+    rows = [row for image in evaluation.per_image for row in image.figures.values()]
+    return list(dict.fromkeys([*evaluation.metrics, *(name for row in rows for name in row)]))
+
+
+def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricStyle) -> Cell:
+    gain = None if stage == INPUT else mean_gain(evaluation, stage, metric)
+    return Cell(
+        text=style.text(evaluation.figures[stage].get(metric)),
+        gain=None if gain is None else style.text(gain, signed=True),
+        verdict=verdict(style, gain),
+        best=stage in _best(evaluation, metric, style),
+        spread=_spread(evaluation, stage, metric, style),
+    )
+
+
+def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricStyle) -> tuple[str, ...]:
+    """``median 26.10`` and ``95 %: 25.30 … 27.00``; nothing where the file says nothing of it."""
+    known = evaluation.statistics.get(stage, {}).get(metric)
+    if known is None:
+        return ()
+    lines = [] if known.median is None else [f"median {style.text(known.median)}"]
+    if known.interval is not None:
+        low, high = map(style.text, known.interval)
+        lines.append(f"95 %: {low} … {high}")
+    if known.count is not None and known.count != evaluation.images:
+        lines.append(f"of {known.count}")
+    return tuple(lines)
+
+
+def verdict(style: MetricStyle, gain: float | None) -> str:
+    """``better`` or ``worse``; nothing where the change is none or cannot be seen."""
+    if gain is None or not style.better or round(gain, style.digits) == 0:
+        return ""
+    return "better" if gain * style.better > 0 else "worse"
+
+
+def _best(evaluation: Evaluation, metric: str, style: MetricStyle) -> set[str]:
+    """The stages (input included) with the best figure, where one is better than another."""
+    known = {
+        stage: value * style.better
+        for stage, figures in evaluation.figures.items()
+        if (value := figures.get(metric)) is not None
+    }
+    if not style.better or len(set(known.values())) < 2:
+        return set()
+    return {stage for stage, value in known.items() if value == max(known.values())}
+
+
+def sortable(value: float | None) -> str:
+    """What the page's script sorts by; empty where there is no figure."""
+    return "" if value is None else repr(value)

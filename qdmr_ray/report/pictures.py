@@ -1,0 +1,277 @@
+"""Pictures of a run, made small enough to travel inside one page, and maps of what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.photographs.decode import decode_image
+from qdmr_ray.report.evaluation import GROUND_TRUTH, INPUT, Evaluation, ImageResult
+from qdmr_ray.report.figures import change
+from qdmr_ray.report.run_folder import RunData
+from qdmr_ray.storage import Location
+
+# Longest sides in pixels: of a photograph, of a training picture and of a thumbnail.
+PHOTOGRAPH_SIDE = 1024
+TRAINING_SIDE = 1400
+THUMBNAIL_SIDE = 112
+# Photographs are compared by eye, so with hardly any loss and with full colour resolution.
+PHOTOGRAPH_QUALITY = 92
+MAP_QUALITY = 80
+THUMBNAIL_QUALITY = 75
+# A training picture that is a larger PNG than this is stored as a JPEG.
+LARGEST_PNG = 400_000
+# Characters of base64 that all photographs together may take; the page stays below 15 MB.
+PHOTOGRAPH_BUDGET = 11_000_000
+MOST_PHOTOGRAPHS = 12
+# Side in pixels of the blocks among which the one with the most detail is looked for.
+DETAIL_BLOCK = 48
+# Factors by which differences may be amplified, and the share of pixels that may then saturate.
+AMPLIFICATIONS = (16, 12, 8, 6, 4, 3, 2, 1)
+SATURATED_SHARE = 0.01
+# Colours of the difference maps from 0 to full scale: dark to light, readable by the colour-blind.
+MAP_COLOURS = ((13, 8, 46), (88, 20, 110), (178, 48, 90), (237, 105, 37), (252, 255, 190))
+
+
+@dataclass(kw_only=True)
+class Photograph:
+    """One held-out photograph on the page: data URIs of its pictures and difference maps.
+
+    ``focus`` is where the magnified detail starts, as fractions of width and height.
+    """
+
+    name: str
+    width: int
+    height: int
+    scale: float
+    focus: tuple[float, float]
+    thumbnail: str
+    pictures: dict[str, str] = field(default_factory=dict)
+    differences: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Characters that it adds to the page."""
+        return sum(map(len, [self.thumbnail, *self.pictures.values(), *self.differences.values()]))
+
+
+def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int]:
+    """The evaluated photographs that fit on the page, and the amplification of their maps."""
+    if run.evaluation is None:
+        return [], 1
+    shown, amplification = embedded(run.evaluation, metric, lambda name: load_pictures(run, name))
+    if not shown and run.evaluation.per_image:
+        run.problems.append("evaluation/ holds none of the evaluated photographs' pictures")
+    return shown, amplification
+
+
+def embedded(
+    evaluation: Evaluation, metric: str | None, load: Callable[[str], dict[str, np.ndarray]]
+) -> tuple[list[Photograph], int]:
+    """The photographs that fit on the page, and the amplification of their maps.
+
+    ``load`` gives the pictures of a photograph, none where there are none. Where the photographs
+    don't all fit, they are spread evenly from the smallest to the largest gain in ``metric``, so
+    that the page doesn't show the best alone.
+    """
+    chosen = _spread(evaluation.per_image, evaluation.stages, metric)
+    loaded = [(image, load(image.name)) for image in chosen]
+    present = [(image, pictures) for image, pictures in loaded if pictures]
+    amplification = _amplification([pictures for _, pictures in present])
+    shown: list[Photograph] = []
+    for image, pictures in present:
+        photograph = _embed(image.name, pictures, amplification)
+        if shown and sum(item.size for item in shown) + photograph.size > PHOTOGRAPH_BUDGET:
+            break
+        shown.append(photograph)
+    order = {image.name: index for index, image in enumerate(evaluation.per_image)}
+    return sorted(shown, key=lambda photograph: order[photograph.name]), amplification
+
+
+def training_picture(file: Location) -> tuple[str, int, int]:
+    """``(data URI, width, height)`` of a picture that training left.
+
+    Raises:
+        QdmrError: the file is no readable image.
+    """
+    return embedded_picture(decode_image(file.read_bytes(), file.uri))
+
+
+def embedded_picture(pixels: np.ndarray) -> tuple[str, int, int]:
+    """``(data URI, width, height)`` of uint8 ``(H, W, 3)``, reduced where it is very large."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((TRAINING_SIDE, TRAINING_SIDE), Image.Resampling.LANCZOS)
+    uri = _uri(image, "PNG")
+    if len(uri) > LARGEST_PNG:
+        uri = _uri(image, "JPEG", quality=PHOTOGRAPH_QUALITY)
+    return uri, image.width, image.height
+
+
+def difference_map(image: np.ndarray, ground_truth: np.ndarray, amplification: int) -> np.ndarray:
+    """``|image - ground_truth|``, mean over the channels, amplified, in ``MAP_COLOURS``.
+
+    Both uint8 ``(H, W, 3)``; the result too. 255 / ``amplification`` levels are full scale.
+    """
+    difference = _difference(image, ground_truth) * amplification
+    anchors = np.linspace(0.0, 255.0, len(MAP_COLOURS))
+    levels = np.arange(256.0)
+    table = np.stack(
+        [np.interp(levels, anchors, channel) for channel in zip(*MAP_COLOURS, strict=True)], axis=1
+    )
+    return np.rint(table).astype(np.uint8)[np.minimum(np.rint(difference), 255).astype(np.uint8)]
+
+
+def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
+    """The pictures of one photograph that are there: input, stages in order, ground truth."""
+    root = run.place.join("evaluation")
+    folder = root.join(name)
+    if not lies_below(folder, root, name):
+        run.problems.append(f"{name!r} is no name of a folder in evaluation/: not shown")
+        return {}
+    assert run.evaluation is not None
+    pictures = {}
+    try:
+        present = folder.file_sizes()
+    except QdmrError as error:
+        run.problems.append(str(error))
+        return {}
+    for kind in (INPUT, *run.evaluation.stages, GROUND_TRUTH):
+        if f"{kind}.png" not in present:
+            continue
+        try:
+            file = folder.join(f"{kind}.png")
+            pictures[kind] = decode_image(file.read_bytes(), file.uri)
+        except QdmrError as error:
+            run.problems.append(str(error))
+    sizes = {picture.shape for picture in pictures.values()}
+    if len(sizes) > 1:
+        run.problems.append(f"the pictures in {folder.uri} differ in size: not shown")
+        return {}
+    return pictures
+
+
+def _spread(
+    images: Sequence[ImageResult], stages: Sequence[str], metric: str | None
+) -> list[ImageResult]:
+    """At most ``MOST_PHOTOGRAPHS``, ordered so that any first few are spread over the gains."""
+    if not stages or metric is None:
+        return list(images[:MOST_PHOTOGRAPHS])
+
+    def gain(image: ImageResult) -> float:
+        known = change(
+            image.figures.get(INPUT, {}).get(metric), image.figures.get(stages[-1], {}).get(metric)
+        )
+        return 0.0 if known is None else known
+
+    ranked = sorted(images, key=gain)
+    return [ranked[place] for place in _bisected(len(ranked), MOST_PHOTOGRAPHS)]
+
+
+def _bisected(length: int, wanted: int) -> Iterator[int]:
+    """``wanted`` places spread over ``length``: both ends, then the middle, then the quarters."""
+    wanted = min(length, wanted)
+    if wanted <= 2:
+        yield from range(wanted)
+        return
+    places = [round(index * (length - 1) / (wanted - 1)) for index in range(wanted)]
+    yield places.pop(0)
+    yield places.pop()
+    gaps = [places]
+    while gaps:
+        gap = gaps.pop(0)
+        if gap:
+            middle = len(gap) // 2
+            yield gap[middle]
+            gaps += [gap[:middle], gap[middle + 1 :]]
+
+
+def lies_below(folder: Location, root: Location, name: str) -> bool:
+    """Whether ``name`` leads to a folder in ``root`` and not out of it, nor over a link."""
+    if "\0" in name or {"", ".", ".."} & set(name.split("/")):
+        return False
+    if folder.local_path is None or root.local_path is None:
+        return True
+    return folder.local_path.resolve().is_relative_to(root.local_path.resolve())
+
+
+def _amplification(sets: Sequence[dict[str, np.ndarray]]) -> int:
+    """The largest factor at which hardly any pixel of the inputs saturates, one for the page."""
+    samples = [
+        _difference(pictures[INPUT], pictures[GROUND_TRUTH]).ravel()
+        for pictures in sets
+        if INPUT in pictures and GROUND_TRUTH in pictures
+    ]
+    if not samples:
+        return 1
+    high = float(np.quantile(np.concatenate(samples), 1.0 - SATURATED_SHARE))
+    return next((factor for factor in AMPLIFICATIONS if factor * high <= 255.0), 1)
+
+
+def _difference(image: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
+    return np.abs(image.astype(np.float32) - ground_truth.astype(np.float32)).mean(axis=2)
+
+
+def _embed(name: str, pictures: dict[str, np.ndarray], amplification: int) -> Photograph:
+    any_picture = next(iter(pictures.values()))
+    height, width = any_picture.shape[:2]
+    scale = min(1.0, PHOTOGRAPH_SIDE / max(height, width))
+    thumbnail = Image.fromarray(pictures.get(INPUT, any_picture))
+    thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    photograph = Photograph(
+        name=name,
+        width=width,
+        height=height,
+        scale=scale,
+        focus=_most_detailed(pictures.get(GROUND_TRUTH, any_picture)),
+        thumbnail=_uri(thumbnail, "JPEG", quality=THUMBNAIL_QUALITY),
+    )
+    for kind, picture in pictures.items():
+        photograph.pictures[kind] = _photograph_uri(picture, scale, PHOTOGRAPH_QUALITY)
+        if kind != GROUND_TRUTH and GROUND_TRUTH in pictures:
+            error = difference_map(picture, pictures[GROUND_TRUTH], amplification)
+            photograph.differences[kind] = _photograph_uri(error, scale, MAP_QUALITY)
+    return photograph
+
+
+def _most_detailed(image: np.ndarray) -> tuple[float, float]:
+    """Centre of the block with the strongest edges, as fractions (x, y) of width and height.
+
+    Chosen from the ground truth alone: a choice by gain would flatter the method.
+    """
+    grey = image.mean(axis=2, dtype=np.float32)
+    rows, columns = grey.shape[0] // DETAIL_BLOCK, grey.shape[1] // DETAIL_BLOCK
+    if rows == 0 or columns == 0:
+        return 0.5, 0.5
+    edges = np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+    edges += np.abs(np.diff(grey, axis=0, append=grey[-1:]))
+    blocks = edges[: rows * DETAIL_BLOCK, : columns * DETAIL_BLOCK]
+    blocks = blocks.reshape(rows, DETAIL_BLOCK, columns, DETAIL_BLOCK)
+    row, column = divmod(int(blocks.mean(axis=(1, 3)).argmax()), columns)
+    x, y = (column + 0.5) * DETAIL_BLOCK, (row + 0.5) * DETAIL_BLOCK
+    return x / grey.shape[1], y / grey.shape[0]
+
+
+def _photograph_uri(pixels: np.ndarray, scale: float, quality: int) -> str:
+    image = Image.fromarray(pixels)
+    if scale < 1.0:
+        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return _uri(image, "JPEG", quality=quality)
+
+
+def _uri(image: Image.Image, kind: str, *, quality: int = 0) -> str:
+    buffer = io.BytesIO()
+    if kind == "JPEG":
+        # subsampling=0 keeps colour at full resolution: lateral colour is one of the aberrations.
+        # No optimize=True: with it, Pillow fails on pictures that hardly compress.
+        image.save(buffer, format=kind, quality=quality, subsampling=0)
+    else:
+        image.save(buffer, format=kind, optimize=True)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{encoded}"

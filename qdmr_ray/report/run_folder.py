@@ -1,0 +1,233 @@
+"""What a run folder holds, read for its report: its settings or an evaluation have to be there.
+
+A part that is missing or broken becomes a line in ``RunData.problems`` instead of an error, since
+a report is wanted most for the run that went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.report.evaluation import (
+    STAGE_LABELS,
+    Evaluation,
+    finite,
+    is_figure,
+    parse_evaluation,
+)
+from qdmr_ray.storage import Location
+
+CONFIG_FILE = "config.yaml"
+EVALUATION_FILE = "evaluation.json"
+CURVES_FILE = "metrics.jsonl"
+PICTURES_FOLDER = "pictures"
+PICTURE_SUFFIX = ".png"
+# Settings that weigh a loss term; at 0 the term is off.
+TERMS = frozenset(
+    {
+        "l1",
+        "lpips",
+        "gan",
+        "codebook",
+        "semantic",
+        "s2t_codebook",
+        "target_codebook",
+        "feature_gan",
+        "target_feature",
+    }
+)
+# Keys of a metrics.jsonl line that are no scalars of the training.
+_LINE_KEYS = frozenset({"iteration", "time"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCurves:
+    """``metrics.jsonl`` of one stage: per scalar its iterations and values, in order.
+
+    A value that is not finite is ``None``. ``seconds`` is the time between the first and the last
+    line, ``None`` where it isn't known.
+    """
+
+    scalars: dict[str, tuple[list[int], list[float | None]]]
+    iterations: int
+    seconds: float | None
+
+
+@dataclass(kw_only=True)
+class RunData:
+    """A run, or an evaluation alone, as its report shows it; ``problems`` says what could not be
+    read. ``config_text`` is empty where there are no settings."""
+
+    place: Location
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
+    curves: dict[str, StageCurves] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The run's name in its settings, else the folder's."""
+        return str(self.config.get("name") or self.place.name)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it has settings; an evaluation in a folder of its own has none."""
+        return bool(self.config_text)
+
+    def pictures(self, stage: str) -> list[Location]:
+        """The pictures that the stage's training left, sorted by name."""
+        folder = self.place.join(stage, PICTURES_FOLDER)
+        return [file for file in folder.list() if file.name.endswith(PICTURE_SUFFIX)]
+
+
+def read_run(place: Location) -> RunData:
+    """Reads the run folder ``place``, or a folder with nothing but an evaluation.
+
+    Raises:
+        QdmrError: neither ``config.yaml`` nor ``evaluation.json`` is there, or the first is no
+            mapping of settings.
+    """
+    config, text = _read_config(place)
+    run = RunData(place=place, config=config, config_text=text)
+    environment = read_json(place, "environment.json", dict, run.problems)
+    run.environment = {str(key): str(value) for key, value in (environment or {}).items()}
+    notes = read_json(place, "notes.json", list, run.problems)
+    run.notes = [str(note) for note in notes or []]
+    run.stages = _stages(run)
+    for stage in run.stages:
+        curves = _read_curves(run, stage)
+        if curves is not None:
+            run.curves[stage] = curves
+    content = read_json(place, EVALUATION_FILE, dict, run.problems)
+    if content is not None:
+        run.evaluation = parse_evaluation(content, run.stages)
+        if run.evaluation is None:
+            run.problems.append(f"{EVALUATION_FILE} holds no figures")
+    return run
+
+
+def _read_config(place: Location) -> tuple[dict[str, Any], str]:
+    file = place.join(CONFIG_FILE)
+    if file.size() is None:
+        if place.join(EVALUATION_FILE).size() is None:
+            raise QdmrError(
+                f"{place.uri} is not a run folder: it has no {CONFIG_FILE} and no "
+                f"{EVALUATION_FILE}; name the folder that qdmr train, qdmr demo or qdmr evaluate "
+                "wrote"
+            )
+        return {}, ""
+    try:
+        text = file.read_bytes().decode("utf-8")
+        config = yaml.safe_load(text)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise QdmrError(f"{file.uri} cannot be read ({_one_line(error)}): mend it") from error
+    if not isinstance(config, dict):
+        raise QdmrError(f"{file.uri} must hold a mapping of settings: mend it")
+    return config, text
+
+
+def read_json(place: Location, name: str, kind: type, problems: list[str]) -> Any:
+    """The content of ``place``/``name``; ``None`` where it is missing, broken or of another kind.
+
+    The last two are added to ``problems``.
+    """
+    file = place.join(name)
+    try:
+        if file.size() is None:
+            return None
+        content = json.loads(file.read_bytes())
+    except (QdmrError, ValueError) as error:
+        problems.append(f"{name} cannot be read ({_one_line(error)})")
+        return None
+    if isinstance(content, kind):
+        return content
+    problems.append(f"{name} is no JSON {'list' if kind is list else 'object'}")
+    return None
+
+
+def switched_off(run: RunData) -> list[str]:
+    """Names of the run's loss terms whose weight is 0, as in ``stages.vqgan.semantic``."""
+    sections = run.config.get("stages")
+    if not isinstance(sections, Mapping):
+        return []
+    return [
+        f"stages.{stage}.{name}"
+        for stage in run.stages
+        if isinstance(sections.get(stage), Mapping)
+        for name, value in sections[stage].items()
+        if name in TERMS and is_figure(value) and value == 0
+    ]
+
+
+def _stages(run: RunData) -> list[str]:
+    """The stages that the settings run, in their order, then whatever else has left something."""
+    configured = run.config.get("run")
+    names = [str(name) for name in configured] if isinstance(configured, list) else []
+    names = list(dict.fromkeys(filter(_is_plain_name, names)))
+    order = list(STAGE_LABELS)
+    files = run.place.file_sizes()
+    found = [
+        folder.name
+        for folder in run.place.list()
+        if folder.name not in files
+        and folder.name not in names
+        and {CURVES_FILE, PICTURES_FOLDER} & {child.name for child in folder.list()}
+    ]
+    known = sorted(found, key=lambda name: (name not in order, name in order and order.index(name)))
+    return [*names, *known]
+
+
+def _read_curves(run: RunData, stage: str) -> StageCurves | None:
+    file = run.place.join(stage, CURVES_FILE)
+    try:
+        if file.size() is None:
+            return None
+        lines = file.read_bytes().decode("utf-8", errors="replace").splitlines()
+    except QdmrError as error:
+        run.problems.append(str(error))
+        return None
+    records: dict[int, dict[str, Any]] = {}
+    broken = 0
+    for line in filter(str.strip, lines):
+        try:
+            record = json.loads(line)
+            # A resumed run goes through its last iterations again: the newest line counts.
+            records[int(record["iteration"])] = record
+        except (ValueError, TypeError, KeyError, OverflowError):
+            broken += 1
+    if broken:
+        run.problems.append(f"{stage}/{CURVES_FILE}: {broken} unreadable line(s) left out")
+    if not records:
+        return None
+    scalars: dict[str, tuple[list[int], list[float | None]]] = {}
+    for iteration in sorted(records):
+        for key, value in records[iteration].items():
+            if key not in _LINE_KEYS and (value is None or is_figure(value)):
+                iterations, values = scalars.setdefault(key, ([], []))
+                iterations.append(iteration)
+                values.append(finite(value))
+    times = [record["time"] for record in records.values() if finite(record.get("time"))]
+    return StageCurves(
+        scalars=scalars,
+        iterations=max(records),
+        seconds=max(times) - min(times) if len(times) > 1 else None,
+    )
+
+
+def _is_plain_name(name: str) -> bool:
+    """A folder directly inside the run, not a path that leads out of it."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,241 @@
+"""A sweep as its report shows it: trials, objectives, search space."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from qdmr_ray.report.evaluation import Figures, finite
+from qdmr_ray.report.figures import MetricStyle
+from qdmr_ray.storage import Location
+
+FINISHED, STOPPED, RUNNING, WAITING, FAILED = "finished", "stopped", "running", "waiting", "failed"
+STATE_LABELS = {
+    FINISHED: "finished",
+    STOPPED: "stopped early",
+    RUNNING: "running",
+    WAITING: "waiting",
+    FAILED: "failed",
+}
+# In place of a conditional parameter that did not apply; ``None`` is a value that it may have.
+MISSING = object()
+
+Values = list[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainStyle(MetricStyle):
+    """A metric of unknown size and unit: four significant digits; a change is never too small."""
+
+    digits: int = 300
+
+    def text(self, value: float | None, *, signed: bool = False) -> str:
+        value = finite(value)
+        return "n/a" if value is None else f"{value:{'+' if signed else ''}.4g}".replace("-", "−")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A metric that the sweep optimises; ``style.better`` is 1 to maximise it, -1 to minimise."""
+
+    name: str
+    style: MetricStyle
+
+    @property
+    def label(self) -> str:
+        """With its unit, as in ``PSNR dB``."""
+        return self.style.full_label
+
+    def text(self, value: float | None, *, signed: bool = False) -> str:
+        """``27.10 dB``, ``n/a``."""
+        text = self.style.text(value, signed=signed)
+        if value is None or not self.style.unit:
+            return text
+        # No line ends between a number and its unit.
+        return f"{text}\N{NO-BREAK SPACE}{self.style.unit}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """One trial: ``values`` has an entry for each objective, each entry of ``history`` is
+    ``(iteration, values)``. ``trained`` are the stages that it trained itself, of ``stages``."""
+
+    id: str
+    number: int
+    name: str
+    seed: int | None
+    state: str
+    settings: dict[str, Any]
+    values: Values
+    history: list[tuple[int, Values]]
+    iterations: int | None
+    seconds: float | None
+    stages: list[str]
+    trained: list[str]
+    error: str
+    run: str
+
+    @property
+    def has_value(self) -> bool:
+        """Whether it has a value of any objective."""
+        return any(value is not None for value in self.values)
+
+    @property
+    def label(self) -> str:
+        """What it is called: its variant's name, else its id."""
+        return self.name or self.id
+
+    @property
+    def title(self) -> str:
+        """``trial 0003``, ``source-only (trial 0003)``."""
+        return f"{self.name} (trial {self.id})" if self.name else f"trial {self.id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """A trial trained again with other seeds: per seed its values, per objective mean and std."""
+
+    of: str
+    seeds: list[str]
+    values: list[Values]
+    mean: Values
+    std: Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnseenFigures:
+    """Figures on ``images`` that the search never saw, of the input and by trial."""
+
+    images: int
+    input: Figures
+    trials: dict[str, Figures]
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds, the second ``None`` of a single one."""
+
+    mean: float | None
+    std: float | None
+    seeds: int
+
+    def text(self, style: MetricStyle) -> str:
+        """``27.10 ± 0.08``, without the second where it isn't known."""
+        mean = style.text(self.mean)
+        return mean if self.mean is None or self.std is None else f"{mean} ± {style.text(self.std)}"
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """``sweep.json`` and ``best.yaml``; ``problems`` says what could not be read."""
+
+    place: Location
+    name: str
+    code_version: str
+    objectives: list[Objective]
+    sampler: str
+    stopping: dict[str, Any]
+    space: dict[str, dict[str, Any]]
+    trials: list[Trial]
+    best: Trial | None
+    front: list[Trial]
+    baseline: Trial | None
+    repeats: list[Repeats]
+    unseen: UnseenFigures | None
+    importances: dict[str, float]
+    stages_trained: dict[str, int]
+    seconds: float | None
+    best_text: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether it compares named variants instead of searching a space."""
+        return not self.space
+
+    @cached_property
+    def searched(self) -> list[Trial]:
+        """The trials by number, without their repeats with other seeds."""
+        first: dict[int, Trial] = {}
+        for trial in sorted(self.trials, key=lambda trial: (len(trial.id), trial.id)):
+            first.setdefault(trial.number, trial)
+        return [first[number] for number in sorted(first)]
+
+    @property
+    def parameters(self) -> list[str]:
+        """The most important first, as far as that is known; then as the space has them."""
+        return sorted(self.space, key=lambda name: -self.importances.get(name, 0.0))
+
+    @cached_property
+    def short(self) -> dict[str, str]:
+        """The shortest ends of the settings' names that tell them apart."""
+        named = [name for trial in self.trials for name in trial.settings]
+        return short_names(dict.fromkeys([*self.space, *named, *self.importances]))
+
+    def with_number(self, number: int) -> list[Trial]:
+        """A trial and its repeats."""
+        return [trial for trial in self.trials if trial.number == number]
+
+    def spread(self, trial: Trial, index: int) -> Spread:
+        """Objective ``index`` of a trial and its repeats: as the file has it, else from them."""
+        for repeats in self.repeats:
+            if repeats.of == trial.id and repeats.mean[index] is not None:
+                count = sum(row[index] is not None for row in repeats.values)
+                return Spread(repeats.mean[index], repeats.std[index], count)
+        return spread([value for _, value in self.seeded(trial, index)])
+
+    def seeded(self, trial: Trial, index: int) -> list[tuple[Trial, float]]:
+        """The trial and its repeats with their values, as far as they have a result."""
+        return [
+            (seeded, value)
+            for seeded in self.with_number(trial.number)
+            if self.counts(seeded) and (value := seeded.values[index]) is not None
+        ]
+
+    def scale_values(self, index: int) -> list[float]:
+        """The values that an axis has to show: the results, or all where there are hardly any.
+
+        Trials that were stopped early stand below the others and would squeeze them together.
+        """
+        known = [(t, v) for t in self.searched if (v := t.values[index]) is not None]
+        results = [value for trial, value in known if self.counts(trial)]
+        return results if len(set(results)) > 1 else [value for _, value in known]
+
+    def counts(self, trial: Trial) -> bool:
+        """Whether its value is a result: one that was stopped early could have become better."""
+        return trial.state == FINISHED or trial is self.best or trial in self.front
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of ``values``, of which there may be none."""
+    return Spread(
+        statistics.fmean(values) if values else None,
+        statistics.stdev(values) if len(values) > 1 else None,
+        len(values),
+    )
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value as it is written in an experiment, numbers with four digits."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """``stages.uda.gan`` becomes ``gan``, or ``uda.gan`` where another ends in ``.gan``."""
+    parts = {name: name.split(".") for name in names}
+    short = dict.fromkeys(parts, "")
+    length = 0
+    while missing := [name for name in parts if not short[name]]:
+        length += 1
+        ends = Counter(".".join(part[-length:]) for part in parts.values())
+        for name in missing:
+            end = ".".join(parts[name][-length:])
+            if ends[end] == 1 or length >= len(parts[name]):
+                short[name] = end or name or "?"
+    return short

@@ -1,0 +1,178 @@
+"""The figures of a sweep as its report shows them: headline and tiles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from qdmr_ray.report.document import duration
+from qdmr_ray.report.figures import change, verdict
+from qdmr_ray.report.sweep.data import (
+    FINISHED,
+    STATE_LABELS,
+    STOPPED,
+    Sweep,
+    Trial,
+    setting_text,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A key figure; ``gain`` is against the baseline, its ``verdict`` ``better`` or ``worse``."""
+
+    label: str
+    value: str
+    unit: str = ""
+    gain: str | None = None
+    verdict: str = ""
+    note: str = ""
+
+
+def headline(sweep: Sweep) -> str:
+    """The sweep in one sentence or two, whether it found something or not."""
+    trials = sweep.searched
+    count = counted(len(trials), "variant" if sweep.is_ablation else "trial")
+    if not any(sweep.counts(trial) and None not in trial.values for trial in trials):
+        states = state_counts(trials)
+        return f"No trial has a result{f': {states}' if states else ': there are no trials'}."
+    if len(sweep.objectives) > 1:
+        *names, last = [objective.style.label for objective in sweep.objectives]
+        metrics = f"{', '.join(names)} and {last}"
+        on_front = f"{len(sweep.front)} of {count} {'is' if len(sweep.front) == 1 else 'are'}"
+        return f"{on_front} on the Pareto front of {metrics}."
+    objective, best = sweep.objectives[0], sweep.best
+    if best is None:
+        return f"{count[:1].upper()}{count[1:]}; none has been called the best yet."
+    value = result(sweep, best, 0)
+    reached = f"{best.title} reaches {objective.style.label} {objective.text(value)}"
+    own = reference(sweep)
+    if own is None:
+        return f"The best of {count}: {reached}."
+    named = own.label if sweep.is_ablation else "the experiment's own settings"
+    if own is best:
+        return f"The best of {count} is {named}: {reached}."
+    gain = change(result(sweep, own, 0), value)
+    if gain is None:
+        return f"The best of {count}: {reached}; there is no value of {named} to compare with."
+    difference = objective.text(gain, signed=True)
+    return f"The best of {count}: {reached}, {difference} against {named}."
+
+
+def tiles(sweep: Sweep) -> list[Tile]:
+    """Trials by state, best and baseline of each objective, stages trained and time."""
+    own = reference(sweep)
+    repeated = len(sweep.trials) - len(sweep.searched)
+    seeds = [f"and {counted(repeated, 'repeat')} with other seeds"] if repeated else []
+    shown = [
+        Tile(
+            label="Variants" if sweep.is_ablation else "Trials",
+            value=str(len(sweep.searched)),
+            note="; ".join(filter(None, [state_counts(sweep.searched), *seeds])),
+        )
+    ]
+    for index in range(len(sweep.objectives)):
+        best = champion(sweep, index)
+        if best is not None:
+            shown.append(_value_tile(sweep, "Best", index, best, own))
+        # With several objectives the gains tell what the baseline's own tiles would.
+        if own is not None and own is not best and len(sweep.objectives) == 1:
+            name = "First" if own is not sweep.baseline else "Baseline"
+            shown.append(_value_tile(sweep, name, index, own))
+    trained = sum(sweep.stages_trained.values())
+    if trained:
+        stages = ", ".join(f"{count} {name}" for name, count in sweep.stages_trained.items())
+        taken = stages_taken(sweep)
+        saved = f"; {counted(taken, 'stage')} taken from the store instead of training"
+        note = f"{stages}{saved if taken else ''}"
+        shown.append(Tile(label="Stages trained", value=str(trained), note=note))
+    if sweep.seconds is not None:
+        together = sum(trial.seconds or 0.0 for trial in sweep.trials)
+        note = f"the trials took {duration(together)} together" if together else ""
+        shown.append(Tile(label="Time", value=duration(sweep.seconds), note=note))
+    return shown
+
+
+def facts(sweep: Sweep) -> list[tuple[str, str]]:
+    """The line under the title."""
+    metrics = "; ".join(
+        f"{objective.name}, {'maximised' if objective.style.better > 0 else 'minimised'}"
+        for objective in sweep.objectives
+    )
+    stopping = [
+        setting_text(value) if key == "rule" else f"{key} {setting_text(value)}"
+        for key, value in sweep.stopping.items()
+    ]
+    known = [
+        ("Metrics" if len(sweep.objectives) > 1 else "Metric", metrics),
+        ("Sampler", sweep.sampler),
+        ("Early stopping", ", ".join(stopping)),
+        ("Code", sweep.code_version),
+    ]
+    return [(name, text) for name, text in known if text]
+
+
+def reference(sweep: Sweep) -> Trial | None:
+    """What others are compared with: the baseline; the first variant of an ablation without."""
+    if sweep.baseline is None and sweep.is_ablation and sweep.searched:
+        return sweep.searched[0]
+    return sweep.baseline
+
+
+def champion(sweep: Sweep, index: int) -> Trial | None:
+    """The trial that is best in one objective."""
+    if len(sweep.objectives) == 1:
+        return sweep.best
+    better = sweep.objectives[index].style.better
+    known = [
+        (value * better, trial)
+        for trial in filter(sweep.counts, sweep.searched)
+        if (value := trial.values[index]) is not None
+    ]
+    return max(known, key=lambda row: row[0])[1] if known else None
+
+
+def result(sweep: Sweep, trial: Trial, index: int) -> float | None:
+    """What a trial is judged by: its value; of a variant the mean over its seeds."""
+    mean = sweep.spread(trial, index).mean if sweep.is_ablation else None
+    return trial.values[index] if mean is None else mean
+
+
+def stages_taken(sweep: Sweep) -> int:
+    """Stages that trials took from the shared store instead of training them."""
+    return sum(
+        stage not in trial.trained
+        for trial in sweep.trials
+        if trial.state in (FINISHED, STOPPED)
+        for stage in trial.stages
+    )
+
+
+def state_counts(trials: list[Trial]) -> str:
+    """``31 finished, 8 stopped early, 1 failed``."""
+    counts = Counter(trial.state for trial in trials)
+    order = [*STATE_LABELS, *(state for state in counts if state not in STATE_LABELS)]
+    return ", ".join(f"{counts[s]} {STATE_LABELS.get(s, s)}" for s in order if counts[s])
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 trial``, ``40 trials``."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _value_tile(
+    sweep: Sweep, role: str, index: int, trial: Trial, own: Trial | None = None
+) -> Tile:
+    objective, value = sweep.objectives[index], result(sweep, trial, index)
+    gain = None if own in (None, trial) else change(result(sweep, own, index), value)
+    spread = sweep.spread(trial, index)
+    seeds = f"; {spread.text(objective.style)} over {spread.seeds} seeds"
+    against = "" if own is None or gain is None else f" against {own.name or 'the baseline'}"
+    return Tile(
+        label=f"{role}: {trial.name or trial.title}",
+        value=objective.style.text(value),
+        unit=objective.style.unit,
+        gain=None if gain is None else objective.style.text(gain, signed=True),
+        verdict=verdict(objective.style, gain),
+        note=f"{objective.style.label}{against}{seeds if spread.seeds > 1 else ''}",
+    )

@@ -1,0 +1,101 @@
+"""Pictures of a sweep's best trial beside those of its baseline, where both were evaluated."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qdmr_ray.report.evaluation import (
+    GROUND_TRUTH,
+    INPUT,
+    Evaluation,
+    ImageResult,
+    parse_evaluation,
+)
+from qdmr_ray.report.figures import primary_metric
+from qdmr_ray.report.pictures import Photograph, embedded, lies_below, load_pictures
+from qdmr_ray.report.run_folder import EVALUATION_FILE, RunData, read_json
+from qdmr_ray.report.sweep.data import Sweep, Trial
+from qdmr_ray.report.sweep.figures import reference
+
+BASELINE, BEST = "baseline", "best"
+
+
+def compared_photographs(sweep: Sweep) -> tuple[Evaluation | None, list[Photograph], int]:
+    """One evaluation in which baseline and best are stages, the photographs that fit on the page,
+    and the amplification of their difference maps.
+
+    Of each trial the last stage is shown. ``None`` where neither trial was evaluated.
+    """
+    own = reference(sweep)
+    roles = {BASELINE: own, BEST: sweep.best}
+    if own is sweep.best:
+        del roles[BASELINE]
+    found = [(role, _evaluated(sweep, trial)) for role, trial in roles.items() if trial]
+    runs = {role: run for role, run in found if run is not None}
+    if not runs:
+        return None, [], 1
+    merged = _merged(runs)
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        return _pictures(runs, name, sweep.problems)
+
+    return merged, *embedded(merged, primary_metric(merged), load)
+
+
+def _evaluated(sweep: Sweep, trial: Trial) -> RunData | None:
+    """The trial's folder with its evaluation; ``None`` without one."""
+    folder = sweep.place.join(trial.run)
+    if not trial.run or not lies_below(folder, sweep.place, trial.run):
+        return None
+    file = f"{trial.run}/{EVALUATION_FILE}"
+    content = read_json(sweep.place, file, dict, sweep.problems)
+    if content is None:
+        return None
+    evaluation = parse_evaluation(content, trial.stages)
+    if evaluation is None or not evaluation.stages:
+        sweep.problems.append(f"{file} holds no figures of a stage")
+        return None
+    run = RunData(place=folder, config={}, config_text="", problems=sweep.problems)
+    run.evaluation = evaluation
+    return run
+
+
+def _merged(runs: dict[str, RunData]) -> Evaluation:
+    figures: dict[str, dict[str, float | None]] = {}
+    images: dict[str, dict[str, dict[str, float | None]]] = {}
+    for role, run in runs.items():
+        evaluation = run.evaluation
+        assert evaluation is not None
+        last = evaluation.stages[-1]
+        for key, stage in ((INPUT, INPUT), (role, last)):
+            if stage in evaluation.figures:
+                figures[key] = evaluation.figures[stage]
+            for image in evaluation.per_image:
+                row = images.setdefault(image.name, {})
+                if stage in image.figures:
+                    row[key] = image.figures[stage]
+    return Evaluation(
+        images=len(images),
+        figures=figures,
+        per_image=[ImageResult(name=name, figures=row) for name, row in images.items()],
+    )
+
+
+def _pictures(runs: dict[str, RunData], name: str, problems: list[str]) -> dict[str, np.ndarray]:
+    """Input, baseline, best and ground truth of one photograph, as far as they are there."""
+    pictures: dict[str, np.ndarray] = {}
+    for role, run in runs.items():
+        evaluation = run.evaluation
+        assert evaluation is not None
+        if name not in {image.name for image in evaluation.per_image}:
+            continue
+        loaded = load_pictures(run, name)
+        for key, kind in ((INPUT, INPUT), (role, evaluation.stages[-1]), (GROUND_TRUTH,) * 2):
+            if kind in loaded:
+                pictures[key] = loaded[kind]
+    if len({picture.shape for picture in pictures.values()}) > 1:
+        problems.append(f"{name}: the pictures of baseline and best differ in size: not shown")
+        return {}
+    order = [kind for kind in (INPUT, *runs, GROUND_TRUTH) if kind in pictures]
+    # With only an input or a ground truth there is nothing to compare.
+    return {kind: pictures[kind] for kind in order} if set(runs) & set(pictures) else {}

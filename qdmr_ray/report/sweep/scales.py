@@ -1,0 +1,203 @@
+"""Where the values of a parameter or a metric stand along an axis, as fractions of its length."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+from qdmr_ray.report.axes import round_ticks, tick_text
+from qdmr_ray.report.charts import wants_log
+from qdmr_ray.report.evaluation import is_figure
+from qdmr_ray.report.sweep.data import MISSING, setting_text
+
+NOT_USED = "not used"
+# Shares of an axis that a slot takes, and the gap between the slots and the rest.
+SLOT, GAP = 0.16, 0.06
+# Values further below (or above) the middle half of all than this many times its width stand at
+# the edge: one trial that went wrong must not flatten the rest. As box plots do, and then some.
+FENCE = 3.0
+FEWEST_FOR_FENCE = 8
+# Whole numbers in a range of at most this many stand side by side, as choices do.
+MOST_WHOLE = 12
+# Widths in the SVG's own units: of a character of a tick's label, of the narrowest label.
+CHARACTER = 5.6
+NARROWEST_LABEL = 24.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """An axis of numbers from ``low`` to ``high``, or of ``choices`` at even distances.
+
+    Below either stand ``slots`` for what has no place there: a parameter that was not used, or 0
+    on a logarithmic axis.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    logarithmic: bool = False
+    whole: bool = False
+    choices: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
+
+    def place(self, value: Any) -> float:
+        """The fraction at which ``value`` stands; numbers beyond the ends stand at the end."""
+        slot = self._slot_of(value)
+        if slot is not None:
+            return (self.slots.index(slot) + 0.5) * SLOT
+        return self._start + (1.0 - self._start) * self._fraction(value)
+
+    def room(self, value: Any) -> float:
+        """How wide the place is that ``value`` shares with its like; 0 for a number."""
+        if self._slot_of(value) is not None:
+            return SLOT
+        return self._step if self.choices else 0.0
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Places with their labels."""
+        slots = [((index + 0.5) * SLOT, slot) for index, slot in enumerate(self.slots)]
+        if self.choices:
+            return slots + [
+                (self._start + (index + 0.5) * self._step, choice)
+                for index, choice in enumerate(self.choices)
+            ]
+        return slots + [(self.place(tick), tick_text(tick)) for tick in self.numbers]
+
+    @property
+    def numbers(self) -> list[float]:
+        """Round numbers between the ends, whole ones where the values are."""
+        if self.low == self.high:
+            return [self.low]
+        ticks = round_ticks(self.low, self.high, logarithmic=self.logarithmic)
+        if self.whole:
+            return [tick for tick in ticks if tick == round(tick)] or [self.low, self.high]
+        return ticks
+
+    def fitted_ticks(self, length: float) -> list[tuple[float, str]]:
+        """Places with labels as markup, as many and as long as an axis of ``length`` has room."""
+        slots, others = self.ticks[: len(self.slots)], self.ticks[len(self.slots) :]
+        fitted = [(place, fit(text, SLOT * length)) for place, text in slots]
+        if not self.choices:
+            return fitted + [(place, escape(text)) for place, text in others]
+        room = self._step * length
+        kept = math.ceil(NARROWEST_LABEL / room)
+        return fitted + [(place, fit(text, kept * room)) for place, text in others[::kept]]
+
+    @property
+    def _start(self) -> float:
+        return len(self.slots) * SLOT + GAP if self.slots else 0.0
+
+    @property
+    def _step(self) -> float:
+        return (1.0 - self._start) / len(self.choices)
+
+    def _fraction(self, value: Any) -> float:
+        if self.choices:
+            return (self.choices.index(setting_text(value)) + 0.5) / len(self.choices)
+        if self.low == self.high:
+            return 0.5
+        low, high, value = self.low, self.high, min(max(value, self.low), self.high)
+        if self.logarithmic:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        return (value - low) / (high - low)
+
+    def _slot_of(self, value: Any) -> str | None:
+        text = NOT_USED if value is MISSING else setting_text(value)
+        return text if text in self.slots and not self._has_place(value) else None
+
+    def _has_place(self, value: Any) -> bool:
+        if value is MISSING:
+            return False
+        if self.choices:
+            return setting_text(value) in self.choices
+        return _is_finite(value) and (not self.logarithmic or value > 0)
+
+
+def parameter_scale(spec: Mapping[str, Any], observed: Sequence[Any]) -> Scale:
+    """The axis of a parameter with its entry of the search space and the values it took.
+
+    What the trials took outside the space (the experiment's own settings may) has its place too.
+    """
+    known = [value for value in observed if value is not MISSING]
+    choices, ends = spec.get("choice"), spec.get("float", spec.get("int"))
+    if not _is_range(ends):
+        listed = choices if isinstance(choices, list) else []
+        if listed or not known or not all(map(_is_finite, known)):
+            labels = tuple(dict.fromkeys(map(setting_text, [*listed, *known])))
+            return _with_slots(Scale(choices=labels), observed)
+        ends = [min(known), max(known)]
+    if "int" in spec and not spec.get("log"):
+        whole = _whole_numbers(ends, spec.get("step"), known)
+        if len(whole) <= MOST_WHOLE:
+            return _with_slots(Scale(choices=tuple(map(setting_text, whole))), observed)
+    logarithmic = bool(spec.get("log")) and ends[0] > 0
+    numbers = [value for value in known if _is_finite(value) and (value > 0 or not logarithmic)]
+    scale = Scale(
+        low=float(min([*ends, *numbers])),
+        high=float(max([*ends, *numbers])),
+        logarithmic=logarithmic,
+        whole="int" in spec,
+    )
+    return _with_slots(scale, observed)
+
+
+def metric_scale(values: Sequence[float], better: int) -> Scale:
+    """The axis of a metric, with some air; logarithmic where its values fall far.
+
+    Values much worse than the rest stand at its end, where ``better`` is not 0.
+    """
+    if not values:
+        return Scale()
+    low, high = _fenced(values, better)
+    if wants_log([low, high]):
+        return Scale(low=low / 1.15, high=high * 1.15, logarithmic=True)
+    # Where all values are equal, any width will do that keeps them in the middle.
+    margin = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
+    return Scale(low=low - margin, high=high + margin)
+
+
+def fit(text: str, width: float, character: float = CHARACTER) -> str:
+    """As much of ``text`` as the width has room for, escaped; the rest appears when pointed at."""
+    length = max(2, int(width / character))
+    if len(text) <= length:
+        return escape(text)
+    return f"{escape(text[: length - 1])}…<title>{escape(text)}</title>"
+
+
+def _with_slots(scale: Scale, observed: Sequence[Any]) -> Scale:
+    outside = [value for value in observed if not scale._has_place(value)]
+    texts = [NOT_USED if value is MISSING else setting_text(value) for value in outside]
+    # What was not used comes first, at the very end of the axis.
+    slots = sorted(dict.fromkeys(texts), key=lambda text: (text != NOT_USED, text))
+    return replace(scale, slots=tuple(slots))
+
+
+def _fenced(values: Sequence[float], better: int) -> tuple[float, float]:
+    ordered = sorted(values)
+    low, high = ordered[0], ordered[-1]
+    if len(ordered) >= FEWEST_FOR_FENCE:
+        first, third = ordered[len(ordered) // 4], ordered[-1 - len(ordered) // 4]
+        reach = FENCE * (third - first)
+        low = max(low, first - reach) if better > 0 and reach else low
+        high = min(high, third + reach) if better < 0 and reach else high
+    return low, high
+
+
+def _whole_numbers(ends: Sequence[int], step: Any, known: Sequence[Any]) -> list[int]:
+    """The numbers of an integer range and those taken outside it, as far as they are not many."""
+    step = step if isinstance(step, int) and step > 0 else 1
+    low, high = math.ceil(ends[0]), math.floor(ends[1])
+    searched = itertools.islice(range(low, high + 1, step), MOST_WHOLE + 1)
+    return sorted({*searched, *(value for value in known if type(value) is int)})
+
+
+def _is_range(ends: Any) -> bool:
+    return isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends))
+
+
+def _is_finite(value: Any) -> bool:
+    return is_figure(value) and math.isfinite(value)

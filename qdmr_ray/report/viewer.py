@@ -1,0 +1,51 @@
+"""What ``viewer.html.j2`` needs to compare photographs with a slider and in detail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qdmr_ray.report.evaluation import GROUND_TRUTH, INPUT, Evaluation, label
+from qdmr_ray.report.figures import metric_style
+from qdmr_ray.report.pictures import MAP_COLOURS, Photograph
+
+
+def viewer_content(
+    evaluation: Evaluation | None, photographs: list[Photograph], amplification: int
+) -> dict[str, Any]:
+    """The template's variables; ``amplification`` is that of the difference maps."""
+    return {
+        "photographs": photographs,
+        "viewer": _data(evaluation, photographs),
+        "differences": any(photograph.differences for photograph in photographs),
+        "amplification": amplification,
+        "full_scale": round(255 / amplification),
+        "map_colours": MAP_COLOURS,
+    }
+
+
+def _data(evaluation: Evaluation | None, photographs: list[Photograph]) -> dict[str, Any]:
+    """What the page's script needs to compare the photographs; JSON only."""
+    if evaluation is None:
+        return {"photographs": []}
+    by_name = {image.name: image.figures for image in evaluation.per_image}
+    styles = [(name, metric_style(name)) for name in evaluation.metrics]
+    return {
+        "labels": {kind: label(kind) for kind in (INPUT, *evaluation.stages, GROUND_TRUTH)},
+        "metrics": [style.full_label for _, style in styles],
+        "photographs": [
+            {
+                "name": photograph.name,
+                "width": photograph.width,
+                "height": photograph.height,
+                "scale": photograph.scale,
+                "focus": photograph.focus,
+                "pictures": photograph.pictures,
+                "differences": photograph.differences,
+                "figures": {
+                    kind: [style.text(row.get(name)) for name, style in styles]
+                    for kind, row in by_name[photograph.name].items()
+                },
+            }
+            for photograph in photographs
+        ],
+    }

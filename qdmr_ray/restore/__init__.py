@@ -1,0 +1,1 @@
+"""Correcting photographs of any size with a trained network."""

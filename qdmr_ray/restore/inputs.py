@@ -1,0 +1,67 @@
+"""Which photographs are meant by files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A file that could not be corrected, and why, in one line that names it; ``error`` is what
+    was raised, where something was."""
+
+    path: Path
+    reason: str
+    error: BaseException | None = None
+
+
+def failure_of(path: Path, error: BaseException) -> Failure:
+    """Any error as one line that names the file."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    elif isinstance(error, MemoryError):
+        text = "too little memory"
+    reason = text or type(error).__name__
+    return Failure(
+        path=path, reason=reason if str(path) in reason else f"{path}: {reason}", error=error
+    )
+
+
+def expand(files: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
+    """The photographs named, each once, in the order given, folders and patterns sorted; and what
+    can't be looked into or holds none."""
+    found: dict[tuple[str, str], Path] = {}
+    failures = []
+    for named in files:
+        path = Path(named)
+        try:
+            photographs = _photographs(path)
+        except OSError as error:
+            failures.append(failure_of(path, error))
+            continue
+        if not photographs:
+            kind = "folder" if path.is_dir() else "pattern"
+            failures.append(Failure(path=path, reason=f"{path}: the {kind} holds no photographs"))
+        for photograph in photographs:
+            # The name counts, too: two links to one file have two results.
+            found.setdefault((os.path.realpath(photograph), photograph.name), photograph)
+    return list(found.values()), failures
+
+
+def _photographs(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _sorted_photographs(p for p in path.iterdir() if not p.name.startswith("."))
+    if not path.exists() and glob.has_magic(str(path)):
+        return _sorted_photographs(Path(p) for p in glob.glob(str(path), recursive=True))
+    return [path]
+
+
+def _sorted_photographs(items: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in items if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())

@@ -1,0 +1,280 @@
+"""Correcting whole photographs of any size, as tensors, arrays or files; no Ray.
+
+from qdmr_ray.evaluate import restore
+corrected = restore(image, Path("runs/demo/uda/final"))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.models.files import LoadedModel, load_model
+from qdmr_ray.nets import QDMR
+from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
+from qdmr_ray.photographs.files import check_fits, read_photograph, write_photograph
+from qdmr_ray.restore.device import usable_device
+from qdmr_ray.restore.inputs import Failure, expand, failure_of
+from qdmr_ray.restore.streamed import DEFAULT_MEMORY, reflected, restore_pixels
+from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
+from qdmr_ray.storage import TEMPORARY_PREFIX, Location
+
+# Where a stage's result lies, or that result loaded.
+Checkpoint = Path | str | Location | LoadedModel
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+
+# An address in a store, of which Path leaves one stroke.
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
+
+
+class Report:
+    """Told what ``restore_files`` does, as it does it; subclass it to show some of that."""
+
+    def begun(self, path: Path, number: int, total: int) -> None:
+        """A photograph, the ``number``-th of ``total``."""
+
+    def advanced(self, share: float) -> None:
+        """How much of that photograph's arithmetic is done, 0 .. 1."""
+
+    def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
+        """It is done; ``lost`` says what its file has no room for, a line each."""
+
+    def failed(self, failure: Failure) -> None:
+        """It cannot be done, or something named holds no photograph."""
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+    """``(..., H, W)`` padded right and bottom by reflection, and its ``(H, W)`` for cropping.
+
+    An image smaller than the padding is reflected again and again, to and fro; a side of one pixel
+    has nothing to reflect and is repeated.
+    """
+    height, width = int(x.shape[-2]), int(x.shape[-1])
+    padded = x
+    for axis, length in ((-2, height), (-1, width)):
+        wanted = -(-length // multiple) * multiple
+        if wanted != length:
+            positions = torch.from_numpy(reflected(length, wanted)).to(x.device)
+            padded = padded.index_select(axis, positions)
+    return padded, (height, width)
+
+
+def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
+    """The corrected images ``(B, 3, H, W)``, clamped to [0, 1], of any height and width.
+
+    ``network`` has an attribute ``multiple``, the sides it takes, and returns an object with
+    ``.image``; ``x`` is RGB in [0, 1] of the network's type and on its device.
+    """
+    padded, (height, width) = pad_to_multiple(x, network.multiple)  # type: ignore[arg-type]
+    was_training = network.training
+    network.eval()
+    try:
+        # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
+        with torch.inference_mode(), tensor_float_32(ComputeSettings(), x.device):
+            image: Tensor = network(padded).image
+    finally:
+        network.train(was_training)
+    return image[..., :height, :width].clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreSettings:
+    """How photographs are computed: ``memory`` in bytes for the maps between the layers, those
+    that exceed it in files in the folder ``scratch``; ``dtype`` is float32 or bfloat16; files are
+    restored on ``device``, a GPU by default where there is one."""
+
+    memory: int = DEFAULT_MEMORY
+    scratch: Path | None = None
+    dtype: str = FLOAT32
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (FLOAT32, BFLOAT16):
+            raise SettingsError(f"dtype {self.dtype}: choose {FLOAT32} or {BFLOAT16}")
+        if self.scratch is not None and not self.scratch.is_dir():
+            raise SettingsError(f"the scratch folder {self.scratch} is not there: make it first")
+
+
+def restore(
+    image: np.ndarray,
+    checkpoint: Checkpoint,
+    settings: RestoreSettings | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """Corrects one photograph, uint8 or uint16 ``(H, W, 3)`` RGB; the result has the same type.
+
+    ``checkpoint`` is a stage's result (a path, read anew on each call) or what
+    ``qdmr_ray.models.files.load_model`` made of it, which is then run where it is (CPU or GPU).
+    However large the image, the result is the network's on the whole of it, in bounded memory
+    (see ``streamed``). A VQGAN gives the image as one of the target domain. ``progress`` is told
+    the share that is done.
+
+    Raises:
+        QdmrError: another type or shape, or an unusable checkpoint.
+    """
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+        raise QdmrError(
+            "restore takes uint8 or uint16 images of shape (H, W, 3); this one is "
+            f"{image.dtype} {tuple(image.shape)}: convert it first"
+        )
+    if image.size == 0:
+        raise QdmrError(f"restore was given an image without pixels, shape {tuple(image.shape)}")
+    network = _loaded(checkpoint).network
+    settings = settings or RestoreSettings()
+    if isinstance(network, QDMR):
+        was_training = network.training
+        # A network in training keeps its layout, which decides how its sums are rounded.
+        laid_out = network if was_training else network.to(memory_format=torch.channels_last)
+        try:
+            return restore_pixels(
+                laid_out.eval(),
+                image,
+                memory=settings.memory,
+                scratch=settings.scratch,
+                bfloat16=settings.dtype == BFLOAT16,
+                progress=progress,
+            )
+        finally:
+            network.train(was_training)
+    parameter = next(network.parameters())
+    full_scale = np.iinfo(image.dtype).max
+    # By way of float32, which holds every uint16 exactly and every device knows.
+    pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0)
+    x = (pixels / full_scale).to(device=parameter.device, dtype=parameter.dtype)
+    restored = restore_tensor(network, x)[0].permute(1, 2, 0).float().cpu().numpy()
+    return np.rint(restored * full_scale).astype(image.dtype)
+
+
+def restore_files(
+    files: Sequence[Path],
+    checkpoint: Checkpoint,
+    out: Path,
+    report: Report | None = None,
+    settings: RestoreSettings | None = None,
+) -> list[Failure]:
+    """Corrects photographs into ``out`` under their own names and formats; returns what failed.
+
+    ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
+    ``"night/*.jpg"``; each photograph is done once. EXIF orientation is applied; 16 bits,
+    transparency, EXIF data and colour profile are kept. Whatever is wrong with one file does not
+    stop the others, and leaves nothing behind.
+
+    Raises:
+        QdmrError: no photograph at all, ``out`` cannot be made or written to, or an unusable
+            checkpoint.
+    """
+    report, settings = report or Report(), settings or RestoreSettings()
+    if address := _ADDRESS.fullmatch(str(out)):
+        raise SettingsError(
+            f"--out {address[1]}://{address[2]}: photographs are restored into local folders only; "
+            "name one, and copy it"
+        )
+    paths, failures = expand(files)
+    if not paths:
+        why = "; ".join(failure.reason for failure in failures) or "an empty list"
+        raise QdmrError(f"no photograph to restore ({why}); name {_suffixes()} files or folders")
+    device = usable_device(settings.device)
+    model = _loaded(checkpoint)
+    model.network.to(device)
+    if model.kind == "vqgan":
+        raise QdmrError(
+            f"{model.source}: is a VQGAN, which restores nothing; name a base, uda or source_only "
+            "model"
+        )
+    for failure in failures:
+        report.failed(failure)
+    written: dict[Path, Path] = {}
+    with _folder(out):
+        for number, path in enumerate(paths, start=1):
+            report.begun(path, number, len(paths))
+            result = out / _result_name(path)
+            try:
+                _check_free(result, path, written)
+                lost = _restore_file(path, result, model, settings, report)
+            except Exception as error:  # Whatever one photograph breaks, the others are restored.
+                failures.append(failure_of(path, error))
+                report.failed(failures[-1])
+            else:
+                written[result] = path
+                report.restored(path, result, [f"{path}: {line}" for line in lost])
+    return failures
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[None]:
+    """Makes the folder and tries to write there, before hours of work; empty, it goes again."""
+    made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QdmrError(
+            f"the folder {out} cannot be made ({error.strerror}): name another --out"
+        ) from error
+    try:
+        try:
+            with tempfile.NamedTemporaryFile(dir=out, prefix=TEMPORARY_PREFIX):
+                pass
+        except OSError as error:
+            raise QdmrError(
+                f"the folder {out} cannot be written to ({error.strerror}): name another --out"
+            ) from error
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                out.rmdir()
+
+
+def _restore_file(
+    path: Path, result: Path, model: LoadedModel, settings: RestoreSettings, report: Report
+) -> list[str]:
+    photograph = read_photograph(path)
+    check_fits(photograph, result.suffix.lower(), str(path))
+    height, width = photograph.pixels.shape[:2]
+    try:
+        restored = restore(photograph.pixels, model, settings, report.advanced)
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch has an exception of its own for a GPU's memory only.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        raise QdmrError(
+            f"{path}: too little memory for {width}x{height} pixels; lower --memory, so that more "
+            "lies in scratch files"
+        ) from error
+    return write_photograph(result, photograph, restored)
+
+
+def _result_name(path: Path) -> str:
+    """The photograph's own name; one of another ending (by content an image) becomes a PNG."""
+    return path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.stem}.png"
+
+
+def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
+    """Two photographs of one name must not overwrite each other, nor one its own result."""
+    if result in written:
+        raise QdmrError(
+            f"{path}: {result} already holds the result of {written[result]}; restore it into "
+            "another --out"
+        )
+    if result.exists() and path.exists() and result.samefile(path):
+        raise QdmrError(f"{path}: its result would overwrite it; name another --out")
+    if result.is_dir():
+        raise QdmrError(f"{path}: its result would be {result}, a folder; name another --out")
+
+
+def _suffixes() -> str:
+    return ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+def _loaded(checkpoint: Checkpoint) -> LoadedModel:
+    return checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)

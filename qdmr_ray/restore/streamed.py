@@ -1,0 +1,374 @@
+"""A photograph of any size through the restoration network, exactly, in bounded memory.
+
+    pixels = restore_pixels(network, image)           # uint8 or uint16 (H, W, 3)
+
+Tiles would not do: group normalisation sees a whole image, and attention reaches across hundreds
+of pixels. So the network is run layer by layer on strips of rows instead. A strip takes along the
+rows that its convolutions reach, the statistics of each normalisation are gathered over all strips
+before it is applied, and the Swin bottleneck, whose windows don't touch within a block, goes
+through bands of windows. The result is the network's on the whole image, to rounding, whatever the
+strips; only the photograph, its result and the maps between the layers are ever whole, and maps
+that exceed the memory granted lie in scratch files (see ``feature_maps``). All else takes what a
+strip needs, which grows with a photograph's width only where a few rows exceed ``STRIP_BYTES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.nets import QDMR
+from qdmr_ray.nets.blocks import ResBlock
+from qdmr_ray.nets.swin import SwinBlock, SwinGroup, shift_mask
+from qdmr_ray.restore.feature_maps import Arena, FeatureMap, GroupStatistics, strips
+from qdmr_ray.restore.progress import Work, fusing_layers
+from qdmr_ray.restore.upsample_conv import Doubling
+from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
+
+DEFAULT_MEMORY = 2 * 2**30
+# Rows beyond a strip that a 3 x 3 convolution reaches, and two of them one after the other.
+REACH = 1
+
+
+def restore_pixels(
+    network: QDMR,
+    image: np.ndarray,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    bfloat16: bool = False,
+    scratch: Path | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> np.ndarray:
+    """The corrected photograph, of the type and shape of ``image``: uint8 or uint16 (H, W, 3).
+
+    ``network`` is in eval mode on its device. ``memory`` bounds the bytes of the maps between the
+    layers; larger ones lie in files in ``scratch`` (the system's temporary folder by default).
+    Beyond that a strip's share is taken, the same however high the photograph. ``bfloat16``
+    computes in autocast and halves the maps. ``progress`` is told the share that is done, strip by
+    strip.
+    """
+    device = next(network.parameters()).device
+    # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
+    exact = tensor_float_32(ComputeSettings(), device)
+    with torch.inference_mode(), exact, _precision(device, bfloat16):
+        return _Pass(network, image, device, memory, bfloat16, scratch, progress).run()
+
+
+class _Pass:
+    """One photograph's way through the network."""
+
+    def __init__(
+        self,
+        network: QDMR,
+        image: np.ndarray,
+        device: torch.device,
+        memory: int,
+        bfloat16: bool,
+        scratch: Path | None,
+        progress: Callable[[float], None] | None,
+    ) -> None:
+        self.network, self.image, self.device = network, image, device
+        self.full_scale = float(np.iinfo(image.dtype).max)
+        self.type = next(network.parameters()).dtype
+        stored = torch.bfloat16 if bfloat16 else self.type
+        self.arena = Arena(memory, device, stored, scratch)
+        multiple = network.multiple
+        self.row_at, self.column_at = (
+            reflected(length, -(-length // multiple) * multiple) for length in image.shape[:2]
+        )
+        self.work = Work(network, len(self.row_at), len(self.column_at), progress)
+
+    def run(self) -> np.ndarray:
+        features = self._encode()
+        fuses = self.network.domain_mixing and self.network.settings.fusion
+        tokens = self._fuse(features) if fuses else features
+        for group in self.network.bottleneck.groups:
+            tokens = self._swin_group(cast(SwinGroup, group), tokens)
+        return self._decode(tokens)
+
+    def _pixels(self, first: int, last: int) -> Tensor:
+        """Rows of the padded image as (1, 3, n, width) in [0, 1]."""
+        rows = self.image[self.row_at[first:last]][:, self.column_at]
+        strip = torch.from_numpy(rows.astype(np.float32)).to(self.device, self.type)
+        return (strip / self.full_scale).permute(2, 0, 1).unsqueeze(0)
+
+    def _encode(self) -> FeatureMap:
+        """All levels of the encoder. The input of the first level is the image, whose first
+        convolution is done again for each strip: it is cheap, and its map the largest of all."""
+        encoder = self.network.encoder
+        height, width = len(self.row_at), len(self.column_at)
+        current: FeatureMap | None = None
+        for level in encoder.levels:
+            halving, *blocks = cast(nn.Sequential, level)
+            height, width = height // 2, width // 2
+            out = self.arena.new(cast(nn.Conv2d, halving).out_channels, height, width)
+            begin = partial(self._halved, cast(nn.Conv2d, halving), current)
+            self._blocks(out, halving, begin, blocks)
+            if current is not None:
+                self.arena.drop(current)
+            current = out
+        assert current is not None
+        return current
+
+    def _halved(
+        self, halving: nn.Conv2d, below: FeatureMap | None, first: int, last: int
+    ) -> Tensor:
+        """Rows ``first`` .. ``last - 1`` after ``halving``; ``below`` None is the image."""
+        height = len(self.row_at) if below is None else below.height
+        # The first convolution reaches two rows down and makes its strip a row shorter.
+        reach = 4 if below is None else 2
+        begin, end = max(0, 2 * first - reach), min(height, 2 * last + reach)
+        if below is None:
+            x = self.network.encoder.first(self._pixels(begin, end))
+        else:
+            x = below.rows(begin, end)
+        return halving(x)[:, :, first - begin // 2 : last - begin // 2]
+
+    def _blocks(
+        self,
+        out: FeatureMap,
+        layer: nn.Module,
+        begin: Callable[[int, int], Tensor],
+        blocks: list[nn.Module],
+    ) -> None:
+        """Fills ``out`` with what ``begin`` gives for each range of rows, of ``layer``, then
+        applies residual blocks to it in place, each with the statistics of the whole map."""
+        statistics = GroupStatistics(cast(ResBlock, blocks[0]).norm1) if blocks else None
+        for first, last in out.strips():
+            strip = begin(first, last)
+            out.put(first, strip)
+            if statistics:
+                statistics.add(strip)
+            self.work.did(layer, (last - first) * out.width)
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            assert statistics is not None
+            following_norm = cast(ResBlock, following).norm1 if following else None
+            statistics = self._block(cast(ResBlock, block), out, statistics, following_norm)
+
+    def _block(
+        self,
+        block: ResBlock,
+        out: FeatureMap,
+        statistics: GroupStatistics,
+        following: nn.GroupNorm | None,
+    ) -> GroupStatistics | None:
+        """One residual block in place; gives the statistics that the next normalisation needs.
+
+        The first convolution's map is kept where there is room for it, and computed a second time
+        where not.
+        """
+        affine = statistics.affine(self.device, self.type)
+        shape = (out.channels, out.height, out.width)
+        middle = self.arena.new(*shape) if self.arena.fits(*shape) else None
+
+        def convolved(first: int, last: int, old: Callable[[int, int], Tensor]) -> Tensor:
+            begin, end = max(0, first - REACH), min(out.height, last + REACH)
+            h = block.conv1(_activated(old(begin, end), affine))
+            return h[:, :, first - begin : h.shape[2] - (end - last)]
+
+        inner = GroupStatistics(block.norm2)
+        for first, last in out.strips():
+            h = convolved(first, last, out.rows)
+            inner.add(h)
+            if middle is not None:
+                middle.put(first, h)
+            self.work.did(block.conv1, (last - first) * out.width)
+        affine2 = inner.affine(self.device, self.type)
+        after = GroupStatistics(following) if following else None
+        old = _Overwritten(out, reach=2 * REACH)
+        for first, last in out.strips():
+            begin, end = max(0, first - REACH), min(out.height, last + REACH)
+            h = middle.rows(begin, end) if middle else convolved(begin, end, old.rows)
+            h = block.conv2(_activated(h, affine2))[:, :, first - begin : last - begin]
+            old.keep(first, last)
+            strip = out.add(first, h)
+            if after:
+                after.add(strip)
+            self.work.did(block.conv2, (last - first) * out.width)
+        if middle is not None:
+            self.arena.drop(middle)
+        return after
+
+    def _fuse(self, features: FeatureMap) -> FeatureMap:
+        """Each position's code, and its fusion with the features."""
+        network = self.network
+        out = self.arena.new(features.channels, features.height, features.width)
+        for first, last in features.strips():
+            begin, end = max(0, first - REACH), min(features.height, last + REACH)
+            x = features.rows(begin, end)
+            z = network.before_quant(x).movedim(1, -1)
+            indices = network.quantizer.nearest(z.flatten(0, -2).float()).view(z.shape[:-1])
+            q = network.after_quant(network.quantizer.lookup(indices))
+            inside = slice(first - begin, last - begin)
+            out.put(first, network.fusion(x[:, :, inside], q[:, :, inside]))
+            for layer in fusing_layers(network):
+                self.work.did(layer, (last - first) * out.width)
+        self.arena.drop(features)
+        return out
+
+    def _swin_group(self, group: SwinGroup, features: FeatureMap) -> FeatureMap:
+        """The blocks in a map of their own, since the group's input is added at its end."""
+        tokens = self.arena.new(features.channels, features.height, features.width)
+        before = features
+        for layer in group.blocks:
+            _swin_block(cast(SwinBlock, layer), before, tokens)
+            before = tokens
+            self.work.did(layer, tokens.height * tokens.width)
+        # In place: the group's input is needed row by row only.
+        for first, last in features.strips():
+            begin, end = max(0, first - REACH), min(features.height, last + REACH)
+            x = group.conv(tokens.rows(begin, end))
+            features.add(first, x[:, :, first - begin : last - begin])
+            self.work.did(group.conv, (last - first) * features.width)
+        self.arena.drop(tokens)
+        return features
+
+    def _decode(self, current: FeatureMap) -> np.ndarray:
+        decoder = self.network.decoder
+        for level in decoder.levels:
+            _, convolution, *blocks = cast(nn.Sequential, level)
+            height, width = 2 * current.height, 2 * current.width
+            out = self.arena.new(cast(nn.Conv2d, convolution).out_channels, height, width)
+            begin = partial(_doubled, Doubling(cast(nn.Conv2d, convolution)), current)
+            self._blocks(out, convolution, begin, blocks)
+            self.arena.drop(current)
+            current = out
+        return self._finish(current)
+
+    def _finish(self, features: FeatureMap) -> np.ndarray:
+        """The last convolution, rounded to the photograph's own type."""
+        result = np.empty_like(self.image)
+        height, width = self.image.shape[:2]
+        for first, last in strips(height, features.row_bytes, self.device):
+            begin, end = max(0, first - REACH), min(features.height, last + REACH)
+            x = self.network.decoder.last(features.rows(begin, end)).to(self.type)
+            x = x[:, :, first - begin : last - begin]
+            if self.network.settings.global_residual:
+                x = x + self._pixels(first, last)
+            pixels = x[0, :, :, :width].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+            result[first:last] = np.rint(pixels * self.full_scale).astype(result.dtype)
+            self.work.did(self.network.decoder.last, (last - first) * features.width)
+        self.arena.drop(features)
+        return result
+
+
+class _Overwritten:
+    """Rows of a map that is overwritten from top to bottom, as they were before."""
+
+    def __init__(self, features: FeatureMap, reach: int) -> None:
+        self._features, self._reach = features, reach
+        self._kept: Tensor | None = None
+        self._written = 0
+
+    def keep(self, first: int, last: int) -> None:
+        """Call before rows ``first`` .. ``last - 1`` are written."""
+        self._kept = self.rows(max(0, last - self._reach), last).clone()
+        self._written = last
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """As ``FeatureMap.rows``; ``first`` lies at most ``reach`` rows above what is written."""
+        if first >= self._written or self._kept is None:
+            return self._features.rows(first, last)
+        kept = self._kept[:, :, self._kept.shape[2] - (self._written - first) :]
+        if last <= self._written:
+            return kept[:, :, : last - first]
+        return torch.cat([kept, self._features.rows(self._written, last)], dim=2)
+
+
+def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
+    """One block from ``before`` into ``out``, which may be the same map: no two windows overlap.
+
+    It goes through bands of whole windows. Where the block is shifted, so is each band; the last
+    one then ends with the map's first rows.
+    """
+    # The MLP's inner layer is the widest of the block.
+    hidden = cast(nn.Linear, block.mlp[0]).out_features
+    window, shift, height = block.window, block.shift, before.height
+    row_bytes = before.width * hidden * before.itemsize
+    for first, last in strips(height, row_bytes, before.device, multiple=window, fewest=window):
+        if last - first == height:
+            # Rolled as it is gathered: nothing is copied.
+            out.put(0, _swin_band(block, before.rows(0, height), is_last=True, roll=shift))
+            return
+        begin, end = first + shift, min(last + shift, height)
+        band = before.rows(begin, end)
+        if last + shift > height:
+            band = torch.cat([band, before.rows(0, shift)], dim=2)
+        band = _swin_band(block, band, is_last=last == height)
+        out.put(begin, band[:, :, : end - begin])
+        if last + shift > height:
+            out.put(0, band[:, :, end - begin :])
+
+
+def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool, roll: int = 0) -> Tensor:
+    """One block on (1, C, n, width), n a multiple of the window; ``is_last`` of a map's bands.
+    Windows begin ``roll`` rows down, and go round."""
+    rows = band[0].permute(1, 2, 0)
+    height, width, channels = rows.shape
+    window, shift = block.window, block.shift
+    order = _window_order(height, width, window, (roll, shift)).to(band.device)
+    tokens = rows.reshape(height * width, channels)
+    windows = tokens.index_select(0, order.flatten()).view(*order.shape, channels)
+    mask = _band_mask(height, width, window, shift, is_last=is_last) if shift else None
+    after = []
+    # A single row of windows of a very wide photograph is more than a strip.
+    hidden = cast(nn.Linear, block.mlp[0]).out_features
+    window_bytes = order.shape[1] * hidden * band.itemsize
+    for first, last in strips(len(windows), window_bytes, band.device, fewest=1):
+        x = windows[first:last]
+        x = x + block.attention(
+            block.norm1(x), None if mask is None else mask[first:last].to(x.device)
+        )
+        after.append((x + block.mlp(block.norm2(x))).to(band.dtype))
+    windows = after[0] if len(after) == 1 else torch.cat(after)
+    result = windows.flatten(0, 1).index_select(0, order.flatten().argsort())
+    return result.view(rows.shape).permute(2, 0, 1).unsqueeze(0)
+
+
+def _window_order(height: int, width: int, window: int, shift: tuple[int, int]) -> Tensor:
+    """Token numbers by window, int64 (windows, window * window), of a band whose rows and columns
+    are rolled back by ``shift``: gathering by it rolls and cuts into windows in one copy."""
+    numbers = torch.arange(height * width).view(height, width)
+    numbers = numbers.roll((-shift[0], -shift[1]), dims=(0, 1))
+    cut = numbers.view(height // window, window, width // window, window).transpose(1, 2)
+    return cut.reshape(-1, window * window)
+
+
+def _band_mask(height: int, width: int, window: int, shift: int, *, is_last: bool) -> Tensor:
+    """The part of ``shift_mask`` for a band's windows: of rows, only a map's last windows see
+    others than their neighbours."""
+    if is_last:
+        return shift_mask(height, width, window, shift)
+    return shift_mask(height + window, width, window, shift)[: -(width // window)]
+
+
+def _doubled(double: Doubling, below: FeatureMap, first: int, last: int) -> Tensor:
+    """Rows ``first`` .. ``last - 1`` of ``below`` enlarged by ``double``."""
+    begin = max(0, first // 2 - REACH)
+    end = min(below.height, -(-last // 2) + REACH)
+    return double(below.rows(begin, end))[:, :, first - 2 * begin : last - 2 * begin]
+
+
+def _activated(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
+    scale, shift = affine
+    return nn.functional.silu(torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype)), inplace=True)
+
+
+def _precision(device: torch.device, bfloat16: bool) -> torch.autocast | nullcontext[None]:
+    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+
+
+def reflected(length: int, wanted: int) -> np.ndarray:
+    """Positions 0 … length - 1, back to 0, and so on, int64 (wanted,)."""
+    if length == 1:
+        return np.zeros(wanted, dtype=np.int64)
+    period = 2 * (length - 1)
+    positions = np.arange(wanted) % period
+    return np.minimum(positions, period - positions)

@@ -1,0 +1,21 @@
+"""Local paths and s3:// addresses alike: files, retries, claims."""
+
+from qdmr_ray.storage.location import (
+    ENDPOINT_VARIABLE,
+    S3_SCHEME,
+    TEMPORARY_PREFIX,
+    Location,
+    ObjectReader,
+    open_location,
+    write_file_atomic,
+)
+
+__all__ = [
+    "ENDPOINT_VARIABLE",
+    "S3_SCHEME",
+    "TEMPORARY_PREFIX",
+    "Location",
+    "ObjectReader",
+    "open_location",
+    "write_file_atomic",
+]

@@ -1,0 +1,278 @@
+"""The books of a sweep: which trials there are, what is to be done next, how far each one is.
+
+Every change is on storage before it counts: a trial has its record before it begins. So a sweep
+that is killed at any moment finds each of its trials once when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qdmr_ray.storage import Location
+from qdmr_ray.sweeps.optuna_study import STUDY_FILE, Study
+from qdmr_ray.sweeps.plan import MAX, VARIANT, Plan
+from qdmr_ray.sweeps.record import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    Record,
+    read_records,
+    write_record,
+)
+
+TIME_FILE = "seconds.json"
+# The time that a sweep has taken is written down at most so often.
+_TIME_SECONDS = 5.0
+
+Say = Callable[[str], None]
+
+
+class Book:
+    """The trials of ``plan`` in the folder ``sweep``; the study's file lies in ``scratch`` while
+    the sweep runs."""
+
+    def __init__(self, plan: Plan, sweep: Location, scratch: Path, say: Say) -> None:
+        self.plan, self.sweep, self._say = plan, sweep, say
+        self.records = {record.id: record for record in read_records(sweep)}
+        self.baseline: str | None = None
+        self.problem: str | None = None
+        self._study_file = scratch / STUDY_FILE
+        self.study = Study(plan, list(self.records.values()), self._study_file)
+        self._began = time.monotonic()
+        self._earlier = self._seconds_before()
+        self._time_written = -_TIME_SECONDS
+        # Trials handed out by this process, and when.
+        self._running: dict[str, float] = {}
+        self._failed_in_a_row = 0
+        self._repeats: list[Record] | None = None
+        self._wanted = self._first_settings()
+
+    # -- what is to be done ------------------------------------------------------------------
+
+    def next(self) -> Record | None:
+        """The next trial to train: one that was interrupted, or a new one; None when there is
+        nothing left to begin. Its record is on storage."""
+        if self.problem is not None:
+            return None
+        record = next((r for r in self._waiting() if r.id not in self._running), None)
+        if record is None and self._repeats is None:
+            record = self._new()
+        if record is None:
+            return None
+        self._running[record.id] = time.monotonic()
+        record.state = RUNNING
+        record.begun = record.begun or time.time()
+        self._write(record)
+        return record
+
+    def begin_repeats(self) -> bool:
+        """From now on only other seeds of the best settings; whether there are any to train."""
+        rows = self._to_repeat()
+        self._repeats = []
+        for record in rows:
+            for seed in range(1, self.plan.settings.repeat):
+                name = f"{record.number:04}-s{seed}"
+                again = self.records.get(name) or Record(
+                    id=name,
+                    number=record.number,
+                    settings=record.settings,
+                    seed=seed,
+                    name=record.name,
+                )
+                self._repeats.append(again)
+        return any(not record.has_ended for record in self._repeats)
+
+    def _waiting(self) -> Sequence[Record]:
+        if self._repeats is not None:
+            return [record for record in self._repeats if not record.has_ended]
+        return [r for r in self.records.values() if not r.has_ended and not r.is_repeat]
+
+    def _new(self) -> Record | None:
+        number = sum(not record.is_repeat for record in self.records.values())
+        if self._budget_is_spent(number):
+            return None
+        name = f"{number:04}"
+        fixed = self.plan.fixed()
+        wanted = self._wanted[number] if number < len(self._wanted) else None
+        if wanted is None and fixed is not None:
+            return None
+        # {} asks for the experiment as it is, which the space does not hold.
+        settings = {} if wanted == {} else self.study.ask(name, wanted)
+        return Record(id=name, number=number, settings=settings, name=settings.get(VARIANT))
+
+    def _first_settings(self) -> list[dict[str, Any]]:
+        """What is tried before the sampler's own proposals: the experiment's settings first."""
+        settings, first = self.plan.settings, [dict(row) for row in self.plan.settings.first]
+        fixed = self.plan.fixed()
+        if settings.variants:
+            assert fixed is not None
+            return fixed
+        own = self.plan.baseline()
+        if fixed is not None:
+            first = fixed
+        if settings.baseline:
+            self.baseline = f"{0:04}"
+            first = [own, *(row for row in first if row != own)]
+        return first
+
+    def _budget_is_spent(self, begun: int) -> bool:
+        settings = self.plan.settings
+        return (
+            (settings.trials is not None and begun >= settings.trials)
+            or (settings.iterations is not None and self.iterations() >= settings.iterations)
+            or (settings.hours is not None and self.seconds() >= settings.hours * 3600)
+        )
+
+    def _to_repeat(self) -> list[Record]:
+        if self.plan.settings.repeat == 1:
+            return []
+        if self.plan.settings.variants:
+            chosen = [r for r in self.records.values() if not r.is_repeat]
+        else:
+            names = [*self.front(), *([self.baseline] if self.baseline else [])]
+            chosen = [self.records[name] for name in dict.fromkeys(names)]
+        return [record for record in chosen if record.state == FINISHED]
+
+    # -- what happens ------------------------------------------------------------------------
+
+    def progressed(self, name: str, news: Mapping[str, Any]) -> None:
+        """Takes what a trial says of itself while it runs."""
+        record = self.records[name]
+        record.progress = {
+            k: max(v, record.progress.get(k, 0)) for k, v in news["progress"].items()
+        }
+        record.stages |= news["stages"]
+        record.metrics |= news["metrics"]
+        # A trial that goes on after a kill finds its earlier stages in the store.
+        record.trained += [stage for stage in news["trained"] if stage not in record.trained]
+        values = news.get("values")
+        if values is not None:
+            seconds = record.seconds + time.monotonic() - self._running[name]
+            if record.add(news["iteration"], round(seconds, 2), values):
+                self.study.report(name, news["iteration"], values)
+        self._write(record, running=True)
+
+    def ended(self, name: str, news: Mapping[str, Any] | None, lost: str | None = None) -> None:
+        """Takes the end of a trial: its last word, None if the scheduler stopped it; ``lost`` says
+        why its process is gone."""
+        record = self.records[name]
+        record.seconds += time.monotonic() - self._running.pop(name)
+        record.ended = time.time()
+        error = lost or (news or {}).get("error")
+        if error:
+            record.state, record.error = FAILED, error
+        else:
+            record.state = STOPPED if news is None else FINISHED
+        self._failed_in_a_row = self._failed_in_a_row + 1 if record.state == FAILED else 0
+        limit = self.plan.settings.failures
+        if (news or {}).get("hopeless"):
+            self.problem = error
+        elif self._failed_in_a_row >= limit:
+            self.problem = (
+                f"the last {limit} trials failed (failures={limit}), {name} with: {error}; mend "
+                "it and run the same command with --retry-failed"
+            )
+        self._write(record)
+        if not record.is_repeat:
+            self.study.tell(record)
+        self._say(self._line(record))
+
+    def _line(self, record: Record) -> str:
+        shown = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in zip(self.plan.settings.metrics, record.values or [], strict=False)
+            if value is not None
+        )
+        text = f"trial {record.id} {record.state}, {record.seconds:.0f} s  {record.error or shown}"
+        best = self.front()
+        if len(self.plan.settings.metrics) == 1 and best and not record.is_repeat:
+            values = self.records[best[0]].values
+            assert values is not None
+            text += f"  (best {best[0]}: {values[0]:.4g})"
+        return text
+
+    def retry_failed(self) -> None:
+        """Lets failed trials begin again."""
+        for record in self.records.values():
+            if record.state == FAILED:
+                record.state, record.error, record.ended = RUNNING, None, None
+                self._write(record)
+        self.study = Study(self.plan, list(self.records.values()), self._study_file)
+
+    def _write(self, record: Record, *, running: bool = False) -> None:
+        if running:
+            now = time.monotonic()
+            kept, record.seconds = record.seconds, record.seconds + now - self._running[record.id]
+            write_record(self.sweep, record)
+            record.seconds = kept
+        else:
+            write_record(self.sweep, record)
+        self.records[record.id] = record
+        self._write_time()
+
+    # -- what came out -----------------------------------------------------------------------
+
+    def front(self) -> list[str]:
+        """Finished trials that no other one beats in every metric, the best first metric first."""
+        rows = {
+            record.id: [
+                value if mode == MAX else -value
+                for value, mode in zip(record.values, self.plan.settings.modes, strict=True)
+                if value is not None
+            ]
+            for record in self.records.values()
+            if record.state == FINISHED and not record.is_repeat and record.values is not None
+        }
+        metrics = len(self.plan.settings.metrics)
+        whole = {name: row for name, row in rows.items() if len(row) == metrics}
+        front = [
+            name
+            for name, row in whole.items()
+            if not any(_dominates(other, row) for other in whole.values())
+        ]
+        front.sort(key=lambda name: -whole[name][0])
+        # Of equal ones the first is enough where there is but one metric.
+        return front[:1] if metrics == 1 else front
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state."""
+        return dict(Counter(record.state for record in self.records.values()))
+
+    def iterations(self) -> int:
+        """Iterations trained in all; a stage that several trials used counts once."""
+        furthest: dict[tuple[str, str], int] = {}
+        for record in self.records.values():
+            for stage, iteration in record.progress.items():
+                key = (stage, record.stages.get(stage, record.id))
+                furthest[key] = max(iteration, furthest.get(key, 0))
+        return sum(furthest.values())
+
+    def seconds(self) -> float:
+        """How long the sweep has run, interruptions left out."""
+        return self._earlier + time.monotonic() - self._began
+
+    def _seconds_before(self) -> float:
+        file = self.sweep.join(TIME_FILE)
+        return float(json.loads(file.read_bytes())) if file.exists() else 0.0
+
+    def _write_time(self) -> None:
+        now = time.monotonic()
+        if now - self._time_written >= _TIME_SECONDS:
+            self._time_written = now
+            self.write_time()
+
+    def write_time(self) -> None:
+        """Notes how long the sweep has run so far."""
+        self.sweep.join(TIME_FILE).write_bytes_atomic(json.dumps(round(self.seconds(), 2)).encode())
+
+
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True)) and any(
+        a > b for a, b in zip(one, other, strict=True)
+    )

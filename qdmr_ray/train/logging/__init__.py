@@ -1,0 +1,1 @@
+"""Everything that is written or shown while a stage trains."""

@@ -1,0 +1,1 @@
+"""Agreement of networks, training steps and metrics with golden figures."""

@@ -1,0 +1,357 @@
+"""Compares this package with golden figures: networks, training steps and metrics.
+
+    qdmr verify ../shared/golden
+
+Outputs are compared by the largest absolute difference over the largest absolute golden value,
+scalars by their relative difference, code indices by the share that differs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qdmr_ray.evaluate.metrics.niqe import PristineModel, load_pristine
+from qdmr_ray.nets import (
+    QDMR,
+    VQGAN,
+    DiscriminatorSettings,
+    NetworkSettings,
+    SemanticHead,
+    UNetDiscriminator,
+)
+from qdmr_ray.nets.adapter import to_authors
+from qdmr_ray.nets.vgg import VGG19Features
+from qdmr_ray.stages import BaseSettings, Parts, UDASettings, VQGANSettings, build_stage
+from qdmr_ray.stages.stage import Stage
+from qdmr_ray.storage import open_location
+from qdmr_ray.verify.golden import (
+    Comparison,
+    Golden,
+    fill,
+    golden_image,
+    golden_state,
+    load_golden,
+    relative_difference,
+    under,
+    worst,
+)
+from qdmr_ray.verify.metrics import verify_metrics, verify_niqe
+
+# Largest difference allowed by dtype: outputs, losses, share of differing indices.
+TOLERANCES = {
+    "float64": {"output": 1e-6, "loss": 1e-6, "indices": 0.0, "parameters": 1e-6},
+    "float32": {"output": 1e-4, "loss": 1e-3, "indices": 0.005, "parameters": 1e-3},
+}
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+# The authors decoded these in float32.
+DECODED_CODES_TOLERANCE = 1e-5
+# NIQE's figures were made with the parameters here, seen from the golden figures' folder.
+PRISTINE_PATH = Path("..", "data", "niqe_pris_params.npz")
+
+
+def verify(
+    golden: Golden,
+    dtype: torch.dtype,
+    progress: Callable[[str], None] | None = None,
+    *,
+    pristine: PristineModel | None = None,
+) -> list[Comparison]:
+    """Every comparison, in float64 or float32; ``progress`` hears what is being computed.
+
+    NIQE is left out without ``pristine``, the model that its figures were made with.
+    """
+    tell = progress or (lambda _: None)
+    comparisons: list[Comparison] = []
+    parts: list[tuple[str, Callable[[], list[Comparison]]]] = [
+        ("networks", lambda: verify_networks(golden, dtype)),
+        ("discriminators", lambda: verify_discriminators(golden, dtype)),
+        ("vqgan steps", lambda: verify_steps(golden, "vqgan", dtype)),
+        ("base steps", lambda: verify_steps(golden, "qdmr_base", dtype)),
+        ("uda steps", lambda: verify_steps(golden, "qdmr_uda", dtype)),
+        ("metrics", lambda: verify_metrics(golden)),
+    ]
+    if pristine is not None:
+        parts.append(("NIQE", lambda: verify_niqe(golden, pristine)))
+    for name, run in parts:
+        tell(name)
+        comparisons += run()
+    return comparisons
+
+
+def verify_folder(folder: Path, dtype: str, say: Callable[[str], None]) -> list[Comparison]:
+    """Every comparison with the golden figures in ``folder``; ``dtype`` is one of ``DTYPES``.
+
+    NIQE is compared where its pristine parameters lie beside it, at ``PRISTINE_PATH``.
+
+    Raises:
+        QdmrError: the folder holds no golden figures, or the parameters are unreadable.
+    """
+    golden = load_golden(folder)
+    path = (folder / PRISTINE_PATH).resolve()
+    pristine = load_pristine(path) if path.is_file() else None
+    if pristine is None:
+        say(f"leaving out NIQE: it is measured from pristine parameters, and there is no {path}")
+    return verify(golden, DTYPES[dtype], lambda part: say(f"comparing {part}"), pristine=pristine)
+
+
+def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> None:
+    """Writes the table as JSON: a list of figure, difference, allowed and agrees."""
+    rows = [{**asdict(comparison), "agrees": comparison.agrees} for comparison in comparisons]
+    open_location(path).write_bytes_atomic(json.dumps(rows, indent=1).encode())
+
+
+def verify_networks(golden: Golden, dtype: torch.dtype) -> list[Comparison]:
+    """VQGAN, s2t and both QDMR networks in eval mode."""
+    check = _Checker(golden, dtype)
+    size = golden.recipe["forward"]["size"]
+    count = golden.recipe["forward"]["batch"]
+    x = golden_image(golden.recipe["seed"], count, size, size).to(dtype)
+    with torch.inference_mode():
+        check.vqgan(x)
+        check.qdmr(x)
+    return check.comparisons
+
+
+def verify_discriminators(golden: Golden, dtype: torch.dtype) -> list[Comparison]:
+    """Both discriminators in training mode, one power iteration."""
+    check = _Checker(golden, dtype)
+    recipe, seed = golden.recipe["forward"], golden.recipe["seed"]
+    image = golden_image(seed, recipe["batch"], recipe["size"], recipe["size"])
+    shape = (recipe["batch"], recipe["feature_channels"], *[recipe["feature_size"]] * 2)
+    features = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+    for kind, x in (("image_discriminator", image), ("feature_discriminator", features)):
+        network = UNetDiscriminator(x.shape[1], DiscriminatorSettings()).to(dtype)
+        fill(network, golden_state(golden, kind))
+        with torch.no_grad():
+            check.output(f"{kind}/logits", network(x.to(dtype)))
+    return check.comparisons
+
+
+class _Checker:
+    """Collects comparisons of forward passes with ``forward.npz``."""
+
+    def __init__(self, golden: Golden, dtype: torch.dtype) -> None:
+        self.golden, self.dtype = golden, dtype
+        self.allowed = TOLERANCES[str(dtype).removeprefix("torch.")]
+        self.comparisons: list[Comparison] = []
+
+    def vqgan(self, x: Tensor) -> None:
+        """The VQGAN, its semantic head, and the s2t network, which is the VQGAN alone."""
+        state = golden_state(self.golden, "vqgan")
+        network = VQGAN(NetworkSettings()).to(self.dtype).eval()
+        head = SemanticHead(NetworkSettings().code_dim).to(self.dtype)
+        vgg19 = VGG19Features().to(self.dtype)
+        fill(head, under(state, "semantic."))
+        fill(vgg19, under(state, "vgg."))
+        for kind in ("vqgan", "s2t"):
+            own = golden_state(self.golden, kind)
+            fill(network, {k: v for k, v in own.items() if not k.startswith(("semantic.", "vgg."))})
+            out = network(x)
+            self.output(f"{kind}/image", out.image)
+            self.loss(f"{kind}/codebook_loss", out.codebook_loss.mean())
+            self.indices(f"{kind}/indices", out.indices)
+            if kind == "vqgan":
+                self.output("vqgan/after_quant", network.after_quant(out.code)[:, :8])
+                error = (head(out.code) - vgg19(x)).square().mean()
+                self.loss("vqgan/semantic_loss", error)
+                self._decoded_codes(network)
+
+    def _decoded_codes(self, network: VQGAN) -> None:
+        wanted = self.golden.forward["vqgan/decoded_codes"]
+        decoded = network.float().decode_codes(torch.arange(len(wanted)))
+        network.to(self.dtype)
+        name, allowed = "vqgan/decoded_codes", DECODED_CODES_TOLERANCE
+        self.comparisons.append(Comparison(name, _array_difference(decoded, wanted), allowed))
+
+    def qdmr(self, x: Tensor) -> None:
+        """Base and UDA, which share the network but not the weights' names."""
+        for kind in ("qdmr_base", "qdmr_uda"):
+            network = QDMR(NetworkSettings()).to(self.dtype).eval()
+            fill(network, golden_state(self.golden, kind))
+            out = network(x)
+            self.output(f"{kind}/image", out.image)
+            self.loss(f"{kind}/codebook_loss", out.codebook_loss.mean())
+            if kind == "qdmr_uda":
+                self.output("qdmr_uda/bottleneck", out.features[:, :8])
+                continue
+            self.indices("qdmr_base/indices", out.indices)
+            wide = golden_image(self.golden.recipe["seed"], 1, 192, 320).to(self.dtype)
+            self.output("qdmr_base/wide_image", network(wide).image[:, :, ::4, ::4])
+
+    def output(self, name: str, value: Tensor) -> None:
+        """Compares an output; only the first images of the batch are stored."""
+        wanted = self.golden.forward[name]
+        difference = _array_difference(value[: len(wanted)], wanted)
+        self.comparisons.append(Comparison(name, difference, self.allowed["output"]))
+
+    def loss(self, name: str, value: Tensor) -> None:
+        difference = relative_difference(value.item(), float(self.golden.forward[name]))
+        self.comparisons.append(Comparison(name, difference, self.allowed["loss"]))
+
+    def indices(self, name: str, value: Tensor) -> None:
+        wanted = self.golden.forward[name]
+        found = value[: len(wanted)].reshape(wanted.shape).numpy()
+        different = float((found != wanted).mean())
+        self.comparisons.append(Comparison(name, different, self.allowed["indices"]))
+
+
+# The authors' names of logged figures, by ours.
+VQGAN_NAMES = {
+    "source/codebook": "l_codebook",
+    "source/semantic": "l_semantic",
+    "source/l1": "l_pix",
+    "source/gan": "l_g_gan",
+    "target/codebook": "l_codebookt",
+    "target/semantic": "l_semantict",
+    "target/l1": "l_pixt",
+    "image_discriminator/target": "l_d_real",
+    "image_discriminator/target_logit": "out_d_real",
+    "image_discriminator/source": "l_d_fake",
+    "image_discriminator/source_logit": "out_d_fake",
+}
+BASE_NAMES = {
+    "source/codebook": "l_codebook",
+    "source/l1": "l_pix",
+    "source/gan": "l_g_gan",
+    "image_discriminator/ground_truth": "l_d_reals",
+    "image_discriminator/ground_truth_logit": "out_d_reals",
+    "image_discriminator/source": "l_d_fake",
+    "image_discriminator/source_logit": "out_d_fake",
+}
+UDA_NAMES = {
+    "source/codebook": "l_codebook",
+    "s2t/codebook": "l_codebook_s2t",
+    "target/codebook": "tl_codebook",
+    "source/l1": "l_pix",
+    "s2t/l1": "l_pix_s2t",
+    "source/feature": "l_g_gan_srcfuse",
+    "target/feature": "l_g_gan_trgfuse",
+    "source/gan": "l_g_gans",
+    "s2t/gan": "l_g_ganst",
+    "feature_discriminator/target": "l_d_trgreal",
+    "feature_discriminator/target_logit": "out_d_trgreal",
+    "feature_discriminator/source": "l_d_srcfake",
+    "feature_discriminator/source_logit": "out_d_srcfake",
+    "image_discriminator/ground_truth": "l_d_reals",
+    "image_discriminator/ground_truth_logit": "out_d_reals",
+    "image_discriminator/source": "l_d_fake",
+    "image_discriminator/source_logit": "out_d_fake",
+    "image_discriminator/s2t": "l_d_fakest",
+    "image_discriminator/s2t_logit": "out_d_fakest",
+}
+
+
+def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparison]:
+    """Training iterations of one stage: every logged figure, then every parameter after them."""
+    names = {"vqgan": VQGAN_NAMES, "qdmr_base": BASE_NAMES, "qdmr_uda": UDA_NAMES}[kind]
+    allowed = TOLERANCES[str(dtype).removeprefix("torch.")]
+    wanted = golden.steps[kind]
+    stage = golden_stage(golden, kind, dtype)
+    largest = dict.fromkeys(names.values(), 0.0)
+    for losses, batch in zip(wanted["losses"], golden_batches(golden, kind, dtype), strict=True):
+        found = stage.step(batch)
+        for ours, theirs in names.items():
+            difference = relative_difference(found[ours].item(), losses[theirs])
+            largest[theirs] = worst((largest[theirs], difference))
+    comparisons = [Comparison(f"{kind} steps/{k}", v, allowed["loss"]) for k, v in largest.items()]
+    difference = worst(
+        _parameter_difference(value, wanted["params_after"][key])
+        for key, value in _authors_parameters(stage, kind, wanted["params_after"])
+    )
+    return [
+        *comparisons,
+        Comparison(f"{kind} steps/params_after", difference, allowed["parameters"]),
+    ]
+
+
+def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
+    """The stage of ``kind`` with every network filled by the recipe, ready for its first step."""
+    vqgan = VQGAN(NetworkSettings()).to(dtype)
+    fill(vqgan, golden_state(golden, "s2t"))
+    parts = _GoldenParts(trained={"vqgan": vqgan})
+    settings = {
+        "vqgan": VQGANSettings(lpips=0),
+        "qdmr_base": BaseSettings(lpips=0),
+        "qdmr_uda": UDASettings(lpips=0),
+    }[kind]
+    stage = build_stage(kind.removeprefix("qdmr_"), settings, parts)
+    stage.to("cpu", dtype)
+    state = golden_state(golden, kind)
+    own = {k: v for k, v in state.items() if not k.startswith(("semantic.", "vgg."))}
+    fill(stage.network, own)
+    for module, prefix in (
+        (getattr(stage, "semantic", None), "semantic."),
+        (getattr(stage, "vgg19", None), "vgg."),
+    ):
+        if module is not None:
+            fill(module, under(state, prefix))
+    for name, network in stage.discriminators.networks.items():
+        fill(network, golden_state(golden, f"{name}_discriminator"))
+    return stage
+
+
+class _GoldenParts(Parts):
+    """Parts whose VGG19 needs no file: the recipe fills it."""
+
+    def vgg19(self) -> VGG19Features:
+        return VGG19Features()
+
+
+def golden_batches(golden: Golden, kind: str, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """The batches of the golden iterations."""
+    recipe, seed = golden.recipe["steps"], golden.recipe["seed"]
+    count, size = recipe["batch"], recipe["size"]
+    for i in range(1, recipe["count"] + 1):
+        images = (golden_image(seed + 10 * i + k, count, size, size).to(dtype) for k in range(3))
+        yield dict(zip(("ground_truth", "source", "target"), images, strict=True))
+
+
+def _authors_parameters(
+    stage: Stage, kind: str, wanted: dict[str, Any]
+) -> Iterator[tuple[str, Tensor]]:
+    """State-dict entries of the stage under the authors' names, as far as they are golden."""
+    generator = dict(stage.network.state_dict())
+    semantic = getattr(stage, "semantic", None)
+    if semantic is not None:
+        generator |= {f"semantic.{key}": value for key, value in semantic.state_dict().items()}
+    named = {"net_g": to_authors(kind, generator)}
+    discriminators = stage.discriminators.networks
+    # The authors' net_d is the feature discriminator in UDA, the image discriminator elsewhere.
+    prefixes = {"net_d": "feature" if kind == "qdmr_uda" else "image", "net_dt": "image"}
+    for prefix, name in prefixes.items():
+        if prefix == "net_d" or kind == "qdmr_uda":
+            network: nn.Module = discriminators[name]
+            named[prefix] = to_authors(f"{name}_discriminator", network.state_dict())
+    found = {f"{prefix}.{k}": v for prefix, state in named.items() for k, v in state.items()}
+    for key in wanted:
+        yield key, found[key]
+
+
+def _parameter_difference(value: Tensor, wanted: list[float]) -> float:
+    """Worst difference of sum, sum of absolute values, first and last element.
+
+    Sums relative to the sum of absolute values; elements relative to their mean absolute value.
+    """
+    flat = value.double().flatten()
+    size = max(wanted[1], np.finfo(float).tiny)
+    sums = (flat.sum().item() - wanted[0], flat.abs().sum().item() - wanted[1])
+    ends = (flat[0].item() - wanted[2], flat[-1].item() - wanted[3])
+    return worst(
+        [
+            *(abs(difference) / size for difference in sums),
+            *(abs(difference) * flat.numel() / size for difference in ends),
+        ]
+    )
+
+
+def _array_difference(found: Tensor, wanted: np.ndarray) -> float:
+    difference = np.abs(found.double().numpy() - wanted.astype(np.float64)).max()
+    return float(difference / np.abs(wanted).max())

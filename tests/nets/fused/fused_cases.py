@@ -1,0 +1,154 @@
+"""Compares the fused operations with PyTorch's own in float64; prints the distances as JSON.
+
+On a GPU as they are; elsewhere in Triton's interpreter, which runs the same kernels on the CPU.
+Triton decides that when it is imported, so this is a program of its own.
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qdmr_ray.nets import DiscriminatorSettings, UNetDiscriminator
+from qdmr_ray.nets.blocks import NORM_EPS, NORM_GROUPS, ResBlock
+from qdmr_ray.nets.discriminator import SpectralConv2d
+from qdmr_ray.nets.fused import discriminator as fused
+from qdmr_ray.nets.fused import norm as fused_norm
+
+# Widths that are powers of 2 and not, whole tiles and parts of them, a map of one line.
+SHAPES = ((2, 64, 16, 16), (3, 48, 9, 7), (1, 256, 8, 8), (2, 6, 40, 33), (4, 12, 1, 5))
+DTYPES = (torch.float32, torch.bfloat16)
+LEAK = 0.2
+
+
+def main() -> None:
+    found = {}
+    for i, shape in enumerate(SHAPES):
+        # The narrower type differs in what is loaded and stored alone.
+        for dtype in DTYPES if i < 2 else DTYPES[:1]:
+            for case in (norm, norm_and_bias, leaky, leaky_and_sum, doubled):
+                torch.manual_seed(0)
+                found[f"{case.__name__} {shape} {dtype}"] = case(shape, dtype)
+    # From here on the networks take every map for one on a GPU.
+    fused_norm.fits = lambda x: x.dtype != torch.float64
+    ResBlock.fused = SpectralConv2d.fused = True
+    # float32 is float32 on GPUs, too.
+    torch.backends.cudnn.allow_tf32 = False
+    found["residual block"] = module(ResBlock(64), (2, 64, 12, 8))
+    for passes in (1, 3):
+        judge = UNetDiscriminator(3, DiscriminatorSettings(width=8))
+        found[f"discriminator, {passes} passes"] = module(judge, (3, 3, 16, 24), passes)
+    json.dump(found, sys.stdout)
+
+
+def norm(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    groups = max(g for g in range(1, NORM_GROUPS + 1) if shape[1] % g == 0)
+    eps = NORM_EPS
+    # A mean that is large beside the deviation: sums of squares would lose the latter.
+    inputs = [images(shape, dtype) + 8, vector(shape[1]), vector(shape[1])]
+    return distance(
+        lambda x, *affine: fused_norm.group_norm_silu(x, groups, *affine, eps),
+        lambda x, *affine: functional.silu(functional.group_norm(x, groups, *affine, eps)),
+        inputs,
+    )
+
+
+def norm_and_bias(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    # Two channels a group at least: in groups of one a bias changes nothing.
+    groups = shape[1] // 2
+    inputs = [images(shape, dtype), vector(shape[1]), vector(shape[1]), vector(shape[1])]
+
+    def exact(x: Tensor, weight: Tensor, offset: Tensor, bias: Tensor) -> Tensor:
+        shifted = x + bias[:, None, None]
+        return functional.silu(functional.group_norm(shifted, groups, weight, offset, NORM_EPS))
+
+    return distance(
+        lambda x, weight, offset, bias: fused_norm.group_norm_silu(
+            x, groups, weight, offset, NORM_EPS, bias
+        ),
+        exact,
+        inputs,
+    )
+
+
+def leaky(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    return distance(
+        lambda x, scales: fused.scaled_leaky_relu(x, scales, LEAK, None),
+        lambda x, scales: functional.leaky_relu(x * scales[:, None, None, None], LEAK),
+        # An estimate may be negative before it has converged.
+        [images(shape, dtype), vector(shape[0]) - 0.3],
+    )
+
+
+def leaky_and_sum(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    return distance(
+        lambda x, scales, added: fused.scaled_leaky_relu(x, scales, LEAK, added),
+        lambda x, scales, added: functional.leaky_relu(x * scales, LEAK) + added,
+        [images(shape, dtype), vector(1), images(shape, dtype)],
+    )
+
+
+def doubled(shape: tuple[int, ...], dtype: torch.dtype) -> float:
+    return distance(
+        fused.doubled,
+        lambda x: functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
+        [images(shape, dtype)],
+    )
+
+
+def module(fast: nn.Module, shape: tuple[int, ...], *args: int) -> float:
+    """Output and gradients of a module as it is, and in float64, where nothing is fused."""
+    fast = fast.to(DEVICE, memory_format=torch.channels_last)
+    exact = copy.deepcopy(fast).double()
+    names = [name for name, _ in fast.named_parameters()]
+
+    def call(network: nn.Module) -> Callable[..., Tensor]:
+        return lambda x, *weights: torch.func.functional_call(
+            network, dict(zip(names, weights, strict=True)), (x, *args)
+        )
+
+    inputs = [images(shape, torch.float32), *(p.detach() for p in fast.parameters())]
+    return distance(call(fast), call(exact), inputs)
+
+
+def distance(
+    fast: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: list[Tensor]
+) -> float:
+    """The largest of |found - wanted| / |wanted|, for the output and the inputs' gradients."""
+    ours = [x.clone().requires_grad_() for x in inputs]
+    theirs = [x.double().requires_grad_() for x in inputs]
+    out, wanted = fast(*ours), exact(*theirs)
+    assert out.dtype == inputs[0].dtype
+    assert out.shape == wanted.shape
+    # Contiguous, unlike what it belongs to.
+    grad = torch.randn(wanted.shape, device=DEVICE).to(out.dtype)
+    out.backward(grad)
+    wanted.backward(grad.double())
+    pairs = [(out, wanted), *((a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))]
+    return max(float(((a - b).norm() / b.norm()).detach()) for a, b in pairs)
+
+
+def images(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    x = torch.randn(shape, device=DEVICE).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def vector(length: int) -> Tensor:
+    return torch.randn(length, device=DEVICE)
+
+
+if __name__ == "__main__":
+    main()
