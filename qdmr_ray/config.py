@@ -36,7 +36,6 @@ from qdmr_ray.stages import (
     UDASettings,
     VQGANSettings,
 )
-from qdmr_ray.train.divergence import GuardSettings
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1
@@ -49,6 +48,9 @@ _NETWORK_WITHOUT = {
 _LATER_SETTINGS = (("network", "fusion", True), ("settings", "s2t", True))
 # Stands in a saved config.yaml beside the settings.
 VERSION_KEY = "code_version"
+# What is done about a run that goes wrong.
+STOP, WARN, OFF = "stop", "warn", "off"
+ACTIONS = (STOP, WARN, OFF)
 # A run is a folder of this name in its storage, and nowhere else.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -118,6 +120,28 @@ class ScalingSettings(Settings):
     def fewest_workers(self) -> int:
         """Workers without which training doesn't go on."""
         return self.workers if self.min_workers is None else self.min_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardSettings(Settings):
+    """What is done about a run that goes wrong: stop it, warn, or nothing."""
+
+    non_finite: str = setting(
+        STOP,
+        "a loss term that is infinite or not a number; weights that are so are never kept, unless "
+        "this is off",
+        choices=ACTIONS,
+    )
+    discriminator: str = setting(
+        WARN, "a discriminator whose mean logit passes discriminator_logit", choices=ACTIONS
+    )
+    discriminator_logit: float = setting(100.0, "largest usual mean logit, either sign", above=0)
+    codebook: str = setting(
+        WARN, "a codebook whose perplexity falls below codebook_perplexity", choices=ACTIONS
+    )
+    codebook_perplexity: float = setting(
+        1.5, "smallest usual perplexity of a batch's codes; 1 is a single code", minimum=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qdmr_ray.losses import (
-    GAN_LOSSES,
-    discriminator_gan_loss,
-    generator_gan_loss,
-    squared_error_to,
-)
+from qdmr_ray.losses import GAN_LOSSES, discriminator_gan_loss, generator_gan_loss, squared_error_to
 
 # One logit beyond the margin on each side, one inside it on each side.
 LOGITS = torch.tensor([[[[-2.0, -0.5], [0.25, 3.0]]]])

@@ -27,7 +27,7 @@ from qdmr_ray.train.worker_context import OwnHost, threads_for
 GROWING = {"CPU": 2.0, "autoscaling": 1.0}
 SESSION_OF_ANOTHER = """
 import ray
-from qdmr_ray.ray_cluster import ensure_ray
+from qdmr_ray.ray_cluster import (ensure_ray)
 ensure_ray()
 print("session", ray._private.worker.global_worker.node.session_name)
 """

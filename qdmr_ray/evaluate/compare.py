@@ -17,9 +17,9 @@ from typing import Any
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.statistics import FEWEST_PAIRS, RESAMPLES, holm, paired_p, summary
+from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
 
-EVALUATION_FILE = "evaluation.json"
 INPUT = "input"
 LOWER_IS_BETTER = frozenset({"lpips", "niqe"})
 # Of a file's provenance: what must be the same for two figures to compare.

@@ -44,6 +44,7 @@ from qdmr_ray.evaluate.worker import (
     Restorer,
 )
 from qdmr_ray.models.files import read_description
+from qdmr_ray.models.layout import EVALUATION_FILE, EVALUATION_FOLDER
 from qdmr_ray.nets.lpips import find_backbone_weights
 from qdmr_ray.parsing import apply_override
 from qdmr_ray.ray_cluster import ensure_ray
@@ -52,8 +53,6 @@ from qdmr_ray.storage import Location, open_location
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.metrics.niqe import PristineModel
 
-EVALUATION_FILE = "evaluation.json"
-PICTURES_FOLDER = "evaluation"
 # Ray keeps a CPU for this part of a restoring actor; it mostly waits for its own threads.
 ACTOR_CPUS = 0.5
 # Times that a photograph is tried again whose worker was lost. Ray's default, for ever, would have
@@ -117,7 +116,7 @@ def evaluate_run(
     pristine, niqe_parameters = _pristine(settings)
     compared = {"niqe_parameters": niqe_parameters, **_lpips_weights(experiment)}
     place = open_location(out, endpoint=endpoint) if out else run
-    pictures = place.join(PICTURES_FOLDER)
+    pictures = place.join(EVALUATION_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
     provenance = _provenance(test_set.content, models, settings, compared, seen)
     results = ResultsFile(pictures.join(RESULTS_FILE), provenance["digest"])

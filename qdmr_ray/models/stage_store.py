@@ -20,11 +20,10 @@ from typing import Any
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import DESCRIPTION_FILE, WEIGHTS_FILE, read_description
+from qdmr_ray.models.layout import FINAL_FOLDER, METRICS_FILE, PICTURES_FOLDER, TENSORBOARD_FOLDER
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.claims import Claims
-from qdmr_ray.train.logging.run_files import METRICS_FILE, PICTURES_FOLDER, TENSORBOARD_FOLDER
 
-FINAL_FOLDER = "final"
 ENTRY_FILE = "entry.json"
 CLAIMS_FOLDER = "claims"
 USES_FOLDER = "uses"

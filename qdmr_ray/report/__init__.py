@@ -1,6 +1,6 @@
 """Reports in one HTML file each: of a run, of an evaluation alone, or of a sweep.
 
-from qdmr_ray.report import build_report
+from qdmr_ray.report import (build_report)
 build_report("runs/demo")     # writes runs/demo/report.html
 build_report("s3://bucket/sweeps/lens")
 """

@@ -14,19 +14,10 @@ from typing import Any
 import yaml
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.report.evaluation import (
-    STAGE_LABELS,
-    Evaluation,
-    finite,
-    is_figure,
-    parse_evaluation,
-)
+from qdmr_ray.models.layout import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, PICTURES_FOLDER
+from qdmr_ray.report.evaluation import STAGE_LABELS, Evaluation, finite, is_figure, parse_evaluation
 from qdmr_ray.storage import Location
 
-CONFIG_FILE = "config.yaml"
-EVALUATION_FILE = "evaluation.json"
-CURVES_FILE = "metrics.jsonl"
-PICTURES_FOLDER = "pictures"
 PICTURE_SUFFIX = ".png"
 # Settings that weigh a loss term; at 0 the term is off.
 TERMS = frozenset(
@@ -181,14 +172,14 @@ def _stages(run: RunData) -> list[str]:
         for folder in run.place.list()
         if folder.name not in files
         and folder.name not in names
-        and {CURVES_FILE, PICTURES_FOLDER} & {child.name for child in folder.list()}
+        and {METRICS_FILE, PICTURES_FOLDER} & {child.name for child in folder.list()}
     ]
     known = sorted(found, key=lambda name: (name not in order, name in order and order.index(name)))
     return [*names, *known]
 
 
 def _read_curves(run: RunData, stage: str) -> StageCurves | None:
-    file = run.place.join(stage, CURVES_FILE)
+    file = run.place.join(stage, METRICS_FILE)
     try:
         if file.size() is None:
             return None
@@ -206,7 +197,7 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
         except (ValueError, TypeError, KeyError, OverflowError):
             broken += 1
     if broken:
-        run.problems.append(f"{stage}/{CURVES_FILE}: {broken} unreadable line(s) left out")
+        run.problems.append(f"{stage}/{METRICS_FILE}: {broken} unreadable line(s) left out")
     if not records:
         return None
     scalars: dict[str, tuple[list[int], list[float | None]]] = {}

@@ -1,6 +1,6 @@
 """Correcting whole photographs of any size, as tensors, arrays or files; no Ray.
 
-from qdmr_ray.evaluate import restore
+from qdmr_ray.evaluate import (restore)
 corrected = restore(image, Path("runs/demo/uda/final"))
 """
 

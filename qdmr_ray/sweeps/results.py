@@ -16,16 +16,14 @@ from torch.utils.tensorboard import SummaryWriter
 from qdmr_ray.config import code_version, dump_experiment, experiment_of_run
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.models.files import read_description
+from qdmr_ray.models.layout import CONFIG_FILE, FINAL_FOLDER, TENSORBOARD_FOLDER
 from qdmr_ray.storage import Location
 from qdmr_ray.sweeps.optuna_study import STUDY_FILE, importances
 from qdmr_ray.sweeps.record import FINISHED, Record
 from qdmr_ray.sweeps.trials import Book
-from qdmr_ray.train.loop import FINAL_FOLDER
 
 SWEEP_FILE = "sweep.json"
 BEST_FILE = "best.yaml"
-TENSORBOARD_FOLDER = "tensorboard"
-CONFIG_FILE = "config.yaml"
 
 
 def write_results(book: Book, say: Callable[[str], None]) -> dict[str, Any]:

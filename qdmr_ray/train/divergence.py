@@ -8,43 +8,18 @@ the marks are read where a line is logged or a checkpoint saved, so before a bad
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
 
+from qdmr_ray.config import OFF, STOP, GuardSettings
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.settings import Settings, setting
 
-STOP, WARN, OFF = "stop", "warn", "off"
-ACTIONS = (STOP, WARN, OFF)
 # How the stages name what is watched.
 _LOGIT = "_logit"
 _PERPLEXITY = "/perplexity"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuardSettings(Settings):
-    """What is done about a run that goes wrong: stop it, warn, or nothing."""
-
-    non_finite: str = setting(
-        STOP,
-        "a loss term that is infinite or not a number; weights that are so are never kept, unless "
-        "this is off",
-        choices=ACTIONS,
-    )
-    discriminator: str = setting(
-        WARN, "a discriminator whose mean logit passes discriminator_logit", choices=ACTIONS
-    )
-    discriminator_logit: float = setting(100.0, "largest usual mean logit, either sign", above=0)
-    codebook: str = setting(
-        WARN, "a codebook whose perplexity falls below codebook_perplexity", choices=ACTIONS
-    )
-    codebook_perplexity: float = setting(
-        1.5, "smallest usual perplexity of a batch's codes; 1 is a single code", minimum=1
-    )
 
 
 class NotFiniteError(QdmrError):

@@ -25,6 +25,7 @@ from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.data.streaming.stream import CropStream, InProcessStream
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import KIND_OF_STAGE, save_model
+from qdmr_ray.models.layout import BEGUN_FILE, CHECKPOINTS_FOLDER, FINAL_FOLDER
 from qdmr_ray.nets import QDMR, VQGAN
 from qdmr_ray.stages import Share, flush_denormals
 from qdmr_ray.storage import Location, open_location
@@ -40,9 +41,6 @@ from qdmr_ray.train.validation import VALIDATED, Validation, mean_figures
 from qdmr_ray.train.worker_context import Host, RayTrainHost, threads_for
 
 # Says which settings a stage was begun with, before it has a result.
-BEGUN_FILE = "begun.json"
-CHECKPOINTS_FOLDER = "checkpoints"
-FINAL_FOLDER = "final"
 # Ray Train takes one report in this time; what comes faster would wait in line.
 REPORT_SECONDS = 2.0
 # The end of the columns that count broken records.

@@ -26,6 +26,14 @@ from qdmr_ray.data.format.verify import check_complete
 from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import IMPORTED, network_settings, read_description
+from qdmr_ray.models.layout import (
+    BEGUN_FILE,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    FINAL_FOLDER,
+    METRICS_FILE,
+    NOTES_FILE,
+)
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.nets.lpips import find_backbone_weights
 from qdmr_ray.nets.vgg import find_vgg19_weights
@@ -33,15 +41,10 @@ from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claims
-from qdmr_ray.train.logging.run_files import METRICS_FILE
-from qdmr_ray.train.loop import BEGUN_FILE, FINAL_FOLDER, Task
+from qdmr_ray.train.loop import Task
 from qdmr_ray.train.ray_trainer import Launch, with_workers
 from qdmr_ray.train.validation import validation_names
 from qdmr_ray.train.worker_context import Watch
-
-CONFIG_FILE = "config.yaml"
-ENVIRONMENT_FILE = "environment.json"
-NOTES_FILE = "notes.json"
 
 
 def train_run(

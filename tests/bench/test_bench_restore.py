@@ -52,7 +52,7 @@ def test_it_runs_where_only_pytorch_is_installed() -> None:
 import sys
 for name in {BLOCKED!r}:
     sys.modules[name] = None
-from qdmr_ray.bench.restore import main
+from qdmr_ray.bench.restore import (main)
 main(["--height", "64", "--width", "64", "--preset", "demo", "--repeats", "1"])
 """
     run = subprocess.run(

@@ -117,7 +117,7 @@ class Blocked:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Blocked())
-from qdmr_ray.bench.step import main
+from qdmr_ray.bench.step import (main)
 main(["--stage", "vqgan", "--preset", "demo", "--steps", "1", "--warm-up", "0"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -58,7 +58,7 @@ COUNTED = {"ray_qdmr_non_finite_total", "ray_qdmr_preemptions_total", "ray_qdmr_
 SHOWING = """
 import json, math, sys, time
 import ray
-from qdmr_ray.train.logging.prometheus import Gauges, PreemptionCounter, TrialGauge
+from qdmr_ray.train.logging.prometheus import (Gauges, PreemptionCounter, TrialGauge)
 
 ray.init(logging_level="ERROR")
 figures = json.loads(sys.argv[1])

@@ -24,20 +24,10 @@ from qdmr_ray.report.sweep.charts import (
     draw_learning_curves,
     running_best,
 )
-from qdmr_ray.report.sweep.comparisons import (
-    draw_front,
-    draw_importances,
-    draw_variants,
-)
+from qdmr_ray.report.sweep.comparisons import draw_front, draw_importances, draw_variants
 from qdmr_ray.report.sweep.data import MISSING, Sweep, short_names
 from qdmr_ray.report.sweep.folder import read_sweep
-from qdmr_ray.report.sweep.parameters import (
-    SHADES,
-    draw_parallel,
-    draw_slices,
-    jittered,
-    shade,
-)
+from qdmr_ray.report.sweep.parameters import SHADES, draw_parallel, draw_slices, jittered, shade
 from qdmr_ray.report.sweep.scales import NOT_USED, metric_scale, parameter_scale
 from qdmr_ray.storage import Location, open_location
 

@@ -16,13 +16,7 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, SwinSettings, UNetDiscriminator
 from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.nets.swin import SwinBottleneck
-from qdmr_ray.stages import (
-    STAGES,
-    BaseSettings,
-    ComputeSettings,
-    Stage,
-    share_of,
-)
+from qdmr_ray.stages import STAGES, BaseSettings, ComputeSettings, Stage, share_of
 from qdmr_ray.stages.compute import prepare
 
 every_stage = pytest.mark.parametrize("name", STAGES)

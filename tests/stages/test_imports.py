@@ -15,8 +15,8 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 import torch
-from qdmr_ray.nets import NetworkSettings, SwinSettings
-from qdmr_ray.stages import BaseSettings, Parts, VQGANSettings, build_stage
+from qdmr_ray.nets import (NetworkSettings, SwinSettings)
+from qdmr_ray.stages import (BaseSettings, Parts, VQGANSettings, build_stage)
 
 network = NetworkSettings(
     widths=(8, 16), codebook_size=8, code_dim=8, swin=SwinSettings(groups=1, blocks=1, heads=2)

@@ -8,8 +8,9 @@ import pickle
 import pytest
 import torch
 
+from qdmr_ray.config import GuardSettings
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.train.divergence import Guard, GuardSettings, NotFiniteError
+from qdmr_ray.train.divergence import Guard, NotFiniteError
 from qdmr_ray.train.logging.prometheus import gauge_of
 
 

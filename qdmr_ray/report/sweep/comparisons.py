@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from qdmr_ray.report.axes import BOTTOM, RIGHT, TOP, Axes
-from qdmr_ray.report.sweep.charts import (
-    HEIGHT,
-    WIDTH,
-    describe,
-    mark,
-    plot_axes,
-    svg,
-    value_y,
-)
+from qdmr_ray.report.sweep.charts import HEIGHT, WIDTH, describe, mark, plot_axes, svg, value_y
 from qdmr_ray.report.sweep.data import Sweep
 from qdmr_ray.report.sweep.scales import fit, metric_scale
 

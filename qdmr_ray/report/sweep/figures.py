@@ -7,14 +7,7 @@ from dataclasses import dataclass
 
 from qdmr_ray.report.document import duration
 from qdmr_ray.report.figures import change, verdict
-from qdmr_ray.report.sweep.data import (
-    FINISHED,
-    STATE_LABELS,
-    STOPPED,
-    Sweep,
-    Trial,
-    setting_text,
-)
+from qdmr_ray.report.sweep.data import FINISHED, STATE_LABELS, STOPPED, Sweep, Trial, setting_text
 
 
 @dataclass(frozen=True, kw_only=True)

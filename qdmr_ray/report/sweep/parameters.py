@@ -9,13 +9,7 @@ from html import escape
 from qdmr_ray.report.axes import HEIGHT, LEFT, WIDTH, Axes
 from qdmr_ray.report.sweep.charts import describe, mark, state_class, svg, value_y
 from qdmr_ray.report.sweep.data import MISSING, Objective, Sweep, Trial, setting_text
-from qdmr_ray.report.sweep.scales import (
-    NOT_USED,
-    Scale,
-    fit,
-    metric_scale,
-    parameter_scale,
-)
+from qdmr_ray.report.sweep.scales import NOT_USED, Scale, fit, metric_scale, parameter_scale
 
 # All lengths in the SVG's own units: of the parallel coordinates' plot and around it.
 PARALLEL_WIDTH, PARALLEL_HEIGHT = 1120, 380

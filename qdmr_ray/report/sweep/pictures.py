@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.report.evaluation import (
     GROUND_TRUTH,
     INPUT,
@@ -13,7 +14,7 @@ from qdmr_ray.report.evaluation import (
 )
 from qdmr_ray.report.figures import primary_metric
 from qdmr_ray.report.pictures import Photograph, embedded, lies_below, load_pictures
-from qdmr_ray.report.run_folder import EVALUATION_FILE, RunData, read_json
+from qdmr_ray.report.run_folder import RunData, read_json
 from qdmr_ray.report.sweep.data import Sweep, Trial
 from qdmr_ray.report.sweep.figures import reference
 

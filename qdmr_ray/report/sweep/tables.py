@@ -17,15 +17,7 @@ from qdmr_ray.report.figures import (
     metric_style,
     verdict,
 )
-from qdmr_ray.report.sweep.data import (
-    MISSING,
-    Repeats,
-    Spread,
-    Sweep,
-    Trial,
-    setting_text,
-    spread,
-)
+from qdmr_ray.report.sweep.data import MISSING, Repeats, Spread, Sweep, Trial, setting_text, spread
 from qdmr_ray.report.sweep.figures import counted, reference
 
 NOTHING = "–"

@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from qdmr_ray.report.document import duration
 from qdmr_ray.report.evaluation import is_figure
 from qdmr_ray.report.figures import Cell, sortable
-from qdmr_ray.report.sweep.data import (
-    MISSING,
-    STATE_LABELS,
-    Sweep,
-    Trial,
-    setting_text,
-)
+from qdmr_ray.report.sweep.data import MISSING, STATE_LABELS, Sweep, Trial, setting_text
 from qdmr_ray.report.sweep.tables import NOTHING
 
 

@@ -17,12 +17,9 @@ from pathlib import Path
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from qdmr_ray.models.layout import METRICS_FILE, PICTURES_FOLDER, TENSORBOARD_FOLDER
 from qdmr_ray.photographs.decode import encode_png
 from qdmr_ray.storage import Location, write_file_atomic
-
-METRICS_FILE = "metrics.jsonl"
-PICTURES_FOLDER = "pictures"
-TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Journal:

@@ -271,7 +271,7 @@ def test_what_was_finished_from_other_photographs_is_packed_again(
 KILLED = """
 import sys
 from pathlib import Path
-from qdmr_ray.data.packing.pack import PackSettings, pack
+from qdmr_ray.data.packing.pack import (PackSettings, pack)
 print("packing", flush=True)
 pack(Path(sys.argv[1]), sys.argv[2], settings=PackSettings(shard_records=1))
 """

@@ -1,0 +1,120 @@
+"""The JSON files that we write and read back: one typed definition for writer and reader.
+
+    class Begun(Document):
+        '''Which stage a folder is for.'''
+        digest: str
+
+    Begun(digest="…").write(folder.join("begun.json"))
+    begun = Begun.read(folder.join("begun.json"))
+
+Every file holds ``format``, the version of its schema. A file without one is of format 1, which
+is what was written before files said so. A file of a newer format is refused with a line that says
+to update; a field that this version doesn't know is left out, so that a newer version may add one
+without a new format. Standard JSON has no infinity and no NaN: both become ``null``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.storage.location import Location
+
+FIRST_FORMAT = 1
+
+
+class Part(BaseModel):
+    """A typed object inside a :class:`Document`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Document(Part):
+    """A JSON file, or a line of a ``.jsonl`` file; subclasses add fields.
+
+    ``FORMAT`` is raised when a file of the new schema would be misread by the code of before.
+    """
+
+    FORMAT: ClassVar[int] = FIRST_FORMAT
+
+    @classmethod
+    def parse(cls, data: bytes | str, source: str) -> Self:
+        """The document in ``data``; ``source`` stands at the start of errors.
+
+        Raises:
+            QdmrError: no JSON, a newer format, or a field that is missing or of a wrong type.
+        """
+        try:
+            values = json.loads(data)
+        except ValueError as error:
+            raise QdmrError(f"{source}: is not JSON ({error}); write it again") from None
+        return cls.from_dict(values, source)
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str) -> Self:
+        """The document with these plain values; raises as :meth:`parse`."""
+        if not isinstance(values, dict):
+            raise QdmrError(
+                f"{source}: holds a {type(values).__name__} where an object is expected"
+            )
+        version = values.get("format", FIRST_FORMAT)
+        if not isinstance(version, int) or version > cls.FORMAT:
+            raise QdmrError(
+                f"{source}: is of format {version}, and this version of qdmr_ray reads up to "
+                f"{cls.FORMAT}: update qdmr_ray"
+            )
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise QdmrError(
+                f"{source}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}; the file is "
+                "damaged or written by hand"
+            ) from None
+
+    @classmethod
+    def read(cls, file: Location) -> Self:
+        """The document in ``file``.
+
+        Raises:
+            QdmrError: the file is missing or unreadable, or as :meth:`parse`.
+        """
+        return cls.parse(file.read_bytes(), file.uri)
+
+    @classmethod
+    def read_if_there(cls, file: Location) -> Self | None:
+        """The document in ``file``, None where there is no such file; raises as :meth:`read`."""
+        return cls.read(file) if file.exists() else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as JSON holds them, ``format`` first."""
+        values = {"format": self.FORMAT, **self.model_dump(mode="json")}
+        cleaned: dict[str, Any] = _without_non_finite(values)
+        return cleaned
+
+    def to_json(self, *, indent: int | None = 1) -> str:
+        """The text of the file; ``indent=None`` gives one line."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def write(self, file: Location) -> None:
+        """Writes ``file`` completely or not at all, making the folders above it.
+
+        Raises:
+            QdmrError: the disk is full or the place is not writable.
+        """
+        file.write_bytes_atomic(self.to_json().encode())
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _without_non_finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_non_finite(inner) for inner in value]
+    return value
