@@ -1,4 +1,4 @@
-# Everything works on a fresh clone with Python 3.10+ and make; VENV= puts the environment elsewhere.
+# Everything works on a fresh clone with Python 3.11+ and make; VENV= puts the environment elsewhere.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
