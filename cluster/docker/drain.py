@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -128,7 +128,7 @@ def wait_for_notice(metadata: str) -> int:
             print(f"{metadata}: {error}", file=sys.stderr, flush=True)
             notice = None
         if notice is not None:
-            left = (_time_of(notice) - datetime.now(timezone.utc)).total_seconds()
+            left = (_time_of(notice) - datetime.now(UTC)).total_seconds()
             return max(0, min(NOTICE_SECONDS, round(left)))
         time.sleep(LOOK_SECONDS)
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -243,7 +243,7 @@ class Jobs:
 def new_id(command: Sequence[str]) -> str:
     """A job's name: who, what, when, and what tells it from every other one."""
     what = next((word for word in command[1:] if word.isalpha()), "job")
-    when = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+    when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', _user())}-{what}-{when}-{secrets.token_hex(2)}"
 
 

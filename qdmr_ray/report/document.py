@@ -10,7 +10,7 @@ import base64
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
         _environment()
         .get_template(template)
         .render(
-            made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             style="\n".join(map(_asset, styles)),
             script=script,
             script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

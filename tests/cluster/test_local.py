@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class Metadata(BaseHTTPRequestHandler):
         if Metadata.looks == 1:
             self._answer(404, "")
         else:
-            at = datetime.now(timezone.utc) + timedelta(seconds=119)
+            at = datetime.now(UTC) + timedelta(seconds=119)
             when = at.strftime("%Y-%m-%dT%H:%M:%SZ")
             self._answer(200, json.dumps({"action": "terminate", "time": when}))
 
