@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.report.evaluation import GROUND_TRUTH, INPUT, label
+from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, label
 
 # Of the error maps: 255 / ERROR_GAIN levels and more are the lightest. The same on every sheet, so
 # that sheets compare.

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from qdmr_ray.evaluate.names import INPUT, label
 from qdmr_ray.report.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes
-from qdmr_ray.report.evaluation import INPUT, Evaluation, label
+from qdmr_ray.report.evaluation import Evaluation
 from qdmr_ray.report.run_folder import StageCurves
 
 # Height of a stage's strip of gains, in the SVG's own units.

@@ -9,16 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-INPUT = "input"
-GROUND_TRUTH = "ground_truth"
-STAGE_LABELS = {
-    INPUT: "Aberrated input",
-    GROUND_TRUTH: "Ground truth",
-    "vqgan": "VQGAN",
-    "base": "Base",
-    "uda": "UDA",
-    "source_only": "Source-only",
-}
+from qdmr_ray.evaluate.names import INPUT
+
 # Enough of a sha256 to tell files apart by eye.
 DIGEST_SHOWN = 12
 SHA256 = re.compile(r"\b[0-9a-f]{64}\b")
@@ -75,11 +67,6 @@ class Evaluation:
     def metrics(self) -> list[str]:
         """Every metric that any stage has, in the file's order."""
         return list(dict.fromkeys(name for row in self.figures.values() for name in row))
-
-
-def label(stage: str) -> str:
-    """The name that people read: ``uda`` becomes ``UDA``."""
-    return STAGE_LABELS.get(stage, stage.replace("_", " ").capitalize())
 
 
 def parse_evaluation(content: Mapping[str, Any], order: Sequence[str]) -> Evaluation | None:

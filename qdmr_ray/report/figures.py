@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from qdmr_ray.report.evaluation import INPUT, Evaluation, label
+from qdmr_ray.evaluate.names import INPUT, label
+from qdmr_ray.report.evaluation import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

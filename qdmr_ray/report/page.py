@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.names import label
 from qdmr_ray.report import charts, figures, pictures
 from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, located, render, write_page
-from qdmr_ray.report.evaluation import Evaluation, label
+from qdmr_ray.report.evaluation import Evaluation
 from qdmr_ray.report.run_folder import PICTURE_SUFFIX, RunData, read_run, switched_off
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location

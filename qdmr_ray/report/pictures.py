@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
 from qdmr_ray.photographs.decode import decode_image
-from qdmr_ray.report.evaluation import GROUND_TRUTH, INPUT, Evaluation, ImageResult
+from qdmr_ray.report.evaluation import Evaluation, ImageResult
 from qdmr_ray.report.figures import change
 from qdmr_ray.report.run_folder import RunData
 from qdmr_ray.storage import Location

@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.names import STAGE_LABELS
 from qdmr_ray.models.layout import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, PICTURES_FOLDER
-from qdmr_ray.report.evaluation import STAGE_LABELS, Evaluation, finite, is_figure, parse_evaluation
+from qdmr_ray.report.evaluation import Evaluation, finite, is_figure, parse_evaluation
 from qdmr_ray.storage import Location
 
 PICTURE_SUFFIX = ".png"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from qdmr_ray.report.evaluation import GROUND_TRUTH, INPUT, Evaluation, label
+from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, label
+from qdmr_ray.report.evaluation import Evaluation
 from qdmr_ray.report.figures import metric_style
 from qdmr_ray.report.pictures import MAP_COLOURS, Photograph
 
 
 def viewer_content(
-    evaluation: Evaluation | None, photographs: list[Photograph], amplification: int
+    evaluation: Evaluation | None,
+    photographs: list[Photograph],
+    amplification: int,
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The template's variables; ``amplification`` is that of the difference maps."""
     return {
         "photographs": photographs,
-        "viewer": _data(evaluation, photographs),
+        "viewer": _data(evaluation, photographs, labels or {}),
         "differences": any(photograph.differences for photograph in photographs),
         "amplification": amplification,
         "full_scale": round(255 / amplification),
@@ -23,14 +28,19 @@ def viewer_content(
     }
 
 
-def _data(evaluation: Evaluation | None, photographs: list[Photograph]) -> dict[str, Any]:
+def _data(
+    evaluation: Evaluation | None, photographs: list[Photograph], labels: Mapping[str, str]
+) -> dict[str, Any]:
     """What the page's script needs to compare the photographs; JSON only."""
     if evaluation is None:
         return {"photographs": []}
     by_name = {image.name: image.figures for image in evaluation.per_image}
     styles = [(name, metric_style(name)) for name in evaluation.metrics]
     return {
-        "labels": {kind: label(kind) for kind in (INPUT, *evaluation.stages, GROUND_TRUTH)},
+        "labels": {
+            kind: labels.get(kind) or label(kind)
+            for kind in (INPUT, *evaluation.stages, GROUND_TRUTH)
+        },
         "metrics": [style.full_label for _, style in styles],
         "photographs": [
             {

@@ -12,7 +12,7 @@ from qdmr_ray.report.sweep import charts, comparisons, figures, parameters, tabl
 from qdmr_ray.report.sweep.data import FAILED, STATE_LABELS, Objective, Sweep, Trial
 from qdmr_ray.report.sweep.folder import BEST_FILE, read_sweep
 from qdmr_ray.report.sweep.parameters import Slice
-from qdmr_ray.report.sweep.pictures import BASELINE, compared_photographs
+from qdmr_ray.report.sweep.pictures import BASELINE, ROLE_LABELS, compared_photographs
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
 
@@ -60,7 +60,7 @@ def sweep_page(sweep: Location | Path | str, out: Location | Path | str | None =
 
 def _render(sweep: Sweep) -> str:
     evaluation, photographs, amplification = compared_photographs(sweep)
-    compared = viewer_content(evaluation, photographs, amplification)
+    compared = viewer_content(evaluation, photographs, amplification, ROLE_LABELS)
     # At first the slider is between baseline and best, not between input and best.
     compared["viewer"]["left"] = BASELINE
     return render(

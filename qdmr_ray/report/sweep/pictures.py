@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
 from qdmr_ray.models.layout import EVALUATION_FILE
-from qdmr_ray.report.evaluation import (
-    GROUND_TRUTH,
-    INPUT,
-    Evaluation,
-    ImageResult,
-    parse_evaluation,
-)
+from qdmr_ray.report.evaluation import Evaluation, ImageResult, parse_evaluation
 from qdmr_ray.report.figures import primary_metric
 from qdmr_ray.report.pictures import Photograph, embedded, lies_below, load_pictures
 from qdmr_ray.report.run_folder import RunData, read_json
@@ -19,6 +14,7 @@ from qdmr_ray.report.sweep.data import Sweep, Trial
 from qdmr_ray.report.sweep.figures import reference
 
 BASELINE, BEST = "baseline", "best"
+ROLE_LABELS = {BASELINE: "Baseline", BEST: "Best"}
 
 
 def compared_photographs(sweep: Sweep) -> tuple[Evaluation | None, list[Photograph], int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qdmr_ray.report.evaluation import INPUT, label
+from qdmr_ray.evaluate.names import INPUT, label
 from qdmr_ray.report.figures import (
     Cell,
     ColumnGroup,

@@ -1,0 +1,17 @@
+"""Names of the images that an evaluation compares, and the labels that people read instead."""
+
+from __future__ import annotations
+
+# Beside the stages' names, keys of `evaluation.json` and stems of pictures in `evaluation/NAME/`.
+INPUT = "input"
+GROUND_TRUTH = "ground_truth"
+STAGE_LABELS = {"vqgan": "VQGAN", "base": "Base", "uda": "UDA", "source_only": "Source-only"}
+IMAGE_LABELS = {INPUT: "Aberrated input", GROUND_TRUTH: "Ground truth"}
+
+
+def label(name: str) -> str:
+    """The label of a stage, of the input or of the ground truth: ``uda`` becomes ``UDA``.
+
+    A stage that the package doesn't know is shown under its own name.
+    """
+    return IMAGE_LABELS.get(name) or STAGE_LABELS.get(name, name)
