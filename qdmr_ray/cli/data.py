@@ -34,7 +34,7 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Of the sensor's noise.")] = 0,
 ) -> None:
     """Clean photographs to aberrated ones, by a lens model."""
-    from qdmr_ray.optics.simulate import simulate_folder
+    from qdmr_ray.data.simulation import simulate_folder
 
     with bars() as progress:
         count = simulate_folder(
