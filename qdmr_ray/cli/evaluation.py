@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+from rich.table import Table
+
+from qdmr_ray.cli.output import print_table, say
+
+
+def print_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """A row of means for the input and each stage, then what a reader must know about them."""
+    from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
+
+    primary = metric_info(PRIMARY)
+    headings = (metric_info(name).label for name in evaluation["input"])
+    table = Table("", *headings, f"{primary.label} gain")
+    before = evaluation["input"].get(PRIMARY)
+    for name, values in {"input": evaluation["input"], **evaluation["stages"]}.items():
+        after = values.get(PRIMARY)
+        gain = f"{after - before:+.{primary.digits}f} {primary.unit}" if after and before else ""
+        cells = ["-" if value is None else f"{value:.4g}" for value in values.values()]
+        table.add_row(name, *cells, "" if name == "input" else gain)
+    print_table(table)
+    say(f"means over {evaluation['images']} test images")
+    for note in evaluation_notes(evaluation):
+        say(note)
+    for failure in evaluation["failed"]:
+        print(f"qdmr: {failure['name']}: {failure['reason']}", file=sys.stderr)
 
 
 def evaluation_notes(evaluation: Mapping[str, Any]) -> list[str]:
     """A line per metric that some photographs don't count for, and per file that one compares with:
     without them, two tables can't be told to be comparable."""
+    from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
+
     notes = []
     left_out = evaluation.get("left_out", [])
     for metric in dict.fromkeys(row["metric"] for row in left_out):
         rows = [row for row in left_out if row["metric"] == metric]
         count, first = evaluation["images"] - len(rows), rows[0]
         notes.append(
-            f"{metric.upper()}: over {count} of them; {first['name']}: {first['reason']}"
+            f"{metric_info(metric).label}: over {count} of them; {first['name']}: {first['reason']}"
             + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
         )
-    for metric, key in (("NIQE", "niqe_parameters"), ("LPIPS", "lpips_weights")):
-        if evaluation.get(key):
-            notes.append(f"{metric} with {evaluation[key]}")
+    for info in (metric.info for metric in METRICS.values()):
+        if evaluation.get(info.reference):
+            notes.append(f"{info.label} with {evaluation[info.reference]}")
     return notes

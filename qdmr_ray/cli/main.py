@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -18,7 +18,7 @@ from qdmr_ray.cli.codebook import codebook
 from qdmr_ray.cli.compare import EPILOG as COMPARE_EPILOG
 from qdmr_ray.cli.compare import compare
 from qdmr_ray.cli.data import data_app
-from qdmr_ray.cli.evaluation import evaluation_notes
+from qdmr_ray.cli.evaluation import print_evaluation
 from qdmr_ray.cli.jobs import SUBMIT_EPILOG, jobs_app, submit
 from qdmr_ray.cli.niqe import niqe_fit
 from qdmr_ray.cli.output import Overrides, bars, print_table, quick_imports, say
@@ -95,7 +95,7 @@ def demo(
     say(f"run folder {open_location(out).uri}")
     with bars() as progress:
         evaluation = run_demo(out, overrides=overrides or (), say=say, progress=progress)
-    _print_evaluation(evaluation)
+    print_evaluation(evaluation)
     say(f"open {out / 'report.html'}")
     if evaluation["failed"]:
         raise typer.Exit(EXIT_FAILED)
@@ -154,7 +154,7 @@ def evaluate(
             overrides=overrides or (),
             progress=lambda done, total: progress("evaluate", done, total),
         )
-    _print_evaluation(evaluation)
+    print_evaluation(evaluation)
     if evaluation["failed"]:
         raise typer.Exit(EXIT_FAILED)
 
@@ -253,22 +253,6 @@ def doctor(
     print_table(table)
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _print_evaluation(evaluation: dict[str, Any]) -> None:
-    table = Table("", *(metric.upper() for metric in evaluation["input"]), "PSNR gain")
-    before = evaluation["input"].get("psnr")
-    for name, figures in {"input": evaluation["input"], **evaluation["stages"]}.items():
-        after = figures.get("psnr")
-        gain = f"{after - before:+.2f} dB" if name != "input" and after and before else ""
-        cells = ["-" if value is None else f"{value:.4g}" for value in figures.values()]
-        table.add_row(name, *cells, gain)
-    print_table(table)
-    say(f"means over {evaluation['images']} test images")
-    for note in evaluation_notes(evaluation):
-        say(note)
-    for failure in evaluation["failed"]:
-        print(f"qdmr: {failure['name']}: {failure['reason']}", file=sys.stderr)
 
 
 # In the order of --help: first those above.

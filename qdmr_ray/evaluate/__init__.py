@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
+    from qdmr_ray.evaluate.metrics.psnr import psnr
+    from qdmr_ray.evaluate.metrics.ssim import ssim
     from qdmr_ray.restore.restoration import restore, restore_files, restore_tensor
 
 __all__ = ["psnr", "restore", "restore_files", "restore_tensor", "ssim"]
 
-_METRICS = "qdmr_ray.evaluate.metrics.ssim"
+_MODULES = {
+    "psnr": "qdmr_ray.evaluate.metrics.psnr",
+    "ssim": "qdmr_ray.evaluate.metrics.ssim",
+}
 _RESTORATION = "qdmr_ray.restore.restoration"
 
 
@@ -20,4 +24,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_METRICS if name in ("psnr", "ssim") else _RESTORATION), name)
+    return getattr(import_module(_MODULES.get(name, _RESTORATION)), name)

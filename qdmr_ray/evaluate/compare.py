@@ -16,19 +16,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
 from qdmr_ray.evaluate.statistics import FEWEST_PAIRS, RESAMPLES, holm, paired_p, summary
 from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
 
 INPUT = "input"
-LOWER_IS_BETTER = frozenset({"lpips", "niqe"})
 # Of a file's provenance: what must be the same for two figures to compare.
 _SAME = ("test_set", "border", "luma")
-# What a metric compares with: its name in a file, and in a note.
-_FILES = {
-    "niqe": ("niqe_parameters", "with the pristine parameters"),
-    "lpips": ("lpips_weights", "with AlexNet's weights"),
-}
 # The inputs' own figures tell test sets apart too; they come from float64.
 _TOLERANCE = 1e-6
 
@@ -86,7 +81,8 @@ def read_evaluation(place: Location) -> StoredEvaluation:
             for row in content["per_image"]
         }
         provenance = dict(content.get("provenance") or {})
-        named = {key: content.get(key) for key, _ in _FILES.values()}
+        references = (metric.info.reference for metric in METRICS.values())
+        named = {key: content.get(key) for key in references if key}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise QdmrError(f"{file.uri}: is no evaluation ({error!r}); evaluate again") from error
     if len(images) < len(content["per_image"]):
@@ -145,8 +141,8 @@ def compare(
         raise SettingsError(f"--reference {reference}: choose from {', '.join(figures)}")
     chosen = _metrics(figures, names, metrics)
     for metric in chosen:
-        if metric in _FILES:
-            _check_equal(evaluations, _FILES[metric][0])
+        if reference_key := metric_info(metric).reference:
+            _check_equal(evaluations, reference_key)
     rows: dict[str, dict[str, Cell]] = {row: {} for row in figures}
     kept: dict[str, int] = {}
     for metric in chosen:
@@ -169,14 +165,15 @@ def _cells(columns: Mapping[str, list[float]], reference: str, metric: str) -> d
     raw = [paired_p(columns[row], columns[reference]) for row in others]
     corrected = dict(zip(others, holm(raw), strict=True))
     known = {row: summary(values) for row, values in columns.items()}
-    best = (min if metric in LOWER_IS_BETTER else max)(row["mean"] for row in known.values())
+    better = metric_info(metric).better
+    best = max(row["mean"] * better for row in known.values())
     return {
         row: Cell(
             mean=figures["mean"],
             interval=tuple(figures["ci95"]) if figures["ci95"] else None,
             images=figures["n"],
             p=corrected.get(row),
-            best=figures["mean"] == best,
+            best=bool(better) and figures["mean"] * better == best,
         )
         for row, figures in known.items()
     }
@@ -215,7 +212,10 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
     for other in evaluations[1:]:
         for name in names:
             ours, theirs = first.images[name][INPUT], other.images[name][INPUT]
-            for metric in ours.keys() & theirs.keys() - {"lpips", "niqe"}:
+            for metric in ours.keys() & theirs.keys():
+                # Networks compute in float32, and another file gives other values.
+                if metric_info(metric).reference:
+                    continue
                 if not math.isclose(ours[metric], theirs[metric], rel_tol=_TOLERANCE):
                     raise QdmrError(
                         f"{other.source}: was evaluated on another test set than {first.source}: "
@@ -274,12 +274,12 @@ def _notes(
         notes.append(f"Only images that every evaluation has are used: {len(names)} ({counts}).")
     for metric, count in kept.items():
         if count < len(names):
+            label = metric_info(metric).label
             notes.append(
-                f"{metric.upper()}: {count} images; of the others a row's figure is missing or not "
-                "finite."
+                f"{label}: {count} images; of the others a row's value is missing or not finite."
             )
     for metric in kept:
-        if metric in _FILES:
+        if metric_info(metric).reference:
             notes.append(_file_note(evaluations, metric))
     if not comparisons:
         return notes
@@ -298,10 +298,11 @@ def _notes(
 
 def _file_note(evaluations: Sequence[StoredEvaluation], metric: str) -> str:
     """What a metric compared with: the same in all evaluations that say it."""
-    key, words = _FILES[metric]
+    info = metric_info(metric)
+    key = info.reference
     known = [e.provenance[key] for e in evaluations if e.provenance.get(key)]
     silent = [e.name for e in evaluations if not e.provenance.get(key)]
-    note = f"{metric.upper()} {words} {known[0] if known else '(not recorded)'}"
+    note = f"{info.label} with {info.reference_label} {known[0] if known else '(not recorded)'}"
     return f"{note}; not recorded in {', '.join(silent)}." if known and silent else f"{note}."
 
 

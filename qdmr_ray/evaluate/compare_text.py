@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.evaluate.compare import LOWER_IS_BETTER, Cell, Comparison
+from qdmr_ray.evaluate.compare import Cell, Comparison
+from qdmr_ray.evaluate.metrics.registry import metric_info
 
 FORMATS = ("plain", "markdown", "latex")
 # p below this is not told from 0 in a table.
 SMALLEST_P = 0.001
-_DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "niqe": 3}
-_UNITS = {"psnr": " (dB)"}
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -96,8 +95,9 @@ def _headings(comparison: Comparison) -> list[str]:
 def _heading(metric: str, higher: str, lower: str) -> str:
     if metric in ("", "p"):
         return metric
-    arrow = lower if metric in LOWER_IS_BETTER else higher
-    return f"{metric.upper()}{_UNITS.get(metric, '')} {arrow}"
+    info = metric_info(metric)
+    unit = f" ({info.unit})" if info.unit else ""
+    return f"{info.label}{unit} {({1: higher, -1: lower}).get(info.better, '')}".rstrip()
 
 
 def _body(
@@ -124,7 +124,7 @@ def _cell(cell: Cell, metric: str, bold: Callable[[str], str]) -> str:
 
 
 def _figure(value: float, metric: str) -> str:
-    return f"{value:.{_DECIMALS.get(metric, 4)}f}"
+    return f"{value:.{metric_info(metric).digits}f}"
 
 
 def _p(p: float | None) -> str:

@@ -16,8 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
@@ -32,6 +31,8 @@ from qdmr_ray.config import (
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.journal import RESULTS_FILE, ResultsFile
+from qdmr_ray.evaluate.metrics.metric import Metric
+from qdmr_ray.evaluate.metrics.registry import metrics_for
 from qdmr_ray.evaluate.split import validation_indices
 from qdmr_ray.evaluate.summary import summarize
 from qdmr_ray.evaluate.worker import (
@@ -45,13 +46,9 @@ from qdmr_ray.evaluate.worker import (
 )
 from qdmr_ray.models.files import read_description
 from qdmr_ray.models.layout import EVALUATION_FILE, EVALUATION_FOLDER
-from qdmr_ray.nets.lpips import find_backbone_weights
 from qdmr_ray.parsing import apply_override
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import Location, open_location
-
-if TYPE_CHECKING:
-    from qdmr_ray.evaluate.metrics.niqe import PristineModel
 
 # Ray keeps a CPU for this part of a restoring actor; it mostly waits for its own threads.
 ACTOR_CPUS = 0.5
@@ -113,12 +110,11 @@ def evaluate_run(
     own = data is None or packed.uri == open_location(experiment.data.path or path).uri
     seen = validation_indices(settings, named) if own else []
     judged = {i: name for i, name in enumerate(_unique(named)) if i not in set(seen)}
-    pristine, niqe_parameters = _pristine(settings)
-    compared = {"niqe_parameters": niqe_parameters, **_lpips_weights(experiment)}
+    metrics = metrics_for(experiment)
     place = open_location(out, endpoint=endpoint) if out else run
     pictures = place.join(EVALUATION_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
-    provenance = _provenance(test_set.content, models, settings, compared, seen)
+    provenance = _provenance(test_set.content, models, settings, metrics, seen)
     results = ResultsFile(pictures.join(RESULTS_FILE), provenance["digest"])
     wanted = _wanted(models, paired=test_set.paired, sheets=settings.sheets)
     results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
@@ -129,8 +125,7 @@ def evaluate_run(
             models={name: location.uri for name, location in models.items()},
             out=pictures.uri,
             settings=settings,
-            alexnet=experiment.weights.alexnet,
-            pristine=pristine,
+            metrics=tuple(metrics),
         ),
         judged,
         results,
@@ -179,43 +174,6 @@ def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     return experiment_from_dict(values, source="qdmr evaluate") if overrides else experiment
 
 
-def _pristine(
-    settings: EvaluationSettings,
-) -> tuple[PristineModel | None, str | None]:
-    """NIQE's parameters and which they are, read before Ray starts: workers need no file."""
-    if settings.niqe is None:
-        return None, None
-    path = Path(settings.niqe).expanduser().resolve()
-    if not path.is_file():
-        raise QdmrError(
-            f"evaluation.niqe={settings.niqe}: there is no file {path}; name the pristine "
-            "parameters (.mat or .npz)"
-        )
-    from qdmr_ray.evaluate.metrics.niqe import load_pristine
-
-    model = load_pristine(path)
-    named = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
-    # Without a source of its own a model names its path, which is another on another machine.
-    return model, named if model.source == str(path) else f"{named}: {model.source}"
-
-
-def _lpips_weights(experiment: Experiment) -> dict[str, str]:
-    """Which AlexNet LPIPS sees with; nothing where it is off.
-
-    Raises:
-        QdmrError: there are no such weights, or they can't be read.
-    """
-    if not experiment.evaluation.lpips:
-        return {}
-    alexnet = experiment.weights.alexnet
-    path = find_backbone_weights("alex", Path(alexnet) if alexnet else None)
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
-    return {"lpips_weights": f"{path.name}, sha256 {digest}"}
-
-
 def _unique(names: Sequence[str]) -> list[str]:
     """Names of folders: of two photographs a.png and a.jpg the second becomes ``a (2)``."""
     seen: Counter[str] = Counter()
@@ -230,19 +188,18 @@ def _provenance(
     test_set: str,
     models: Mapping[str, Location],
     settings: EvaluationSettings,
-    compared: Mapping[str, str | None],
+    metrics: Sequence[Metric],
     seen: Sequence[int],
 ) -> dict[str, Any]:
-    """All that determines the figures, and a digest of it; ``compared`` says which files metrics
-    compare with."""
+    """All that determines the values, and a digest of it."""
     weights = {name: read_description(location) or {} for name, location in models.items()}
     found: dict[str, Any] = {
         "test_set": test_set,
         "models": {name: description["weights_sha256"] for name, description in weights.items()},
         "border": settings.border,
         "luma": settings.luma,
-        "lpips": settings.lpips,
-        **compared,
+        "metrics": [metric.info.name for metric in metrics],
+        **{metric.info.reference: metric.reference for metric in metrics if metric.reference},
         "code_version": code_version(),
     }
     if seen:

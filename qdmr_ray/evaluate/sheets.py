@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, label
 
 # Of the error maps: 255 / ERROR_GAIN levels and more are the lightest. The same on every sheet, so
@@ -39,7 +40,6 @@ MARGIN, GAP = 16, 10
 BACKGROUND, TEXT, FAINT = (22, 24, 28), (240, 240, 240), (168, 172, 180)
 # Of the regions' frames (Okabe and Ito: told apart by the colour-blind too).
 FRAMES = ((86, 180, 233), (240, 228, 66))
-_METRICS = {"psnr": "PSNR {:.2f} dB", "ssim": "SSIM {:.4f}", "lpips": "LPIPS {:.4f}"}
 _TITLE, _LABEL, _SMALL = 20, 17, 13
 
 
@@ -87,10 +87,11 @@ def figure_caption(figures: Mapping[str, float]) -> str:
     """``PSNR 27.53 dB   SSIM 0.8412``; an infinite PSNR is that of an identical image."""
     parts = []
     for metric, value in figures.items():
-        if metric == "psnr" and value == math.inf:
-            parts.append("identical")
-        else:
-            parts.append(_METRICS.get(metric, metric.upper() + " {:.3f}").format(value))
+        info = metric_info(metric)
+        same = value == math.inf
+        parts.append(
+            "identical" if same else f"{info.label} {info.text(value)} {info.unit}".rstrip()
+        )
     return "   ".join(parts)
 
 

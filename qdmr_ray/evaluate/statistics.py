@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from qdmr_ray.evaluate.metrics.ssim import json_figure
+from qdmr_ray.evaluate.metrics.metric import json_value
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -40,8 +40,8 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     )
     interval = [low, high] if math.isfinite(low) and math.isfinite(high) else None
     return {
-        "mean": json_figure(mean),
-        "median": json_figure(median),
+        "mean": json_value(mean),
+        "median": json_value(median),
         "ci95": interval,
         "n": len(array),
     }

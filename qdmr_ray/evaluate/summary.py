@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from qdmr_ray.config import code_version
-from qdmr_ray.evaluate.metrics.ssim import json_figure
+from qdmr_ray.evaluate.metrics.metric import json_value
+from qdmr_ray.evaluate.metrics.registry import METRICS
 from qdmr_ray.evaluate.statistics import summary
 from qdmr_ray.evaluate.worker import INPUT
 
@@ -43,14 +44,13 @@ def summarize(
         "provenance": known,
         "environment": {"qdmr_ray": code_version(), **_environment(rows)},
     }
-    for key in ("niqe_parameters", "lpips_weights"):
-        if known.get(key):
-            evaluation[key] = known[key]
+    references = (metric.info.reference for metric in METRICS.values())
+    evaluation |= {key: known[key] for key in references if known.get(key)}
     evaluation["per_image"] = [
         {
             "name": row["name"],
             **{
-                name: {metric: json_figure(value) for metric, value in figures.items()}
+                name: {metric: json_value(value) for metric, value in figures.items()}
                 for name, figures in row["figures"].items()
             },
         }
@@ -61,7 +61,7 @@ def summarize(
 
 def _means(columns: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
     return {
-        metric: json_figure(float(np.mean(values))) if len(values) else None
+        metric: json_value(float(np.mean(values))) if len(values) else None
         for metric, values in columns.items()
     }
 

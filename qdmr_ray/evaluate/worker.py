@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import ray
@@ -17,29 +14,22 @@ import torch
 from qdmr_ray.config import EvaluationSettings
 from qdmr_ray.data.format.reader import Record, RecordReader
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
+from qdmr_ray.evaluate.metrics.metric import Metric
 from qdmr_ray.evaluate.sheets import comparison_sheet
 from qdmr_ray.models.files import LoadedModel, load_model
-from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.photographs.decode import encode_png
 from qdmr_ray.restore.restoration import restore
-from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import open_location
-
-if TYPE_CHECKING:
-    from qdmr_ray.evaluate.metrics.niqe import PristineModel
 
 TEST_SET = "test"
 INPUT = "input"
 GROUND_TRUTH = "ground_truth"
 COMPARISON = "comparison"
 
-NIQE = "niqe"
 # Of what a worker gives, what is JSON.
 JUDGED = ("figures", "left_out", "environment")
 
 Figures = dict[str, float]
-Measure = Callable[[np.ndarray, Any], float]
 
 
 @dataclass
@@ -54,8 +44,8 @@ class Judged:
 class EvaluationTask:
     """What every restoring actor is given: the test set, the models by name, and where to write.
 
-    Paths are absolute, since an actor's working directory is Ray's own; NIQE's parameters travel
-    with the task, so that no worker needs their file. ``sharing`` actors have a node's CPUs.
+    Paths are absolute, since an actor's working directory is Ray's own. ``sharing`` actors share
+    the CPUs of a node.
     """
 
     data: str
@@ -63,8 +53,7 @@ class EvaluationTask:
     models: dict[str, str]
     out: str
     settings: EvaluationSettings
-    alexnet: str | None = None
-    pristine: PristineModel | None = None
+    metrics: tuple[Metric, ...] = ()
     gpu: bool = False
     sharing: int = 1
 
@@ -82,16 +71,13 @@ class Restorer:
         # Ray leaves an actor that asks for less than a CPU one thread.
         torch.set_num_threads(max(1, int(_cpus() // task.sharing)))
         self.reader = RecordReader(task.data, endpoint=task.endpoint)
-        self.device = device = "cuda" if task.gpu else "cpu"
+        device = "cuda" if task.gpu else "cpu"
         self.models = {
             name: _on(load_model(open_location(uri, endpoint=task.endpoint)), device)
             for name, uri in task.models.items()
         }
         self.out = open_location(task.out, endpoint=task.endpoint)
-        self.lpips: LPIPS | None = None
-        if task.settings.lpips:
-            self.lpips = build_lpips("alex", Path(task.alexnet) if task.alexnet else None)
-            self.lpips.to(device)
+        self.metrics = [(metric.info, metric.open(device)) for metric in task.metrics]
         self.environment = {
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if task.gpu else "CPU",
@@ -126,17 +112,17 @@ class Restorer:
         for picture, image in images.items():
             self._write(name, picture, image)
         judged = Judged(figures={stage: {} for stage in measured})
-        for metric, measure in self._metrics().items():
-            if record.ground_truth is None and metric != NIQE:
+        for metric, measure in self.metrics:
+            if record.ground_truth is None and metric.needs_truth:
                 continue
             try:
                 found = {s: measure(image, record.ground_truth) for s, image in measured.items()}
             except QdmrError as error:
                 # For the input and every stage: their means must be over the same photographs.
-                judged.left_out[metric] = _one_line(error)
+                judged.left_out[metric.name] = _one_line(error)
                 continue
             for stage, figure in found.items():
-                judged.figures[stage][metric] = figure
+                judged.figures[stage][metric.name] = figure
         if self.task.settings.sheets:
             self._write(name, COMPARISON, comparison_sheet(name, images, judged.figures))
         judged.figures = {stage: row for stage, row in judged.figures.items() if row}
@@ -144,33 +130,6 @@ class Restorer:
 
     def _write(self, name: str, picture: str, image: np.ndarray) -> None:
         self.out.join(name, f"{picture}.png").write_bytes_atomic(encode_png(image))
-
-    def _metrics(self) -> dict[str, Measure]:
-        """What is measured, by name; all but NIQE compare with the ground truth.
-
-        Each raises QdmrError where it can't say anything of an image.
-        """
-        border, luma = self.task.settings.border, self.task.settings.luma
-        metrics: dict[str, Measure] = {
-            "psnr": partial(psnr, border=border, luma=luma),
-            "ssim": partial(ssim, border=border, luma=luma),
-        }
-        if self.lpips is not None:
-            metrics["lpips"] = self._lpips
-        pristine = self.task.pristine
-        if pristine is not None:
-            from qdmr_ray.evaluate.metrics.niqe import niqe
-
-            metrics[NIQE] = lambda image, _: niqe(image, pristine, border=border)
-        return metrics
-
-    @torch.inference_mode()
-    def _lpips(self, image: np.ndarray, truth: np.ndarray) -> float:
-        assert self.lpips is not None
-        a, b = (_tensor(i).to(self.device) for i in (image, truth))
-        # Float32 means float32: figures of a GPU compare with those of a CPU.
-        with tensor_float_32(ComputeSettings(), a.device):
-            return self.lpips(a, b).item()
 
 
 def _cpus() -> float:
@@ -191,10 +150,6 @@ def _on(model: LoadedModel, device: str) -> LoadedModel:
 
 def _dtype(model: LoadedModel) -> str:
     return str(next(model.network.parameters()).dtype).removeprefix("torch.")
-
-
-def _tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).float() / 255
 
 
 def _one_line(error: Exception) -> str:

@@ -17,7 +17,8 @@ from torch import nn
 from qdmr_ray.config import Experiment
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
+from qdmr_ray.evaluate.metrics.psnr import psnr
+from qdmr_ray.evaluate.metrics.ssim import ssim
 from qdmr_ray.evaluate.split import validation_indices
 from qdmr_ray.evaluate.worker import TEST_SET
 from qdmr_ray.models.files import LoadedModel

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from qdmr_ray.evaluate.metrics.niqe import PristineModel, niqe
-from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
+from qdmr_ray.evaluate.metrics.psnr import psnr
+from qdmr_ray.evaluate.metrics.ssim import ssim
 from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.verify.golden import (
     Comparison,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,8 +33,9 @@ from qdmr_ray.evaluate import worker as restorer_module
 from qdmr_ray.evaluate.compare import compare, read_evaluation
 from qdmr_ray.evaluate.evaluate import Spread, evaluate_run, spread_over
 from qdmr_ray.evaluate.journal import ResultsFile
+from qdmr_ray.evaluate.metrics.lpips import LPIPS
 from qdmr_ray.evaluate.metrics.pristine import GAUSSIAN_WINDOW, PristineModel, save_pristine
-from qdmr_ray.evaluate.metrics.ssim import psnr
+from qdmr_ray.evaluate.metrics.psnr import psnr
 from qdmr_ray.evaluate.summary import summarize
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
 from qdmr_ray.models.files import save_model
@@ -578,7 +579,7 @@ def test_lpips_is_computed_where_the_models_are_and_says_with_which_weights(
             assert a.device == b.device
             return torch.tensor([0.25])
 
-    monkeypatch.setattr(restorer_module, "build_lpips", lambda *_: Distance())
+    monkeypatch.setattr("qdmr_ray.nets.lpips.build_lpips", lambda *_: Distance())
     digests = []
     for content in (b"one", b"another"):
         weights = tmp_path / "alexnet.pth"
@@ -594,9 +595,8 @@ def test_lpips_is_computed_where_the_models_are_and_says_with_which_weights(
     assert digests[0] != digests[1]
     assert set(Distance.seen) == {"cpu"}
     # On "meta" every model can be, where there is no GPU.
-    worker = Restorer(small.task(tmp_path, settings=replace(SETTINGS, lpips=True)))
-    worker.device = "meta"
-    worker._lpips(*np.zeros((2, 32, 32, 3), np.uint8))
+    measure = LPIPS(weights=None, reference="").open("meta")
+    measure(*np.zeros((2, 32, 32, 3), np.uint8))
     assert Distance.seen[-1] == "meta"
 
 

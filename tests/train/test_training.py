@@ -27,7 +27,8 @@ from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.format.verify import set_index
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.evaluate import evaluate_run
-from qdmr_ray.evaluate.metrics.ssim import psnr, ssim
+from qdmr_ray.evaluate.metrics.psnr import psnr
+from qdmr_ray.evaluate.metrics.ssim import ssim
 from qdmr_ray.models.authors import import_authors
 from qdmr_ray.models.files import load_model
 from qdmr_ray.nets import VQGAN

@@ -14,11 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage, special
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.metrics.metric import Measure, Metric, MetricInfo, file_digest
 from qdmr_ray.evaluate.metrics.pristine import (
     FEATURES,
     GAUSSIAN_WINDOW,
@@ -27,7 +31,11 @@ from qdmr_ray.evaluate.metrics.pristine import (
     save_pristine,
 )
 
+if TYPE_CHECKING:
+    from qdmr_ray.config import Experiment
+
 __all__ = [
+    "NIQE",
     "PristineFit",
     "PristineModel",
     "block_features",
@@ -90,6 +98,48 @@ def niqe(image: np.ndarray, model: PristineModel, border: int = 0) -> float:
     squared = float(difference @ np.linalg.pinv(covariance) @ difference)
     # Rounding may take 0 below itself.
     return math.sqrt(max(squared, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NIQE(Metric):
+    """NIQE against the pristine model of ``evaluation.niqe``; it needs no ground truth.
+
+    The model travels with the metric, so that workers need no file.
+    """
+
+    info = MetricInfo(
+        name="niqe",
+        label="NIQE",
+        better=-1,
+        digits=3,
+        needs_truth=False,
+        reference="niqe_parameters",
+        reference_label="the pristine parameters",
+    )
+    model: PristineModel
+    border: int
+    reference: str
+
+    @classmethod
+    def from_settings(cls, experiment: Experiment) -> NIQE | None:
+        """With ``evaluation.niqe``; raises QdmrError where that names no readable parameters."""
+        settings = experiment.evaluation
+        if settings.niqe is None:
+            return None
+        path = Path(settings.niqe).expanduser().resolve()
+        if not path.is_file():
+            raise QdmrError(
+                f"evaluation.niqe={settings.niqe}: there is no file {path}; name the pristine "
+                "parameters (.mat or .npz)"
+            )
+        model, named = load_pristine(path), file_digest(path)
+        # A model without a source of its own is called by its path, which differs by machine.
+        named = named if model.source == str(path) else f"{named}: {model.source}"
+        return cls(model=model, border=settings.border, reference=named)
+
+    def open(self, device: str) -> Measure:
+        """Computed with NumPy, whatever the ``device``."""
+        return lambda image, truth: niqe(image, self.model, border=self.border)
 
 
 def fit_pristine(

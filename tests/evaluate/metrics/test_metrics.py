@@ -13,7 +13,9 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.metrics.ssim import json_figure, psnr, ssim
+from qdmr_ray.evaluate.metrics.metric import json_value
+from qdmr_ray.evaluate.metrics.psnr import psnr
+from qdmr_ray.evaluate.metrics.ssim import ssim
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "metrics.json").read_text())
 PHOTOGRAPHS = ("coffee", "astronaut", "chelsea")
@@ -74,8 +76,8 @@ def test_identical_images_are_infinite_and_stored_as_null() -> None:
 
     assert psnr(a, a) == math.inf
     assert ssim(a, a) == pytest.approx(1.0, abs=1e-12)
-    assert json.dumps({"psnr": json_figure(psnr(a, a))}) == '{"psnr": null}'
-    assert json_figure(31.5) == 31.5
+    assert json.dumps({"psnr": json_value(psnr(a, a))}) == '{"psnr": null}'
+    assert json_value(31.5) == 31.5
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])

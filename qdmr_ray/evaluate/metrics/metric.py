@@ -1,0 +1,158 @@
+"""What a metric is: how it reads, when it is measured, and how.
+
+    class Sharpness(Metric):
+        info = MetricInfo(name="sharpness", label="Sharpness", better=1, needs_truth=False)
+
+        @classmethod
+        def from_settings(cls, experiment: Experiment) -> Sharpness | None:
+            return cls() if experiment.evaluation.sharpness else None
+
+        def open(self, device: str) -> Measure:
+            return lambda image, truth: float(np.diff(image, axis=1).std())
+
+Such a class in a file of its own and its line in ``registry.METRICS`` are a new metric. Tables,
+pages, sheets, statistics and the command line take all they show of it from ``info``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+
+from qdmr_ray.errors import QdmrError
+
+if TYPE_CHECKING:
+    from qdmr_ray.config import Experiment
+
+FULL_SCALE = 255.0
+# ITU-R BT.601 as MATLAB's rgb2ycbcr computes it: weights for RGB in [0, 1], giving Y in [16, 235].
+BT601_WEIGHTS = (65.481, 128.553, 24.966)
+BT601_OFFSET = 16.0
+
+# Takes the image and the ground truth, uint8 (H, W, 3) RGB each; the second is None where the
+# metric doesn't need it. Raises QdmrError where the metric is not defined for the image.
+Measure = Callable[[np.ndarray, np.ndarray | None], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricInfo:
+    """How a metric is called and how its values read.
+
+    ``better`` is 1 where higher is better, -1 where lower is, 0 where it isn't known. ``reference``
+    is set for a metric that compares with a file, such as a network's weights: the key under which
+    ``evaluation.json`` names the file. ``reference_label`` is what that file holds.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    better: int = 0
+    digits: int = 4
+    needs_truth: bool = True
+    reference: str = ""
+    reference_label: str = ""
+
+    def text(self, value: float | None, *, signed: bool = False) -> str:
+        """The value with the metric's digits; ``n/a`` where there is none."""
+        if value is None or math.isnan(value):
+            return "n/a"
+        if math.isinf(value):
+            return "∞" if value > 0 else "−∞"
+        return f"{value:{'+' if signed else ''}.{self.digits}f}".replace("-", "−")
+
+    @property
+    def direction(self) -> str:
+        """``higher is better`` or ``lower is better``; empty where it isn't known."""
+        return {1: "higher is better", -1: "lower is better", 0: ""}[self.better]
+
+    @property
+    def full_label(self) -> str:
+        """The label with its unit: ``PSNR dB``."""
+        return f"{self.label} {self.unit}".rstrip()
+
+
+class Metric(ABC):
+    """A metric with the settings of one evaluation. Instances travel to the workers (pickled)."""
+
+    info: ClassVar[MetricInfo]
+    # The file that this metric compares with: its name and SHA-256; empty without one.
+    reference: str = ""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, experiment: Experiment) -> Self | None:
+        """The metric as the settings want it, None where they leave it off.
+
+        Raises:
+            QdmrError: a file that the metric needs is missing or unreadable.
+        """
+
+    @abstractmethod
+    def open(self, device: str) -> Measure:
+        """What measures on a worker; networks are loaded here, once, onto ``device``."""
+
+
+def file_digest(path: Path) -> str:
+    """``NAME, sha256 …`` of the file that a metric compares with.
+
+    Raises:
+        QdmrError: the file can't be read.
+    """
+    try:
+        return f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+    except OSError as error:
+        raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def json_value(value: float) -> float | None:
+    """The value as JSON holds it: None (null) where it is not finite, as JSON has no infinity.
+
+    A stored PSNR of null thus means that the two images were identical; means leave such a pair
+    out. A metric that was not computed has no key at all.
+    """
+    return value if math.isfinite(value) else None
+
+
+def comparable(
+    a: np.ndarray, b: np.ndarray, *, border: int, luma: bool, smallest: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both images inside the border: uint8 ``(H, W, 3)``, or their Y as float64 ``(H, W, 1)``.
+
+    Raises:
+        QdmrError: a wrong type or shape, shapes that differ, a negative border, or less than
+            ``smallest`` x ``smallest`` pixels inside it.
+    """
+    for image in (a, b):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise QdmrError(
+                f"metrics compare uint8 images of shape (H, W, 3); one is {image.dtype} "
+                f"{tuple(image.shape)}: convert it first"
+            )
+    if a.shape != b.shape:
+        raise QdmrError(
+            f"metrics need two images of one size; these are {a.shape[1]}x{a.shape[0]} and "
+            f"{b.shape[1]}x{b.shape[0]}: pair each image with its own ground truth"
+        )
+    if border < 0:
+        raise QdmrError(f"border must be at least 0; it is {border}")
+    height, width = a.shape[0] - 2 * border, a.shape[1] - 2 * border
+    if min(height, width) < smallest:
+        raise QdmrError(
+            f"an image of {a.shape[1]}x{a.shape[0]} has less than {smallest}x{smallest} pixels "
+            f"inside border={border}: leave it out or make the border smaller"
+        )
+    first, second = (image[border : border + height, border : border + width] for image in (a, b))
+    return (_luma(first), _luma(second)) if luma else (first, second)
+
+
+def _luma(image: np.ndarray) -> np.ndarray:
+    """BT.601's Y, float64 ``(H, W, 1)``, not rounded."""
+    weighted = image / FULL_SCALE * np.array(BT601_WEIGHTS)
+    return np.asarray(weighted.sum(axis=2, keepdims=True) + BT601_OFFSET)

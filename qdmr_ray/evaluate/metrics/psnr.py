@@ -1,0 +1,56 @@
+"""PSNR between two photographs, as METHOD.md "Inference and evaluation" defines it.
+
+psnr(restored, ground_truth), psnr(restored, ground_truth, border=4, luma=True)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qdmr_ray.evaluate.metrics.metric import FULL_SCALE, Measure, Metric, MetricInfo, comparable
+
+if TYPE_CHECKING:
+    from qdmr_ray.config import Experiment
+
+
+def psnr(a: np.ndarray, b: np.ndarray, *, border: int = 0, luma: bool = False) -> float:
+    """Peak signal-to-noise ratio in dB, from one mean squared error over pixels and channels.
+
+    Args:
+        a, b: the two images, uint8 ``(H, W, 3)`` RGB; their order doesn't matter.
+        border: pixels left out at each edge.
+        luma: compare the Y channel (BT.601, MATLAB's convention, not rounded) instead of RGB.
+
+    Returns ``math.inf`` for identical images; ``metric.json_value`` gives what is stored for it.
+
+    Raises:
+        QdmrError: a wrong type or shape, shapes that differ, or nothing left inside the border.
+    """
+    first, second = comparable(a, b, border=border, luma=luma, smallest=1)
+    error = float(np.square(np.subtract(first, second, dtype=np.float64)).mean())
+    return math.inf if error == 0.0 else 10.0 * math.log10(FULL_SCALE**2 / error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PSNR(Metric):
+    """PSNR in every evaluation of pairs."""
+
+    info = MetricInfo(name="psnr", label="PSNR", unit="dB", better=1, digits=2)
+    border: int
+    luma: bool
+
+    @classmethod
+    def from_settings(cls, experiment: Experiment) -> PSNR:
+        """Always measured; ``evaluation.border`` and ``luma`` say on which part of the image."""
+        settings = experiment.evaluation
+        return cls(border=settings.border, luma=settings.luma)
+
+    def open(self, device: str) -> Measure:
+        """Computed with NumPy, whatever the ``device``."""
+        measure: Any = partial(psnr, border=self.border, luma=self.luma)
+        return measure
