@@ -160,9 +160,10 @@ def inspect(
 
 def _print_dataset(uri: str, endpoint: str | None) -> None:
     from qdmr_ray.data.contact_sheet import size_histogram
-    from qdmr_ray.data.format.verify import inspect as inspect_dataset
+    from qdmr_ray.data.format.manifest import read_manifest
+    from qdmr_ray.storage import open_location
 
-    manifest = inspect_dataset(uri, endpoint=endpoint)
+    manifest = read_manifest(open_location(uri, endpoint=endpoint))
     table = Table("set", "images", "ground truth", "shards", "MB", "mean R, G, B", "std R, G, B")
     for name, entry in manifest.sets.items():
         table.add_row(

@@ -24,9 +24,9 @@ import qdmr_ray.evaluate.evaluate as evaluate_module
 from qdmr_ray.cli.evaluation import evaluation_notes
 from qdmr_ray.cli.main import main
 from qdmr_ray.config import EvaluationSettings, code_version
+from qdmr_ray.data.format.index import set_index
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.format.reader import Record
-from qdmr_ray.data.format.verify import set_index
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate import worker as restorer_module

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from tiny_training import ITERATIONS, STAGE_NAMES, bare_loop, metrics_of, settings
 
 from qdmr_ray.config import Experiment, experiment_from_dict
+from qdmr_ray.data.format.index import set_index
 from qdmr_ray.data.format.manifest import read_manifest
-from qdmr_ray.data.format.verify import set_index
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.evaluate.metrics.psnr import psnr

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from qdmr_ray.data.format.manifest import SetEntry
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
 
@@ -153,29 +154,33 @@ def content_digest(table: pa.Table) -> str:
 
 
 def encode_index(table: pa.Table) -> memoryview:
-    """The bytes of the index file: the same for the same rows."""
+    """The bytes of an index file: the same for the same rows and metadata."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, INDEX_SCHEMA) as writer:
+    with pa.ipc.new_file(sink, table.schema) as writer:
         # One batch: readers then see every column in one piece of the mapped file.
         writer.write_table(table.combine_chunks())
     return memoryview(sink.getvalue())
 
 
-def open_index(file: Location, size: int, sha256: str) -> SetIndex:
-    """The index in ``file``, mapped where it lies on a local disk, else held in memory.
+def set_index(location: Location, entry: SetEntry) -> SetIndex:
+    """The index of one set of the dataset in ``location``, mapped where it lies on a local disk.
 
     Raises:
-        QdmrError: it is missing, or not the file that the manifest describes.
+        QdmrError: the index is missing, or not the file that the manifest describes.
     """
+    file = location.join(entry.index.file)
     local = file.local_path
     try:
         data = file.read_bytes() if local is None else pa.memory_map(str(local)).read_buffer()
     except OSError as error:
         raise QdmrError(f"{file.uri}: is missing or unreadable; pack the dataset again") from error
     buffer = pa.py_buffer(data)
-    if buffer.size != size or hashlib.sha256(buffer).hexdigest() != sha256:
+    if hashlib.sha256(buffer).hexdigest() != entry.index.sha256:
         raise QdmrError(f"{file.uri}: damaged index; pack the dataset again")
-    return SetIndex(pa.ipc.open_file(buffer).read_all())
+    index = SetIndex(pa.ipc.open_file(buffer).read_all())
+    if len(index) != entry.images or sum(shard.rows for shard in entry.shards) != entry.images:
+        raise QdmrError(f"{location.uri}: index and manifest disagree; pack the dataset again")
+    return index
 
 
 def band_checksums(pixels: np.ndarray) -> np.ndarray:

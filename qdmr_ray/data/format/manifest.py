@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
+from qdmr_ray.storage.document import Document, Part
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = 2
+_AGAIN = "pack the dataset again"
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileEntry:
+class FileEntry(Part):
     """A file beside the manifest: its name, length in bytes and checksum."""
 
     file: str
@@ -29,15 +28,13 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShardEntry(FileEntry):
     """One Parquet file of ``rows`` records."""
 
     rows: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValueStatistics:
+class ValueStatistics(Part):
     """Per channel (R, G, B) over all pixels of a set, in pixel values 0 .. 255."""
 
     mean: tuple[float, ...]
@@ -46,8 +43,7 @@ class ValueStatistics:
     maximum: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SizeCount:
+class SizeCount(Part):
     """How many records have one size in pixels."""
 
     height: int
@@ -55,8 +51,7 @@ class SizeCount:
     images: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
+class LeftOut(Part):
     """A file that was not packed, and why."""
 
     set: str
@@ -64,8 +59,7 @@ class LeftOut:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetEntry:
+class SetEntry(Part):
     """One set (source, target or test).
 
     ``images`` counts records (a pair once), ``content`` is the checksum of names, sizes and
@@ -83,9 +77,13 @@ class SetEntry:
     shards: tuple[ShardEntry, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """A packed dataset; ``sets`` maps "source", "target" and "test", as far as they exist."""
+class Manifest(Document):
+    """A packed dataset; ``sets`` maps "source", "target" and "test", as far as they exist.
+
+    The file calls its format ``schema_version`` and holds a checksum over its own content.
+    """
+
+    FORMAT: ClassVar[int] = 2
 
     lens: str | None
     sets: dict[str, SetEntry]
@@ -103,26 +101,51 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 over lens, names, sizes and pixels of every record of every set."""
+        """sha256 over lens, names, sizes and pixels of every record of every set.
+
+        Every stage's digest contains it: what goes into it must not change.
+        """
         content = {name: entry.content for name, entry in self.sets.items()}
-        text = json.dumps([SCHEMA_VERSION, self.lens, content], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _sha256([self.FORMAT, self.lens, content])
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every shard and index."""
         return tuple(file for entry in self.sets.values() for file in (*entry.shards, entry.index))
 
-    def to_json(self) -> str:
+    @classmethod
+    def from_dict(cls, values: Any, source: str) -> Self:
+        """The manifest in the plain values of a file.
+
+        Raises:
+            QdmrError: the manifest is damaged, or of another format.
+        """
+        damaged = QdmrError(f"{source}: damaged manifest; {_AGAIN}")
+        if not isinstance(values, dict) or "schema_version" not in values:
+            raise damaged
+        if values["schema_version"] != cls.FORMAT:
+            raise QdmrError(
+                f"{source}: schema_version {values['schema_version']}, but this program reads "
+                f"{cls.FORMAT}; {_AGAIN}, or update qdmr_ray if the number is higher"
+            )
+        content = {name: value for name, value in values.items() if name != "checksum"}
+        try:
+            manifest = super().from_dict(content, source)
+        except QdmrError as error:
+            raise damaged from error
+        if values.get("checksum") != _sha256(content) or content.get("digest") != manifest.digest:
+            raise damaged
+        return manifest
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``manifest.json``, with digest and checksum."""
+        content = super().to_dict() | {"schema_version": self.FORMAT, "digest": self.digest}
+        del content["format"]
+        return content | {"checksum": _sha256(content)}
+
+    def to_json(self, *, indent: int | None = 1) -> str:
         """The text of ``manifest.json``: the same bytes for the same content."""
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "digest": self.digest,
-            "lens": self.lens,
-            "left_out": [asdict(file) for file in self.left_out],
-            "sets": {name: asdict(entry) for name, entry in self.sets.items()},
-        }
-        return json.dumps(content | {"checksum": _checksum(content)}, indent=1, sort_keys=True)
+        return json.dumps(self.to_dict(), indent=indent, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Location) -> Manifest:
@@ -138,70 +161,11 @@ def read_manifest(folder: Location) -> Manifest:
             "make one with `qdmr data pack`"
         )
     try:
-        content = json.loads(file.read_bytes())
-        version = content["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(file) from error
-    if version != SCHEMA_VERSION:
-        raise QdmrError(
-            f"{file.uri}: schema_version {version}, but this program reads {SCHEMA_VERSION}; "
-            "pack the dataset again"
-        )
-    try:
-        checksum = content.pop("checksum")
-        manifest = Manifest(
-            lens=content["lens"],
-            left_out=tuple(LeftOut(**entry) for entry in content["left_out"]),
-            sets={name: _set_from_dict(entry) for name, entry in content["sets"].items()},
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(file) from error
-    if checksum != _checksum(content) or content["digest"] != manifest.digest:
-        raise _damaged(file)
-    return manifest
+        values = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise QdmrError(f"{file.uri}: damaged manifest ({error}); {_AGAIN}") from error
+    return Manifest.from_dict(values, file.uri)
 
 
-def write_manifest(folder: Location, manifest: Manifest) -> None:
-    """Puts ``manifest.json`` into ``folder``, completely or not at all."""
-    folder.join(MANIFEST_NAME).write_bytes_atomic(manifest.to_json().encode() + b"\n")
-
-
-def missing_files(folder: Location, manifest: Manifest, sets: tuple[str, ...]) -> list[str]:
-    """A line for each file of ``sets`` that is missing or has another length; one listing."""
-    present = folder.file_sizes()
-    problems = []
-    for name in sets:
-        entry = manifest.set(name)
-        for file in (*entry.shards, entry.index):
-            size = present.get(file.file)
-            if size != file.bytes:
-                found = "is missing" if size is None else f"has {size} bytes, not {file.bytes}"
-                place = folder.join(file.file).uri
-                problems.append(f"{place}: {found}; pack the dataset again")
-    return problems
-
-
-def _checksum(content: dict[str, Any]) -> str:
+def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _damaged(file: Location) -> QdmrError:
-    return QdmrError(f"{file.uri}: damaged manifest; pack the dataset again")
-
-
-def _set_from_dict(content: dict[str, Any]) -> SetEntry:
-    truth = content["ground_truth"]
-    return SetEntry(
-        paired=content["paired"],
-        images=content["images"],
-        content=content["content"],
-        sizes=tuple(SizeCount(**size) for size in content["sizes"]),
-        image=_statistics(content["image"]),
-        ground_truth=None if truth is None else _statistics(truth),
-        index=FileEntry(**content["index"]),
-        shards=tuple(ShardEntry(**shard) for shard in content["shards"]),
-    )
-
-
-def _statistics(content: dict[str, Any]) -> ValueStatistics:
-    return ValueStatistics(**{name: tuple(values) for name, values in content.items()})

@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
-from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, ImageColumns, SetIndex
+from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, ImageColumns, SetIndex, set_index
 from qdmr_ray.data.format.manifest import ShardEntry, read_manifest
-from qdmr_ray.data.format.verify import set_index
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import ObjectReader, open_location
 

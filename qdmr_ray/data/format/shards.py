@@ -82,6 +82,11 @@ class ShardJob:
         """How a file is named in the dataset."""
         return origin_of(path, self.root)
 
+    def paths(self) -> list[Path]:
+        """Every file of the job: a photograph, its ground truth, the next photograph …"""
+        both = ((record.image, record.ground_truth) for record in self.records)
+        return [path for pair in both for path in pair if path is not None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackedShard:

@@ -1,4 +1,4 @@
-"""What a packed dataset holds, and whether every record of it is whole.
+"""Whether a packed dataset is complete, and whether every record of it is whole.
 
 qdmr data inspect data/s1 --verify
 """
@@ -6,22 +6,18 @@ qdmr data inspect data/s1 --verify
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from qdmr_ray.data.format.index import SetIndex, open_index
-from qdmr_ray.data.format.manifest import (
-    Manifest,
-    SetEntry,
-    ShardEntry,
-    missing_files,
-    read_manifest,
-)
+from qdmr_ray.data.format.index import SetIndex, set_index
+from qdmr_ray.data.format.manifest import Manifest, ShardEntry, read_manifest
 from qdmr_ray.data.format.shards import record_digest, record_pixels
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location, open_location
+
+_AGAIN = "pack the dataset again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +29,13 @@ class Problem:
     text: str
 
 
-def inspect(uri: str, *, endpoint: str | None = None) -> Manifest:
-    """Counts, sizes and bytes of a packed dataset, without reading its shards.
-
-    Raises:
-        QdmrError: there is no dataset, or its manifest is damaged.
-    """
-    return read_manifest(open_location(uri, endpoint=endpoint))
-
-
 def verify(
     uri: str,
     *,
     progress: Callable[[int, int], None] | None = None,
     endpoint: str | None = None,
 ) -> tuple[Problem, ...]:
-    """Reads every record against its checksum; each bad one is named, none when all is well.
+    """Reads every record against its checksum; returns a problem for each bad one.
 
     Raises:
         QdmrError: there is no dataset, or its manifest or an index is damaged.
@@ -76,62 +63,47 @@ def check_complete(location: Location, manifest: Manifest, sets: tuple[str, ...]
     Raises:
         QdmrError: names the first such file and says how many there are.
     """
-    problems = missing_files(location, manifest, sets)
-    if problems:
-        rest = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
-        raise QdmrError(problems[0] + rest)
-
-
-def set_index(location: Location, entry: SetEntry) -> SetIndex:
-    """The index of one set of the dataset in ``location``.
-
-    Raises:
-        QdmrError: it is missing or damaged.
-    """
-    file = entry.index
-    index = open_index(location.join(file.file), file.bytes, file.sha256)
-    if len(index) != entry.images or sum(shard.rows for shard in entry.shards) != entry.images:
-        raise QdmrError(f"{location.uri}: index and manifest disagree; pack the dataset again")
-    return index
+    present = location.file_sizes()
+    entries = [manifest.set(name) for name in sets]
+    files = [file for entry in entries for file in (*entry.shards, entry.index)]
+    bad = [file for file in files if present.get(file.file) != file.bytes]
+    if bad:
+        size = present.get(bad[0].file)
+        found = "is missing" if size is None else f"has {size} bytes, not {bad[0].bytes}"
+        rest = f" (and {len(bad) - 1} more files)" if len(bad) > 1 else ""
+        raise QdmrError(f"{location.join(bad[0].file).uri}: {found}; {_AGAIN}{rest}")
 
 
 def _shard_problems(
     file: Location, shard: ShardEntry, index: SetIndex, first: int
-) -> list[Problem]:
+) -> Iterator[Problem]:
+    """What is wrong with a shard whose first row is record ``first`` of ``index``."""
     try:
         data = file.read_bytes()
     except QdmrError as error:
-        return [Problem(shard=shard.file, row=None, text=str(error))]
+        yield Problem(shard=shard.file, row=None, text=str(error))
+        return
     if hashlib.sha256(data).hexdigest() == shard.sha256:
-        return []
-    bad = _bad_rows(np.frombuffer(data, dtype=np.uint8), shard, index, first)
-    again = "pack the dataset again"
-    problems = [
-        Problem(
-            shard=shard.file,
-            row=row,
-            text=f"{file.uri}: row {row} ({index.origin(first + row)}) {what}; {again}",
-        )
-        for row, what in bad
-    ]
+        return
+    bad = list(_bad_rows(np.frombuffer(data, dtype=np.uint8), shard, index, first))
     if len(data) != shard.bytes:
-        text = f"{file.uri}: {len(data)} bytes instead of {shard.bytes}; {again}"
-        problems.insert(0, Problem(shard=shard.file, row=None, text=text))
-    if problems:
-        return problems
-    text = f"{file.uri}: wrong checksum, outside the pixels; {again}"
-    return [Problem(shard=shard.file, row=None, text=text)]
+        text = f"{file.uri}: {len(data)} bytes instead of {shard.bytes}; {_AGAIN}"
+        yield Problem(shard=shard.file, row=None, text=text)
+    elif not bad:
+        text = f"{file.uri}: wrong checksum, outside the pixels; {_AGAIN}"
+        yield Problem(shard=shard.file, row=None, text=text)
+    for row, what in bad:
+        text = f"{file.uri}: row {row} ({index.origin(first + row)}) {what}; {_AGAIN}"
+        yield Problem(shard=shard.file, row=row, text=text)
 
 
 def _bad_rows(
     data: np.ndarray, shard: ShardEntry, index: SetIndex, first: int
-) -> list[tuple[int, str]]:
-    bad = []
+) -> Iterator[tuple[int, str]]:
     for row in range(shard.rows):
         entry = index[first + row]
         end = max(entry.image_offset, entry.ground_truth_offset or 0) + entry.image_bytes
         if end > len(data):
-            bad.append((row, "is cut off"))
+            yield row, "is cut off"
         elif record_digest(*record_pixels(entry, data)) != entry.sha256:
-            bad.append((row, "has a wrong checksum"))
-    return bad
+            yield row, "has a wrong checksum"

@@ -23,13 +23,13 @@ import pyarrow as pa
 
 from qdmr_ray.data.format.index import CHANNELS, content_digest, encode_index
 from qdmr_ray.data.format.manifest import (
+    MANIFEST_NAME,
     FileEntry,
     LeftOut,
     Manifest,
     SetEntry,
     SizeCount,
     ValueStatistics,
-    write_manifest,
 )
 from qdmr_ray.data.format.shards import DIGEST_DIGITS, LEVELS, PackedShard, ShardJob, origin_of
 from qdmr_ray.data.packing.folders import (
@@ -167,7 +167,7 @@ def pack(
             done += len(job.records)
             report(done, 2 * total)
         manifest = _manifest(folders, packed, left_out, location)
-        write_manifest(location, manifest)
+        manifest.write(location.join(MANIFEST_NAME))
     except QdmrError as error:
         if not packed:
             if not existed:

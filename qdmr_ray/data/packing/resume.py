@@ -10,19 +10,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 
-from qdmr_ray.data.format.index import CHANNELS
-from qdmr_ray.data.format.manifest import SCHEMA_VERSION, LeftOut, ShardEntry
-from qdmr_ray.data.format.shards import LEVELS, PackedShard, ShardJob, write_shard
+from qdmr_ray.data.format.index import encode_index
+from qdmr_ray.data.format.manifest import LeftOut, Manifest, ShardEntry
+from qdmr_ray.data.format.shards import PackedShard, ShardJob, write_shard
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.storage.document import Document
 
 UNFINISHED_FOLDER = "unfinished"
 _METADATA = b"qdmr"
+
+
+class _Note(Document):
+    """The metadata of a note, which is an Arrow file of the shard's rows of the index.
+
+    ``levels`` holds the counts of pixel values of the photographs and of the ground truths.
+    """
+
+    fingerprint: str
+    shard: ShardEntry | None
+    levels: tuple[list[list[int]], list[list[int]]]
+    left_out: tuple[LeftOut, ...]
 
 
 def write_and_note(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> PackedShard:
@@ -34,76 +46,66 @@ def write_and_note(job: ShardJob, folder_uri: str, endpoint: str | None = None) 
     # Before the files are read: one that changes meanwhile must not pass for packed.
     fingerprint = _fingerprint(job)
     packed = write_shard(job, folder_uri, endpoint)
-    note = _note(open_location(folder_uri, endpoint=endpoint), job)
-    note.write_bytes_atomic(_encode(packed, fingerprint))
+    note = _Note(
+        fingerprint=fingerprint,
+        shard=packed.shard,
+        levels=(packed.image_levels.tolist(), packed.ground_truth_levels.tolist()),
+        left_out=packed.left_out,
+    )
+    metadata = {_METADATA: note.to_json(indent=None).encode()}
+    file = _note_file(open_location(folder_uri, endpoint=endpoint), job)
+    file.write_bytes_atomic(encode_index(packed.index.replace_schema_metadata(metadata)))
     return packed
 
 
 def finished_before(
     location: Location, jobs: Sequence[ShardJob]
 ) -> list[tuple[ShardJob, PackedShard]]:
-    """The jobs that an interrupted packing into ``location`` has done, with what came of them."""
+    """The jobs that an interrupted packing into ``location`` has done, each with its result."""
     names = {file.name for file in location.join(UNFINISHED_FOLDER).list()}
     present = location.file_sizes() if names else {}
     found = []
     for job in jobs:
-        note = _note(location, job)
-        if note.name not in names:
+        file = _note_file(location, job)
+        packed = _decode(file.read_bytes(), _fingerprint(job)) if file.name in names else None
+        if packed is None:
             continue
-        packed = _decode(note.read_bytes(), _fingerprint(job))
-        shard = packed.shard if packed else None
-        if packed and (shard is None or present.get(shard.file) == shard.bytes):
+        if packed.shard is None or present.get(packed.shard.file) == packed.shard.bytes:
             found.append((job, packed))
     return found
 
 
-def _note(location: Location, job: ShardJob) -> Location:
+def _note_file(location: Location, job: ShardJob) -> Location:
     return location.join(UNFINISHED_FOLDER, f"{job.set_name}-{job.number:06d}.arrow")
 
 
 def _fingerprint(job: ShardJob) -> str:
     """A checksum over everything that decides what the job's shard will hold."""
     files = []
-    for record in job.records:
-        for path in (record.image, record.ground_truth):
-            if path is not None:
-                try:
-                    found = path.stat()
-                except OSError as error:
-                    raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
-                files.append([job.origin(path), found.st_size, found.st_mtime_ns])
-    decides = [SCHEMA_VERSION, job.set_name, job.number, job.leave_out, files]
+    for path in job.paths():
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
+        files.append([job.origin(path), found.st_size, found.st_mtime_ns])
+    decides = [Manifest.FORMAT, job.set_name, job.number, job.leave_out, files]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
-def _encode(packed: PackedShard, fingerprint: str) -> memoryview:
-    facts = {
-        "fingerprint": fingerprint,
-        "shard": asdict(packed.shard) if packed.shard else None,
-        "levels": [packed.image_levels.tolist(), packed.ground_truth_levels.tolist()],
-        "left_out": [asdict(file) for file in packed.left_out],
-    }
-    table = packed.index.replace_schema_metadata({_METADATA: json.dumps(facts).encode()})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    return memoryview(sink.getvalue())
-
-
 def _decode(data: bytes, fingerprint: str) -> PackedShard | None:
-    """What a note holds; ``None`` when it is damaged or was made from other files."""
+    """The result in a note; ``None`` when it is damaged or was made from other files."""
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-        facts = json.loads(table.schema.metadata[_METADATA])
-        if facts["fingerprint"] != fingerprint:
-            return None
-        image, truth = np.array(facts["levels"], dtype=np.int64).reshape(2, CHANNELS, LEVELS)
-        return PackedShard(
-            shard=ShardEntry(**facts["shard"]) if facts["shard"] else None,
-            index=table.replace_schema_metadata(None),
-            image_levels=image,
-            ground_truth_levels=truth,
-            left_out=tuple(LeftOut(**file) for file in facts["left_out"]),
-        )
-    except (pa.ArrowException, KeyError, TypeError, ValueError):
+        note = _Note.parse(table.schema.metadata[_METADATA], "note")
+    except (pa.ArrowException, KeyError, TypeError, QdmrError):
         return None
+    if note.fingerprint != fingerprint:
+        return None
+    image, truth = (np.array(levels, dtype=np.int64) for levels in note.levels)
+    return PackedShard(
+        shard=note.shard,
+        index=table.replace_schema_metadata(None),
+        image_levels=image,
+        ground_truth_levels=truth,
+        left_out=note.left_out,
+    )

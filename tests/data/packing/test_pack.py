@@ -22,10 +22,10 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from qdmr_ray.cli import main as cli
-from qdmr_ray.data.format.index import RecordEntry
-from qdmr_ray.data.format.manifest import Manifest
+from qdmr_ray.data.format.index import RecordEntry, set_index
+from qdmr_ray.data.format.manifest import Manifest, read_manifest
 from qdmr_ray.data.format.reader import RecordReader
-from qdmr_ray.data.format.verify import check_complete, inspect, set_index, verify
+from qdmr_ray.data.format.verify import check_complete, verify
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.photographs.decode import read_image, write_png
@@ -170,7 +170,7 @@ def test_the_digest_is_of_the_content_not_of_the_shards(
     realab: Path, packed: Path, tmp_path: Path
 ) -> None:
     whole = pack(realab, str(tmp_path / "whole"), settings=PackSettings())
-    assert whole.digest == inspect(str(packed)).digest
+    assert whole.digest == read(packed).digest
     shutil.copytree(realab, tmp_path / "changed")
     write_png(tmp_path / "changed/Syn/gt/0.png", noise(12345))
     changed = pack(tmp_path / "changed", str(tmp_path / "other"), settings=PackSettings())
@@ -212,7 +212,7 @@ def test_packing_again_replaces_what_was_there(realab: Path, packed: Path) -> No
 
 
 def read(folder: Path) -> Manifest:
-    return RecordReader(str(folder)).manifest
+    return read_manifest(open_location(folder))
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -465,17 +465,17 @@ def test_broken_manifests_are_refused(packed: Path, tmp_path: Path) -> None:
     good = file.read_text()
     edit(file, lambda data: data.update(schema_version=99))
     with pytest.raises(QdmrError, match=r"schema_version 99, but this program reads 2"):
-        inspect(str(packed))
+        read(packed)
     file.write_text(good)
     edit(file, lambda data: data["sets"]["source"]["shards"].pop())
     with pytest.raises(QdmrError, match=r"manifest\.json: damaged manifest"):
-        inspect(str(packed))
+        read(packed)
     for text in (good[:-50], "[]", '{"schema_version": 2}'):
         file.write_text(text)
         with pytest.raises(QdmrError, match=r"damaged manifest"):
-            inspect(str(packed))
+            read(packed)
     with pytest.raises(QdmrError, match=r"no packed dataset \(manifest.json is missing\)"):
-        inspect(str(tmp_path))
+        read(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from faulty_store import FaultyStore, cut, delay, drop, slow_down
 from local_ray import local_ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
+from qdmr_ray.data.format.index import set_index
 from qdmr_ray.data.format.manifest import read_manifest
-from qdmr_ray.data.format.verify import set_index
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.streaming.stream import (
     Batch,
