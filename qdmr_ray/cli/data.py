@@ -67,11 +67,14 @@ def fetch_realab(
         bool, typer.Option("--keep-archives", help="Keep archives that were unpacked.")
     ] = False,
 ) -> None:
-    """Download the Realab benchmark, checked; run again, it goes on. HF_TOKEN is sent if set."""
-    from qdmr_ray.data.hub import fetch_realab as fetch
+    """Download the Realab benchmark, checked; the same command again continues a download.
+
+    HF_TOKEN is sent if it is set.
+    """
+    from qdmr_ray.data.realab import fetch_realab as fetch
 
     with bars() as progress:
-        result = fetch(
+        lines = fetch(
             out,
             endpoint=endpoint,
             revision=revision,
@@ -79,7 +82,7 @@ def fetch_realab(
             keep_archives=keep_archives,
             progress=in_megabytes(progress),
         )
-    for line in result.lines(out):
+    for line in lines:
         say(line)
 
 

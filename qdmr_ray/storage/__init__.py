@@ -6,6 +6,7 @@ from qdmr_ray.storage.location import (
     TEMPORARY_PREFIX,
     Location,
     ObjectReader,
+    disk_error,
     open_location,
     write_file_atomic,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "TEMPORARY_PREFIX",
     "Location",
     "ObjectReader",
+    "disk_error",
     "open_location",
     "write_file_atomic",
 ]

@@ -181,7 +181,7 @@ class Location:
             try:
                 return operation(store)
             except (OSError, pa.ArrowException) as error:
-                raise _explained(self.uri, what, error) from error
+                raise disk_error(self.uri, what, error) from error
         files = store.uploading_in_parts() if in_parts else store.trying_once()
         try:
             return persistently(lambda: operation(files), address=store.address)
@@ -189,7 +189,7 @@ class Location:
             if isinstance(error, FileNotFoundError) and self._bucket_is_missing(files):
                 raise no_bucket(self.uri, store.address) from error
             explained = store_error(self.uri, what, store.address, error)
-            raise explained or _explained(self.uri, what, error) from error
+            raise explained or disk_error(self.uri, what, error) from error
 
     def _bucket_is_missing(self, store: fs.FileSystem) -> bool:
         bucket = self.path.split("/")[0]
@@ -277,7 +277,7 @@ def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise _explained(str(path), "written", error) from error
+        raise disk_error(str(path), "written", error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -305,8 +305,11 @@ def _region() -> str | None:
     return next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
 
 
-def _explained(uri: str, what: str, error: Exception) -> QdmrError:
-    """One line that names the file and what to do, from a system's or a store's error."""
+def disk_error(uri: str, what: str, error: Exception) -> QdmrError:
+    """One line that names the file and what to do, from an error of the system.
+
+    ``what`` is the participle of what was wanted: read, written, listed, deleted.
+    """
     number = getattr(error, "errno", None)
     if number in _FULL_DISK:
         return QdmrError(f"{uri}: the disk is full; free space there or choose another folder")
