@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from qdmr_ray import __version__
 from qdmr_ray.data.streaming.stream import DataSettings
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings
@@ -36,6 +35,7 @@ from qdmr_ray.stages import (
     UDASettings,
     VQGANSettings,
 )
+from qdmr_ray.version import code_version
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1
@@ -265,7 +265,7 @@ def _adapter() -> TypeAdapter[Experiment]:
 
 
 def load_experiment(
-    path: Path, overrides: Sequence[str] = (), *, name: str | None = None
+    path: Path | str, overrides: Sequence[str] = (), *, name: str | None = None
 ) -> Experiment:
     """The experiment in a YAML file, with ``a.b=value`` overrides applied.
 
@@ -273,6 +273,7 @@ def load_experiment(
         QdmrError: the file is missing or is no YAML.
         SettingsError: a setting is unknown, of the wrong type or out of range; named with file.
     """
+    path = Path(path)
     values = read_yaml(path)
     # So that the config.yaml of a run can be trained again.
     values.pop(VERSION_KEY, None)
@@ -347,16 +348,3 @@ def experiment_of_run(text: str, source: str) -> Experiment:
     values = yaml.safe_load(text)
     values.pop(VERSION_KEY, None)
     return experiment_from_dict(values, source=source)
-
-
-@cache
-def code_version() -> str:
-    """The package's version, with the commit when it runs from a git checkout."""
-    head = Path(__file__).resolve().parent.parent / ".git" / "HEAD"
-    try:
-        reference = head.read_text().strip()
-        if reference.startswith("ref: "):
-            reference = (head.parent / reference.removeprefix("ref: ")).read_text().strip()
-    except OSError:
-        return __version__
-    return f"{__version__}+g{reference[:12]}"

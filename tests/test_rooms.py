@@ -14,6 +14,7 @@ ROOMS = (
     ("cli",),
     ("serve",),
     ("jobs",),
+    ("api",),
     ("sweeps",),
     ("bench", "demo", "doctor"),
     ("report",),
@@ -33,7 +34,7 @@ ROOMS = (
     ("ray_compat",),
     ("parsing", "losses"),
     ("settings",),
-    ("errors",),
+    ("errors", "version"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
 # The public functions of the package, imported when they are asked for.

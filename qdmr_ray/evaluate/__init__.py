@@ -1,8 +1,14 @@
-"""Judging restored photographs: metrics, evaluation over a test set, comparison of runs."""
+"""Judging restored photographs: metrics, evaluation over a test set, comparison of runs.
+
+The package can also be called: ``from qdmr_ray import evaluate; evaluate("runs/demo")``.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+from qdmr_ray import CallablePackage
 
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.metrics.psnr import psnr
@@ -25,3 +31,6 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_MODULES.get(name, _RESTORATION)), name)
+
+
+sys.modules[__name__].__class__ = CallablePackage

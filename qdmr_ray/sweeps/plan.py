@@ -205,13 +205,14 @@ class Plan:
         return settings
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = (), *, name: str | None = None) -> Plan:
+def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | None = None) -> Plan:
     """The sweep in a YAML file and the experiment that it names; all that is checked without data.
 
     Raises:
         QdmrError: a file is missing or is no YAML.
         SettingsError: a setting is unknown, out of range, or a combination of the space is wrong.
     """
+    path = Path(path)
     values = read_yaml(path)
     for override in overrides:
         apply_override(values, override)

@@ -1,0 +1,224 @@
+"""The public functions: what a command of ``qdmr`` does, the function of that name does.
+
+They are imported from the package itself: ``from qdmr_ray import load_experiment, train``. The
+modules that do the work are imported when a function is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from qdmr_ray.config import load_experiment
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.storage import Location, open_location
+from qdmr_ray.sweeps.plan import load_sweep
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qdmr_ray.config import Experiment
+    from qdmr_ray.evaluate.compare import Comparison
+    from qdmr_ray.restore.inputs import Failure
+    from qdmr_ray.restore.restoration import Checkpoint, Report, RestoreSettings
+    from qdmr_ray.sweeps.plan import Plan
+
+__all__ = [
+    "compare",
+    "evaluate",
+    "load_experiment",
+    "load_sweep",
+    "restore",
+    "sweep",
+    "train",
+]
+
+# A folder or file: a local path, an s3:// address, or a location that another function returned.
+Place = str | PathLike[str] | Location
+# Called with the number of items that are done, and with the number of all.
+Progress = Callable[[int, int], None]
+
+
+def train(
+    experiment: Experiment,
+    *,
+    storage: Place = "runs",
+    stages: Sequence[str] | None = None,
+    store: Place | None = None,
+    say: Callable[[str], None] = print,
+) -> Location:
+    """Trains the stages of an experiment, and returns the run folder.
+
+    Called again with an experiment of the same name and the same ``storage``, it resumes. Ray is
+    joined, or started on this machine, unless it runs already.
+
+    Args:
+        experiment: what :func:`load_experiment` returns.
+        storage: the folder, local or ``s3://``, in which the run's folder lies.
+        stages: names of stages to train, in order; all of ``experiment.run`` by default.
+        store: a folder in which runs share trained stages: what is there already is copied.
+        say: is given each line of news.
+
+    Raises:
+        QdmrError: data, weights or an earlier run of that name don't fit, or training failed.
+    """
+    from qdmr_ray.train.run import train_run
+
+    return train_run(
+        experiment,
+        storage=_text(storage),
+        stages=stages,
+        store=None if store is None else _text(store),
+        say=say,
+    )
+
+
+def sweep(
+    plan: Plan,
+    *,
+    storage: Place = "runs/sweeps",
+    retry_failed: bool = False,
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Trains a sweep's trials, writes its report, and returns what ``sweep.json`` holds.
+
+    Called again with a plan of the same name and the same ``storage``, it resumes.
+
+    Args:
+        plan: what :func:`load_sweep` returns.
+        storage: the folder, local or ``s3://``, in which the sweep's folder lies.
+        retry_failed: whether trials that have failed begin again.
+        say: is given each line of news.
+        progress: is called with the trials that have ended, where the number of all is known.
+
+    Raises:
+        QdmrError: data or an earlier sweep of that name don't fit, or too many trials failed.
+    """
+    from qdmr_ray.report import build_report
+    from qdmr_ray.sweeps.run import sweep_run
+
+    results = sweep_run(
+        plan, storage=_text(storage), retry_failed=retry_failed, say=say, progress=progress
+    )
+    endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
+    build_report(open_location(_text(storage), endpoint=endpoint).join(plan.settings.name))
+    return results
+
+
+def evaluate(
+    run: Place,
+    *,
+    data: Place | None = None,
+    out: Place | None = None,
+    overrides: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Restores and measures a test set with a run's stages; returns what ``evaluation.json`` holds.
+
+    Called again for the same models, data and settings, it goes on where it was interrupted.
+
+    Args:
+        run: a run folder, or the ``final`` folder of one stage.
+        data: the packed dataset; the run's own by default.
+        out: the folder that the evaluation is written to; the run's by default.
+        overrides: settings such as ``"evaluation.lpips=true"`` in place of the run's.
+        progress: is called with the photographs that are done.
+
+    Raises:
+        QdmrError: nothing is trained there, there is no test set, or a file is damaged.
+        SettingsError: a setting is unknown, out of range, or none of an evaluation's.
+    """
+    from qdmr_ray.evaluate.evaluate import evaluate_run
+
+    return evaluate_run(
+        _location(run),
+        data=None if data is None else _text(data),
+        out=None if out is None else _text(out),
+        overrides=overrides,
+        progress=progress,
+    )
+
+
+@overload
+def restore(
+    photographs: np.ndarray, checkpoint: Checkpoint, *, settings: RestoreSettings | None = None
+) -> np.ndarray: ...
+
+
+@overload
+def restore(
+    photographs: Sequence[str | PathLike[str]],
+    checkpoint: Checkpoint,
+    *,
+    out: str | PathLike[str],
+    settings: RestoreSettings | None = None,
+    report: Report | None = None,
+) -> list[Failure]: ...
+
+
+def restore(
+    photographs: np.ndarray | Sequence[str | PathLike[str]],
+    checkpoint: Checkpoint,
+    *,
+    out: str | PathLike[str] | None = None,
+    settings: RestoreSettings | None = None,
+    report: Report | None = None,
+) -> np.ndarray | list[Failure]:
+    """Corrects one photograph in memory, or files into the folder ``out``.
+
+    Args:
+        photographs: an array ``(H, W, 3)`` of uint8 or uint16 RGB, for which the corrected array
+            of the same type is returned; or files, folders and patterns such as ``"night/*.jpg"``,
+            for which the list of failures is returned, empty if all went well.
+        checkpoint: a stage's ``final`` folder, or what ``qdmr_ray.models.files.load_model`` made
+            of one. For many arrays, load it once.
+        out: the folder that corrected files are written to, under their own names.
+        settings: memory, precision and device.
+        report: is told about each file as it is done.
+
+    Raises:
+        QdmrError: the array has another type or shape, no photograph is found, or the checkpoint
+            or ``out`` can't be used.
+    """
+    import numpy as np
+
+    from qdmr_ray.restore import restoration
+
+    if isinstance(photographs, np.ndarray):
+        return restoration.restore(photographs, checkpoint, settings)
+    if out is None:
+        raise SettingsError("restore: name the folder for the corrected photographs with out=…")
+    files = [Path(file) for file in photographs]
+    return restoration.restore_files(files, checkpoint, Path(out), report, settings)
+
+
+def compare(
+    runs: Sequence[Place], *, metrics: Sequence[str] = (), reference: str = "input"
+) -> Comparison:
+    """Compares several evaluations of one test set: means, 95 % intervals, paired significance.
+
+    Args:
+        runs: run folders, folders that an evaluation was written to, or ``evaluation.json`` files.
+        metrics: such as ``"psnr"``; all that every evaluation has by default.
+        reference: the row that others are tested against: ``"input"``, or ``"RUN/STAGE"``.
+
+    Raises:
+        QdmrError: an evaluation is missing, or they are of different test sets or settings.
+        SettingsError: a metric or the reference is unknown.
+    """
+    from qdmr_ray.evaluate.compare import compare as tabulate
+    from qdmr_ray.evaluate.compare import named_apart, read_evaluation
+
+    stored = named_apart([read_evaluation(_location(run)) for run in runs])
+    return tabulate(stored, metrics=metrics, reference=reference)
+
+
+def _location(place: Place) -> Location:
+    return place if isinstance(place, Location) else open_location(fspath(place))
+
+
+def _text(place: Place) -> str:
+    return place.uri if isinstance(place, Location) else fspath(place)

@@ -1,0 +1,72 @@
+"""Which code this is: the version, the commit, and whether the working tree was changed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from qdmr_ray import __version__
+
+# Hexadecimal digits of a commit, as many as run folders have always kept.
+_COMMIT_DIGITS = 12
+_CHANGED = "-dirty"
+
+
+@dataclass(frozen=True)
+class CodeVersion:
+    """``commit`` is None outside a git checkout, such as in an installed wheel."""
+
+    version: str
+    commit: str | None = None
+    changed: bool = False
+
+    def __str__(self) -> str:
+        """The one word that files keep, a valid Python version: ``0.1.0+g1c548cb12345.changed``."""
+        if self.commit is None:
+            return self.version
+        return f"{self.version}+g{self.commit}{'.changed' if self.changed else ''}"
+
+    def line(self) -> str:
+        """What ``qdmr --version`` prints."""
+        commit = "" if self.commit is None else f", commit {self.commit}"
+        return f"qdmr {self.version}{commit}{', changed' if self.changed else ''}"
+
+
+def code_version() -> str:
+    """The version as files keep it."""
+    return str(_read(Path(__file__).resolve().parents[1]))
+
+
+def version_line() -> str:
+    """The version as people read it."""
+    return _read(Path(__file__).resolve().parents[1]).line()
+
+
+@cache
+def _read(root: Path) -> CodeVersion:
+    """The version of the package in ``root``, with git's word about it if ``root`` is a checkout.
+
+    Only ``root`` itself counts: a package that is installed below somebody else's checkout must not
+    take that one's commit for its own. ``.git`` is a file in a worktree.
+    """
+    if not (root / ".git").exists():
+        return CodeVersion(__version__)
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            [*command, f"--abbrev={_COMMIT_DIGITS}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            # Reading must not write: several processes may ask at the same time.
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except OSError:
+        return CodeVersion(__version__)
+    if done.returncode != 0:
+        return CodeVersion(__version__)
+    commit = done.stdout.strip()
+    return CodeVersion(__version__, commit.removesuffix(_CHANGED), commit.endswith(_CHANGED))
