@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from qdmr_ray.data.simulation import Progress, domain_folders, write_pair
+from qdmr_ray.data.packing.folders import Progress
+from qdmr_ray.data.simulation import domain_folders, write_pair
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.optics.lens import load_lens
 from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, probe_image, read_image

@@ -7,20 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from qdmr_ray.data.packing.folders import DatasetFolders, ImageFolder, check_folders
+from qdmr_ray.data.packing.folders import DatasetFolders, ImageFolder, Progress, check_folders
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.optics.lens import Lens, load_lens
 from qdmr_ray.optics.simulate import require_size, simulate_image
 from qdmr_ray.photographs.decode import encode_png, read_image
 from qdmr_ray.storage import open_location
-
-# Called with (photographs done, photographs in all).
-Progress = Callable[[int, int], None]
 
 # Folders of the Realab layout per domain: the aberrated images', and the clean images'.
 DOMAINS: dict[str, tuple[str, str | None]] = {
@@ -38,7 +34,7 @@ def simulate_folder(
     domain: str = "source",
     lens_name: str | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> int:
     """Simulates every photograph of a folder into the Realab layout under ``out``.
 
@@ -70,8 +66,7 @@ def simulate_folder(
     for done, file in enumerate(files):
         image = read_image(file.image)
         write_pair(image, loaded, aberrated, clean, name=f"{file.name}.png", seed=seed)
-        if progress is not None:
-            progress(done + 1, len(files))
+        progress(done + 1, len(files))
     return len(files)
 
 

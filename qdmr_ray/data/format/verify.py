@@ -32,7 +32,7 @@ class Problem:
 def verify(
     uri: str,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     endpoint: str | None = None,
 ) -> tuple[Problem, ...]:
     """Reads every record against its checksum; returns a problem for each bad one.
@@ -52,8 +52,7 @@ def verify(
             problems.extend(_shard_problems(location.join(shard.file), shard, index, first))
             first += shard.rows
             done += shard.rows
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
     return tuple(problems)
 
 

@@ -1,4 +1,4 @@
-"""Folders of photographs: which there are, which belong together, and whether they can be used.
+"""Folders of photographs: finding the sets of a dataset, pairing their files, checking them.
 
 Everything that can be wrong with a user's folders is found here, before anything is written.
 """
@@ -17,8 +17,11 @@ CLEAN = Path("Syn", "gt")
 REAL_SIM = "Real-Sim"
 REAL_SNAP = "Real-Snap"
 TARGETS = (REAL_SIM, REAL_SNAP)
-# How many of the odd files a message names.
+# How many of the files without a partner a message names.
 _NAMED = 3
+
+# Called with (done, in all).
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,11 @@ class RecordFiles:
     height: int
     width: int
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the record's pixels, the ground truth's included."""
+        return 3 * self.height * self.width * (1 if self.ground_truth is None else 2)
+
 
 def list_images(folder: Path) -> list[Path]:
     """The photographs directly in ``folder``, sorted by name; hidden files are left out.
@@ -101,15 +109,17 @@ def find_realab(
     """
     if (root / "Realab").is_dir():
         root = root / "Realab"
-    _require(root)
-    _require(root / CLEAN)
-    lens = _only("lens", lens, _lenses(root), root / "Syn")
+    for folder in (root, root / CLEAN):
+        if not folder.is_dir():
+            raise QdmrError(f"{folder}: no such folder; expected the Realab layout")
+    lenses = sorted(train.parent.name for train in (root / "Syn").glob("*/train") if train.is_dir())
+    lens = _only("lens", lens, lenses, root / "Syn")
     targets = {name: _target_folders(root, name, lens) for name in TARGETS}
     present = sorted(name for name, (train, _) in targets.items() if train.images.is_dir())
     source = ImageFolder(images=root / "Syn" / lens / "train", ground_truth=root / CLEAN)
-    if not present and not needs_target:
-        return DatasetFolders(lens=lens, source=source, target=None, test=None)
     if not present:
+        if not needs_target:
+            return DatasetFolders(lens=lens, source=source)
         raise QdmrError(
             f"{root}: no target photographs of lens {lens}; expected "
             + " or ".join(str(train.images.relative_to(root)) for train, _ in targets.values())
@@ -122,7 +132,7 @@ def find_realab(
 
 def check_folders(
     folders: DatasetFolders,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda done, total: None,
     *,
     rejected: list[tuple[str, Path, str]] | None = None,
 ) -> dict[str, list[RecordFiles]]:
@@ -138,7 +148,7 @@ def check_folders(
     if not folders.sets():
         raise QdmrError("no set to read: name at least one folder of images")
     matched = {name: _match(folder) for name, folder in folders.sets().items()}
-    total = sum(len(pairs) for pairs in matched.values())
+    total = sum(map(len, matched.values()))
     done = 0
     checked: dict[str, list[RecordFiles]] = {name: [] for name in matched}
     for name, pairs in matched.items():
@@ -150,25 +160,18 @@ def check_folders(
                     raise
                 rejected.append((name, image, str(error)))
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
     return checked
-
-
-def _lenses(root: Path) -> list[str]:
-    return sorted(path.parent.name for path in (root / "Syn").glob("*/train") if path.is_dir())
 
 
 def _target_folders(root: Path, target: str, lens: str) -> tuple[ImageFolder, ImageFolder]:
     """Training and test folder of one target set, whether they exist or not."""
     if target == REAL_SNAP:
-        snap = root / REAL_SNAP
-        return ImageFolder(images=snap / f"{lens}_train_2K"), ImageFolder(
-            images=snap / f"{lens}_val_2K"
-        )
-    simulated = root / REAL_SIM / lens
-    test = ImageFolder(images=simulated / "val", ground_truth=simulated / "val_gt")
-    return ImageFolder(images=simulated / "train"), test
+        train, test = (root / REAL_SNAP / f"{lens}_{name}_2K" for name in ("train", "val"))
+        return ImageFolder(images=train), ImageFolder(images=test)
+    folder = root / REAL_SIM / lens
+    test_set = ImageFolder(images=folder / "val", ground_truth=folder / "val_gt")
+    return ImageFolder(images=folder / "train"), test_set
 
 
 def _only(what: str, wanted: str | None, present: list[str], where: Path) -> str:
@@ -179,11 +182,6 @@ def _only(what: str, wanted: str | None, present: list[str], where: Path) -> str
     if wanted is None and len(present) != 1:
         raise QdmrError(f"{where}: set {what} to one of those found there: {options}")
     return wanted if wanted is not None else present[0]
-
-
-def _require(folder: Path) -> None:
-    if not folder.is_dir():
-        raise QdmrError(f"{folder}: no such folder; expected the Realab layout")
 
 
 def _match(folder: ImageFolder) -> list[tuple[Path, Path | None]]:
@@ -224,13 +222,11 @@ def _some(names: list[str]) -> str:
 
 def _check_record(image: Path, ground_truth: Path | None) -> RecordFiles:
     height, width = probe_image(image)
-    if ground_truth is not None:
-        other_height, other_width = probe_image(ground_truth)
-        if (other_height, other_width) != (height, width):
-            raise QdmrError(
-                f"{image} is {width} x {height} pixels but its ground truth {ground_truth} is "
-                f"{other_width} x {other_height}; both must have one size"
-            )
+    if ground_truth is not None and (other := probe_image(ground_truth)) != (height, width):
+        raise QdmrError(
+            f"{image} is {width} x {height} pixels but its ground truth {ground_truth} is "
+            f"{other[1]} x {other[0]}; both must have one size"
+        )
     return RecordFiles(
         name=image.stem, image=image, ground_truth=ground_truth, height=height, width=width
     )

@@ -3,7 +3,7 @@
     qdmr data pack Realab --out data/s1 --set lens=S1
 
 Packing is lossless, and the same files give the same bytes. Killed or failed, it leaves what was
-there before, and the shards that it finished (``unfinished``): run again, it goes on. Shards are
+there before, and the shards that it finished (``resume``): run again, it goes on. Shards are
 named by their content, the manifest comes last and in one piece, and only then are files of an
 earlier packing removed.
 """
@@ -14,14 +14,14 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from qdmr_ray.data.format.index import CHANNELS, content_digest, encode_index
+from qdmr_ray.data.format.index import content_digest, encode_index
 from qdmr_ray.data.format.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -36,6 +36,7 @@ from qdmr_ray.data.packing.folders import (
     TARGETS,
     DatasetFolders,
     ImageFolder,
+    Progress,
     RecordFiles,
     check_folders,
     find_realab,
@@ -45,9 +46,6 @@ from qdmr_ray.data.packing.resume import UNFINISHED_FOLDER, finished_before, wri
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location, open_location
-
-# Called with (steps done, steps in all): packing checks every record, then packs it.
-Progress = Callable[[int, int], None]
 
 _OURS = re.compile(r"(source|target|test)-(\d{5,6}|index)-[0-9a-f]{16}\.(parquet|arrow)")
 # Starting Ray takes as long as packing this many bytes of pixels (7 s; one core packs 1920 x 1280
@@ -79,7 +77,6 @@ class PackSettings(Settings):
         128 * 2**20, "pixels in a shard before the next one starts", unit="bytes", minimum=1
     )
     shard_records: int = setting(1024, "records in a shard before the next one starts", minimum=1)
-
     bad_images: str = setting(
         STOP,
         "what an unreadable or constant image does: stop packing, or leave_out the image and say "
@@ -95,13 +92,25 @@ class PackSettings(Settings):
             raise SettingsError("test_ground_truth needs test_images")
 
     def folders(self, src: Path) -> DatasetFolders:
-        """The folders that are named here, and for the others what a Realab layout in ``src``
-        holds: photographs of a lens may thus lie elsewhere than its simulated pairs."""
+        """The folders that these settings name, and the others from a Realab layout in ``src``.
+
+        Photographs of a lens may thus lie elsewhere than its simulated pairs.
+
+        Raises:
+            QdmrError: there is no such layout, or its lens or target set is ambiguous.
+        """
+
+        def named_folder(images: str | None, ground_truth: str | None = None) -> ImageFolder | None:
+            if images is None:
+                return None
+            truth = None if ground_truth is None else src / ground_truth
+            return ImageFolder(images=src / images, ground_truth=truth)
+
         explicit = DatasetFolders(
             lens=self.lens,
-            source=_folder(src, self.source_images, self.source_ground_truth),
-            target=_folder(src, self.target_images, None),
-            test=_folder(src, self.test_images, self.test_ground_truth),
+            source=named_folder(self.source_images, self.source_ground_truth),
+            target=named_folder(self.target_images),
+            test=named_folder(self.test_images, self.test_ground_truth),
         )
         named = explicit.sets()
         if named and ("source" in named or not is_realab(src)):
@@ -109,11 +118,8 @@ class PackSettings(Settings):
         found = find_realab(
             src, self.lens, self.target_set, needs_target=not {"target", "test"} & named.keys()
         )
-        return DatasetFolders(
-            lens=found.lens,
-            source=found.source,
-            target=explicit.target or found.target,
-            test=explicit.test or found.test,
+        return replace(
+            found, target=explicit.target or found.target, test=explicit.test or found.test
         )
 
 
@@ -122,14 +128,15 @@ def pack(
     out: str,
     *,
     settings: PackSettings,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
     endpoint: str | None = None,
     start_ray: Callable[[], None] | None = None,
 ) -> Manifest:
     """Packs the photographs below ``src`` into the folder ``out`` (local path or ``s3://…``).
 
     Shards are written by Ray tasks on this machine when Ray is running, else one after another;
-    ``start_ray`` is called when there is so much to pack that starting it pays. ``endpoint`` is
+    ``start_ray`` is called when there is so much to pack that starting it pays. ``progress`` is
+    called with (steps done, steps in all): every record is checked, then packed. ``endpoint`` is
     the address of an S3-compatible store.
 
     Raises:
@@ -140,23 +147,20 @@ def pack(
         raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
     location = open_location(out, endpoint=endpoint)
     folders = settings.folders(src)
-    report: Progress = progress if progress is not None else lambda done, total: None
-    leave_out = settings.bad_images == LEAVE_OUT
     rejected: list[tuple[str, Path, str]] = []
-    # Twice as many steps as records: checking reads every file too.
     checked = check_folders(
         folders,
-        lambda done, total: report(done, 2 * total),
-        rejected=rejected if leave_out else None,
+        lambda done, total: progress(done, 2 * total),
+        rejected=rejected if settings.bad_images == LEAVE_OUT else None,
     )
     root = src.absolute()
     jobs = list(_jobs(checked, settings, root))
-    if start_ray is not None and sum(map(_pixel_bytes, jobs)) > _WORTH_STARTING_RAY:
+    records = [record for job in jobs for record in job.records]
+    if start_ray is not None and sum(r.pixel_bytes for r in records) > _WORTH_STARTING_RAY:
         start_ray()
     existed = location.exists()
     packed: dict[tuple[str, int], PackedShard] = {}
-    total = sum(len(job.records) for job in jobs)
-    done = total
+    done = len(records)
     left_out = [
         LeftOut(set=name, origin=origin_of(file, root), reason=reason)
         for name, file, reason in rejected
@@ -165,25 +169,18 @@ def pack(
         for job, shard in _run(jobs, location, endpoint):
             packed[job.set_name, job.number] = shard
             done += len(job.records)
-            report(done, 2 * total)
+            progress(done, 2 * len(records))
         manifest = _manifest(folders, packed, left_out, location)
         manifest.write(location.join(MANIFEST_NAME))
     except QdmrError as error:
-        if not packed:
-            if not existed:
-                location.delete()
-            raise
-        raise QdmrError(f"{error}; {len(packed)} finished shards wait for the next try") from error
+        if packed:
+            waiting = f"{len(packed)} finished shards wait for the next try"
+            raise QdmrError(f"{error}; {waiting}") from error
+        if not existed:
+            location.delete()
+        raise
     _clean(location, {file.file for file in manifest.files})
     return manifest
-
-
-def _folder(src: Path, images: str | None, ground_truth: str | None) -> ImageFolder | None:
-    if images is None:
-        return None
-    return ImageFolder(
-        images=src / images, ground_truth=None if ground_truth is None else src / ground_truth
-    )
 
 
 def _jobs(
@@ -191,19 +188,16 @@ def _jobs(
 ) -> Iterator[ShardJob]:
     """Cuts every set into shards: a new one starts when the next record would not fit."""
     for set_name, files in checked.items():
-        shards: list[list[RecordFiles]] = []
+        shards: list[list[RecordFiles]] = [[]]
         size = 0
         for record in files:
-            length = _record_bytes(record)
-            full = shards and (
-                len(shards[-1]) == settings.shard_records or size + length > settings.shard_bytes
-            )
-            if full or not shards:
+            full = len(shards[-1]) == settings.shard_records
+            if shards[-1] and (full or size + record.pixel_bytes > settings.shard_bytes):
                 shards.append([])
                 size = 0
             shards[-1].append(record)
-            size += length
-        for number, records in enumerate(shards):
+            size += record.pixel_bytes
+        for number, records in enumerate(shards if files else []):
             yield ShardJob(
                 set_name=set_name,
                 number=number,
@@ -213,19 +207,10 @@ def _jobs(
             )
 
 
-def _record_bytes(record: RecordFiles) -> int:
-    images = 1 if record.ground_truth is None else 2
-    return CHANNELS * record.height * record.width * images
-
-
-def _pixel_bytes(job: ShardJob) -> int:
-    return sum(map(_record_bytes, job.records))
-
-
 def _run(
     jobs: Sequence[ShardJob], location: Location, endpoint: str | None
 ) -> Iterator[tuple[ShardJob, PackedShard]]:
-    """Gives each shard as it is finished, in any order; those of an interrupted run first."""
+    """Yields each shard as it is finished, in any order; those of an interrupted run first."""
     before = finished_before(location, jobs)
     yield from before
     known = {(job.set_name, job.number) for job, _ in before}
@@ -251,21 +236,15 @@ def _run_on_ray(
     try:
         while running:
             ready, _ = ray.wait(list(running))
-            job = running.pop(ready[0])
-            yield job, _result(ray, ready[0])
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-
-
-def _result(ray: Any, reference: Any) -> PackedShard:
-    try:
-        return ray.get(reference)
+            yield running.pop(ready[0]), ray.get(ready[0])
     except ray.exceptions.RayTaskError as error:
         # The user's error, without the remote traceback around it.
         if isinstance(error.cause, QdmrError):
             raise error.cause from None
         raise
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
 
 
 def _manifest(
@@ -274,7 +253,7 @@ def _manifest(
     left_out: list[LeftOut],
     location: Location,
 ) -> Manifest:
-    """The manifest of what was packed, whose index files are written here."""
+    """Writes the index of each set; returns the manifest of what was packed."""
     sets = {}
     for name, folder in folders.sets().items():
         shards = [packed[key] for key in sorted(packed) if key[0] == name]
@@ -321,20 +300,16 @@ def _size_counts(table: pa.Table) -> tuple[SizeCount, ...]:
 
 def _statistics(levels: Any) -> ValueStatistics:
     """From int64 (3, 256), how many pixels have each value: exact, whatever the order."""
-    values = list(range(LEVELS))
-    mean, std, minimum, maximum = [], [], [], []
-    for counts in levels.tolist():
-        pixels = sum(counts)
-        total = sum(value * count for value, count in zip(values, counts, strict=True))
-        squares = sum(value * value * count for value, count in zip(values, counts, strict=True))
-        present = [value for value, count in zip(values, counts, strict=True) if count]
-        mean.append(round(total / pixels, 6))
-        # Integers of any length, so nothing is lost before the root.
-        std.append(round((pixels * squares - total * total) ** 0.5 / pixels, 6))
-        minimum.append(present[0])
-        maximum.append(present[-1])
+    # Python's integers, of any length: nothing is lost before the division and the root.
+    counts, values = levels.astype(object), np.arange(LEVELS).astype(object)
+    pixels, total, squares = counts.sum(axis=1), counts @ values, counts @ values**2
+    deviation = (pixels * squares - total * total) ** 0.5 / pixels
+    present = [np.flatnonzero(channel).tolist() for channel in levels]
     return ValueStatistics(
-        mean=tuple(mean), std=tuple(std), minimum=tuple(minimum), maximum=tuple(maximum)
+        mean=tuple(round(value, 6) for value in total / pixels),
+        std=tuple(round(value, 6) for value in deviation),
+        minimum=tuple(found[0] for found in present),
+        maximum=tuple(found[-1] for found in present),
     )
 
 
