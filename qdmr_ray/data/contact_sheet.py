@@ -10,12 +10,11 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError
@@ -45,6 +44,8 @@ BRIGHT, DIM, ALARM = (232, 232, 232), (150, 150, 150), (235, 130, 115)
 # thumbnail's size: no difference is seen, and Lanczos is several times as fast.
 REDUCING_GAP = 3.0
 ELLIPSIS = "..."
+# So many records are tried to tell whether a set holds pairs.
+_TRIED = 8
 
 
 def contact_sheet(
@@ -72,18 +73,21 @@ def contact_sheet(
     ):
         if value < least:
             raise QdmrError(f"contact sheet: {setting} is {value}; it must be at least {least}")
-    upper, lower = _sets(reader, UPPER_SETS), _sets(reader, LOWER_SETS)
-    if not upper and not lower:
+    spans = {name: span for name in UPPER_SETS + LOWER_SETS if (span := _span(reader, name))}
+    if not spans:
         raise QdmrError("contact sheet: the dataset has no photographs")
-    span = max(entry.span for entry in upper + lower)
-    page = _Page(halves=max(1, len(upper)), columns=max(columns, span), thumbnail=thumbnail)
-    bands: list[Image.Image] = []
+    upper = [name for name in UPPER_SETS if name in spans]
+    page = _Page(max(1, len(upper)), max(columns, *spans.values()), thumbnail)
+    bands = [page.blank(MARGIN)]
     if upper:
-        sections = [_section(reader, entry, page, half, rows) for half, entry in enumerate(upper)]
-        bands += _band(page, sections)
-    for entry in lower:
-        bands += _band(page, [_section(reader, entry, page, None, rows)])
-    bands = [page.blank(MARGIN), *bands, page.blank(MARGIN)]
+        bands += page.band(
+            [page.section(reader, n, spans[n], [half], rows) for half, n in enumerate(upper)]
+        )
+    for name in LOWER_SETS:
+        if name in spans:
+            halves = range(page.halves)
+            bands += page.band([page.section(reader, name, spans[name], halves, rows)])
+    bands.append(page.blank(MARGIN))
     return np.concatenate([np.asarray(band) for band in bands])
 
 
@@ -102,32 +106,24 @@ def size_histogram(
     counts: Counter[tuple[int, int]] = Counter()
     for image_height, image_width, count in sizes:
         counts[image_width, image_height] += count
-    # Of equally frequent sizes, the largest first.
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], -item[0][0] * item[0][1], item[0]))
-    ranked = [(size, count) for size, count in ranked if count > 0]
+    # Of equally frequent sizes, the largest first. A unary plus drops what counts nothing.
+    ranked = sorted((+counts).items(), key=lambda item: (-item[1], -item[0][0] * item[0][1], item))
     shown, folded = ranked[:most], ranked[most:]
-    widths = max((len(str(size[0])) for size, _ in shown), default=0)
-    labels = [f"{size[0]:>{widths}} x {size[1]}" for size, _ in shown]
-    numbers = [count for _, count in shown]
+    digits = max((len(str(size[0])) for size, _ in shown), default=0)
+    bar = "#" if ascii_only else "█"
+    lines = [
+        (f"{w:>{digits}} x {h}", count, bar * max(1, round(width * count / shown[0][1])))
+        for (w, h), count in shown
+    ]
     if folded:
-        labels.append(f"and {len(folded)} other {'size' if len(folded) == 1 else 'sizes'}")
-        numbers.append(sum(count for _, count in folded))
-    label_width = max(map(len, labels), default=0)
-    number_width = max((len(str(number)) for number in numbers), default=0)
-    lines = []
-    for place, (label, number) in enumerate(zip(labels, numbers, strict=True)):
-        length = max(1, round(width * number / numbers[0])) if place < len(shown) else 0
-        bar = ("#" if ascii_only else "█") * length
-        lines.append(f"{label:<{label_width}}  {number:>{number_width}} {bar}".rstrip())
-    return lines
-
-
-class _Set(NamedTuple):
-    """A set that exists: its records, and the columns that one takes, two for a pair."""
-
-    name: str
-    records: int
-    span: int
+        noun = "size" if len(folded) == 1 else "sizes"
+        lines.append((f"and {len(folded)} other {noun}", sum(count for _, count in folded), ""))
+    label_width = max((len(label) for label, _, _ in lines), default=0)
+    number_width = max((len(str(count)) for _, count, _ in lines), default=0)
+    return [
+        f"{label:<{label_width}}  {count:>{number_width}} {bar}".rstrip()
+        for label, count, bar in lines
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,23 +138,26 @@ class _Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _Section:
-    """A set: rows of cells that are ``span`` columns wide, and a strip of squares at 1:1.
+    """A set on the page: rows of cells, and a strip of squares at 1:1.
 
-    ``half`` is the part of the page in which it lies; None is the whole width.
+    ``left`` and ``width`` are those of the section; ``cell_lefts`` and ``cell_width`` those of the
+    cells of every row.
     """
 
     title: str
     legend: str
     strip_legend: str
-    half: int | None
-    span: int
-    rows: list[list[_Cell]]
-    strip: list[_Cell]
+    left: int
+    width: int
+    cell_lefts: Sequence[int]
+    cell_width: int
+    rows: Sequence[Sequence[_Cell]]
+    strip: Sequence[_Cell]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Page:
-    """Where things lie from left to right: one or two halves of ``columns`` thumbnails each."""
+    """One or two halves side by side, of ``columns`` thumbnails each; drawn in bands."""
 
     halves: int
     columns: int
@@ -168,87 +167,101 @@ class _Page:
     def half_width(self) -> int:
         return max(LEAST_HALF_WIDTH, self.columns * (self.thumbnail + GAP) - GAP)
 
-    @property
-    def width(self) -> int:
-        return 2 * MARGIN + self.halves * self.half_width + (self.halves - 1) * SECTION_GAP
+    def left(self, half: int) -> int:
+        return MARGIN + half * (self.half_width + SECTION_GAP)
 
     def blank(self, height: int) -> Image.Image:
-        return Image.new("RGB", (self.width, height), BACKGROUND)
+        width = self.left(self.halves) - SECTION_GAP + MARGIN
+        return Image.new("RGB", (width, height), BACKGROUND)
 
-    def section(self, half: int | None) -> tuple[int, int]:
-        """(left, width) of a half; None is the whole width."""
-        if half is None:
-            return MARGIN, self.width - 2 * MARGIN
-        return MARGIN + half * (self.half_width + SECTION_GAP), self.half_width
-
-    def cells_per_row(self, half: int | None, span: int) -> int:
-        return self.columns // span * (self.halves if half is None else 1)
-
-    def cell_left(self, half: int | None, span: int, place: int) -> int:
+    def section(
+        self, reader: RecordReader, name: str, span: int, halves: Sequence[int], rows: int
+    ) -> _Section:
+        """A set over these halves, its cells ``span`` columns wide, decoded record by record."""
         # A section of the whole width keeps to the columns of the halves above it.
-        further, place = divmod(place, self.columns // span)
-        left, _ = self.section((half or 0) + further)
-        return left + place * span * (self.thumbnail + GAP)
+        step = span * (self.thumbnail + GAP)
+        lefts = [self.left(h) + k * step for h in halves for k in range(self.columns // span)]
+        count, per_row = reader.count(name), len(lefts)
+        # As many records as a set in one half has, over a width that is that many times.
+        chosen = _evenly(count, per_row * -(-rows // len(halves)))
+        cells, crops = [], []
+        for index in chosen:
+            cell, squares = _cells(reader, name, index, self.thumbnail)
+            cells.append(cell)
+            if squares:
+                crops.append(squares)
+        kind = ("photograph", "pair")[span - 1] if crops else "record"
+        shown = "all shown" if len(chosen) == count else f"{len(chosen)} shown, spread evenly"
+        pictures = "   aberrated | ground truth" if span == 2 else ""
+        cropped = _evenly(len(crops), max(1, per_row // 2))
+        return _Section(
+            title=f"{name}: {count} {kind}{'s' * (count != 1)}",
+            legend=shown + pictures,
+            strip_legend="1:1, pixel for pixel" + pictures,
+            left=self.left(halves[0]),
+            width=self.left(len(halves)) - SECTION_GAP - MARGIN,
+            cell_lefts=lefts,
+            cell_width=self.thumbnail * span,
+            rows=[cells[start : start + per_row] for start in range(0, len(cells), per_row)],
+            strip=[square for place in cropped for square in crops[place]][:per_row],
+        )
+
+    def band(self, sections: Sequence[_Section]) -> Iterator[Image.Image]:
+        """Horizontal pieces of the page: sections side by side, their rows at one height."""
+        yield self._headings([(section, section.title, section.legend) for section in sections])
+        for row in range(max(len(section.rows) for section in sections)):
+            yield self._row([(s, s.rows[row]) for s in sections if row < len(s.rows)])
+        strips = [section for section in sections if section.strip]
+        if strips:
+            yield self._headings([(section, "", section.strip_legend) for section in strips])
+            yield self._row([(section, section.strip) for section in strips])
+        yield self.blank(SECTION_GAP // 2)
+
+    def _headings(self, headings: Sequence[tuple[_Section, str, str]]) -> Image.Image:
+        """A title and a legend at the left end of each section; all titles may be empty."""
+        top = TITLE_HEIGHT if any(title for _, title, _ in headings) else 0
+        band = self.blank(top + LINE_HEIGHT + GAP)
+        for section, title, legend in headings:
+            place = section.left, top - DESCENT
+            _write(band, place, title, section.width, BRIGHT, TITLE_SIZE)
+            place = section.left, top + LINE_HEIGHT - DESCENT
+            _write(band, place, legend, section.width, DIM)
+        return band
+
+    def _row(self, rows: Sequence[tuple[_Section, Sequence[_Cell]]]) -> Image.Image:
+        cells = [cell for _, row in rows for cell in row]
+        # A row of nothing but unreadable records has the height of a landscape photograph.
+        least = self.thumbnail * 2 // 3 if any(cell.problem for cell in cells) else 1
+        height = max([least, *(picture.height for cell in cells for picture in cell.pictures)])
+        band = self.blank(height + 2 * LINE_HEIGHT + 2 * GAP)
+        for section, row in rows:
+            for left, cell in zip(section.cell_lefts, row, strict=False):
+                _draw_cell(band, cell, left, section.cell_width, height)
+        return band
 
 
-def _sets(reader: RecordReader, names: Iterable[str]) -> list[_Set]:
-    found = []
-    for name in names:
-        try:
-            count = reader.count(name)
-        except QdmrError:
-            continue
-        if count:
-            found.append(_Set(name, count, _span(reader, name, count)))
-    return found
+def _span(reader: RecordReader, name: str) -> int:
+    """Columns of a record: 2 for a set of pairs, else 1; 0 for a set that isn't there or empty.
 
-
-def _span(reader: RecordReader, name: str, count: int) -> int:
-    """2 for a set of pairs, as told by the first of a few records that can be read, else 1."""
-    for index in _evenly(count, 8):
+    The first of a few records that can be read decides.
+    """
+    try:
+        count = reader.count(name)
+    except QdmrError:
+        return 0
+    for index in _evenly(count, _TRIED):
         try:
             return 1 if reader.read(name, index).ground_truth is None else 2
         except QdmrError:
             continue
-    return 1
+    return min(count, 1)
 
 
 def _evenly(count: int, wanted: int) -> list[int]:
     """At most ``wanted`` places out of ``count``, with the first and the last."""
     if count <= wanted:
         return list(range(count))
-    if wanted == 1:
-        return [0]
-    return [place * (count - 1) // (wanted - 1) for place in range(wanted)]
-
-
-def _section(
-    reader: RecordReader, entry: _Set, page: _Page, half: int | None, rows: int
-) -> _Section:
-    per_row = page.cells_per_row(half, entry.span)
-    if half is None:
-        # As many records as a set of the upper part has, over a width that is that many times.
-        rows = -(-rows // page.halves)
-    chosen = _evenly(entry.records, per_row * rows)
-    cells, crops = [], []
-    for index in chosen:
-        cell, squares = _cells(reader, entry.name, index, page.thumbnail)
-        cells.append(cell)
-        if squares:
-            crops.append(squares)
-    cropped = _evenly(len(crops), max(1, per_row // 2))
-    kind = ("photograph", "pair")[entry.span - 1] if crops else "record"
-    shown = "all shown" if len(chosen) == entry.records else f"{len(chosen)} shown, spread evenly"
-    pictures = "   aberrated | ground truth" if entry.span == 2 else ""
-    return _Section(
-        title=f"{entry.name}: {entry.records} {kind}{'s' * (entry.records != 1)}",
-        legend=shown + pictures,
-        strip_legend="1:1, pixel for pixel" + pictures,
-        half=half,
-        span=entry.span,
-        rows=[cells[start : start + per_row] for start in range(0, len(cells), per_row)],
-        strip=[square for place in cropped for square in crops[place]][:per_row],
-    )
+    return [place * (count - 1) // max(wanted - 1, 1) for place in range(wanted)]
 
 
 def _cells(
@@ -266,33 +279,31 @@ def _cells(
         caption=record.name,
         detail=f"#{index}   {width} x {height}",
     )
-    squares = []
-    for place, top, left in _places(images[-1], thumbnail):
-        # Image.fromarray copies, so that nothing holds the photograph.
-        cut = (image[top : top + thumbnail, left : left + thumbnail] for image in images)
-        squares.append(
-            _Cell(
-                pictures=tuple(map(Image.fromarray, cut)),
-                caption=record.name,
-                detail=f"#{index}   {place}, at x {left}, y {top}",
-            )
+    squares = [
+        _Cell(
+            # Image.fromarray copies, so that nothing holds the photograph.
+            pictures=tuple(
+                Image.fromarray(image[top : top + thumbnail, left : left + thumbnail])
+                for image in images
+            ),
+            caption=record.name,
+            detail=f"#{index}   {place}, at x {left}, y {top}",
         )
+        for place, top, left in _places(images[-1], thumbnail)
+    ]
     return whole, squares
 
 
 def _thumbnail(image: np.ndarray, side: int) -> Image.Image:
-    height, width = image.shape[:2]
-    longest = max(height, width)
+    picture = Image.fromarray(image)
+    longest = max(picture.size)
     if longest <= side:
-        factor = side // longest
-        return Image.fromarray(image).resize(
-            (width * factor, height * factor), Image.Resampling.NEAREST
-        )
-    size = max(1, round(width * side / longest)), max(1, round(height * side / longest))
-    return Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+        return ImageOps.scale(picture, side // longest, Image.Resampling.NEAREST)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+    return picture
 
 
-def _places(image: np.ndarray, side: int) -> Iterator[tuple[str, int, int]]:
+def _places(image: np.ndarray, side: int) -> list[tuple[str, int, int]]:
     """(what it is, top, left) of the squares to show: a corner and the centre.
 
     The corner is the one with the most detail in ``image``, which for a pair is the ground truth:
@@ -300,65 +311,20 @@ def _places(image: np.ndarray, side: int) -> Iterator[tuple[str, int, int]]:
     """
     bottom, right = (max(0, length - side) for length in image.shape[:2])
     if (bottom, right) == (0, 0):
-        yield "whole", 0, 0
-        return
+        return [("whole", 0, 0)]
+
+    def detail(corner: tuple[str, int, int]) -> int:
+        """How much neighbouring pixels differ: more for texture than for the shading of a sky."""
+        _, top, left = corner
+        square = image[top : top + side, left : left + side].astype(np.int16)
+        return sum(int(np.abs(np.diff(square, axis=axis)).sum(dtype=np.int64)) for axis in (0, 1))
+
     corners = [
         (f"{vertical} {horizontal}", top, left)
         for vertical, top in (("top", 0), ("bottom", bottom))
         for horizontal, left in (("left", 0), ("right", right))
     ]
-    yield max(
-        corners,
-        key=lambda corner: _detail(
-            image[corner[1] : corner[1] + side, corner[2] : corner[2] + side]
-        ),
-    )
-    yield "centre", bottom // 2, right // 2
-
-
-def _detail(square: np.ndarray) -> int:
-    """How much neighbouring pixels differ: greater for texture than for the shading of a sky."""
-    values = square.astype(np.int16)
-    return sum(int(np.abs(np.diff(values, axis=axis)).sum(dtype=np.int64)) for axis in (0, 1))
-
-
-def _band(page: _Page, sections: Sequence[_Section]) -> Iterator[Image.Image]:
-    """Horizontal pieces of the page: sections beside one another, their rows at one height."""
-    yield _headings(page, [(section, section.title, section.legend) for section in sections])
-    for row in range(max(len(section.rows) for section in sections)):
-        yield _row(
-            page, [(section, section.rows[row]) for section in sections if row < len(section.rows)]
-        )
-    strips = [section for section in sections if section.strip]
-    if strips:
-        yield _headings(page, [(section, "", section.strip_legend) for section in strips])
-        yield _row(page, [(section, section.strip) for section in strips])
-    yield page.blank(SECTION_GAP // 2)
-
-
-def _headings(page: _Page, headings: Sequence[tuple[_Section, str, str]]) -> Image.Image:
-    """A title and a legend at the left end of each section; all titles may be empty."""
-    top = TITLE_HEIGHT if any(title for _, title, _ in headings) else 0
-    band = page.blank(top + LINE_HEIGHT + GAP)
-    for section, title, legend in headings:
-        left, width = page.section(section.half)
-        _write(band, (left, top - DESCENT), title, width, BRIGHT, TITLE_SIZE)
-        _write(band, (left, top + LINE_HEIGHT - DESCENT), legend, width, DIM)
-    return band
-
-
-def _row(page: _Page, parts: Sequence[tuple[_Section, list[_Cell]]]) -> Image.Image:
-    cells = [cell for _, row in parts for cell in row]
-    # A row of nothing but unreadable records has the height of a landscape photograph.
-    least = page.thumbnail * 2 // 3 if any(cell.problem for cell in cells) else 1
-    height = max([least, *(picture.height for cell in cells for picture in cell.pictures)])
-    band = page.blank(height + 2 * LINE_HEIGHT + 2 * GAP)
-    for section, row in parts:
-        width = page.thumbnail * section.span
-        for place, cell in enumerate(row):
-            left = page.cell_left(section.half, section.span, place)
-            _draw_cell(band, cell, left, width, height)
-    return band
+    return [max(corners, key=detail), ("centre", bottom // 2, right // 2)]
 
 
 def _draw_cell(band: Image.Image, cell: _Cell, left: int, width: int, height: int) -> None:
