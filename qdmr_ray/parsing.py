@@ -97,7 +97,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         QdmrError: missing, unreadable or something else than a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise QdmrError(f"{path}: no such file; check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

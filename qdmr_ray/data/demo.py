@@ -9,18 +9,22 @@ and the target's photographs are not the source's, so that the domains are unpai
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 
-from qdmr_ray.data.packing.folders import Progress
-from qdmr_ray.data.simulation import domain_folders, write_pair
+from qdmr_ray.data.packing.folders import Progress, is_photograph
+from qdmr_ray.data.simulation import DOMAINS, domain_folders, write_pair
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.optics.lens import load_lens
-from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, probe_image, read_image
+from qdmr_ray.parsing import read_yaml
+from qdmr_ray.photographs.decode import probe_image, read_image
 from qdmr_ray.storage import open_location
+from qdmr_ray.storage.document import Part
 
 # What Realab calls its first lens: the demo has one lens, as designed and as manufactured.
 LENS_NAME = "S1"
@@ -29,13 +33,12 @@ CREDITS_FILE = "CREDITS.md"
 # Beyond this a frame would be a blown-up photograph, soft before it meets the lens.
 MAXIMUM_ENLARGEMENT = 1.1
 
+_PHOTOGRAPHS_FILE = Path(__file__).with_name("demo_photographs.yaml")
 _DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
-_CC_BY = "CC BY 2.0, https://creativecommons.org/licenses/by/2.0/"
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """A part of a photograph that becomes a frame.
 
     ``zoom`` 1 is the largest window of the frame's shape, 2 one of half its width; ``x`` and ``y``
@@ -56,8 +59,7 @@ class Window:
         return left, top, left + window_width, top + window_height
 
 
-@dataclass(frozen=True, kw_only=True)
-class Photograph:
+class Photograph(Part):
     """One photograph of an installed package, the domain it serves, and where it comes from."""
 
     file: str
@@ -70,128 +72,16 @@ class Photograph:
     origin: str
 
     @property
-    def name(self) -> str:
-        """The file's name without its ending; frames are called ``<name>_<number>.png``."""
-        return Path(self.file).stem
+    def frame_names(self) -> list[str]:
+        """File names of the photograph's frames, one for each window."""
+        return [f"{Path(self.file).stem}_{number}.png" for number in range(len(self.windows))]
 
 
-_WHOLE = Window()
-_QUARTERS = tuple(Window(1.5, x, y) for y in (0, 1) for x in (0, 1))
-_MOTORCYCLE = {
-    "author": "N. Nesic, P. Westling, X. Wang, Y. Kitajima, G. Krathwohl, D. Scharstein",
-    "licence": "no licence named; cite Scharstein et al., GCPR 2014",
-    "origin": "Middlebury 2014 stereo benchmark, http://vision.middlebury.edu/stereo/data/scenes2014/",
-}
-
-PHOTOGRAPHS = (
-    # The two motorcycle pictures show one scene, so they belong on one side of the split.
-    Photograph(
-        file="motorcycle_left.png",
-        package="skimage",
-        domain="source",
-        windows=(_WHOLE, *_QUARTERS),
-        title="Motorcycle, left of a stereo pair",
-        **_MOTORCYCLE,
-    ),
-    Photograph(
-        file="motorcycle_right.png",
-        package="skimage",
-        domain="source",
-        windows=(_WHOLE, *_QUARTERS),
-        title="Motorcycle, right of a stereo pair",
-        **_MOTORCYCLE,
-    ),
-    Photograph(
-        file="rocket.jpg",
-        package="skimage",
-        domain="source",
-        windows=(_WHOLE, Window(1.3, 0, 1), Window(1.3, 1, 1)),
-        title="Falcon 9 carrying DSCOVR",
-        author="SpaceX",
-        licence="public domain",
-        origin="https://www.flickr.com/photos/spacexphotos/16511594820/",
-    ),
-    Photograph(
-        file="ihc.png",
-        package="skimage",
-        domain="source",
-        windows=(Window(1, 0.5, 0), Window(1, 0.5, 1)),
-        title="Colonic glands, immunohistochemical staining",
-        author="Center for Microscopy and Molecular Imaging (CMMI)",
-        licence="no known copyright restrictions",
-        origin="CMMI",
-    ),
-    Photograph(
-        file="china.jpg",
-        package="sklearn",
-        domain="target",
-        windows=(_WHOLE, *(Window(1.3, x, y) for y in (0, 1) for x in (0, 1))),
-        title="Tower above a lake, China",
-        author="danielbuechele",
-        licence=_CC_BY,
-        origin="https://www.flickr.com/photos/danielbuechele/6061409035/",
-    ),
-    Photograph(
-        file="coffee.png",
-        package="skimage",
-        domain="target",
-        windows=(_WHOLE, Window(1.25, 0, 1), Window(1.25, 1, 0)),
-        title="Coffee cup, courtesy of Pikolo Espresso Bar",
-        author="Rachel Michetti",
-        licence="CC0",
-        origin="scikit-image",
-    ),
-    Photograph(
-        file="hubble_deep_field.jpg",
-        package="skimage",
-        domain="target",
-        windows=(Window(2, 0, 0), Window(2, 1, 1)),
-        title="Hubble eXtreme Deep Field",
-        author="NASA",
-        licence="public domain (NASA guidelines)",
-        origin="http://hubblesite.org/newscenter/archive/releases/2012/37/image/a/",
-    ),
-    Photograph(
-        file="retina.jpg",
-        package="skimage",
-        domain="target",
-        windows=(Window(2, 0, 0.5), Window(2, 1, 0.5)),
-        title="Fundus photograph of a normal left eye",
-        author="Mikael Häggström",
-        licence="CC0 1.0",
-        origin="https://commons.wikimedia.org/wiki/File:Fundus_photograph_of_normal_left_eye.jpg",
-    ),
-    Photograph(
-        file="astronaut.png",
-        package="skimage",
-        domain="test",
-        windows=(Window(1, 0.5, 0), Window(1, 0.5, 0.5), Window(1, 0.5, 1)),
-        title="Eileen Collins, astronaut",
-        author="NASA",
-        licence="public domain",
-        origin="https://flic.kr/p/r9qvLn",
-    ),
-    Photograph(
-        file="chelsea.png",
-        package="skimage",
-        domain="test",
-        windows=(_WHOLE,),
-        title="Chelsea the cat",
-        author="Stefan van der Walt",
-        licence="CC0",
-        origin="scikit-image",
-    ),
-    Photograph(
-        file="flower.jpg",
-        package="sklearn",
-        domain="test",
-        windows=(_WHOLE, Window(1.3, 0.35, 0.2)),
-        title="Dahlia",
-        author="danielbuechele, as scikit-learn names him; the address is of the user vultilion",
-        licence=_CC_BY,
-        origin="https://www.flickr.com/photos/vultilion/6056698931/",
-    ),
-)
+@cache
+def demo_photographs() -> tuple[Photograph, ...]:
+    """The demo's photographs, in the order in which they are simulated."""
+    found = read_yaml(_PHOTOGRAPHS_FILE)["photographs"]
+    return TypeAdapter(tuple[Photograph, ...]).validate_python(found)
 
 
 def photograph_path(photograph: Photograph) -> Path:
@@ -224,12 +114,9 @@ def cut_frames(photograph: Photograph, frame: tuple[int, int]) -> list[np.ndarra
     image = read_image(photograph_path(photograph))
     height, width = image.shape[:2]
     _require_size(photograph, height, width, frame)
+    size, lanczos = (frame[1], frame[0]), Image.Resampling.LANCZOS
     return [
-        np.asarray(
-            Image.fromarray(image).resize(
-                (frame[1], frame[0]), Image.Resampling.LANCZOS, box=window.box(height, width, frame)
-            )
-        )
+        np.asarray(Image.fromarray(image).resize(size, lanczos, window.box(height, width, frame)))
         for window in photograph.windows
     ]
 
@@ -239,7 +126,7 @@ def build_demo_data(
     *,
     frame: tuple[int, int] = (320, 480),
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Writes the demo's three sets in the Realab layout, the same bytes every time.
 
@@ -261,26 +148,22 @@ def build_demo_data(
             ``out`` holds other images or cannot be written.
     """
     _refuse_foreign_images(out)
-    for photograph in PHOTOGRAPHS:
+    photographs = demo_photographs()
+    for photograph in photographs:
         _require_size(photograph, *probe_image(photograph_path(photograph)), frame)
     lenses = {name: load_lens(name) for name in sorted(set(LENSES.values()))}
-    total = sum(len(photograph.windows) for photograph in PHOTOGRAPHS)
+    total = sum(len(photograph.windows) for photograph in photographs)
     done = 0
-    for photograph in PHOTOGRAPHS:
+    for photograph in photographs:
         aberrated, clean = domain_folders(out, photograph.domain, LENS_NAME)
         lens = lenses[LENSES[photograph.domain]]
-        for name, image in zip(frame_names(photograph), cut_frames(photograph, frame), strict=True):
+        frames = cut_frames(photograph, frame)
+        for name, image in zip(photograph.frame_names, frames, strict=True):
             write_pair(image, lens, aberrated, clean, name=name, seed=seed)
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
     open_location(out / CREDITS_FILE).write_bytes_atomic(credits().encode())
     return out
-
-
-def frame_names(photograph: Photograph) -> list[str]:
-    """File names of the photograph's frames."""
-    return [f"{photograph.name}_{number}.png" for number in range(len(photograph.windows))]
 
 
 def credits() -> str:
@@ -293,7 +176,7 @@ def credits() -> str:
         "| file | set | title | author | licence | origin |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for photo in PHOTOGRAPHS:
+    for photo in demo_photographs():
         origin = f"{photo.origin}; from {_DISTRIBUTIONS[photo.package]}"
         cells = (photo.file, photo.domain, photo.title, photo.author, photo.licence, origin)
         lines.append(f"| {' | '.join(cells)} |")
@@ -313,21 +196,12 @@ def _require_size(photograph: Photograph, height: int, width: int, frame: tuple[
 
 def _refuse_foreign_images(out: Path) -> None:
     """A frame left from elsewhere would join a set, and might be in two."""
-    for domain in LENSES:
-        own = {name for p in PHOTOGRAPHS if p.domain == domain for name in frame_names(p)}
+    for domain in DOMAINS:
+        own = {name for p in demo_photographs() if p.domain == domain for name in p.frame_names}
         for folder in domain_folders(out, domain, LENS_NAME):
-            if folder is None or not folder.is_dir():
-                continue
-            foreign = sorted({path.name for path in _images(folder)} - own)
+            present = folder.iterdir() if folder is not None and folder.is_dir() else ()
+            foreign = sorted(
+                path for path in present if is_photograph(path) and path.name not in own
+            )
             if foreign:
-                raise QdmrError(
-                    f"{folder / foreign[0]}: not of the demo's data; choose an empty folder"
-                )
-
-
-def _images(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    ]
+                raise QdmrError(f"{foreign[0]}: not of the demo's data; choose an empty folder")

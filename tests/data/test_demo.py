@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from qdmr_ray.data import demo
-from qdmr_ray.data.demo import PHOTOGRAPHS, Window, build_demo_data, cut_frames
+from qdmr_ray.data.demo import Window, build_demo_data, cut_frames, demo_photographs
 from qdmr_ray.data.packing.folders import check_folders, find_realab
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.optics.lens import load_lens
 from qdmr_ray.optics.simulate import simulate_image
 from qdmr_ray.photographs.decode import read_image, write_png
 
+PHOTOGRAPHS = demo_photographs()
 # Small, for speed; the PSFs need 31 pixels.
 FRAME = (64, 96)
 DEMO_FRAME = (320, 480)
@@ -51,7 +52,7 @@ def test_no_photograph_is_on_two_sides(realab: Path) -> None:
     assert not source & test
     assert not target & test
     # Both pictures of the motorcycle show the same scene.
-    sides = {p.domain for p in PHOTOGRAPHS if p.name.startswith("motorcycle")}
+    sides = {p.domain for p in PHOTOGRAPHS if p.file.startswith("motorcycle")}
     assert len(sides) == 1
     assert len({p.file for p in PHOTOGRAPHS}) == len(PHOTOGRAPHS)
 
@@ -103,7 +104,7 @@ def test_building_into_its_own_folder_again_changes_only_what_the_seed_changes(
 )
 def test_each_domain_has_its_lens(realab: Path, domain: str, folder: str, lens: str) -> None:
     photograph = next(p for p in PHOTOGRAPHS if p.domain == domain)
-    name = f"{photograph.name}_0.png"
+    name = photograph.frame_names[0]
     frame = cut_frames(photograph, FRAME)[0]
     expected = simulate_image(frame, load_lens(lens), seed=0, name=name)
     np.testing.assert_array_equal(read_image(realab / folder / name), expected)

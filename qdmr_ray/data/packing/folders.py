@@ -70,6 +70,12 @@ class RecordFiles:
         return 3 * self.height * self.width * (1 if self.ground_truth is None else 2)
 
 
+def is_photograph(path: Path) -> bool:
+    """Whether a path is a file of a known image format, and not hidden."""
+    known = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return known and path.is_file()
+
+
 def list_images(folder: Path) -> list[Path]:
     """The photographs directly in ``folder``, sorted by name; hidden files are left out.
 
@@ -77,13 +83,7 @@ def list_images(folder: Path) -> list[Path]:
         QdmrError: the folder is missing, no folder, or holds no photograph.
     """
     try:
-        files = sorted(
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES
-            and not path.name.startswith(".")
-            and path.is_file()
-        )
+        files = sorted(path for path in folder.iterdir() if is_photograph(path))
     except OSError as error:
         raise QdmrError(f"{folder}: cannot be listed ({error.strerror}); check the path") from error
     if not files:
