@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from qdmr_ray.config import Experiment, load_experiment
 from qdmr_ray.data.demo import build_demo_data
 from qdmr_ray.data.format.manifest import MANIFEST_NAME
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError
+
+if TYPE_CHECKING:
+    from qdmr_ray.evaluate.results import Evaluation
 
 # Called with a step's name, what is done and what there is in all.
 Progress = Callable[[str, int, int], None]
@@ -63,7 +66,7 @@ def make_demo_data(out: Path, progress: Progress) -> None:
 
 def run_demo(
     out: Path, *, overrides: Sequence[str] = (), say: Callable[[str], None], progress: Progress
-) -> dict[str, Any]:
+) -> Evaluation:
     """Builds the data, trains the stages, evaluates and reports into ``out``; gives the figures.
 
     Run again on the same folder, it goes on where it stopped.

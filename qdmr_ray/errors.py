@@ -10,3 +10,14 @@ class SettingsError(QdmrError, ValueError):
 
     Also a ``ValueError``, so that pydantic reports it together with the place in the file.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks; the name of its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """One line for a list of failures: the message, after the type where it isn't a QdmrError."""
+    text = " ".join(str(error).split()) or "no message"
+    return text if isinstance(error, QdmrError) else f"{type(error).__name__}: {text}"

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.errors import QdmrError, SettingsError, one_line
 
 
 def parse_settings(adapter: TypeAdapter[Any], values: Mapping[str, Any], source: str) -> Any:
@@ -101,7 +101,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise QdmrError(f"{path}: no such file; check the path") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise QdmrError(f"{path}: cannot be read as YAML ({_one_line(error)})") from error
+        raise QdmrError(f"{path}: cannot be read as YAML ({one_line(error)})") from error
     if not isinstance(values, dict):
         raise QdmrError(f"{path}: holds no settings; write `name: value` lines")
     return values
@@ -119,9 +119,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(
-            f"--set {override}: the value is no YAML ({_one_line(error)})"
-        ) from None
+        raise SettingsError(f"--set {override}: the value is no YAML ({one_line(error)})") from None
     put_setting(values, name, value, said=f"--set {override}")
 
 
@@ -151,7 +149,3 @@ def nearest_setting(name: str, known: Sequence[str]) -> str:
         last = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, n=1)
         near = [by_last[last[0]]] if last else []
     return f"did you mean {near[0]}?" if near else "see config.yaml of a run for all settings"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -97,7 +97,7 @@ def demo(
         evaluation = run_demo(out, overrides=overrides or (), say=say, progress=progress)
     print_evaluation(evaluation)
     say(f"open {out / 'report.html'}")
-    if evaluation["failed"]:
+    if evaluation.failed:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -155,7 +155,7 @@ def evaluate(
             progress=lambda done, total: progress("evaluate", done, total),
         )
     print_evaluation(evaluation)
-    if evaluation["failed"]:
+    if evaluation.failed:
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -8,46 +8,42 @@ Images are paired by name, and only those count that every evaluation has.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
-from qdmr_ray.evaluate.statistics import FEWEST_PAIRS, RESAMPLES, holm, paired_p, summary
+from qdmr_ray.evaluate.metrics.registry import metric_info
+from qdmr_ray.evaluate.names import INPUT
+from qdmr_ray.evaluate.results import Evaluation, Statistics
+from qdmr_ray.evaluate.statistics import FEWEST_PAIRS, RESAMPLES, holm, paired_p, statistics_of
 from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
 
-INPUT = "input"
-# Of a file's provenance: what must be the same for two figures to compare.
-_SAME = ("test_set", "border", "luma")
-# The inputs' own figures tell test sets apart too; they come from float64.
+# The inputs' own values tell test sets apart too; they come from float64.
 _TOLERANCE = 1e-6
 
-Figures = dict[str, float]
+# By metric; values that are null are left out.
+Known = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredEvaluation:
-    """One ``evaluation.json``: ``images[image][stage][metric]``, figures that are null left out."""
+    """The evaluation in the file ``source``; ``images[image][stage][metric]`` are its values."""
 
     name: str
     source: str
-    stages: list[str]
-    images: dict[str, dict[str, Figures]]
-    provenance: dict[str, Any]
+    evaluation: Evaluation
+    images: dict[str, dict[str, Known]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A mean with its 95 % interval; ``p`` is corrected, ``None`` in the reference's row."""
+    """A metric of one row; ``p`` is corrected, None in the reference's row."""
 
-    mean: float
-    interval: tuple[float, float] | None
-    images: int
+    statistics: Statistics
     p: float | None
     best: bool
 
@@ -67,37 +63,32 @@ def read_evaluation(place: Location) -> StoredEvaluation:
     """The evaluation in a run folder, in the folder given as ``--out``, or in the file itself.
 
     Raises:
-        QdmrError: there is none, or it holds no figures of single images.
+        QdmrError: there is none, or it holds no values of single images.
     """
     file = place if place.name.endswith(".json") else place.join(EVALUATION_FILE)
     if not file.exists():
         raise QdmrError(f"{file.uri}: there is no evaluation; run qdmr evaluate first")
-    folder = file.path.rsplit("/", 2)
-    try:
-        content = json.loads(file.read_bytes())
-        stages = list(content["stages"])
-        images = {
-            str(row["name"]): {stage: _finite(row.get(stage, {})) for stage in (INPUT, *stages)}
-            for row in content["per_image"]
+    evaluation = Evaluation.read(file)
+    images = {
+        row.name: {
+            name: {m: v for m, v in row.values.get(name, {}).items() if v is not None}
+            for name in evaluation.means
         }
-        provenance = dict(content.get("provenance") or {})
-        references = (metric.info.reference for metric in METRICS.values())
-        named = {key: content.get(key) for key in references if key}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise QdmrError(f"{file.uri}: is no evaluation ({error!r}); evaluate again") from error
-    if len(images) < len(content["per_image"]):
+        for row in evaluation.per_image
+    }
+    if len(images) < len(evaluation.per_image):
         raise QdmrError(f"{file.uri}: two images have one name, so they can't be paired")
+    folder = file.path.rsplit("/", 2)
     return StoredEvaluation(
         name=folder[-2] if len(folder) > 1 else file.uri,
         source=file.uri,
-        stages=stages,
+        evaluation=evaluation,
         images=images,
-        provenance={**provenance, **named},
     )
 
 
 def named_apart(evaluations: Sequence[StoredEvaluation]) -> list[StoredEvaluation]:
-    """Evaluations whose folders have one name are called by their whole path.
+    """The evaluations; those whose folders have the same name are called by their whole path.
 
     Raises:
         SettingsError: the same file is named twice.
@@ -129,26 +120,30 @@ def compare(
         QdmrError: other test sets or settings, or no common image.
         SettingsError: an unknown metric or reference.
     """
-    _check_same(evaluations)
+    if not evaluations:
+        raise SettingsError("name at least one run or evaluation")
+    _check_equal(evaluations, "test set", lambda e: e.provenance.test_set)
+    _check_equal(evaluations, "border", lambda e: e.provenance.border)
+    _check_equal(evaluations, "luma", lambda e: e.provenance.luma)
     common = set.intersection(*(set(evaluation.images) for evaluation in evaluations))
     if not common:
         places = ", ".join(evaluation.source for evaluation in evaluations)
         raise QdmrError(f"{places}: have no image in common: these are different test sets")
     names = [name for name in evaluations[0].images if name in common]
     _check_inputs(evaluations, names)
-    figures = _rows(evaluations)
-    if reference not in figures:
-        raise SettingsError(f"--reference {reference}: choose from {', '.join(figures)}")
-    chosen = _metrics(figures, names, metrics)
+    values = _rows(evaluations)
+    if reference not in values:
+        raise SettingsError(f"--reference {reference}: choose from {', '.join(values)}")
+    chosen = _metrics(values, names, metrics)
     for metric in chosen:
-        if reference_key := metric_info(metric).reference:
-            _check_equal(evaluations, reference_key)
-    rows: dict[str, dict[str, Cell]] = {row: {} for row in figures}
+        if key := metric_info(metric).reference:
+            _check_equal(evaluations, key, partial(Evaluation.reference, metric=metric))
+    rows: dict[str, dict[str, Cell]] = {row: {} for row in values}
     kept: dict[str, int] = {}
     for metric in chosen:
-        usable = [n for n in names if all(metric in row[n] for row in figures.values())]
+        usable = [n for n in names if all(metric in row[n] for row in values.values())]
         kept[metric] = len(usable)
-        columns = {row: [by_image[n][metric] for n in usable] for row, by_image in figures.items()}
+        columns = {row: [by_image[n][metric] for n in usable] for row, by_image in values.items()}
         for row, cell in _cells(columns, reference, metric).items():
             rows[row][metric] = cell
     return Comparison(
@@ -156,7 +151,7 @@ def compare(
         rows=rows,
         reference=reference,
         images=len(names),
-        notes=_notes(evaluations, names, kept, reference, len(figures) - 1),
+        notes=_notes(evaluations, names, kept, reference, len(values) - 1),
     )
 
 
@@ -164,46 +159,28 @@ def _cells(columns: Mapping[str, list[float]], reference: str, metric: str) -> d
     others = [row for row in columns if row != reference]
     raw = [paired_p(columns[row], columns[reference]) for row in others]
     corrected = dict(zip(others, holm(raw), strict=True))
-    known = {row: summary(values) for row, values in columns.items()}
+    known = {row: statistics_of(values) for row, values in columns.items()}
     better = metric_info(metric).better
-    best = max(row["mean"] * better for row in known.values())
+    # Where it isn't known which direction is better, no mean is the best.
+    ranked = {row: found.mean * better for row, found in known.items() if found.mean is not None}
+    best = max(ranked.values()) if better else None
     return {
-        row: Cell(
-            mean=figures["mean"],
-            interval=tuple(figures["ci95"]) if figures["ci95"] else None,
-            images=figures["n"],
-            p=corrected.get(row),
-            best=bool(better) and figures["mean"] * better == best,
-        )
-        for row, figures in known.items()
+        row: Cell(statistics=found, p=corrected.get(row), best=ranked.get(row) == best)
+        for row, found in known.items()
     }
 
 
-def _finite(figures: Mapping[str, Any]) -> Figures:
-    return {
-        metric: float(value)
-        for metric, value in figures.items()
-        if isinstance(value, int | float) and math.isfinite(value)
-    }
-
-
-def _check_same(evaluations: Sequence[StoredEvaluation]) -> None:
-    if not evaluations:
-        raise SettingsError("name at least one run or evaluation")
-    for key in _SAME:
-        _check_equal(evaluations, key)
-
-
-def _check_equal(evaluations: Sequence[StoredEvaluation], key: str) -> None:
-    """Files of before the provenance was kept are judged by their inputs' figures alone."""
-    known = [e for e in evaluations if e.provenance.get(key) is not None]
-    for other in known[1:]:
-        first, second = known[0].provenance[key], other.provenance[key]
-        if first != second:
-            what = "another test set" if key == "test_set" else f"another {key}"
+def _check_equal(
+    evaluations: Sequence[StoredEvaluation], what: str, of: Callable[[Evaluation], object]
+) -> None:
+    """Evaluations that don't record ``what`` are judged by their inputs' values alone."""
+    known = [(e, said) for e in evaluations if (said := of(e.evaluation)) not in (None, "")]
+    for other, said in known[1:]:
+        first, expected = known[0]
+        if said != expected:
             raise QdmrError(
-                f"{other.source}: was evaluated with {what} than {known[0].source} "
-                f"({second} instead of {first}): their figures don't compare"
+                f"{other.source}: was evaluated with another {what} than {first.source} "
+                f"({said} instead of {expected}): their values don't compare"
             )
 
 
@@ -224,23 +201,23 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
                     )
 
 
-def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, Figures]]:
+def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, Known]]:
     """``rows[name][image][metric]``; the input is the same for all, so it is taken from each
     evaluation as far as it was measured."""
-    inputs: dict[str, Figures] = {}
+    inputs: dict[str, Known] = {}
     for evaluation in evaluations:
         for image, stages in evaluation.images.items():
             inputs[image] = {**stages[INPUT], **inputs.get(image, {})}
     rows = {INPUT: inputs}
     for evaluation in evaluations:
-        for stage in evaluation.stages:
+        for stage in evaluation.evaluation.stages:
             found = {image: stages[stage] for image, stages in evaluation.images.items()}
             rows[f"{evaluation.name}/{stage}"] = found
     return rows
 
 
 def _metrics(
-    rows: Mapping[str, Mapping[str, Figures]], names: Sequence[str], wanted: Sequence[str]
+    rows: Mapping[str, Mapping[str, Known]], names: Sequence[str], wanted: Sequence[str]
 ) -> list[str]:
     """The metrics of the table, in the files' order or as they were named."""
     order = dict.fromkeys(m for row in rows.values() for n in names for m in row[n])
@@ -267,7 +244,8 @@ def _notes(
     comparisons: int,
 ) -> list[str]:
     notes = [
-        f"Means over {len(names)} images, with 95 % bootstrap intervals ({RESAMPLES:,} resamples)."
+        f"Means over {len(names)} images, with 95 % bootstrap intervals (BCa, {RESAMPLES:,} "
+        "resamples)."
     ]
     if any(len(evaluation.images) > len(names) for evaluation in evaluations):
         counts = ", ".join(f"{len(e.images)} in {e.name}" for e in evaluations)
@@ -297,11 +275,10 @@ def _notes(
 
 
 def _file_note(evaluations: Sequence[StoredEvaluation], metric: str) -> str:
-    """What a metric compared with: the same in all evaluations that say it."""
+    """Which file a metric compared with: the same in all evaluations that record it."""
     info = metric_info(metric)
-    key = info.reference
-    known = [e.provenance[key] for e in evaluations if e.provenance.get(key)]
-    silent = [e.name for e in evaluations if not e.provenance.get(key)]
+    known = [file for e in evaluations if (file := e.evaluation.reference(metric))]
+    silent = [e.name for e in evaluations if not e.evaluation.reference(metric)]
     note = f"{info.label} with {info.reference_label} {known[0] if known else '(not recorded)'}"
     return f"{note}; not recorded in {', '.join(silent)}." if known and silent else f"{note}."
 

@@ -115,16 +115,12 @@ def _body(
 
 
 def _cell(cell: Cell, metric: str, bold: Callable[[str], str]) -> str:
-    mean = _figure(cell.mean, metric)
-    text = bold(mean) if cell.best else mean
-    if cell.interval is None:
+    info, known = metric_info(metric), cell.statistics
+    text = bold(info.plain(known.mean)) if cell.best else info.plain(known.mean)
+    if known.ci95 is None:
         return text
-    low, high = (_figure(end, metric) for end in cell.interval)
+    low, high = map(info.plain, known.ci95)
     return f"{text} [{low}, {high}]"
-
-
-def _figure(value: float, metric: str) -> str:
-    return f"{value:.{metric_info(metric).digits}f}"
 
 
 def _p(p: float | None) -> str:

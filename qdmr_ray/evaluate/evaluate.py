@@ -33,19 +33,13 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.journal import RESULTS_FILE, ResultsFile
 from qdmr_ray.evaluate.metrics.metric import Metric
 from qdmr_ray.evaluate.metrics.registry import metrics_for
+from qdmr_ray.evaluate.names import COMPARISON, GROUND_TRUTH, INPUT, TEST_SET
+from qdmr_ray.evaluate.results import Evaluation, FailedPhotograph, Judged, Provenance
 from qdmr_ray.evaluate.split import validation_indices
-from qdmr_ray.evaluate.summary import summarize
-from qdmr_ray.evaluate.worker import (
-    COMPARISON,
-    GROUND_TRUTH,
-    INPUT,
-    JUDGED,
-    TEST_SET,
-    EvaluationTask,
-    Restorer,
-)
+from qdmr_ray.evaluate.statistics import summarize
+from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
 from qdmr_ray.models.files import read_description
-from qdmr_ray.models.layout import EVALUATION_FILE, EVALUATION_FOLDER
+from qdmr_ray.models.layout import CONFIG_FILE, EVALUATION_FILE, EVALUATION_FOLDER, FINAL_FOLDER
 from qdmr_ray.parsing import apply_override
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import Location, open_location
@@ -80,17 +74,16 @@ def evaluate_run(
     out: str | None = None,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Restores the test set with every trained stage of a run (or with one ``final`` folder).
 
-    Writes ``evaluation.json`` and the pictures into the run, or into ``out``; gives what the file
-    holds. A photograph that fails stands under ``failed`` with its reason, and the others are
-    judged. A single model's stage is named by its folder. Ray is started or joined when it is
-    needed.
+    Writes ``evaluation.json`` and the pictures into the run, or into ``out``. A photograph that
+    fails stands under ``failed`` with its reason, and the others are judged. A single model's stage
+    is named by its folder. Ray is started or joined when it is needed.
 
     Args:
         overrides: ``evaluation.…=value`` and ``weights.…=value``, replacing the run's settings.
-        progress: called with photographs done and in all.
+        progress: called with the photographs that are done and the photographs in all.
 
     Raises:
         QdmrError: nothing trained there, no test set, or a damaged file.
@@ -106,7 +99,8 @@ def evaluate_run(
     reader = RecordReader(path, endpoint=endpoint)
     named = [reader.index(TEST_SET)[i].name for i in range(reader.count(TEST_SET))]
     settings = experiment.evaluation
-    # Those that the run was validated on were not kept from it; another dataset's all were.
+    # The run's training was judged on its validation photographs, so they are left out; it has seen
+    # none of another dataset.
     own = data is None or packed.uri == open_location(experiment.data.path or path).uri
     seen = validation_indices(settings, named) if own else []
     judged = {i: name for i, name in enumerate(_unique(named)) if i not in set(seen)}
@@ -115,7 +109,7 @@ def evaluate_run(
     pictures = place.join(EVALUATION_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
     provenance = _provenance(test_set.content, models, settings, metrics, seen)
-    results = ResultsFile(pictures.join(RESULTS_FILE), provenance["digest"])
+    results = ResultsFile(pictures.join(RESULTS_FILE), provenance.digest)
     wanted = _wanted(models, paired=test_set.paired, sheets=settings.sheets)
     results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
     failed = _judge_missing(
@@ -133,8 +127,7 @@ def evaluate_run(
     )
     rows = [results.rows[index] for index in sorted(results.rows)]
     evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
-    text = json.dumps(evaluation, indent=1)
-    place.join(EVALUATION_FILE).write_bytes_atomic(text.encode())
+    evaluation.write(place.join(EVALUATION_FILE))
     return evaluation
 
 
@@ -143,12 +136,12 @@ def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
     if read_description(run) is not None:
         _check_restores(run)
         folder = run.path.rstrip("/").rsplit("/", 2)
-        return None, {folder[-2] if run.name == "final" else run.name: run}
-    config = run.join("config.yaml")
+        return None, {folder[-2] if run.name == FINAL_FOLDER else run.name: run}
+    config = run.join(CONFIG_FILE)
     if not config.exists():
         raise QdmrError(f"{run.uri}: neither a run folder nor a trained model")
     experiment = experiment_of_run(config.read_bytes().decode(), config.uri)
-    finals = {name: run.join(name, "final") for name in experiment.run if name != "vqgan"}
+    finals = {name: run.join(name, FINAL_FOLDER) for name in experiment.run if name != "vqgan"}
     trained = {name: f for name, f in finals.items() if read_description(f) is not None}
     if not trained:
         raise QdmrError(f"{run.uri}: no restoring stage is trained yet; run qdmr train first")
@@ -190,8 +183,7 @@ def _provenance(
     settings: EvaluationSettings,
     metrics: Sequence[Metric],
     seen: Sequence[int],
-) -> dict[str, Any]:
-    """All that determines the values, and a digest of it."""
+) -> Provenance:
     weights = {name: read_description(location) or {} for name, location in models.items()}
     found: dict[str, Any] = {
         "test_set": test_set,
@@ -201,11 +193,10 @@ def _provenance(
         "metrics": [metric.info.name for metric in metrics],
         **{metric.info.reference: metric.reference for metric in metrics if metric.reference},
         "code_version": code_version(),
+        "validation_images": list(seen),
     }
-    if seen:
-        found["validation_images"] = list(seen)
     text = json.dumps(found, sort_keys=True)
-    return {**found, "digest": hashlib.sha256(text.encode()).hexdigest()}
+    return Provenance(**found, digest=hashlib.sha256(text.encode()).hexdigest())
 
 
 def _wanted(models: Mapping[str, Location], *, paired: bool, sheets: bool) -> set[str]:
@@ -229,8 +220,8 @@ def _judge_missing(
     names: Mapping[int, str],
     results: ResultsFile,
     progress: Progress | None,
-) -> list[dict[str, str]]:
-    """Adds what ``results`` hasn't yet; gives the photographs that failed, in the set's order."""
+) -> list[FailedPhotograph]:
+    """Adds the photographs that ``results`` lacks; returns those that fail, in the set's order."""
     missing = [{"index": i, "name": n} for i, n in names.items() if i not in results.rows]
     reasons: dict[int, str] = {}
     if missing:
@@ -238,11 +229,10 @@ def _judge_missing(
         spread = spread_over(ray.nodes(), task.settings.workers, len(missing))
         spread_task = replace(task, gpu=spread.gpus > 0, sharing=spread.sharing)
         for row in _judged(spread_task, missing, spread):
-            failure = row.pop("failure")
-            if failure:
-                reasons[row["index"]] = failure
+            if row["failure"]:
+                reasons[row["index"]] = row["failure"]
             else:
-                results.add({**row, **{key: json.loads(row[key]) for key in JUDGED}})
+                results.add(Judged.parse(row["judged"], row["name"]))
             if progress is not None:
                 progress(len(results.rows) + len(reasons), len(names))
         results.flush()
@@ -251,7 +241,7 @@ def _judge_missing(
         "on a machine with more, or cut it into pieces"
     )
     return [
-        {"name": name, "reason": reasons.get(index, lost)}
+        FailedPhotograph(name=name, reason=reasons.get(index, lost))
         for index, name in names.items()
         if index not in results.rows
     ]

@@ -5,6 +5,10 @@ from __future__ import annotations
 # Beside the stages' names, keys of `evaluation.json` and stems of pictures in `evaluation/NAME/`.
 INPUT = "input"
 GROUND_TRUTH = "ground_truth"
+# The sheet that compares them, beside these pictures.
+COMPARISON = "comparison"
+# The set of a packed dataset that is judged.
+TEST_SET = "test"
 STAGE_LABELS = {"vqgan": "VQGAN", "base": "Base", "uda": "UDA", "source_only": "Source-only"}
 IMAGE_LABELS = {INPUT: "Aberrated input", GROUND_TRUTH: "Ground truth"}
 

@@ -1,34 +1,80 @@
 """Means with their uncertainty, and whether a difference between methods could be chance.
 
-    summary([27.1, 28.4, 26.0])["ci95"]
+    statistics_of([27.1, 28.4, 26.0]).ci95
     holm([paired_p(base, reference), paired_p(uda, reference)])
 
-NumPy and SciPy only. Every interval is drawn with the same seed, so that the same figures give the
-same interval, and methods judged on the same images are resampled alike.
+Every interval is drawn with the same seed, so that the same values give the same interval, and
+methods that were judged on the same images are resampled alike.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from qdmr_ray.config import code_version
 from qdmr_ray.evaluate.metrics.metric import json_value
+from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
+from qdmr_ray.evaluate.names import INPUT
+from qdmr_ray.evaluate.results import (
+    Evaluation,
+    FailedPhotograph,
+    ImageValues,
+    Judged,
+    LeftOut,
+    PhotographResult,
+    Provenance,
+    Statistics,
+)
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 SEED = 0
 # With five pairs the smallest two-sided p of the signed-rank test is 2 / 2^5 = 0.0625.
 FEWEST_PAIRS = 6
-# Positions drawn at a time: 32 MB of them.
-_CHUNK = 4_000_000
+# Values drawn at a time: 32 MB of positions and as much of values.
+_DRAWN_AT_ONCE = 4_000_000
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """``{"mean", "median", "ci95": [low, high], "n"}`` of one figure over the images.
+def summarize(
+    rows: Sequence[Judged],
+    stages: Sequence[str],
+    *,
+    failed: Sequence[FailedPhotograph] = (),
+    provenance: Provenance | None = None,
+) -> Evaluation:
+    """The evaluation of the photographs in ``rows``."""
+    columns = _columns(rows, [INPUT, *stages])
+    known = provenance or Provenance()
+    statistics = {
+        name: {metric: statistics_of(values) for metric, values in by_metric.items()}
+        for name, by_metric in columns.items()
+    }
+    means: ImageValues = {
+        name: {metric: found.mean for metric, found in by_metric.items()}
+        for name, by_metric in statistics.items()
+    }
+    keys = {metric.info.reference for metric in METRICS.values()}
+    return Evaluation(
+        images=len(rows),
+        input=means.pop(INPUT),
+        stages=means,
+        statistics=statistics,
+        failed=tuple(failed),
+        left_out=tuple(left_out for row in rows for left_out in _left_out(row)),
+        provenance=known,
+        environment={"qdmr_ray": code_version(), **_environment(rows)},
+        per_image=tuple(PhotographResult(name=row.name, values=row.values) for row in rows),
+        **{key: file for key, file in (known.model_extra or {}).items() if key in keys},
+    )
+
+
+def statistics_of(values: Sequence[float]) -> Statistics:
+    """Mean, median and interval of one metric over the images.
 
     What is not finite is null (an infinite PSNR makes the mean and the interval so); one image
     alone has no interval.
@@ -38,13 +84,12 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     mean, median = (
         (float(np.mean(array)), float(np.median(array))) if len(array) else (math.nan,) * 2
     )
-    interval = [low, high] if math.isfinite(low) and math.isfinite(high) else None
-    return {
-        "mean": json_value(mean),
-        "median": json_value(median),
-        "ci95": interval,
-        "n": len(array),
-    }
+    return Statistics(
+        mean=json_value(mean),
+        median=json_value(median),
+        ci95=(low, high) if math.isfinite(low) and math.isfinite(high) else None,
+        n=len(array),
+    )
 
 
 def bootstrap_interval(
@@ -54,24 +99,38 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, section 13.3).
+    """BCa bootstrap interval of the mean of two or more values (Efron, "Better bootstrap confidence
+    intervals", 1987), by SciPy.
 
-    ``(nan, nan)`` where a value is not finite.
+    BCa corrects the percentile interval for bias and for a spread that changes with the mean; of
+    few and skewed values the percentile interval is too narrow and on the wrong side. Identical
+    values give an interval without width. Where values differ by rounding alone, BCa isn't defined
+    and the percentile interval of the same resamples is returned; ``(nan, nan)`` where a value is
+    not finite.
     """
     array = np.asarray(values, dtype=np.float64)
-    if not len(array):
-        raise ValueError("an interval needs at least one value")
+    if len(array) < 2:
+        raise ValueError("an interval needs at least two values")
     if not np.isfinite(array).all():
         return math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, _CHUNK // len(array))
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        drawn = generator.integers(0, len(array), size=(count, len(array)))
-        means[start : start + count] = array[drawn].mean(axis=1)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, (tail, 1.0 - tail))
+    if np.ptp(array) == 0.0:
+        return float(array[0]), float(array[0])
+    with warnings.catch_warnings():
+        # Of 0/0 in BCa's acceleration; the result is looked at below.
+        warnings.simplefilter("ignore")
+        found = stats.bootstrap(
+            (array,),
+            np.mean,
+            n_resamples=resamples,
+            confidence_level=confidence,
+            method="BCa",
+            batch=max(1, _DRAWN_AT_ONCE // len(array)),
+            rng=np.random.default_rng(seed),
+        )
+    low, high = found.confidence_interval
+    if math.isnan(low) or math.isnan(high):
+        tail = (1.0 - confidence) / 2.0
+        low, high = np.quantile(found.bootstrap_distribution, (tail, 1.0 - tail))
     return float(low), float(high)
 
 
@@ -99,3 +158,40 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = largest
     return adjusted
+
+
+def _columns(rows: Sequence[Judged], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """``columns[name][metric]``: the values over the images where all of ``names`` have one."""
+    metrics = dict.fromkeys(m for row in rows for values in row.values.values() for m in values)
+    columns: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    for metric in metrics:
+        found = [[row.values.get(name, {}).get(metric) for name in names] for row in rows]
+        usable = [
+            known
+            for line in found
+            if len(known := [v for v in line if v is not None]) == len(names)
+        ]
+        for place, name in enumerate(names):
+            columns[name][metric] = [line[place] for line in usable]
+    return columns
+
+
+def _environment(rows: Sequence[Judged]) -> dict[str, str]:
+    """What the photographs were computed with: more than one value where an evaluation went on
+    elsewhere, or on unlike nodes."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.environment.items():
+            found.setdefault(name, set()).add(value)
+    return {name: ", ".join(sorted(values)) for name, values in found.items()}
+
+
+def _left_out(row: Judged) -> list[LeftOut]:
+    """Each metric that this photograph doesn't count for."""
+    reasons = dict(row.left_out)
+    for name, values in row.values.items():
+        for metric, value in values.items():
+            if value is None:
+                label = metric_info(metric).label
+                reasons[metric] = f"{name} and ground truth are identical, {label} is infinite"
+    return [LeftOut(name=row.name, metric=m, reason=reason) for m, reason in reasons.items()]

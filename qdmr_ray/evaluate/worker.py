@@ -1,10 +1,9 @@
-"""What a worker of an evaluation does: restores one photograph with every model and measures it."""
+"""A worker of an evaluation restores one photograph with every model and measures the results."""
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,31 +12,15 @@ import torch
 
 from qdmr_ray.config import EvaluationSettings
 from qdmr_ray.data.format.reader import Record, RecordReader
-from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.metrics.metric import Metric
+from qdmr_ray.errors import QdmrError, reason
+from qdmr_ray.evaluate.metrics.metric import Metric, json_value
+from qdmr_ray.evaluate.names import COMPARISON, GROUND_TRUTH, INPUT, TEST_SET
+from qdmr_ray.evaluate.results import Judged
 from qdmr_ray.evaluate.sheets import comparison_sheet
 from qdmr_ray.models.files import LoadedModel, load_model
 from qdmr_ray.photographs.decode import encode_png
 from qdmr_ray.restore.restoration import restore
 from qdmr_ray.storage import open_location
-
-TEST_SET = "test"
-INPUT = "input"
-GROUND_TRUTH = "ground_truth"
-COMPARISON = "comparison"
-
-# Of what a worker gives, what is JSON.
-JUDGED = ("figures", "left_out", "environment")
-
-Figures = dict[str, float]
-
-
-@dataclass
-class Judged:
-    """A photograph's ``figures`` by image and metric, and why a metric was ``left_out``."""
-
-    figures: dict[str, Figures] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +44,9 @@ class EvaluationTask:
 class Restorer:
     """Restores and measures test photographs; its networks are loaded once.
 
-    Called with ``{"index", "name"}``, it gives the same with what ``Judged`` holds and
-    the ``environment`` (JSON), and ``failure``, a reason where the photograph could not be read,
-    restored, measured or written.
+    A call takes ``{"index", "name"}`` and returns these with ``judged``, a :class:`Judged` as JSON,
+    and ``failure``, the reason where the photograph could not be read, restored, measured or
+    written; one of the two is empty.
     """
 
     def __init__(self, task: EvaluationTask) -> None:
@@ -86,24 +69,16 @@ class Restorer:
         }
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        judged = Judged()
-        failure = ""
         try:
             record = self.reader.read(TEST_SET, int(row["index"]))
-            judged = self._judge(record, str(row["name"]))
+            judged = self._judge(record, int(row["index"]), str(row["name"]))
         except Exception as error:  # whatever one photograph breaks, the others are judged
-            failure = _one_line(error)
-        return {
-            **row,
-            "figures": json.dumps(judged.figures),
-            "left_out": json.dumps(judged.left_out),
-            "environment": json.dumps(self.environment),
-            "failure": failure,
-        }
+            return {**row, "judged": "", "failure": reason(error)}
+        return {**row, "judged": judged.to_json(indent=None), "failure": ""}
 
-    def _judge(self, record: Record, name: str) -> Judged:
-        """The figures of input and stages. Their pictures are written below ``name`` first: they
-        are of use whatever can be measured."""
+    def _judge(self, record: Record, index: int, name: str) -> Judged:
+        """The metrics of input and stages. The pictures are written below ``name`` first: they are
+        of use whatever can be measured."""
         images = {INPUT: record.image}
         images |= {stage: restore(record.image, model) for stage, model in self.models.items()}
         measured = dict(images)
@@ -111,7 +86,8 @@ class Restorer:
             images[GROUND_TRUTH] = record.ground_truth
         for picture, image in images.items():
             self._write(name, picture, image)
-        judged = Judged(figures={stage: {} for stage in measured})
+        values: dict[str, dict[str, float]] = {stage: {} for stage in measured}
+        left_out: dict[str, str] = {}
         for metric, measure in self.metrics:
             if record.ground_truth is None and metric.needs_truth:
                 continue
@@ -119,14 +95,23 @@ class Restorer:
                 found = {s: measure(image, record.ground_truth) for s, image in measured.items()}
             except QdmrError as error:
                 # For the input and every stage: their means must be over the same photographs.
-                judged.left_out[metric.name] = _one_line(error)
+                left_out[metric.name] = reason(error)
                 continue
-            for stage, figure in found.items():
-                judged.figures[stage][metric.name] = figure
+            for stage, value in found.items():
+                values[stage][metric.name] = value
         if self.task.settings.sheets:
-            self._write(name, COMPARISON, comparison_sheet(name, images, judged.figures))
-        judged.figures = {stage: row for stage, row in judged.figures.items() if row}
-        return judged
+            self._write(name, COMPARISON, comparison_sheet(name, images, values))
+        return Judged(
+            index=index,
+            name=name,
+            values={
+                stage: {metric: json_value(value) for metric, value in row.items()}
+                for stage, row in values.items()
+                if row
+            },
+            left_out=left_out,
+            environment=self.environment,
+        )
 
     def _write(self, name: str, picture: str, image: np.ndarray) -> None:
         self.out.join(name, f"{picture}.png").write_bytes_atomic(encode_png(image))
@@ -150,8 +135,3 @@ def _on(model: LoadedModel, device: str) -> LoadedModel:
 
 def _dtype(model: LoadedModel) -> str:
     return str(next(model.network.parameters()).dtype).removeprefix("torch.")
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return text if isinstance(error, QdmrError) else f"{type(error).__name__}: {text}"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.storage import write_file_atomic
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -216,7 +216,7 @@ def _read_planes(data: bytes, number: int, name: str) -> np.ndarray:
         except ValueError as error:  # A compression that takes another package.
             raise QdmrError(
                 f"{name}: 16-bit colours in planes cannot be read exactly with this compression "
-                f"({_one_line(error)}); save the picture uncompressed, or with its colours together"
+                f"({one_line(error)}); save the picture uncompressed, or with its colours together"
             ) from error
         tags = {code: page.tags.valueof(code) for code in (_TIFF_EXTRA_SAMPLES, _TIFF_ORIENTATION)}
     extra = tuple(tags[_TIFF_EXTRA_SAMPLES] or ())
@@ -228,10 +228,6 @@ def _read_planes(data: bytes, number: int, name: str) -> np.ndarray:
     pixels = np.moveaxis(planes[:3] if extra[:1] == (_NO_ALPHA,) else planes[:4], 0, -1)
     # As Pillow does with what it reads itself.
     return oriented(pixels, tags[_TIFF_ORIENTATION] or 1)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _read_both_bytes(image: Image.Image, data: bytes, name: str) -> np.ndarray:

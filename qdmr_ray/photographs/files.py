@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.photographs.decode import (
     CONVERTIBLE,
     SIXTEEN_BIT_GREY,
@@ -114,7 +114,7 @@ def read_photograph(path: Path) -> Photograph:
         raise
     except Exception as error:  # Decoders raise whatever a broken file makes them stumble over.
         unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "no image of a known kind" if unknown else " ".join(str(error).split())
+        reason = "no image of a known kind" if unknown else one_line(error)
         raise QdmrError(
             f"{path}: unreadable image ({reason}); replace or remove the file"
         ) from error
@@ -174,7 +174,7 @@ def write_photograph(path: Path, photograph: Photograph, pixels: np.ndarray) -> 
         if not len(photograph.exif):
             raise
         data = _encoded(suffix, replace(photograph, exif=Image.Exif()), layers)
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         lost.append(f"its EXIF data cannot be written ({reason}) and were left out")
     write_file_atomic(path, data)
     return lost

@@ -68,7 +68,7 @@ class Document(Part):
                 f"{cls.FORMAT}: update qdmr_ray"
             )
         try:
-            return cls.model_validate(values)
+            return cls.model_validate({k: v for k, v in values.items() if k != "format"})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])

@@ -138,8 +138,8 @@ def _final_figures(
             continue
         say(f"final figures of trial {record.id}")
         evaluation = evaluate_run(run)
-        trials[record.id] = evaluation["stages"][stage]
-        found = {"images": evaluation["images"], "input": evaluation["input"], "trials": trials}
+        trials[record.id] = evaluation.stages[stage]
+        found = {"images": evaluation.images, "input": evaluation.input, "trials": trials}
     return found
 
 

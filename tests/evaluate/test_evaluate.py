@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -36,7 +35,8 @@ from qdmr_ray.evaluate.journal import ResultsFile
 from qdmr_ray.evaluate.metrics.lpips import LPIPS
 from qdmr_ray.evaluate.metrics.pristine import GAUSSIAN_WINDOW, PristineModel, save_pristine
 from qdmr_ray.evaluate.metrics.psnr import psnr
-from qdmr_ray.evaluate.summary import summarize
+from qdmr_ray.evaluate.results import Evaluation, ImageValues, Judged
+from qdmr_ray.evaluate.statistics import summarize
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
 from qdmr_ray.models.files import save_model
 from qdmr_ray.nets import QDMR, NetworkSettings
@@ -60,7 +60,9 @@ class Bench:
         return EvaluationTask(data=str(self.data), out=str(out), **given)
 
     def evaluate(self, out: Path, **options: Any) -> dict[str, Any]:
-        return evaluate_run(open_location(self.model), data=str(self.data), out=str(out), **options)
+        """What evaluation.json holds."""
+        place = open_location(self.model)
+        return evaluate_run(place, data=str(self.data), out=str(out), **options).to_dict()
 
 
 def packed_noise(folder: Path, count: int, *, paired: bool = True) -> Path:
@@ -495,13 +497,13 @@ def test_one_metric_that_says_nothing_of_a_photograph_is_left_out_alone(
 
 
 def test_an_identical_pair_counts_neither_here_nor_in_a_comparison(tmp_path: Path) -> None:
-    figures = {
-        "a": {"input": {"psnr": 20.0}, "base": {"psnr": math.inf}},
+    known: dict[str, ImageValues] = {
+        "a": {"input": {"psnr": 20.0}, "base": {"psnr": None}},
         "b": {"input": {"psnr": 22.0}, "base": {"psnr": 25.0}},
         "c": {"input": {"psnr": 24.0}, "base": {"psnr": 28.0}},
     }
-    rows = [{"index": i, "name": n, "figures": f} for i, (n, f) in enumerate(figures.items())]
-    evaluation = summarize(rows, ["base"])
+    rows = [Judged(index=i, name=n, values=v) for i, (n, v) in enumerate(known.items())]
+    evaluation = summarize(rows, ["base"]).to_dict()
     assert evaluation["input"] == {"psnr": 23.0}
     assert evaluation["stages"]["base"] == {"psnr": 26.5}
     assert evaluation["statistics"]["input"]["psnr"]["n"] == 2
@@ -514,9 +516,7 @@ def test_an_identical_pair_counts_neither_here_nor_in_a_comparison(tmp_path: Pat
     rows_of_table = compare([read_evaluation(open_location(tmp_path))]).rows
     for name, stage in (("input", "input"), (f"{tmp_path.name}/base", "base")):
         cell, statistics = rows_of_table[name]["psnr"], evaluation["statistics"][stage]["psnr"]
-        assert cell.mean == statistics["mean"]
-        assert list(cell.interval or ()) == statistics["ci95"]
-        assert cell.images == statistics["n"]
+        assert cell.statistics.model_dump(mode="json") == statistics
 
 
 def test_settings_of_an_evaluation(small: Bench, tmp_path: Path) -> None:
@@ -590,7 +590,7 @@ def test_lpips_is_computed_where_the_models_are_and_says_with_which_weights(
         )
         named = f"alexnet.pth, sha256 {hashlib.sha256(content).hexdigest()}"
         assert evaluation["lpips_weights"] == evaluation["provenance"]["lpips_weights"] == named
-        assert f"LPIPS with {named}" in evaluation_notes(evaluation)
+        assert f"LPIPS with {named}" in evaluation_notes(Evaluation.from_dict(evaluation, ""))
         digests.append(evaluation["provenance"]["digest"])
     assert digests[0] != digests[1]
     assert set(Distance.seen) == {"cpu"}
@@ -614,12 +614,12 @@ def test_results_in_a_store_are_written_together(
     monkeypatch.setattr(Location, "read_bytes", lambda self: writes[-1])
     results = ResultsFile(place, "digest")
     for index in range(50):
-        results.add({"index": index, "name": f"{index}", "figures": {}})
-    results.add({"index": 7, "name": "again", "figures": {}})
+        results.add(Judged(index=index, name=f"{index}", values={}))
+    results.add(Judged(index=7, name="again", values={}))
     assert len(writes) == 1
     results.flush()
     assert ResultsFile(place, "digest").rows == results.rows
-    assert [row["name"] for row in results.rows.values()] == [str(i) for i in range(50)]
+    assert [row.name for row in results.rows.values()] == [str(i) for i in range(50)]
     assert ResultsFile(place, "another").rows == {}
 
 

@@ -131,18 +131,18 @@ def test_evaluation_measures_every_stage_and_reports(trained: tuple[Experiment, 
     from qdmr_ray.storage import open_location
 
     evaluation = evaluate_run(open_location(run))
-    assert evaluation == json.loads((run / "evaluation.json").read_text())
-    assert set(evaluation["stages"]) == {"source_only", "base", "uda"}
-    assert evaluation["images"] == len(evaluation["per_image"]) == 6
-    for row in evaluation["per_image"]:
-        folder = run / "evaluation" / row["name"]
+    assert evaluation.to_dict() == json.loads((run / "evaluation.json").read_text())
+    assert set(evaluation.stages) == {"source_only", "base", "uda"}
+    assert evaluation.images == len(evaluation.per_image) == 6
+    for row in evaluation.per_image:
+        folder = run / "evaluation" / row.name
         truth = read_image(folder / "ground_truth.png")
         for name in ("input", "source_only", "base", "uda"):
             image = read_image(folder / f"{name}.png")
-            assert row[name]["psnr"] == pytest.approx(psnr(image, truth))
-            assert row[name]["ssim"] == pytest.approx(ssim(image, truth))
-    mean = np.mean([row["uda"]["psnr"] for row in evaluation["per_image"]])
-    assert evaluation["stages"]["uda"]["psnr"] == pytest.approx(mean)
+            assert row.values[name]["psnr"] == pytest.approx(psnr(image, truth))
+            assert row.values[name]["ssim"] == pytest.approx(ssim(image, truth))
+    mean = np.mean([row.values["uda"]["psnr"] for row in evaluation.per_image])
+    assert evaluation.stages["uda"]["psnr"] == pytest.approx(mean)
     page = Path(build_report(run)).read_text()
     assert "astronaut" in page
 

@@ -11,6 +11,7 @@ from local_ray import local_ray
 
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.evaluate.evaluate import evaluate_run
+from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.models.files import load_model
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.run import train_run
@@ -59,8 +60,8 @@ def test_a_run_may_live_in_a_store(store: str, tiny_dataset: Path) -> None:
     assert run.join("tensorboard", "source_only").list()
 
     evaluation = evaluate_run(run)
-    assert evaluation["images"] == 6
-    assert json.loads(run.join("evaluation.json").read_bytes()) == evaluation
+    assert evaluation.images == 6
+    assert Evaluation.read(run.join("evaluation.json")) == evaluation
     assert run.join("evaluation", "chelsea_0", "source_only.png").exists()
 
     said: list[str] = []

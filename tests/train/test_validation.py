@@ -87,14 +87,14 @@ def test_two_workers_log_what_an_evaluation_finds(
         run, out=str(tmp_path / "all"), overrides=["evaluation.validation_share=0"]
     )
     kept = evaluate_run(run)
-    names = {row["name"]: row["base"]["psnr"] for row in everything["per_image"]}
-    unseen = {row["name"] for row in kept["per_image"]}
+    names = {row.name: row.values["base"]["psnr"] for row in everything.per_image}
+    unseen = {row.name for row in kept.per_image}
     assert len(names) == 2 * len(unseen)
     validated = [psnr for name, psnr in names.items() if name not in unseen]
     mean = sum(validated) / len(validated)
     assert lines[-1]["validation/psnr"] == pytest.approx(mean, rel=1e-5)
     named = evaluate_run(run, data=str(tiny_dataset), out=str(tmp_path / "named"))
-    assert named["images"] == kept["images"]
+    assert named.images == kept.images
 
 
 @pytest.mark.parametrize("evaluation", [{}, {"validation_names": ["nowhere"]}])

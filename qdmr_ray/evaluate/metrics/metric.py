@@ -60,12 +60,14 @@ class MetricInfo:
     reference_label: str = ""
 
     def text(self, value: float | None, *, signed: bool = False) -> str:
-        """The value with the metric's digits; ``n/a`` where there is none."""
+        """The value with the metric's digits and a typographic minus; ``n/a`` without a value."""
+        return self.plain(value, signed=signed).replace("-", "−").replace("inf", "∞")
+
+    def plain(self, value: float | None, *, signed: bool = False) -> str:
+        """The same in ASCII, for LaTeX and programs."""
         if value is None or math.isnan(value):
             return "n/a"
-        if math.isinf(value):
-            return "∞" if value > 0 else "−∞"
-        return f"{value:{'+' if signed else ''}.{self.digits}f}".replace("-", "−")
+        return f"{value:{'+' if signed and math.isfinite(value) else ''}.{self.digits}f}"
 
     @property
     def direction(self) -> str:

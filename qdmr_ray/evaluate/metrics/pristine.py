@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.storage import write_file_atomic
 
 # 18 at each of two scales.
@@ -92,8 +92,7 @@ def load_pristine(path: Path | str) -> PristineModel:
         arrays = _read_mat(data) if kind == ".mat" else _read_npz(data)
     except Exception as error:  # The readers raise whatever a broken file makes them stumble over.
         raise QdmrError(
-            f"{path}: is no readable {kind} of a pristine model "
-            f"({' '.join(str(error).split())}); {_REMEDY}"
+            f"{path}: is no readable {kind} of a pristine model ({one_line(error)}); {_REMEDY}"
         ) from error
     mean = _numbers(path, arrays, _MEAN_KEYS)
     # MATLAB knows no vectors: the mean comes as (1, 36) or (36, 1).

@@ -1,0 +1,136 @@
+"""What an evaluation leaves: ``evaluation.json``, and the lines of its journal.
+
+    evaluation = Evaluation.read(open_location("runs/demo").join(EVALUATION_FILE))
+    evaluation.stages["uda"]["psnr"], evaluation.statistics["uda"]["psnr"].ci95
+
+``evaluate`` writes these documents; ``compare``, reports and sweeps read them. A value is None
+(null) where it is not finite: an infinite PSNR means that two images are identical. A metric that
+was not measured has no key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field, model_serializer, model_validator
+
+from qdmr_ray.evaluate.metrics.registry import metric_info
+from qdmr_ray.evaluate.names import INPUT
+from qdmr_ray.storage.document import Document, Part
+
+# By metric.
+Values = dict[str, float | None]
+# By image, which is `input` or a stage, then by metric.
+ImageValues = dict[str, Values]
+
+
+class Statistics(Part):
+    """A metric over ``n`` photographs; ``ci95`` is the mean's 95 % interval."""
+
+    mean: float | None
+    median: float | None
+    ci95: tuple[float, float] | None
+    n: int
+
+
+class FailedPhotograph(Part):
+    """A photograph that could not be read, restored, measured or written, and why."""
+
+    name: str
+    reason: str
+
+
+class LeftOut(Part):
+    """A photograph that doesn't count in the means of one metric, and why."""
+
+    name: str
+    metric: str
+    reason: str
+
+
+class PhotographResult(Part):
+    """A photograph's values; in the file ``{"name": …, "input": {…}, "uda": {…}}``."""
+
+    name: str
+    values: ImageValues
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, row: Any) -> Any:
+        if not isinstance(row, dict) or "name" not in row or "values" in row:
+            return row
+        return {"name": row["name"], "values": {k: v for k, v in row.items() if k != "name"}}
+
+    @model_serializer
+    def _to_file(self) -> dict[str, Any]:
+        return {"name": self.name, **self.values}
+
+
+class Provenance(Part):
+    """All that determines the values, and ``digest``, a SHA-256 of it.
+
+    ``test_set`` is the digest of the photographs, ``models`` has that of each stage's weights,
+    ``validation_images`` lists the photographs that were left out since the training was judged on
+    them. Which file a metric compares with stands under the metric's own key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    test_set: str | None = None
+    models: dict[str, str] = Field(default_factory=dict)
+    border: int | None = None
+    luma: bool | None = None
+    metrics: tuple[str, ...] = ()
+    code_version: str = ""
+    validation_images: tuple[int, ...] = ()
+    digest: str = ""
+
+
+class Evaluation(Document):
+    """``evaluation.json``: means over ``images`` photographs, and each one's own values.
+
+    A metric's means are over the same photographs for the input and every stage: those that it
+    could be measured on, with a finite value each. ``left_out`` names the others, and
+    ``statistics`` says how many counted. ``environment`` is what the values were computed with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    images: int
+    input: Values
+    stages: ImageValues
+    statistics: dict[str, dict[str, Statistics]] = Field(default_factory=dict)
+    failed: tuple[FailedPhotograph, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    provenance: Provenance = Provenance()
+    environment: dict[str, str] = Field(default_factory=dict)
+    per_image: tuple[PhotographResult, ...]
+
+    @property
+    def means(self) -> ImageValues:
+        """The means of the input, then of every stage."""
+        return {INPUT: self.input, **self.stages}
+
+    def reference(self, metric: str) -> str:
+        """Which file the metric compared with; empty where it needs none or none is recorded."""
+        key = metric_info(metric).reference
+        return str((self.model_extra or {}).get(key) or "")
+
+
+class JournalHead(Document):
+    """The first line of a journal: which evaluation it belongs to."""
+
+    digest: str
+
+
+class Judged(Document):
+    """A further line of a journal: what a worker found out about one photograph.
+
+    ``left_out`` holds the reasons by metric, ``environment`` what the values were computed with.
+    """
+
+    index: int
+    name: str
+    values: ImageValues
+    left_out: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
