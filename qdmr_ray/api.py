@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from qdmr_ray.config import Experiment
     from qdmr_ray.evaluate.compare import Comparison
+    from qdmr_ray.evaluate.results import Evaluation
     from qdmr_ray.restore.inputs import Failure
     from qdmr_ray.restore.restoration import Checkpoint, Report, RestoreSettings
     from qdmr_ray.sweeps.plan import Plan
@@ -115,7 +116,7 @@ def evaluate(
     out: Place | None = None,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Restores and measures a test set with a run's stages; returns what ``evaluation.json`` holds.
 
     Called again for the same models, data and settings, it goes on where it was interrupted.
