@@ -102,7 +102,7 @@ def test_compares_runs_and_evaluates_no_run(tmp_path: Path) -> None:
         (tmp_path / run / "evaluation.json").write_text(json.dumps(content))
     runs = [tmp_path / "a", open_location(tmp_path / "b")]
     comparison = qdmr_ray.compare(runs, metrics=["psnr"], reference="a/base")
-    assert comparison.rows["b/base"]["psnr"].mean == pytest.approx(22.5)
+    assert comparison.rows["b/base"]["psnr"].statistics.mean == pytest.approx(22.5)
     assert comparison.rows["input"]["psnr"].p is not None
     with pytest.raises(QdmrError, match="neither a run folder nor a trained model"):
         qdmr_ray.evaluate(tmp_path / "none")
