@@ -83,6 +83,10 @@ def run_demo(
     say(f"data: photographs of scikit-image and scikit-learn through two lenses, in {out / 'data'}")
     make_demo_data(out, progress)
     run = train_run(experiment, storage=str(out.parent), say=say)
-    evaluation = evaluate_run(run, progress=lambda done, total: progress("evaluate", done, total))
+    evaluation = evaluate_run(
+        run,
+        progress=lambda done, total: progress("evaluate", done, total),
+        codebook_progress=lambda done, total: progress("codebook", done, total),
+    )
     say(f"report: {build_report(out)}")
     return evaluation

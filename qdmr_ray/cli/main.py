@@ -153,6 +153,7 @@ def evaluate(
             out=out,
             overrides=overrides or (),
             progress=lambda done, total: progress("evaluate", done, total),
+            codebook_progress=lambda done, total: progress("codebook", done, total),
         )
     print_evaluation(evaluation)
     if evaluation.failed:

@@ -30,6 +30,7 @@ from qdmr_ray.config import (
 )
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.codebook.compute import renew_view
 from qdmr_ray.evaluate.journal import RESULTS_FILE, ResultsFile
 from qdmr_ray.evaluate.metrics.metric import Metric
 from qdmr_ray.evaluate.metrics.registry import metrics_for
@@ -74,16 +75,21 @@ def evaluate_run(
     out: str | None = None,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    codebook: bool = True,
+    codebook_progress: Progress | None = None,
 ) -> Evaluation:
     """Restores the test set with every trained stage of a run (or with one ``final`` folder).
 
     Writes ``evaluation.json`` and the pictures into the run, or into ``out``. A photograph that
     fails stands under ``failed`` with its reason, and the others are judged. A single model's stage
-    is named by its folder. Ray is started or joined when it is needed.
+    is named by its folder. Ray is started or joined when it is needed. Where the run has a VQGAN
+    and its own dataset was evaluated, the view of its codebook is written as well, unless
+    ``codebook`` is False.
 
     Args:
         overrides: ``evaluation.…=value`` and ``weights.…=value``, replacing the run's settings.
-        progress: called with the photographs that are done and the photographs in all.
+        progress: called with the photographs that are done and the photographs in all;
+            ``codebook_progress`` likewise with crops.
 
     Raises:
         QdmrError: nothing trained there, no test set, or a damaged file.
@@ -128,6 +134,8 @@ def evaluate_run(
     rows = [results.rows[index] for index in sorted(results.rows)]
     evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
     evaluation.write(place.join(EVALUATION_FILE))
+    if codebook and own:
+        renew_view(run, place, codebook_progress)
     return evaluation
 
 

@@ -16,11 +16,9 @@ What is done to a file, and why:
 from __future__ import annotations
 
 import io
-import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -28,31 +26,23 @@ from PIL import ExifTags, Image
 from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.storage import write_file_atomic
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 # 65535 / 255: the factor between full scale at 16 and at 8 bits.
 _SIXTEEN_TO_EIGHT = 257
 SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
-# A TIFF's tags, and what they say: black is 65535; each colour lies in a plane of its own.
-_TIFF_BITS_PER_SAMPLE, _TIFF_PHOTOMETRIC, _TIFF_PLANAR, _TIFF_ORIENTATION = 258, 262, 284, 274
-_TIFF_EXTRA_SAMPLES = 338
-_MIN_IS_WHITE, _PLANES = 0, 2
+# A TIFF's tags, and values of the third.
+_TIFF_BITS_PER_SAMPLE, _TIFF_ORIENTATION, _TIFF_EXTRA_SAMPLES = 258, 274, 338
 _NO_ALPHA, _PREMULTIPLIED = 0, 1
-# 12 bits, which Pillow gives as they are, spread over 16.
-_TWELVE_BITS, _FULL_TWELVE, _FULL_SIXTEEN = (12,), 4095, 65535
+# Values of 12 bits are spread over 16.
+_TWELVE_BITS, _FULL_TWELVE, _FULL_SIXTEEN = 12, 4095, 65535
 # A PNG's bit depth lies at a fixed place: 8 bytes of signature, then the IHDR chunk's length,
 # name, width and height of 4 bytes each.
 _PNG_BIT_DEPTH_AT = 24
-# Pillow's layouts of 16-bit colour, each with the one that finds the low byte where it looks for
-# the high one. "N" is this machine's own order.
-_OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-_LOW_BYTES = {
-    f"{mode};16{order}": f"{mode};16{other}"
-    for mode in ("RGB", "RGBA", "RGBX")
-    for order, other in _OTHER_ORDER.items()
-}
-_PNG_GREY_ALPHA = "LA;16B"
 # EXIF orientation -> (transpose, then flip vertically, then flip horizontally).
 _ORIENTATIONS = {
     1: (False, False, False),
@@ -144,6 +134,12 @@ def encode_png(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def to_photograph(image: Tensor) -> np.ndarray:
+    """uint8 (H, W, 3) of one image (3, H, W): clamped to [0, 1], times 255, rounded."""
+    pixels = image.detach().float().clamp(0, 1).mul(255).round()
+    return pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes uint8 (H, W, 3) or (H, W) as a PNG; the file is there completely or not at all.
 
@@ -177,7 +173,8 @@ def is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
         return True
     if image.format == "PNG":
         return data[_PNG_BIT_DEPTH_AT] == 16
-    return 16 in tuple(_tiff_tags(image).get(_TIFF_BITS_PER_SAMPLE, ()))
+    tags = getattr(image, "tag_v2", {})
+    return 16 in tuple(tags.get(_TIFF_BITS_PER_SAMPLE, ()))
 
 
 def read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
@@ -187,79 +184,38 @@ def read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
     Raises:
         QdmrError: the values lie in a way that can't be read exactly.
     """
-    tags = _tiff_tags(image)
-    if image.mode in SIXTEEN_BIT_GREY:
-        grey = np.asarray(image)[..., None].astype(np.uint16)
-        if tuple(tags.get(_TIFF_BITS_PER_SAMPLE, ())) == _TWELVE_BITS:
-            grey = np.rint(grey * (_FULL_SIXTEEN / _FULL_TWELVE)).astype(np.uint16)
-        # Pillow turns 8 bits round, not 16.
-        return _FULL_SIXTEEN - grey if tags.get(_TIFF_PHOTOMETRIC) == _MIN_IS_WHITE else grey
-    if tags.get(_TIFF_PLANAR) == _PLANES:
-        return _read_planes(data, image.tell(), name)
-    return _read_both_bytes(image, data, name)
-
-
-def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
-    return getattr(image, "tag_v2", {})
-
-
-def _read_planes(data: bytes, number: int, name: str) -> np.ndarray:
-    """A TIFF page whose colours lie apart: Pillow loses low bytes of compressed ones, unnoticed."""
-    # Only here, since few photographs need it.
+    # Only here, since few photographs need them.
+    import imagecodecs
     import tifffile
 
+    if image.format == "PNG":
+        return np.atleast_3d(imagecodecs.png_decode(data))
     with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages[number].aspage()
-        try:
-            # (planes, depth, height, width, 1)
-            planes = page.asarray(squeeze=False)[:, 0, :, :, 0]
-        except ValueError as error:  # A compression that takes another package.
+        page = file.pages[image.tell()].aspage()
+        extra = tuple(page.tags.valueof(_TIFF_EXTRA_SAMPLES) or ())
+        orientation = page.tags.valueof(_TIFF_ORIENTATION) or 1
+        if _PREMULTIPLIED in extra:
             raise QdmrError(
-                f"{name}: 16-bit colours in planes cannot be read exactly with this compression "
-                f"({one_line(error)}); save the picture uncompressed, or with its colours together"
-            ) from error
-        tags = {code: page.tags.valueof(code) for code in (_TIFF_EXTRA_SAMPLES, _TIFF_ORIENTATION)}
-    extra = tuple(tags[_TIFF_EXTRA_SAMPLES] or ())
-    if _PREMULTIPLIED in extra:
-        raise QdmrError(
-            f"{name}: 16-bit pixels that are multiplied with their transparency are not supported; "
-            "save the picture as plain 16-bit RGB or grey"
-        )
-    pixels = np.moveaxis(planes[:3] if extra[:1] == (_NO_ALPHA,) else planes[:4], 0, -1)
-    # As Pillow does with what it reads itself.
-    return oriented(pixels, tags[_TIFF_ORIENTATION] or 1)
-
-
-def _read_both_bytes(image: Image.Image, data: bytes, name: str) -> np.ndarray:
-    """Pillow's unpackers take the high byte of each value; told that the bytes come in the other
-    order, the same decoder takes the low one. So every compression that Pillow reads is exact."""
-    with Image.open(io.BytesIO(data)) as again:
-        again.seek(image.tell())
-        raw_mode = _raw_mode(again.tile[0].args)
-        if raw_mode == _PNG_GREY_ALPHA:
-            # Four bytes a pixel: grey high, grey low, alpha high, alpha low.
-            again.tile = [tile._replace(args="RGBA") for tile in again.tile]
-            again.load()
-            return np.ascontiguousarray(np.asarray(again)).view(">u2").astype(np.uint16)
-        if raw_mode not in _LOW_BYTES:
-            raise QdmrError(
-                f"{name}: 16-bit pixels in the layout {raw_mode} are not supported; "
-                "save the picture as plain 16-bit RGB or grey"
+                f"{name}: 16-bit pixels that are multiplied with their transparency are not "
+                "supported; save the picture as plain 16-bit RGB or grey"
             )
-        again.tile = [tile._replace(args=_with_low_bytes(tile.args)) for tile in again.tile]
-        again.load()
-        pixels = (np.asarray(image).astype(np.uint16) << 8) | np.asarray(again)
-    return pixels[..., :3] if image.mode == "RGBX" else pixels
-
-
-def _raw_mode(args: Any) -> str:
-    """The layout in a Pillow tile's arguments: alone for PNG, the first of several for TIFF."""
-    return args if isinstance(args, str) else args[0]
-
-
-def _with_low_bytes(args: Any) -> Any:
-    low = _LOW_BYTES[_raw_mode(args)]
-    return low if isinstance(args, str) else (low, *args[1:])
+        try:
+            # (planes, depth, height, width, samples): colours lie in planes or in samples.
+            planes = page.asarray(squeeze=False)
+        except ValueError as error:
+            raise QdmrError(
+                f"{name}: this compression of 16-bit pixels is not supported ({one_line(error)}); "
+                "save the picture uncompressed"
+            ) from error
+    pixels = planes[0, 0] if len(planes) == 1 else np.moveaxis(planes[:, 0, :, :, 0], 0, -1)
+    if page.bitspersample == _TWELVE_BITS:
+        pixels = np.rint(pixels * (_FULL_SIXTEEN / _FULL_TWELVE)).astype(np.uint16)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = _FULL_SIXTEEN - pixels
+    colours = pixels.shape[2] - len(extra)
+    alpha = bool(extra) and extra[0] != _NO_ALPHA
+    # Pillow turns the TIFF files that it reads itself, too.
+    return oriented(pixels[..., : colours + alpha], orientation)
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:

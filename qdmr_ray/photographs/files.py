@@ -30,6 +30,7 @@ from qdmr_ray.photographs.decode import (
     read_sixteen_bit,
 )
 from qdmr_ray.photographs.metadata import (
+    PNG_START,
     TABLES,
     XMP_TAG,
     Extras,
@@ -61,8 +62,6 @@ _JPEG_ENDINGS = (".jpeg", ".jpg")
 _LONGEST = {".webp": 16383, ".jpeg": 65500, ".jpg": 65500}
 # A segment's 65533 bytes without the name that XMP's begins with.
 _JPEG_XMP = 65504
-# A PNG's signature and its first chunk, which every other follows.
-_PNG_START = 33
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
 # A TIFF page's own kind: a smaller copy of another, or a mask of it.
@@ -274,7 +273,7 @@ def _eight_bit_file(suffix: str, photograph: Photograph, layers: np.ndarray) -> 
     buffer = io.BytesIO()
     image.save(buffer, **options)
     data = buffer.getvalue()
-    return data[:_PNG_START] + png_extras(extras) + data[_PNG_START:] if form == "PNG" else data
+    return data[:PNG_START] + png_extras(extras) + data[PNG_START:] if form == "PNG" else data
 
 
 def _with_xmp(exif: Image.Exif, xmp: bytes) -> Image.Exif:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Where a PNG's first chunk ends, which every other follows.
+PNG_START = 33
 XMP_TAG = 700
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1

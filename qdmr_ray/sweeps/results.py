@@ -137,7 +137,7 @@ def _final_figures(
         if stage is None:
             continue
         say(f"final figures of trial {record.id}")
-        evaluation = evaluate_run(run)
+        evaluation = evaluate_run(run, codebook=False)
         trials[record.id] = evaluation.stages[stage]
         found = {"images": evaluation.images, "input": evaluation.input, "trials": trials}
     return found

@@ -1,4 +1,4 @@
-"""Looking into a trained codebook: what source and target photographs choose from it.
+"""The view of a trained codebook: what source and target photographs choose from it.
 
     view = codebook_view(open_location("runs/demo"))
     write_view(view, open_location("runs/demo"))      # codebook.json and codebook.png
@@ -8,9 +8,9 @@ Needs no Ray: a bounded number of crops goes through the encoder in this process
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -21,21 +21,21 @@ from qdmr_ray.data.streaming.stream import DataSettings
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.codebook.atlas import atlas_picture
 from qdmr_ray.evaluate.codebook.usage import (
+    ATLAS_FILE,
     OWN_SHARE,
     SOURCE,
     TARGET,
+    USAGE_FILE,
     CodebookUsage,
     SetUsage,
-    usage_from_dict,
 )
 from qdmr_ray.models.files import load_model, read_description
+from qdmr_ray.models.layout import CONFIG_FILE, FINAL_FOLDER
 from qdmr_ray.nets import VQGAN
-from qdmr_ray.photographs.decode import encode_png
+from qdmr_ray.photographs.decode import encode_png, to_photograph
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import Location
-from qdmr_ray.train.logging.pictures import to_photograph
 
-USAGE_FILE, ATLAS_FILE = "codebook.json", "codebook.png"
 CROPS, CROP = 64, 256
 # Crops that go through the encoder at a time, and codes through the decoder: both bound memory.
 BATCH, CODES_AT_ONCE = 4, 256
@@ -76,7 +76,7 @@ def codebook_view(
     if crops < 1 or crop < 1 or not 0.5 < own_share <= 1:
         raise ValueError(f"crops={crops}, crop={crop}, own_share={own_share}")
     alone = read_description(run) is not None
-    folder = run if alone else run.join("vqgan", "final")
+    folder = run if alone else run.join("vqgan", FINAL_FOLDER)
     settings = DataSettings() if alone else _experiment(run).data
     weights = _weights_of(folder)
     if weights is None:
@@ -117,25 +117,34 @@ def write_view(view: CodebookView, place: Location) -> None:
         QdmrError: the place can't be written to.
     """
     place.join(ATLAS_FILE).write_bytes_atomic(encode_png(view.atlas))
-    text = json.dumps(view.usage.to_dict(), indent=1)
-    place.join(USAGE_FILE).write_bytes_atomic(text.encode())
+    view.usage.write(place.join(USAGE_FILE))
+
+
+def renew_view(run: Location, place: Location, progress: Progress | None = None) -> None:
+    """Writes the view of the run's codebook into ``place``, unless it is there or the run has no
+    trained VQGAN.
+
+    Raises:
+        QdmrError: as :func:`codebook_view` and :func:`write_view`.
+    """
+    weights = trained_weights(run)
+    if weights is None:
+        return
+    try:
+        stored = read_usage(place)
+    except QdmrError:
+        stored = None
+    if stored is None or stored.weights_sha256 != weights or not place.join(ATLAS_FILE).exists():
+        write_view(codebook_view(run, progress=progress), place)
 
 
 def read_usage(place: Location) -> CodebookUsage | None:
-    """What ``codebook.json`` in ``place`` says, ``None`` where there is none.
+    """``codebook.json`` in ``place``, None where there is none.
 
     Raises:
         QdmrError: the file is damaged.
     """
-    file = place.join(USAGE_FILE)
-    if file.size() is None:
-        return None
-    try:
-        return usage_from_dict(json.loads(file.read_bytes()))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise QdmrError(
-            f"{file.uri}: is damaged ({type(error).__name__}: {error}); run qdmr codebook again"
-        ) from error
+    return CodebookUsage.read_if_there(place.join(USAGE_FILE))
 
 
 def trained_weights(run: Location) -> str | None:
@@ -144,7 +153,7 @@ def trained_weights(run: Location) -> str | None:
     Raises:
         QdmrError: there is a model, but it is damaged or no VQGAN.
     """
-    return _weights_of(run.join("vqgan", "final"))
+    return _weights_of(run.join("vqgan", FINAL_FOLDER))
 
 
 def _weights_of(folder: Location) -> str | None:
@@ -206,8 +215,8 @@ def decode_tiles(network: VQGAN, *, codes_at_once: int = CODES_AT_ONCE) -> np.nd
 
 
 def _experiment(run: Location) -> Experiment:
-    config = run.join("config.yaml")
-    if config.size() is None:
+    config = run.join(CONFIG_FILE)
+    if not config.exists():
         raise QdmrError(
             f"{run.uri} is not a run folder: it has no config.yaml; name the folder that qdmr "
             "train or qdmr demo wrote"
@@ -217,20 +226,15 @@ def _experiment(run: Location) -> Experiment:
 
 def _stacks(images: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
     """The images in their order, in stacks of one size and at most ``most``."""
-    stack: list[np.ndarray] = []
-    for image in images:
-        if stack and (len(stack) == most or image.shape != stack[0].shape):
+    for _, alike in groupby(images, key=lambda image: image.shape):
+        while stack := list(islice(alike, most)):
             yield stack
-            stack = []
-        stack.append(image)
-    if stack:
-        yield stack
 
 
 def _told(
     images: Iterable[np.ndarray], done: int, total: int, progress: Progress | None
 ) -> Iterator[np.ndarray]:
-    """The same images, each counted when the next is asked for."""
+    """The same images; ``progress`` counts each when the next one is asked for."""
     for number, image in enumerate(images, start=done + 1):
         yield image
         if progress is not None:

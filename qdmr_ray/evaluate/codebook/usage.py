@@ -1,16 +1,21 @@
-"""How source and target photographs use the codes of one codebook: counts and what they say.
+"""How source and target photographs use the codes of one codebook: counts and what follows.
 
-A codebook mixes the domains where both choose the same codes; codes that one domain alone chooses
-are its own, and what it puts there the other knows nothing of.
+A codebook mixes the domains where both choose the same codes. Codes that one domain alone chooses
+are its own: what it stores there is of no use to the other.
+
+    usage = CodebookUsage.read(open_location("runs/demo").join(USAGE_FILE))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import model_serializer, model_validator
+
+from qdmr_ray.storage.document import Document, Part
+
+USAGE_FILE, ATLAS_FILE = "codebook.json", "codebook.png"
 
 # A code is a domain's own where that domain makes this share of its use, or more.
 OWN_SHARE = 0.9
@@ -26,10 +31,9 @@ GROUP_LABELS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class SetUsage:
-    """Which codes one set chose: ``counts[k]`` is how often code k was, over ``crops`` squares cut
-    from ``photographs`` photographs."""
+class SetUsage(Part):
+    """The choices of one set: ``counts[k]`` is how often code k was chosen, over ``crops`` squares
+    cut from ``photographs`` photographs."""
 
     photographs: int
     crops: int
@@ -37,7 +41,7 @@ class SetUsage:
 
     @property
     def choices(self) -> int:
-        """Places of the code maps, each of which chose one code."""
+        """The places in all code maps; each chose one code."""
         return sum(self.counts)
 
     @property
@@ -63,12 +67,12 @@ class SetUsage:
         return float(np.exp(-(frequencies * np.log(frequencies)).sum()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class CodebookUsage:
-    """The use of one codebook by both domains, and what it was counted on.
+class CodebookUsage(Document):
+    """``codebook.json``: the use of one codebook by both domains, and what it was counted on.
 
-    ``crop`` is the largest side of the squares in pixels, ``own_share`` the share from which on a
-    code is a domain's own; ``weights_sha256`` and ``data_digest`` tell network and dataset.
+    ``crop`` is the largest side of the squares in pixels, ``own_share`` the share of its use from
+    which on a code is a domain's own; ``weights_sha256`` and ``data_digest`` identify network and
+    dataset. The file also holds everything that follows from the counts; a reader computes it anew.
     """
 
     source: SetUsage
@@ -127,9 +131,23 @@ class CodebookUsage:
         group_places = np.array([GROUPS.index(group) for group in groups])
         return np.lexsort((np.arange(self.codes), -use, share, group_places)).tolist()
 
-    def to_dict(self) -> dict[str, Any]:
-        """What ``codebook.json`` holds; a dead code's target share is null."""
-        shares = self.target_share
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, content: Any) -> Any:
+        sets = content.get("sets") if isinstance(content, dict) else None
+        return {**content, **sets} if isinstance(sets, dict) else content
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        counts = self.source.counts, self.target.counts
+        if not counts[0] or len(counts[0]) != len(counts[1]) or min(map(min, counts)) < 0:
+            raise ValueError("counts must be one list of counts for each set, of the same length")
+        return self
+
+    @model_serializer
+    def _to_file(self) -> dict[str, Any]:
+        # A dead code's target share is null.
+        shares = self.target_share.tolist()
         return {
             "codes": self.codes,
             "crop": self.crop,
@@ -138,49 +156,15 @@ class CodebookUsage:
             "divergence_bits": self.divergence,
             "target_on_source_codes": self.target_on_source_codes,
             "groups": self.group_sizes(),
-            "target_share": [None if np.isnan(share) else float(share) for share in shares],
+            "target_share": [None if share != share else share for share in shares],
             "weights_sha256": self.weights_sha256,
             "data_digest": self.data_digest,
         }
 
 
-def usage_from_dict(content: Mapping[str, Any]) -> CodebookUsage:
-    """What :meth:`CodebookUsage.to_dict` gave; everything that follows from the counts is made
-    anew.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is something else.
-    """
-    sets = {
-        name: SetUsage(
-            photographs=int(content["sets"][name]["photographs"]),
-            crops=int(content["sets"][name]["crops"]),
-            counts=tuple(int(count) for count in content["sets"][name]["counts"]),
-        )
-        for name in (SOURCE, TARGET)
-    }
-    sizes = {len(usage.counts) for usage in sets.values()}
-    if len(sizes) > 1 or not min(sizes) or any(min(usage.counts) < 0 for usage in sets.values()):
-        raise ValueError("counts must be one list of counts for each set, of the same length")
-    return CodebookUsage(
-        **sets,
-        crop=int(content["crop"]),
-        own_share=float(content["own_share"]),
-        weights_sha256=str(content.get("weights_sha256", "")),
-        data_digest=str(content.get("data_digest", "")),
-    )
-
-
 def _set_dict(usage: SetUsage) -> dict[str, Any]:
-    return {
-        "photographs": usage.photographs,
-        "crops": usage.crops,
-        "choices": usage.choices,
-        "used": usage.used,
-        "used_share": usage.used_share,
-        "perplexity": usage.perplexity,
-        "counts": list(usage.counts),
-    }
+    derived = ("choices", "used", "used_share", "perplexity")
+    return {**usage.model_dump(mode="json"), **{name: getattr(usage, name) for name in derived}}
 
 
 def _relative_entropy(of: np.ndarray, to: np.ndarray) -> float:

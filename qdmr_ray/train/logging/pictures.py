@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from qdmr_ray.photographs.decode import to_photograph
+
 GAP = 4
 CAPTION_HEIGHT = 14
 BACKGROUND = (24, 26, 30)
@@ -16,12 +18,6 @@ CAPTION_COLOUR = (230, 230, 230)
 # Sheets are enlarged by a whole factor until they are at least this wide, so that small training
 # crops can be seen.
 READABLE_WIDTH = 720
-
-
-def to_photograph(image: Tensor) -> np.ndarray:
-    """uint8 (H, W, 3) of one image (3, H, W): clamped to [0, 1], times 255, rounded."""
-    pixels = image.detach().float().clamp(0, 1).mul(255).round()
-    return pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
 
 
 def sample_sheet(pictures: Mapping[str, Tensor], count: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.codebook import compute
 from qdmr_ray.evaluate.codebook.atlas import SOURCE_COLOUR, TARGET_COLOUR, atlas_picture
 from qdmr_ray.evaluate.codebook.compute import (
     codebook_view,
@@ -21,9 +22,12 @@ from qdmr_ray.evaluate.codebook.compute import (
     cut_crops,
     decode_tiles,
     read_usage,
+    renew_view,
+    trained_weights,
     write_view,
 )
-from qdmr_ray.evaluate.codebook.usage import CodebookUsage, SetUsage, usage_from_dict
+from qdmr_ray.evaluate.codebook.usage import CodebookUsage, SetUsage
+from qdmr_ray.models.files import save_model
 from qdmr_ray.nets import VQGAN, NetworkSettings
 from qdmr_ray.storage import Location, open_location
 
@@ -129,8 +133,9 @@ def test_the_dictionary_holds_all_figures_and_gives_the_same_usage_again() -> No
     usage = usage_of([3, 1, 0], [0, 2, 0])
     content = json.loads(json.dumps(usage.to_dict()))
 
-    assert usage_from_dict(content) == usage
+    assert CodebookUsage.from_dict(content, "codebook.json") == usage
     assert set(content) == {
+        "format",
         "codes",
         "crop",
         "own_share",
@@ -171,7 +176,7 @@ def test_a_damaged_file_is_named(damage, tmp_path: Path) -> None:
     damage(content)
     (tmp_path / "codebook.json").write_text(json.dumps(content))
 
-    with pytest.raises(QdmrError, match=r"codebook\.json: is damaged"):
+    with pytest.raises(QdmrError, match=r"codebook\.json: .*the file is damaged"):
         read_usage(place)
 
 
@@ -284,3 +289,37 @@ def test_the_command_prints_and_writes(
         "codebook.json",
         "codebook.png",
     ]
+
+
+def test_the_view_is_renewed_only_for_another_network(
+    run: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_network: NetworkSettings
+) -> None:
+    """`qdmr evaluate` calls this at its end, again for each evaluation."""
+    counted: list[str] = []
+    original = compute.count_codes
+    monkeypatch.setattr(
+        compute, "count_codes", lambda *given: counted.append("set") or original(*given)
+    )
+    place = open_location(tmp_path / "out")
+    renew_view(run, place)
+    renew_view(run, place)
+    assert counted == ["set", "set"]
+    usage = read_usage(place)
+    assert usage is not None
+    assert usage.weights_sha256 == trained_weights(run)
+    # What is damaged or lost is made again.
+    (tmp_path / "out" / "codebook.json").write_text("{}")
+    renew_view(run, place)
+    (tmp_path / "out" / "codebook.png").unlink()
+    renew_view(run, place)
+    assert len(counted) == 6
+    network = VQGAN(tiny_network)
+    save_model(run.join("vqgan", "final"), network, kind="vqgan", step=2, digest="")
+    renew_view(run, place)
+    assert len(counted) == 8
+    assert read_usage(place) != usage
+
+
+def test_a_run_without_a_vqgan_has_no_view(tmp_path: Path) -> None:
+    renew_view(open_location(tmp_path), open_location(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
