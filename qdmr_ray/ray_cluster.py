@@ -1,24 +1,20 @@
-"""Starting or joining Ray, and checking that it can hold what is about to run."""
+"""Joining or starting Ray, and what a command asks of it: one rule for every command.
+
+ensure_ray()                     # the cluster at RAY_ADDRESS, else a Ray of this command's own
+check_cpus(experiment)
+gpu = uses_gpu(experiment)
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from typing import Any
 
 import ray
 import torch
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-    get_or_create_autoscaling_coordinator,
-)
-from ray.data._internal.execution.node_trackers.actor_location import (
-    get_or_create_actor_location_tracker,
-)
-from ray.data._internal.stats import get_or_create_stats_actor
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.data.streaming.stream import required_cpus
@@ -26,83 +22,89 @@ from qdmr_ray.errors import QdmrError, SettingsError
 
 # A worker, and a CPU for Ray Data beside it.
 SMALLEST_LOCAL_CPUS = 2
-# A resource of heads whose cluster has an autoscaler.
+# The resource that the head of a cluster with an autoscaler offers.
 AUTOSCALING = "autoscaling"
 # Set by the command line's -v.
 VERBOSE_VARIABLE = "QDMR_VERBOSE"
-_STDERR = 2
-_REMARK = b"Set ray log level from environment variable"
+
+# Settings of Ray's that a user's own environment overrides.
+_EVERYWHERE = {
+    # An experiment must not phone home from a cluster whose owner wasn't asked.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers' prints reach the driver once, through Ray's log forwarding.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+}
+_ON_A_CLUSTER = {
+    # Fills the dashboard's page of training runs.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+}
+_LOCALLY = {
+    # There is no dashboard whose page of training runs could be filled.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Ray runs workers at nice 15. On a machine that does anything else, training would wait for it
+    # at every thread barrier.
+    "RAY_worker_niceness": "0",
+    # Ray frees what nobody uses once a second; crops go faster than that.
+    "RAY_free_objects_period_milliseconds": "100",
+    # How often Ray Train looks at its workers: their end and their loss are seen sooner.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Nobody drains the only node. A process less, which takes 1.5 s of a CPU to start.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+_QUIETLY = {
+    # The core's error level reports an actor option that Ray Data and Ray Train choose themselves
+    # (ray-project/ray #53727).
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 
 
-def ensure_ray() -> None:
+def ensure_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
     """Joins the cluster that ``RAY_ADDRESS`` names, or starts an embedded local Ray.
+
+    Nothing happens where Ray runs in this process already. ``runtime_env`` is what Ray's workers
+    need beside this package, such as ``{"py_modules": [...]}``.
 
     Raises:
         QdmrError: the cluster can't be reached.
     """
     if ray.is_initialized():
         return
-    # An experiment must not phone home from a cluster whose owner wasn't asked.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers' prints reach the driver once, through Ray's log forwarding.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # The dashboard's page of training runs, where there is a dashboard.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1" if joins_a_cluster() else "0")
     verbose = bool(os.environ.get(VERBOSE_VARIABLE))
-    level = logging.INFO if verbose else logging.ERROR
+    variables = _EVERYWHERE | (_ON_A_CLUSTER if joins_a_cluster() else _LOCALLY)
+    for name, value in (variables if verbose else variables | _QUIETLY).items():
+        os.environ.setdefault(name, value)
     if not verbose:
-        _quiet()
+        # What a user must know arrives as an error, and the progress bar is not broken up.
+        for name in ("ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
-    remark: AbstractContextManager[None] = nullcontext() if verbose else _without_the_cores_remark()
     try:
-        with remark:
-            _init(address, level, verbose=verbose)
+        _start_or_join(address, verbose=verbose, runtime_env=dict(runtime_env or {}))
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         hint = ""
         if address and os.environ.get("RAY_AUTH_MODE") != "token":
             hint = " (where the cluster asks for a token, set RAY_AUTH_MODE=token)"
         raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}{hint}") from error
-    _start_helpers_here()
 
 
-def _init(address: str | None, level: int, *, verbose: bool) -> None:
+def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str, Any]) -> None:
+    options: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": verbose,
+        "runtime_env": runtime_env,
+    }
     if address:
-        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        ray.init(address, **options)
+        # Imported late: most commands start a Ray of their own.
+        from qdmr_ray.ray_compat import start_data_actors_here
+
+        start_data_actors_here()
         return
+    # Without an address Ray joins whichever cluster was started last on this machine: that of
+    # another command, which takes it along when it ends.
     cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
-    # Ray runs workers at nice 15. On a machine that does anything else, training would
-    # wait for it at every thread barrier.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray frees what nobody uses once a second; crops go faster than that.
-    os.environ.setdefault("RAY_free_objects_period_milliseconds", "100")
-    # How often Ray Train looks at its workers: their end and their loss are seen sooner.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Nobody drains the only node. A process less, which takes 1.5 s of a CPU to start.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # Without an address Ray joins whichever cluster was started last on this machine: that
-    # of another command, which takes it along when it ends.
-    ray.init(
-        "local",
-        num_cpus=cpus,
-        include_dashboard=False,
-        logging_level=level,
-        log_to_driver=verbose,
-    )
-
-
-def _start_helpers_here() -> None:
-    """Starts Ray Data's and Ray Train's lasting actors on this node.
-
-    Each is made by whoever needs it first, on the node where that runs, and stays until the cluster
-    ends: left to a training worker, they would keep the autoscaler from giving back its node, and
-    be gone for everybody when a spot instance is taken away. Where Ray ends with this command, only
-    the one that every training waits for is started, beside the controller and not after it.
-    """
-    get_or_create_autoscaling_coordinator()
-    if joins_a_cluster():
-        get_or_create_stats_actor()
-        get_or_create_actor_location_tracker()
+    ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
 
 
 def joins_a_cluster() -> bool:
@@ -110,45 +112,12 @@ def joins_a_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def _quiet() -> None:
-    """Ray's own remarks go to its log files alone: what a user must know arrives as an error, and
-    the progress bar is not broken up. ``-v`` shows everything."""
-    # The core's error level reports an actor option that Ray Data and Ray Train choose themselves
-    # (ray-project/ray #53727). Read when Ray starts.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    for name in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-@contextmanager
-def _without_the_cores_remark() -> Iterator[None]:
-    """Ray's core says that it has read the level of its log, which nothing switches off.
-
-    It writes to the process's standard error and not to Python's. What else is written there
-    meanwhile comes when the block ends.
-    """
-    sys.stderr.flush()
-    stderr = os.dup(_STDERR)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), _STDERR)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(stderr, _STDERR)
-            os.close(stderr)
-            caught.seek(0)
-            for line in caught:
-                if _REMARK not in line:
-                    os.write(_STDERR, line)
-
-
 def capacity() -> dict[str, float]:
-    """Resources that the cluster has; infinite CPUs and GPUs where it grows when it has to.
+    """The cluster's resources, with infinite CPUs and GPUs where it grows when it has to.
 
-    Ray (2.60) tells nobody how far its autoscaler goes, not even that there is one. So the head of
-    a cluster that has one offers the resource ``autoscaling`` (``cluster/`` does so); and one
-    without any CPU can only be about to grow.
+    Ray (2.60) tells nobody how far its autoscaler goes, not even that there is one. The head of a
+    cluster that has one therefore offers the resource ``autoscaling`` (as ``cluster/`` does); and a
+    cluster without any CPU can only be about to grow.
     """
     now: dict[str, float] = ray.cluster_resources()
     if now.get(AUTOSCALING) or not now.get("CPU"):
@@ -157,7 +126,7 @@ def capacity() -> dict[str, float]:
 
 
 def uses_gpu(experiment: Experiment) -> bool:
-    """Whether the workers train on GPUs: as set, or when the cluster has enough of them.
+    """Whether the workers train on GPUs: as ``scaling.gpu`` says, else if there are enough.
 
     Raises:
         SettingsError: GPUs are asked for and the cluster has fewer, or a setting needs one.
@@ -184,7 +153,7 @@ def uses_gpu(experiment: Experiment) -> bool:
 
 
 def check_cpus(experiment: Experiment) -> None:
-    """Training and its loading tasks must fit together, or Ray Data would wait for ever.
+    """Checks that training and its loading tasks fit together; Ray Data would wait for ever.
 
     Raises:
         SettingsError: the cluster has too few CPUs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from faulty_store import FaultyStore
 
 pytest_plugins = ["run_fixtures"]
+
+# Read in this process and those that it starts: no test scrapes what Prometheus would wait for.
+os.environ.setdefault("QDMR_PATIENCE_EXPORT", "0.1")
 
 # Height and width of the tiny dataset's photographs, in pixels.
 TINY_FRAME = (64, 96)

@@ -16,7 +16,6 @@ from local_ray import local_ray
 from ray._common.utils import reset_ray_address
 from ray._private.utils import write_ray_address
 
-from qdmr_ray import ray_cluster as cluster
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.ray_cluster import check_cpus, uses_gpu
@@ -145,18 +144,3 @@ def test_a_recording_without_a_gpu_is_refused_before_anything_starts(
         uses_gpu(experiment)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     assert uses_gpu(experiment)
-
-
-def test_only_the_cores_remark_is_kept_back(capfd: pytest.CaptureFixture[str]) -> None:
-    """What else a start says is shown, also when it fails."""
-
-    def start() -> None:
-        with cluster._without_the_cores_remark():
-            os.write(2, b"[..] logging.cc: Set ray log level from environment variable X to 3\n")
-            os.write(2, b"said by the core\n")
-            raise ConnectionError
-
-    with pytest.raises(ConnectionError):
-        start()
-    os.write(2, b"said afterwards\n")
-    assert capfd.readouterr().err == "said by the core\nsaid afterwards\n"

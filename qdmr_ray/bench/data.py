@@ -21,6 +21,7 @@ import numpy as np
 import ray.train
 import torch
 import torch.utils.data
+from ray.train.torch import TorchTrainer
 
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.packing.pack import PackSettings, pack
@@ -30,7 +31,7 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.photographs.decode import write_png
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.ray_trainer import Trainer
+from qdmr_ray.train.ray_trainer import Fit
 
 SEED = 0
 # The task of the training worker leaves its rate here.
@@ -79,14 +80,14 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> DataRate
         size = manifest.set("source").sizes[0]
         ensure_ray()
         say("reading, in a Ray Train worker")
-        trainer = Trainer(
+        trainer = TorchTrainer(
             _measure,
             train_loop_config={"bench": asdict(bench), "path": path, "out": folder},
             scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=False),
             run_config=ray.train.RunConfig(name="bench", storage_path=folder),
         )
         try:
-            trainer.fit()
+            Fit(trainer).result()
         except ray.train.TrainingFailedError as error:
             raise QdmrError(f"bench data failed: {' '.join(str(error).split())}") from error
         rates = json.loads((Path(folder) / _RESULT_FILE).read_text())

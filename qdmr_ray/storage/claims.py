@@ -31,29 +31,32 @@ from types import TracebackType
 from typing import Any
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.patience import CLAIM_BEAT, CLAIM_STALE
 from qdmr_ray.storage import Location
 
-BEAT_SECONDS = 10.0
-# Without a sign of life for this long a holder counts as gone.
-STALE_SECONDS = 90.0
 _POLL_SECONDS = 1.0
 _CLAIM = re.compile(r"(\d{6})\.json")
 _RELEASED = "released"
 
 
 class Claims:
-    """The claims in ``folder``; ``endpoint`` is that of an S3-compatible store."""
+    """The claims in ``folder``; ``endpoint`` is that of an S3-compatible store.
+
+    ``beat`` and ``stale`` are seconds between two signs of life, and without one until a holder
+    counts as gone; by default those of ``qdmr_ray.patience``.
+    """
 
     def __init__(
         self,
         folder: Location,
         *,
         endpoint: str | None = None,
-        beat: float = BEAT_SECONDS,
-        stale: float = STALE_SECONDS,
+        beat: float | None = None,
+        stale: float | None = None,
     ) -> None:
         self._folder, self._endpoint = folder, endpoint
-        self._beat, self._stale = beat, stale
+        self._beat = CLAIM_BEAT.seconds if beat is None else beat
+        self._stale = CLAIM_STALE.seconds if stale is None else stale
         # The holder's number and sign of life, and when this process saw it change.
         self._seen: tuple[int, bytes] | None = None
         self._seen_at = 0.0

@@ -12,12 +12,9 @@ from typing import Any
 import ray.train
 import torch
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
-from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.ray_compat import ControllerCallback, DefaultFailurePolicy, WorkerGroupCallback
 from qdmr_ray.train.logging.prometheus import PreemptionCounter
 
 # What a bug raises. RuntimeError and OSError are not among them: so a rank fails whose peer died.
@@ -63,17 +60,16 @@ class EndAtOnce(ray.train.UserCallback):
 class LostWhileStarting(DefaultFailurePolicy):
     """Counts a worker that is lost just before it begins among the failures of workers.
 
-    Ray Train (2.60) looks after workers before and after it tells them what to run, and takes what
-    happens in between for a failure of its own, which ends the run.
+    Ray Train (2.60) watches the workers before and after it tells them what to run, and takes a
+    loss in between for a failure of its own, which ends the run.
     """
 
-    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        """Called in the controller: whether to start again."""
+    def make_decision(self, training_failed_error: Any) -> Any:
+        """Called in the controller, to decide whether the workers start again."""
         error = training_failed_error
-        if isinstance(error, ControllerError):
-            cause = error.controller_failure
-            if isinstance(cause, RayActorError):
-                error = WorkerGroupError(str(cause), {0: cause})
+        cause = getattr(error, "controller_failure", None)
+        if isinstance(error, ray.train.ControllerError) and isinstance(cause, RayActorError):
+            error = ray.train.WorkerGroupError(str(cause), {0: cause})
         return super().make_decision(error)
 
 

@@ -27,6 +27,7 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import KIND_OF_STAGE, save_model
 from qdmr_ray.models.layout import BEGUN_FILE, CHECKPOINTS_FOLDER, FINAL_FOLDER
 from qdmr_ray.nets import QDMR, VQGAN
+from qdmr_ray.patience import REPORT
 from qdmr_ray.stages import Share, flush_denormals
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.build import built_stage
@@ -40,9 +41,6 @@ from qdmr_ray.train.snapshot import random_state, restore_random_state
 from qdmr_ray.train.validation import VALIDATED, Validation, mean_figures
 from qdmr_ray.train.worker_context import Host, RayTrainHost, threads_for
 
-# Says which settings a stage was begun with, before it has a result.
-# Ray Train takes one report in this time; what comes faster would wait in line.
-REPORT_SECONDS = 2.0
 # The end of the columns that count broken records.
 SKIPPED = "_skipped"
 T = TypeVar("T")
@@ -342,7 +340,7 @@ class Worker:
         """Rank 0 keeps its state and all ranks' random states, and all tell Ray Train."""
         iteration, now = self.stage.iteration, time.monotonic()
         last = iteration == self.settings.iterations
-        report = last or now - self._reported >= REPORT_SECONDS
+        report = last or now - self._reported >= REPORT.seconds
         states, reports = self._of_all_ranks((random_state(self.device), report))
         if self.rank == 0:
             progress = Progress(iteration, self.task.stage, self.task.digest, self._figures)

@@ -19,10 +19,10 @@ import torch.distributed
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 
+from qdmr_ray.patience import ASK_RAY
+
 # Ranks compare what they know so often; a notice leaves 30 s (Google) to 2 min (Amazon).
 AGREE_ITERATIONS = 8
-# Asking Ray is a call that all ranks wait for.
-ASK_RAY_SECONDS = 10.0
 
 _terminated = threading.Event()
 
@@ -89,6 +89,8 @@ class Notice:
         self._group, self._rank, self._is_leaving = group, rank, is_leaving
         self._asked_to_stop = asked_to_stop
         self._asked = time.monotonic()
+        # Not in each iteration, as all ranks wait for Ray's answer.
+        self._ask_after = ASK_RAY.seconds
         self._hurry = False
         self._pending: tuple[Any, torch.Tensor] | None = None
 
@@ -106,7 +108,7 @@ class Notice:
 
     def _own(self) -> tuple[bool, bool]:
         # Otherwise rank 0's clock alone decides when Ray is asked.
-        due = self._rank == 0 and time.monotonic() - self._asked >= ASK_RAY_SECONDS
+        due = self._rank == 0 and time.monotonic() - self._asked >= self._ask_after
         return _terminated.is_set() or self._asked_to_stop(), self._hurry or due
 
     def _agreed(self, iteration: int) -> tuple[bool, bool]:

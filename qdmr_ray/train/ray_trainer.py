@@ -8,21 +8,17 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
-from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from qdmr_ray.config import Experiment, ScalingSettings
-from qdmr_ray.ray_cluster import joins_a_cluster
+from qdmr_ray.patience import ABORT, SAVE, WATCH
+from qdmr_ray.ray_compat import ControllerCallback, TrainerWithPolicy, abort
 from qdmr_ray.train.failures import (
     ClearAway,
     EndAtOnce,
@@ -30,17 +26,11 @@ from qdmr_ray.train.failures import (
     Patience,
     training_error,
 )
-from qdmr_ray.train.logging.progress_bar import new_board, shown_progress
+from qdmr_ray.train.logging.board import new_board
+from qdmr_ray.train.logging.progress_bar import progress_bar
 from qdmr_ray.train.loop import Task, Worker, train_worker
 from qdmr_ray.train.preemption import WatchedTorchConfig
 from qdmr_ray.train.worker_context import OwnHost, Watch
-
-# How often the log's lines are fetched for who watches a stage.
-_WATCH_SECONDS = 0.5
-# Ending a training takes two seconds; one that is just being started is waited for.
-_ABORT_SECONDS = 30.0
-# How long a checkpoint may take that is written because of Ctrl-C.
-_SAVE_SECONDS = 120.0
 
 
 class Launch(Protocol):
@@ -67,12 +57,10 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
     scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
     trainer = _trainer(experiment, task, gpu, scratch)
     iterations = experiment.stage(task.stage).iterations
+    shown = nullcontext() if watch else progress_bar(task.stage, iterations, board)
     try:
-        if watch is None:
-            with shown_progress(task.stage, iterations, board):
-                _fit(trainer, board)
-        else:
-            _fit_watched(trainer, board, watch)
+        with shown:
+            _fit(trainer, board, watch or _nobody)
     except ray.train.TrainingFailedError as error:
         raise training_error(task.stage, error) from error
     finally:
@@ -109,8 +97,14 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
     resources = {"CPU": scaling.cpus_per_worker}
     if gpu:
         resources["GPU"] = scaling.gpus_per_worker
-    return Trainer(
+    failures = ray.train.FailureConfig(
+        max_failures=scaling.max_failures,
+        # Patience decides when it is enough.
+        controller_failure_limit=-1,  # type: ignore[call-arg]
+    )
+    return TrainerWithPolicy(
         train_worker,
+        failure_policy=LostWhileStarting(failures),  # type: ignore[arg-type]
         train_loop_config={"task": task},
         torch_config=WatchedTorchConfig(backend=_backend(scaling, gpu)),
         scaling_config=ray.train.ScalingConfig(
@@ -122,11 +116,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
         run_config=ray.train.RunConfig(
             name=f"{experiment.name}-{task.stage}",
             storage_path=scratch,
-            failure_config=ray.train.FailureConfig(
-                max_failures=scaling.max_failures,
-                # Patience says when it is enough.
-                controller_failure_limit=-1,  # type: ignore[call-arg]
-            ),
+            failure_config=failures,
             callbacks=[
                 EndAtOnce(experiment.name, task.stage),  # type: ignore[list-item]
                 ClearAway(),  # type: ignore[list-item]
@@ -135,35 +125,6 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
             ],
         ),
     )
-
-
-class Trainer(TorchTrainer):
-    """Without actors that have nothing to do, each of which takes 1.5 s of a CPU to start.
-
-    One hands out datasets: workers read by themselves (``data.stream``). One removes the workers'
-    placement group when the controller is gone; it asks the dashboard (ray-project/ray #54305), and
-    a Ray that ends with the command has none. With a policy for failures that forgives more, and
-    without Ray Train's answer to Ctrl-C, which would stay in place when the training has long ended
-    and makes a success of an interruption.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        # Unknown to annotations, which are those of an older trainer.
-        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        idle: tuple[type, ...] = (DatasetsCallback,)
-        if not joins_a_cluster():
-            idle += (PlacementGroupCleanerCallback,)
-        return [callback for callback in callbacks if not isinstance(callback, idle)]
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Python's own handler raises KeyboardInterrupt, which ends the training (``_fit``)."""
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        # An argument that no setting reaches.
-        arguments["failure_policy"] = LostWhileStarting(
-            self.run_config.failure_config  # type: ignore[arg-type]
-        )
-        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
 def _backend(scaling: ScalingSettings, gpu: bool) -> str:
@@ -179,8 +140,7 @@ def _worker_count(scaling: ScalingSettings) -> Any:
 
 
 class _Introduction(ControllerCallback):
-    """Tells the board who controls the training: Ray Train keeps that to itself, and has no call
-    that ends a training from outside."""
+    """Tells the board which actor controls the training, so that the driver can end it."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -190,68 +150,80 @@ class _Introduction(ControllerCallback):
         self._board.introduce.remote(ray.get_runtime_context().current_actor)
 
 
-def _fit(trainer: TorchTrainer, board: Any) -> None:
+class Fit:
+    """``trainer.fit()`` in a thread, so that this one can do something else and be interrupted.
+
+    In a main thread Ray Train would answer Ctrl-C itself: for good, and as if an interrupted
+    training had succeeded.
+    """
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        self._trainer = trainer
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="fit")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:  # Raised by result().
+            self._failure = error
+
+    def has_ended(self, *, within: float) -> bool:
+        """Whether the training ends ``within`` so many seconds."""
+        self._thread.join(within)
+        return not self._thread.is_alive()
+
+    def result(self) -> None:
+        """Waits for the end; raises what ``fit`` raised."""
+        while not self.has_ended(within=WATCH.seconds):
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+
+def _fit(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
+    """Trains, and calls ``watch`` with each line of the log in this thread.
+
+    What is raised here, such as the order of a sweep's scheduler to stop or the KeyboardInterrupt
+    of Ctrl-C, ends the training before it reaches the caller.
+    """
+    fit = Fit(trainer)
     try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        # A second one ends it without.
-        with suppress(KeyboardInterrupt):
-            _save_first(board)
+        ended = False
+        while not ended:
+            ended = fit.has_ended(within=WATCH.seconds)
+            for stage, iteration, metrics in ray.get(board.lines.remote()):
+                watch(stage, iteration, metrics)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            # A second Ctrl-C ends the training without a checkpoint.
+            with suppress(KeyboardInterrupt):
+                _save_first(board)
         _abort(board)
+        fit.has_ended(within=ABORT.seconds)
         raise
+    fit.result()
 
 
 def _save_first(board: Any) -> None:
     """Lets a training that has begun write a checkpoint, so that no step is done again."""
-    if ray.get(board.read.remote()) is None:
+    if ray.get(board.position.remote()) is None:
         return
     print("qdmr: saving a checkpoint; Ctrl-C again ends without", file=sys.stderr, flush=True)
     ray.get(board.stop.remote())
-    end = time.monotonic() + _SAVE_SECONDS
+    end = time.monotonic() + SAVE.seconds
     while not ray.get(board.left.remote()) and time.monotonic() < end:
-        time.sleep(_WATCH_SECONDS)
-
-
-def _fit_watched(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
-    """Calls ``watch`` here while the training runs in a thread: what ``watch`` raises, such as the
-    order of a sweep's scheduler to stop, ends the training before it reaches the caller."""
-    failures: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True, name="fit")
-    thread.start()
-    try:
-        while True:
-            ended = not thread.is_alive()
-            for stage, iteration, figures in ray.get(board.lines.remote()):
-                watch(stage, iteration, figures)
-            if ended:
-                break
-            time.sleep(_WATCH_SECONDS)
-    except BaseException:
-        _abort(board)
-        thread.join(_ABORT_SECONDS)
-        raise
-    if failures:
-        raise failures[0]
+        time.sleep(WATCH.seconds)
 
 
 def _abort(board: Any) -> None:
-    """Ends the training with its workers and its placement group.
-
-    Left to itself, a controller whose owner has gone leaves the placement group to a detached
-    actor, which finds out through the dashboard, and so never where there is none
-    (ray-project/ray #54305).
-    """
-    end = time.monotonic() + _ABORT_SECONDS
+    """Ends the training with its workers and its placement group, which would outlive it."""
+    end = time.monotonic() + ABORT.seconds
+    # A training that is just being started is waited for.
     while (controller := ray.get(board.controller.remote())) is None:
         if time.monotonic() > end:
             return
-        time.sleep(_WATCH_SECONDS)
+        time.sleep(WATCH.seconds)
     with suppress(ray.exceptions.RayError):
-        ray.get(controller.abort.remote(), timeout=_ABORT_SECONDS)
+        abort(controller, timeout=ABORT.seconds)

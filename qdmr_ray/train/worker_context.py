@@ -17,8 +17,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-# How often Ray passes a process's figures on to Prometheus (metrics_report_interval_ms).
-EXPORT_SECONDS = 10.0
+from qdmr_ray.patience import EXPORT
+from qdmr_ray.ray_compat import draining_nodes
 
 # Called with a stage's name, its iteration and the figures logged there.
 Watch = Callable[[str, int, Mapping[str, float]], None]
@@ -73,7 +73,7 @@ class RayTrainHost:
 
     def linger(self) -> None:
         """Waits for the next export: Ray Train kills all ranks as soon as one has failed."""
-        time.sleep(EXPORT_SECONDS)
+        time.sleep(EXPORT.seconds)
 
 
 class OwnHost:
@@ -94,9 +94,7 @@ class OwnHost:
 
     def is_leaving(self) -> bool:
         """Asks Ray whether this process's node is drained: only workers of Ray Train are told."""
-        # Ray Train's own watcher asks the same; Ray has no public call for it.
-        drained = ray._private.state.state.get_draining_nodes()
-        return ray.get_runtime_context().get_node_id() in drained
+        return ray.get_runtime_context().get_node_id() in draining_nodes()
 
     def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
         """Calls ``watch``."""

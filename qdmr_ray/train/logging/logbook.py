@@ -12,8 +12,8 @@ from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
+from qdmr_ray.train.logging.board import Reporter
 from qdmr_ray.train.logging.pictures import atlas_sheet, sample_sheet
-from qdmr_ray.train.logging.progress_bar import Reporter
 from qdmr_ray.train.logging.prometheus import Gauges
 from qdmr_ray.train.logging.run_files import Journal
 from qdmr_ray.train.worker_context import Host
