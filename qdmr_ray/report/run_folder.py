@@ -9,15 +9,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.names import STAGE_LABELS
-from qdmr_ray.models.layout import CONFIG_FILE, EVALUATION_FILE, METRICS_FILE, PICTURES_FOLDER
+from qdmr_ray.models.documents import Environment, Notes, parse_metrics
+from qdmr_ray.models.layout import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    NOTES_FILE,
+    PICTURES_FOLDER,
+)
 from qdmr_ray.report.evaluation import Evaluation, finite, is_figure, parse_evaluation
 from qdmr_ray.storage import Location
+from qdmr_ray.storage.document import Document
 
 PICTURE_SUFFIX = ".png"
 # Settings that weigh a loss term; at 0 the term is off.
@@ -34,8 +43,7 @@ TERMS = frozenset(
         "target_feature",
     }
 )
-# Keys of a metrics.jsonl line that are no scalars of the training.
-_LINE_KEYS = frozenset({"iteration", "time"})
+D = TypeVar("D", bound=Document)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +99,11 @@ def read_run(place: Location) -> RunData:
     """
     config, text = _read_config(place)
     run = RunData(place=place, config=config, config_text=text)
-    environment = read_json(place, "environment.json", dict, run.problems)
-    run.environment = {str(key): str(value) for key, value in (environment or {}).items()}
-    notes = read_json(place, "notes.json", list, run.problems)
-    run.notes = [str(note) for note in notes or []]
+    environment = _read_document(Environment, place.join(ENVIRONMENT_FILE), run.problems)
+    if environment is not None:
+        run.environment = {k: v for k, v in vars(environment).items() if v}
+    notes = _read_document(Notes, place.join(NOTES_FILE), run.problems)
+    run.notes = [*notes.notes] if notes else []
     run.stages = _stages(run)
     for stage in run.stages:
         curves = _read_curves(run, stage)
@@ -147,6 +156,15 @@ def read_json(place: Location, name: str, kind: type, problems: list[str]) -> An
     return None
 
 
+def _read_document(kind: type[D], file: Location, problems: list[str]) -> D | None:
+    """The document in ``file``; ``None`` where it is missing, or broken, which is a problem."""
+    try:
+        return kind.read_if_there(file)
+    except QdmrError as error:
+        problems.append(f"{file.name} cannot be read ({_one_line(error)})")
+        return None
+
+
 def switched_off(run: RunData) -> list[str]:
     """Names of the run's loss terms whose weight is 0, as in ``stages.vqgan.semantic``."""
     sections = run.config.get("stages")
@@ -184,34 +202,24 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
     try:
         if file.size() is None:
             return None
-        lines = file.read_bytes().decode("utf-8", errors="replace").splitlines()
+        lines, broken = parse_metrics(file.read_bytes())
     except QdmrError as error:
         run.problems.append(str(error))
         return None
-    records: dict[int, dict[str, Any]] = {}
-    broken = 0
-    for line in filter(str.strip, lines):
-        try:
-            record = json.loads(line)
-            # A resumed run goes through its last iterations again: the newest line counts.
-            records[int(record["iteration"])] = record
-        except (ValueError, TypeError, KeyError, OverflowError):
-            broken += 1
     if broken:
         run.problems.append(f"{stage}/{METRICS_FILE}: {broken} unreadable line(s) left out")
-    if not records:
+    if not lines:
         return None
     scalars: dict[str, tuple[list[int], list[float | None]]] = {}
-    for iteration in sorted(records):
-        for key, value in records[iteration].items():
-            if key not in _LINE_KEYS and (value is None or is_figure(value)):
-                iterations, values = scalars.setdefault(key, ([], []))
-                iterations.append(iteration)
-                values.append(finite(value))
-    times = [record["time"] for record in records.values() if finite(record.get("time"))]
+    for line in lines:
+        for name, value in line.metrics.items():
+            iterations, values = scalars.setdefault(name, ([], []))
+            iterations.append(line.iteration)
+            values.append(finite(value))
+    times = [line.time for line in lines if line.time]
     return StageCurves(
         scalars=scalars,
-        iterations=max(records),
+        iterations=lines[-1].iteration,
         seconds=max(times) - min(times) if len(times) > 1 else None,
     )
 

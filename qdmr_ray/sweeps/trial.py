@@ -18,6 +18,8 @@ from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.models.documents import read_metrics
+from qdmr_ray.models.layout import METRICS_FILE
 from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.record import TRIALS_FOLDER, finite
@@ -245,9 +247,8 @@ class Trial:
 
     def _logged(self, experiment: Experiment, stage: str) -> list[str]:
         sweep = open_location(self._context.sweep, endpoint=experiment.data.s3_endpoint)
-        file = sweep.join(TRIALS_FOLDER, experiment.name, stage, "metrics.jsonl")
-        lines = file.read_bytes().decode().splitlines() if file.exists() else []
-        return list(json.loads(lines[-1])) if lines else []
+        lines = read_metrics(sweep.join(TRIALS_FOLDER, experiment.name, stage, METRICS_FILE))
+        return list(lines[-1].metrics) if lines else []
 
 
 class MissingMetricError(QdmrError):

@@ -1,85 +1,96 @@
 """Checkpoints of a stage: written beside training, complete or not there, checked when read.
 
     store = CheckpointStore(run.join("uda", "checkpoints"), keep=2)
-    store.save(Progress(5000, "uda", digest), stage.state_dict(), [random_state(device)])
+    store.save(CheckpointState(iteration=5000, stage="uda", digest=digest), stage.state_dict())
     store.wait()  # ``save`` returned once everything was copied to memory; now it is stored
     found = store.newest()
 
-A checkpoint is a folder ``checkpoint_000005000`` with ``state.pt`` (the stage's ``state_dict``:
-its iteration is the position in the data, and the learning rates follow from it) and
-``rank_00000.pt``, ... (random states of each rank). ``complete.json`` is written last and names
-size and SHA-256 of each file: only what agrees with it counts.
+A checkpoint is a folder ``checkpoint_000005000`` with ``state.pt``, the stage's ``state_dict``. Its
+iteration is the position in the data, and the learning rates follow from it. No state of a random
+generator is kept: a step draws nothing, or from a generator seeded with its iteration.
+``complete.json`` is written last and names size and SHA-256 of each file: only what agrees with it
+counts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, field_validator
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
+from qdmr_ray.storage.document import Document, Part
 from qdmr_ray.train.snapshot import HostMemory
 
 STATE_FILE = "state.pt"
 COMPLETE_FILE = "complete.json"
-FORMAT = 1
 _FOLDER = re.compile(r"checkpoint_(\d{9,})")
 _log = logging.getLogger(__name__)
 
 
-def rank_file(rank: int) -> str:
-    """Name of the file with the random states of ``rank``."""
-    return f"rank_{rank:05d}.pt"
+class StoredFile(Part):
+    """A file of a checkpoint as it was written."""
+
+    bytes: int
+    sha256: str
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a checkpoint says about itself; ``metrics`` are the figures logged last."""
+class CheckpointState(Document):
+    """``complete.json``: what a checkpoint says about itself; ``metrics`` are those logged last.
+
+    Format 1 had a file of random states for each worker beside ``state.pt``, which is not used.
+    """
+
+    FORMAT: ClassVar[int] = 2
 
     iteration: int
     stage: str
     digest: str
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    files: dict[str, StoredFile] = Field(default_factory=dict)
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _nan_for_null(cls, metrics: Any) -> Any:
+        if not isinstance(metrics, Mapping):
+            return metrics
+        return {name: math.nan if value is None else value for name, value in metrics.items()}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files (those in ``contents``) agree with their checksums."""
+    """A checkpoint whose files agree with their checksums; ``data`` is that of ``state.pt``."""
 
     folder: Location
-    progress: Progress
-    world_size: int
-    contents: Mapping[str, bytes] = field(repr=False)
+    state: CheckpointState
+    data: bytes = field(repr=False)
 
     @property
     def name(self) -> str:
         """Name of its folder."""
         return self.folder.name
 
-    def state(self) -> dict[str, Any]:
-        """The stage's state, on the CPU."""
-        return self._loaded(STATE_FILE)
-
-    def random_state(self, rank: int) -> dict[str, Any]:
-        """What ``snapshot.random_state`` gave on ``rank``."""
-        return self._loaded(rank_file(rank))
-
-    def _loaded(self, name: str) -> dict[str, Any]:
+    def load(self) -> dict[str, Any]:
+        """The stage's ``state_dict``, on the CPU."""
         # Nothing in a checkpoint may run code.
         loaded: dict[str, Any] = torch.load(
-            io.BytesIO(self.contents[name]), map_location="cpu", weights_only=True
+            io.BytesIO(self.data), map_location="cpu", weights_only=True
         )
         return loaded
+
+
+class DamagedError(QdmrError):
+    """One line that names a checkpoint's file and what is wrong with it."""
 
 
 class CheckpointStore:
@@ -88,7 +99,8 @@ class CheckpointStore:
     Args:
         location: the folder, which need not exist.
         keep: how many of the newest are kept.
-        best_metric: a name in ``Progress.metrics``; the checkpoint with the best value is kept too.
+        best_metric: a name in ``CheckpointState.metrics``; the checkpoint with the best value is
+            kept too.
         best_mode: whether the smallest or the largest value is the best.
         warn: takes the line that names a damaged checkpoint.
     """
@@ -106,7 +118,7 @@ class CheckpointStore:
         self._keep, self._best_metric, self._best_mode = keep, best_metric, best_mode
         self._warn = warn
         self._memory = HostMemory()
-        self._records: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, CheckpointState] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -114,24 +126,20 @@ class CheckpointStore:
 
     def save(
         self,
-        progress: Progress,
-        state: Mapping[str, Any],
-        random_states: Sequence[Mapping[str, Any]],
-        before_complete: Callable[[], None] | None = None,
+        state: CheckpointState,
+        content: Mapping[str, Any],
+        before_complete: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copies ``state`` to memory and writes it in a thread, after the write before it.
+        """Copies ``content`` to memory and writes it in a thread, after the write before it.
 
-        ``random_states`` has an entry per rank. ``before_complete`` is called in the thread just
-        before the checkpoint counts.
+        ``before_complete`` is called in the thread just before the checkpoint counts.
 
         Raises:
             QdmrError: the write before this one failed.
         """
         self.wait()
-        copied = self._memory.copy(state)
-        self._writing = self._thread.submit(
-            self._write, progress, copied, list(random_states), before_complete
-        )
+        copied = self._memory.copy(content)
+        self._writing = self._thread.submit(self._write, state, copied, before_complete)
 
     def wait(self) -> None:
         """Returns when everything saved is stored.
@@ -145,34 +153,21 @@ class CheckpointStore:
 
     def _write(
         self,
-        progress: Progress,
-        state: Mapping[str, Any],
-        random_states: Sequence[Mapping[str, Any]],
-        before_complete: Callable[[], None] | None,
+        state: CheckpointState,
+        content: Mapping[str, Any],
+        before_complete: Callable[[], None],
     ) -> None:
-        self._remove_leftovers(progress.iteration)
-        folder = self._location.join(f"checkpoint_{progress.iteration:09d}")
-        files = {}
-        contents = [(STATE_FILE, state)]
-        contents += [(rank_file(rank), own) for rank, own in enumerate(random_states)]
-        for name, content in contents:
-            data = _serialised(content)
-            files[name] = {"bytes": data.nbytes, "sha256": hashlib.sha256(data).hexdigest()}
-            folder.join(name).write_bytes_atomic(data)
-        if before_complete is not None:
-            before_complete()
-        record = {
-            "format": FORMAT,
-            "iteration": progress.iteration,
-            "stage": progress.stage,
-            "digest": progress.digest,
-            "world_size": len(random_states),
-            # JSON has no NaN.
-            "metrics": {k: v if math.isfinite(v) else None for k, v in progress.metrics.items()},
-            "files": files,
-        }
-        folder.join(COMPLETE_FILE).write_bytes_atomic(json.dumps(record, indent=1).encode())
-        self._records[folder.name] = record
+        self._remove_leftovers(state.iteration)
+        folder = self._location.join(f"checkpoint_{state.iteration:09d}")
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        data = buffer.getbuffer()
+        stored = StoredFile(bytes=data.nbytes, sha256=hashlib.sha256(data).hexdigest())
+        folder.join(STATE_FILE).write_bytes_atomic(data)
+        before_complete()
+        state = state.model_copy(update={"files": {STATE_FILE: stored}})
+        state.write(folder.join(COMPLETE_FILE))
+        self._states[folder.name] = state
         self._prune()
 
     def _remove_leftovers(self, iteration: int) -> None:
@@ -180,43 +175,43 @@ class CheckpointStore:
         usable checkpoint, so anything later is damaged."""
         for folder in self._folders():
             ahead = _iteration_of(folder) >= iteration
-            if ahead or (folder.name not in self._records and not _is_completed(folder)):
+            if ahead or (folder.name not in self._states and not _is_completed(folder)):
                 self._delete(folder)
 
     def _prune(self) -> None:
-        folders = [folder for folder in self._folders() if self._record(folder) is not None]
-        kept = {folder.name for folder in folders[-self._keep :]}
-        rated = [folder for folder in folders if self._rating(folder) is not None]
+        found = [(folder, self._state(folder)) for folder in self._folders()]
+        usable = [(folder, state) for folder, state in found if state is not None]
+        kept = {folder.name for folder, _ in usable[-self._keep :]}
+        ratings = {folder.name: self._rating(state) for folder, state in usable}
+        rated = {name: rating for name, rating in ratings.items() if rating is not None}
         if rated:
             # Of equals the earliest: it is not replaced as long as nothing is better.
-            kept.add(min(rated, key=lambda folder: self._rating(folder) or 0.0).name)
-        for folder in folders:
+            kept.add(min(rated, key=rated.__getitem__))
+        for folder, _ in usable:
             if folder.name not in kept:
                 self._delete(folder)
 
-    def _rating(self, folder: Location) -> float | None:
-        """The smaller, the better; None where there is no value."""
-        record = self._record(folder)
-        metrics = record["metrics"] if record else {}
-        value = metrics.get(self._best_metric)
-        if value is None:
+    def _rating(self, state: CheckpointState) -> float | None:
+        """A number that is smaller for a better checkpoint; None where there is no value."""
+        value = state.metrics.get(self._best_metric or "", math.nan)
+        if not math.isfinite(value):
             return None
-        return float(value) if self._best_mode == "min" else -float(value)
+        return value if self._best_mode == "min" else -value
 
-    def _record(self, folder: Location) -> dict[str, Any] | None:
-        """What complete.json says; None where it is missing or damaged."""
-        if folder.name not in self._records:
+    def _state(self, folder: Location) -> CheckpointState | None:
+        """The content of complete.json, None where it is missing or damaged."""
+        if folder.name not in self._states:
             try:
-                self._records[folder.name] = _read_record(folder)
-            except _Damaged:
+                self._states[folder.name] = _read_state(folder)
+            except DamagedError:
                 return None
-        return self._records[folder.name]
+        return self._states[folder.name]
 
     def _delete(self, folder: Location) -> None:
         # A folder that is half deleted must not look like a damaged checkpoint.
         folder.join(COMPLETE_FILE).delete()
         folder.delete()
-        self._records.pop(folder.name, None)
+        self._states.pop(folder.name, None)
 
     # -- reading -----------------------------------------------------------------------------
 
@@ -231,29 +226,22 @@ class CheckpointStore:
                 continue
             try:
                 return _checked(folder)
-            except _Damaged as damage:
+            except DamagedError as damage:
                 self._warn(f"{damage}; going back to the checkpoint before it")
         return None
 
-    def named(self, name: str, rank: int) -> Checkpoint:
-        """The checkpoint in the folder ``name``, with the files that ``rank`` needs.
+    def named(self, name: str) -> Checkpoint:
+        """The checkpoint in the folder ``name``.
 
         Raises:
             QdmrError: it is not there or damaged.
         """
-        try:
-            return _checked(self._location.join(name), rank)
-        except _Damaged as damage:
-            raise QdmrError(str(damage)) from damage
+        return _checked(self._location.join(name))
 
     def _folders(self) -> list[Location]:
         """Folders of checkpoints, complete or not, by iteration."""
         found = [place for place in self._location.list() if _FOLDER.fullmatch(place.name)]
         return sorted(found, key=_iteration_of)
-
-
-class _Damaged(Exception):  # noqa: N818
-    """One line that names the file and what is wrong with it."""
 
 
 def _iteration_of(folder: Location) -> int:
@@ -266,48 +254,30 @@ def _is_completed(folder: Location) -> bool:
     return folder.join(COMPLETE_FILE).exists()
 
 
-def _read_record(folder: Location) -> dict[str, Any]:
+def _read_state(folder: Location) -> CheckpointState:
     file = folder.join(COMPLETE_FILE)
     if not file.exists():
-        raise _Damaged(f"{folder.uri}: {COMPLETE_FILE} is missing")
+        raise DamagedError(f"{folder.uri}: {COMPLETE_FILE} is missing")
+    data = file.read_bytes()
     try:
-        record = json.loads(file.read_bytes())
-        if record["format"] != FORMAT:
-            raise _Damaged(f"{file.uri}: format {record['format']} is of another version")
-        _progress(record)
-        for stored in record["files"].values():
-            int(stored["bytes"]), str(stored["sha256"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Damaged(f"{file.uri}: is damaged ({error})") from error
-    return dict(record)
+        return CheckpointState.parse(data, file.uri)
+    except QdmrError as error:
+        raise DamagedError(str(error)) from None
 
 
-def _progress(record: Mapping[str, Any]) -> Progress:
-    metrics = {k: math.nan if v is None else float(v) for k, v in record["metrics"].items()}
-    return Progress(int(record["iteration"]), record["stage"], record["digest"], metrics)
-
-
-def _checked(folder: Location, rank: int | None = None) -> Checkpoint:
-    """The checkpoint after comparing all its files with their checksums, or what ``rank`` needs."""
-    record = _read_record(folder)
-    files, sizes = record["files"], folder.file_sizes()
-    for name, stored in files.items():
+def _checked(folder: Location) -> Checkpoint:
+    """The checkpoint, after its files' sizes and the state's checksum were compared."""
+    state, sizes = _read_state(folder), folder.file_sizes()
+    for name, stored in state.files.items():
+        place = folder.join(name).uri
         if name not in sizes:
-            raise _Damaged(f"{folder.join(name).uri}: is missing")
-        if sizes[name] != stored["bytes"]:
-            raise _Damaged(
-                f"{folder.join(name).uri}: has {sizes[name]} bytes, not {stored['bytes']}"
-            )
-    wanted = files if rank is None else [n for n in (STATE_FILE, rank_file(rank)) if n in files]
-    contents = {}
-    for name in wanted:
-        contents[name] = folder.join(name).read_bytes()
-        if hashlib.sha256(contents[name]).hexdigest() != files[name]["sha256"]:
-            raise _Damaged(f"{folder.join(name).uri}: differs from its checksum")
-    return Checkpoint(folder, _progress(record), int(record["world_size"]), contents)
-
-
-def _serialised(content: Mapping[str, Any]) -> memoryview:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
+            raise DamagedError(f"{place}: is missing")
+        if sizes[name] != stored.bytes:
+            raise DamagedError(f"{place}: has {sizes[name]} bytes, not {stored.bytes}")
+    file = folder.join(STATE_FILE)
+    if STATE_FILE not in state.files:
+        raise DamagedError(f"{file.uri}: is missing in {COMPLETE_FILE}")
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != state.files[STATE_FILE].sha256:
+        raise DamagedError(f"{file.uri}: differs from its checksum")
+    return Checkpoint(folder, state, data)

@@ -8,14 +8,13 @@ the marks are read where a line is logged or a checkpoint saved, so before a bad
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from qdmr_ray.config import OFF, STOP, GuardSettings
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.train.ranks import Ranks
 
 # How the stages name what is watched.
 _LOGIT = "_logit"
@@ -23,36 +22,33 @@ _PERPLEXITY = "/perplexity"
 
 
 class NotFiniteError(QdmrError):
-    """A run that is stopped because ``figure`` is infinite or not a number."""
+    """A run is stopped because ``metric`` is infinite or not a number."""
 
     # With a default, as copies in other processes are made from the message alone.
-    def __init__(self, message: str, figure: str = "") -> None:
+    def __init__(self, message: str, metric: str = "") -> None:
         super().__init__(message)
-        self.figure = figure
+        self.metric = metric
 
 
 class Guard:
-    """Watches the figures of one stage; every rank has one, and they stop together.
+    """Watches the metrics of one stage; every rank has a guard, and they stop together."""
 
-    ``group`` is a process group on CPUs, or ``None`` for a single worker.
-    """
-
-    def __init__(self, settings: GuardSettings, stage: str, group: Any = None) -> None:
+    def __init__(self, settings: GuardSettings, stage: str, ranks: Ranks | None = None) -> None:
         self._settings = settings
         self._stage = stage
-        self._group = group
+        self._ranks = ranks or Ranks()
         self._names: tuple[str, ...] = ()
         self._first_bad: Tensor | None = None
         self._warned: set[str] = set()
 
     @torch.no_grad()
-    def watch(self, figures: Mapping[str, Tensor], iteration: int) -> None:
-        """Marks the figures (scalars) of one step that are not finite."""
+    def watch(self, metrics: Mapping[str, Tensor], iteration: int) -> None:
+        """Marks the metrics (scalars) of one step that are not finite."""
         if self._settings.non_finite == OFF:
             return
-        values = torch.stack([value.detach().float() for value in figures.values()])
+        values = torch.stack([value.detach().float() for value in metrics.values()])
         if self._first_bad is None:
-            self._names = tuple(figures)
+            self._names = tuple(metrics)
             self._first_bad = torch.zeros(len(values), dtype=torch.int64, device=values.device)
         new = ~values.isfinite() & (self._first_bad == 0)
         self._first_bad = self._first_bad.masked_fill(new, iteration)
@@ -65,13 +61,11 @@ class Guard:
         """
         if self._first_bad is None:
             return []
+        # The first iteration on any rank: 0 stands for never, so it is taken for the largest.
+        never = torch.iinfo(torch.int64).max
         bad = self._first_bad.cpu()
-        if self._group is not None:
-            # The first iteration on any rank: 0 stands for never, so it is taken for the largest.
-            never = torch.iinfo(torch.int64).max
-            bad = torch.where(bad == 0, never, bad)
-            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MIN, group=self._group)
-            bad = torch.where(bad == never, 0, bad)
+        bad = self._ranks.smallest(torch.where(bad == 0, never, bad))
+        bad = torch.where(bad == never, 0, bad)
         found = {n: i for n, i in zip(self._names, bad.tolist(), strict=True) if i}
         if not found:
             return []
@@ -82,8 +76,8 @@ class Guard:
     def check_weights(self, weights: Iterable[Tensor], iteration: int) -> tuple[bool, list[str]]:
         """Whether a state with these ``weights`` may be kept, and a warning where not.
 
-        The losses of a step are those of the weights before it: finite losses say nothing of what
-        the step has made. Weights are the same on all ranks, and so is the answer.
+        The losses of a step are those of the weights before it, so finite losses say nothing about
+        the weights that the step has made. Weights are the same on all ranks, and so is the answer.
 
         Raises:
             NotFiniteError: they are not finite, or too large to be squared in their precision,
@@ -106,14 +100,14 @@ class Guard:
             raise NotFiniteError(f"{text}; {remedy}", name)
         return self._told(self._settings.non_finite, text, remedy)
 
-    def check_means(self, figures: Mapping[str, float], iteration: int) -> list[str]:
-        """Warnings about the means that are logged, the same on all ranks.
+    def check_means(self, metrics: Mapping[str, float], iteration: int) -> list[str]:
+        """Warnings about the means that are logged; the same on all ranks.
 
         Raises:
             QdmrError: where a setting says stop.
         """
         settings, told = self._settings, []
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if name.endswith(_LOGIT) and abs(value) > settings.discriminator_logit:
                 told += self._told(
                     settings.discriminator,
@@ -134,7 +128,7 @@ class Guard:
     def _told(self, action: str, what: str, remedy: str) -> list[str]:
         if action == STOP:
             raise QdmrError(f"{what}; {remedy}")
-        # One warning for each figure, not one for each line that is logged.
+        # One warning for each metric, not one for each line that is logged.
         key = what.split(" is ")[0]
         if action == OFF or key in self._warned:
             return []

@@ -1,6 +1,6 @@
 """Notice that a worker is about to be taken away: a spot instance reclaimed, a node drained.
 
-It comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained
+A notice comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained
 (``ray drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray starts
 them again, on other nodes, without counting that as a failure. Ctrl-C in the command comes the same
 way, except that the command then ends the training.
@@ -15,13 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 
 from qdmr_ray.patience import ASK_RAY
+from qdmr_ray.train.ranks import Ranks
 
-# Ranks compare what they know so often; a notice leaves 30 s (Google) to 2 min (Amazon).
+# Ranks compare what they know every so many iterations; a notice leaves 30 s (Google) to 2 min
+# (Amazon).
 AGREE_ITERATIONS = 8
 
 _terminated = threading.Event()
@@ -73,20 +74,15 @@ class Notice:
     """Tells all ranks in the same iteration that one of them has to go.
 
     Args:
-        group: a process group on CPU tensors, None for a single worker.
-        rank: of this worker.
+        ranks: the ranks that train together.
         is_leaving: asks Ray whether one of the workers' nodes is to go; all ranks call it.
         asked_to_stop: whether this rank has been told to stop.
     """
 
     def __init__(
-        self,
-        group: Any | None,
-        rank: int,
-        is_leaving: Callable[[], bool],
-        asked_to_stop: Callable[[], bool] = lambda: False,
+        self, ranks: Ranks, is_leaving: Callable[[], bool], asked_to_stop: Callable[[], bool]
     ) -> None:
-        self._group, self._rank, self._is_leaving = group, rank, is_leaving
+        self._ranks, self._is_leaving = ranks, is_leaving
         self._asked_to_stop = asked_to_stop
         self._asked = time.monotonic()
         # Not in each iteration, as all ranks wait for Ray's answer.
@@ -103,16 +99,16 @@ class Notice:
         return terminated
 
     def hurry(self) -> None:
-        """Lets Ray be asked at every occasion from now on."""
+        """Asks Ray at every occasion from now on."""
         self._hurry = True
 
     def _own(self) -> tuple[bool, bool]:
         # Otherwise rank 0's clock alone decides when Ray is asked.
-        due = self._rank == 0 and time.monotonic() - self._asked >= self._ask_after
+        due = self._ranks.rank == 0 and time.monotonic() - self._asked >= self._ask_after
         return _terminated.is_set() or self._asked_to_stop(), self._hurry or due
 
     def _agreed(self, iteration: int) -> tuple[bool, bool]:
-        if self._group is None:
+        if self._ranks.world_size == 1:
             return self._own()
         answer = (False, False)
         if self._pending is not None:
@@ -123,8 +119,5 @@ class Notice:
             answer = (bool(flags[0]), bool(flags[1]))
         elif iteration % AGREE_ITERATIONS == 0:
             flags = torch.tensor(self._own(), dtype=torch.int32)
-            work = torch.distributed.all_reduce(
-                flags, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
-            )
-            self._pending = (work, flags)
+            self._pending = (self._ranks.begin_largest(flags), flags)
         return answer

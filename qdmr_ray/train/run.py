@@ -8,7 +8,6 @@ interrupted goes on from its newest checkpoint.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,6 +24,7 @@ from qdmr_ray.data.format.manifest import Manifest, read_manifest
 from qdmr_ray.data.format.verify import check_complete
 from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.models.documents import Begun, Environment, Notes, read_metrics
 from qdmr_ray.models.files import IMPORTED, network_settings, read_description
 from qdmr_ray.models.layout import (
     BEGUN_FILE,
@@ -41,6 +41,7 @@ from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claims
+from qdmr_ray.train.batches import crop_stream, sets_of
 from qdmr_ray.train.loop import Task
 from qdmr_ray.train.ray_trainer import Launch, with_workers
 from qdmr_ray.train.validation import validation_names
@@ -137,8 +138,10 @@ def check_run(
         data=replace(experiment.data, path=data.uri),
         weights=_absolute(experiment.weights),
     )
-    check_complete(data, manifest, _sets(names))
-    _check_data(experiment, names)
+    check_complete(data, manifest, sets_of(*names))
+    for name in names:
+        # Its construction refuses a missing set and a crop larger than an image.
+        crop_stream(InProcessStream, experiment, name)
     if experiment.logging.validation_interval is not None:
         validation_names(experiment)
     _check_weights(experiment, names)
@@ -152,11 +155,9 @@ def stage_digests(experiment: Experiment, run: Location, manifest_digest: str) -
 
 
 def _replay(run: Location, stage: str, watch: Watch) -> None:
-    """The log of a finished stage, whoever has trained it."""
-    file = run.join(stage, METRICS_FILE)
-    for line in file.read_bytes().decode().splitlines() if file.exists() else []:
-        figures = json.loads(line)
-        watch(stage, int(figures["iteration"]), figures)
+    """Calls ``watch`` with the log of a finished stage, whoever has trained it."""
+    for line in read_metrics(run.join(stage, METRICS_FILE)):
+        watch(stage, line.iteration, line.metrics)
 
 
 def _imported(run: Location) -> dict[str, str]:
@@ -175,8 +176,8 @@ def _take(
     say: Callable[[str], None],
 ) -> None:
     """The stage from the store, which trains it where it must, into the run."""
-    begun = json.dumps({"digest": digest, "store": store.place(stage, digest).uri})
-    run.join(stage, BEGUN_FILE).write_bytes_atomic(begun.encode())
+    begun = Begun(digest=digest, store=store.place(stage, digest).uri)
+    begun.write(run.join(stage, BEGUN_FILE))
     place = store.provide(stage, digest, asdict(experiment.stage(stage)), train, say)
     store.note_use(place, run.uri)
     copy_stage(place, run, stage)
@@ -197,29 +198,6 @@ def _absolute(weights: BackboneSettings) -> BackboneSettings:
     return replace(weights, **{n: str(Path(f).expanduser().resolve()) for n, f in named.items()})
 
 
-def _sets(names: Sequence[str]) -> tuple[str, ...]:
-    """The sets of the dataset that the stages read, in their order."""
-    domains = {domain for name in names for domain in STAGES[name].domains}
-    return tuple(name for name in ("source", "target") if name in domains)
-
-
-def _check_data(experiment: Experiment, names: Sequence[str]) -> None:
-    for name in names:
-        settings, domains = experiment.stage(name), STAGES[name].domains
-        # Its construction refuses a missing set and a crop larger than an image.
-        InProcessStream(
-            experiment.data,
-            batch_size=settings.batch_size,
-            crop=settings.crop,
-            same_place=settings.same_place_crops,
-            sets=_sets([name]),
-            fields=domains,
-            seed=experiment.seed,
-            start_iteration=0,
-            end_iteration=0,
-        )
-
-
 def _check_weights(experiment: Experiment, names: Sequence[str]) -> None:
     for name in names:
         settings = experiment.stage(name)
@@ -237,16 +215,14 @@ def _check_earlier_run(
     needed = {n for name in names for n in STAGES[name].needs}
     for name in [*needed, *names]:
         found = read_description(run.join(name, FINAL_FOLDER))
-        begun = run.join(name, BEGUN_FILE)
         if found is None and name in needed and name not in names:
             raise QdmrError(f"{run.uri}: stage {name} is not trained yet; train it first")
         if found is not None and found["digest"].startswith(IMPORTED):
             # Weights from elsewhere were trained with settings that nobody here knows.
             _check_imported(run.join(name, FINAL_FOLDER), found, experiment)
             continue
-        digest = found["digest"] if found else None
-        if digest is None and begun.exists():
-            digest = json.loads(begun.read_bytes())["digest"]
+        begun = Begun.read_if_there(run.join(name, BEGUN_FILE))
+        digest = found["digest"] if found else begun and begun.digest
         if digest is not None and digest != digests[name]:
             raise QdmrError(
                 f"{run.uri}: stage {name} was begun with other settings or data"
@@ -289,19 +265,19 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _write_run_files(experiment: Experiment, run: Location, gpu: bool) -> None:
     run.join(CONFIG_FILE).write_bytes_atomic(dump_experiment(experiment).encode())
-    environment = {
-        "qdmr_ray": code_version(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-        "platform": platform.platform(),
-        "cluster": _cluster_text(),
-        "device": "GPU" if gpu else "CPU",
-        "workers": str(experiment.scaling.workers),
-    }
-    run.join(ENVIRONMENT_FILE).write_bytes_atomic(json.dumps(environment, indent=1).encode())
-    notes = [*experiment.notes, *_switched_off(experiment)]
-    run.join(NOTES_FILE).write_bytes_atomic(json.dumps(notes, indent=1).encode())
+    environment = Environment(
+        qdmr_ray=code_version(),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        ray=ray.__version__,
+        platform=platform.platform(),
+        cluster=_cluster_text(),
+        device="GPU" if gpu else "CPU",
+        workers=str(experiment.scaling.workers),
+    )
+    environment.write(run.join(ENVIRONMENT_FILE))
+    notes = Notes(notes=(*experiment.notes, *_switched_off(experiment)))
+    notes.write(run.join(NOTES_FILE))
 
 
 def _cluster_text() -> str:
@@ -334,7 +310,7 @@ def _train_stage(
 ) -> None:
     """Trains into the run folder ``root``, starting from what ``run`` has trained before."""
     place = root.join(stage)
-    place.join(BEGUN_FILE).write_bytes_atomic(json.dumps({"digest": digest}).encode())
+    Begun(digest=digest).write(place.join(BEGUN_FILE))
     needs = {needed: run.join(needed, FINAL_FOLDER).uri for needed in STAGES[stage].needs}
     launch(experiment, Task(experiment.to_dict(), stage, root.uri, digest, needs))
     if not _is_finished(root, stage):

@@ -1,20 +1,18 @@
-"""Copies of what training changes, taken between two steps: tensors and random states."""
+"""Copies of the tensors that training changes, taken between two steps."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 
 class HostMemory:
-    """Copies of a state's tensors in memory that is used again for the next one.
+    """Copies of a state's tensors, in memory that the next state's copies use again.
 
-    From a GPU they go to pinned memory, all at once; fresh memory would cost as much again.
+    Copies from a GPU go to pinned memory, all at once; fresh memory would cost as much again.
     """
 
     def __init__(self) -> None:
@@ -59,30 +57,3 @@ class HostMemory:
 
 def _laid_out_alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.stride() == other.stride()
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """States of this process's random generators: PyTorch's on CPU and ``device``, NumPy's and
-    Python's; tensors and plain values only."""
-    legacy: Any = np.random.get_state()  # noqa: NPY002
-    numpy_name, numpy_key, *numpy_rest = legacy
-    version, python_key, python_next = random.getstate()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": [str(numpy_name), torch.tensor(numpy_key.astype(np.int64)), *numpy_rest],
-        "python": [version, torch.tensor(python_key), python_next],
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Puts this process's random generators back to where :func:`random_state` found them."""
-    torch.set_rng_state(state["torch"])
-    name, numpy_key, *numpy_rest = state["numpy"]
-    np.random.set_state((name, numpy_key.numpy().astype(np.uint32), *numpy_rest))  # noqa: NPY002
-    version, python_key, python_next = state["python"]
-    random.setstate((version, tuple(python_key.tolist()), python_next))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -3,8 +3,8 @@
     validation = Validation(experiment, rank=0, world_size=1)
     validation.measure(stage.result())      # {0: {"psnr": 27.1, "ssim": 0.82}, ...} by photograph
 
-Restoration and figures are those of ``qdmr evaluate``, to rounding. A VQGAN restores nothing:
-it is judged by how well it gives the photographs back.
+Restoration and metrics are those of ``qdmr evaluate``, to rounding. A VQGAN restores nothing:
+it is judged by how well it reconstructs the photographs.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from qdmr_ray.restore.restoration import restore
 PREFIX = "validation/"
 # What a validation logs.
 VALIDATED = ("validation/psnr", "validation/ssim")
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 def validation_names(experiment: Experiment) -> list[str]:
-    """Names of the photographs that a run validates on; read without opening a shard.
+    """Names of the photographs that a run validates on, read without opening a shard.
 
     Raises:
         SettingsError: there are none, or they have no ground truth.
@@ -56,7 +56,7 @@ class Validation:
         self._indices = chosen[rank::world_size]
         self._settings = experiment.evaluation
 
-    def measure(self, network: nn.Module) -> dict[int, Figures]:
+    def measure(self, network: nn.Module) -> dict[int, Metrics]:
         """PSNR and SSIM of this rank's photographs; the network is left as it was."""
         model = LoadedModel(network, "", 0, "", "the network in training")  # type: ignore[arg-type]
         measured = {}
@@ -73,12 +73,12 @@ class Validation:
         return measured
 
 
-def mean_figures(parts: Sequence[Mapping[int, Figures]]) -> Figures:
-    """Means over the photographs of all ranks, as logged: ``validation/psnr`` and so on.
+def mean_metrics(parts: Sequence[Mapping[int, Metrics]]) -> Metrics:
+    """The means over the photographs of all ranks, as logged: ``validation/psnr`` and so on.
 
     They are added in the photographs' order, whatever the number of ranks.
     """
-    by_index = {index: figures for part in parts for index, figures in part.items()}
+    by_index = {index: metrics for part in parts for index, metrics in part.items()}
     rows = [by_index[index] for index in sorted(by_index)]
     return {f"{PREFIX}{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
 

@@ -14,8 +14,7 @@ import torch
 from qdmr_ray.nets import VQGAN, NetworkSettings
 from qdmr_ray.stages import Parts, UDASettings, build_stage
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.checkpoints import CheckpointStore, Progress
-from qdmr_ray.train.snapshot import random_state
+from qdmr_ray.train.checkpoints import CheckpointState, CheckpointStore
 
 REPEATS = 3
 
@@ -28,16 +27,15 @@ def main() -> None:
     stage.step({name: torch.rand(1, 3, 64, 64) for name in names})
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(open_location(folder))
-        states = [random_state(torch.device("cpu"))]
         for repeat in range(1, REPEATS + 1):
-            progress = Progress(repeat, "uda", "digest")
-            state = stage.state_dict()
-            _tell("blocks the loop", lambda p=progress, s=state: store.save(p, s, states))
+            state = CheckpointState(iteration=repeat, stage="uda", digest="digest")
+            content = stage.state_dict()
+            _tell("blocks the loop", lambda s=state, c=content: store.save(s, c))
             _tell("written beside it", store.wait)
         found = _tell("read and verified", store.newest)
         assert found is not None
-        _tell("loaded", lambda: stage.load_state_dict(found.state()))
-        print(f"{'state.pt':20} {len(found.contents['state.pt']) / 1e6:7.0f} MB")
+        _tell("loaded", lambda: stage.load_state_dict(found.load()))
+        print(f"{'state.pt':20} {len(found.data) / 1e6:7.0f} MB")
 
 
 def _tell(name: str, work: Callable[[], object]) -> object:

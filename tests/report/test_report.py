@@ -203,7 +203,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(make_run, tmp_path: Path)
 
     for problem in (
         "notes.json cannot be read",
-        "environment.json is no JSON object",
+        "environment.json cannot be read",
         "samples.png",
         "uda/metrics.jsonl: 1 unreadable line(s) left out",
         "chelsea differ in size",

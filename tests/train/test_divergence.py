@@ -51,7 +51,7 @@ def test_weights_that_are_not_finite_are_not_kept(bad: float) -> None:
         Guard(GuardSettings(), "uda").check_weights([good, broken], 7)
     # The error reaches the driver from another process.
     error = pickle.loads(pickle.dumps(NotFiniteError("what", "source/l1")))
-    assert (str(error), error.figure) == ("what", "source/l1")
+    assert (str(error), error.metric) == ("what", "source/l1")
     warning = Guard(GuardSettings(non_finite="warn"), "uda")
     sound, (line,) = warning.check_weights([good, broken], 7)
     assert not sound

@@ -30,6 +30,7 @@ from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.evaluate.metrics.psnr import psnr
 from qdmr_ray.evaluate.metrics.ssim import ssim
 from qdmr_ray.models.authors import import_authors
+from qdmr_ray.models.documents import Environment, Notes
 from qdmr_ray.models.files import load_model
 from qdmr_ray.nets import VQGAN
 from qdmr_ray.nets.adapter import to_authors
@@ -105,8 +106,10 @@ def test_the_run_records_every_setting(trained: tuple[Experiment, Path]) -> None
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved.pop("code_version")
     assert saved == experiment.to_dict()
-    notes = json.loads((run / "notes.json").read_text())
+    notes = Notes.read(open_location(run / "notes.json")).notes
     assert any("lpips" in note for note in notes)
+    environment = Environment.read(open_location(run / "environment.json"))
+    assert (environment.workers, environment.ray) == ("2", ray.__version__)
 
 
 def test_a_finished_run_is_left_alone(trained: tuple[Experiment, Path]) -> None:
@@ -333,7 +336,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
     assert said.rstrip().endswith("qdmr: interrupted; run the same command again to go on")
     newest = CheckpointStore(open_location(str(stage)).join("checkpoints"), keep=1).newest()
     assert newest is not None
-    assert newest.progress.iteration >= metrics_of(stage.parent, "source_only")[-1]["iteration"] > 0
+    assert newest.state.iteration >= metrics_of(stage.parent, "source_only")[-1]["iteration"] > 0
     lines = (stage / "metrics.jsonl").read_bytes()
     time.sleep(2)
     assert (stage / "metrics.jsonl").read_bytes() == lines

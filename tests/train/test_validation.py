@@ -18,7 +18,7 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.train.ray_trainer import InThisProcess, Launch, with_workers
 from qdmr_ray.train.run import train_run
-from qdmr_ray.train.validation import mean_figures
+from qdmr_ray.train.validation import mean_metrics
 
 HALF = {"validation_share": 0.5}
 EVERY_OTHER = {"log_interval": 4, "picture_interval": 4, "checkpoint_interval": 4}
@@ -43,7 +43,7 @@ def train(plain: dict[str, Any], storage: Path, launch: Launch = with_workers, *
 
 def test_the_mean_is_over_photographs_whatever_rank_measured_them() -> None:
     ranks = [{0: {"psnr": 20.0}, 2: {"psnr": 26.0}}, {1: {"psnr": 23.0}}, {}]
-    assert mean_figures(ranks) == {"validation/psnr": 23.0}
+    assert mean_metrics(ranks) == {"validation/psnr": 23.0}
 
 
 @pytest.mark.ray

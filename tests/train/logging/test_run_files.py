@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from qdmr_ray.storage import Location, open_location
-from qdmr_ray.train.logging.run_files import Journal
-from qdmr_ray.train.logging.timing import Clock
+from qdmr_ray.train.logging.meter import Meter
+from qdmr_ray.train.logging.run_files import RunFiles
 
 
 def iterations(file: Path | Location) -> list[int]:
@@ -20,14 +21,14 @@ def iterations(file: Path | Location) -> list[int]:
 
 def test_lines_after_the_checkpoint_are_dropped_and_the_others_stay(tmp_path: Path) -> None:
     run = open_location(tmp_path)
-    journal = Journal(run, "uda", 0)
+    files = RunFiles(run, "uda", 0)
     for iteration in (1, 2, 3):
-        journal.log(iteration, {"source/l1": 1.0 / iteration, "source/gan": math.nan})
-    journal.close()
+        files.log(iteration, {"source/l1": 1.0 / iteration, "source/gan": math.nan})
+    files.close()
     file = tmp_path / "uda" / "metrics.jsonl"
     # Cut short by a crash.
     file.write_text(file.read_text() + '{"iteration": 4, "sou')
-    again = Journal(run, "uda", 2)
+    again = RunFiles(run, "uda", 2)
     again.log(3, {"source/l1": 0.0})
     again.close()
     assert iterations(file) == [1, 2, 3]
@@ -38,16 +39,16 @@ def test_a_log_survives_a_kill_while_lines_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_location(tmp_path)
-    journal = Journal(run, "uda", 0)
-    journal.log(1, {"source/l1": 1.0})
-    journal.close()
+    files = RunFiles(run, "uda", 0)
+    files.log(1, {"source/l1": 1.0})
+    files.close()
 
     def killed(source: str, target: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        Journal(run, "uda", 1)
+        RunFiles(run, "uda", 1)
     assert iterations(tmp_path / "uda" / "metrics.jsonl") == [1]
 
 
@@ -55,8 +56,8 @@ def test_only_what_has_changed_is_copied_to_a_store(
     s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_location("s3://lens/run")
-    journal = Journal(run, "uda", 0)
-    journal.log(1, {"source/l1": 1.0})
+    files = RunFiles(run, "uda", 0)
+    files.log(1, {"source/l1": 1.0})
     written: list[str] = []
     write = Location.write_bytes_atomic
 
@@ -65,15 +66,15 @@ def test_only_what_has_changed_is_copied_to_a_store(
         write(self, data)
 
     monkeypatch.setattr(Location, "write_bytes_atomic", counted)
-    journal.publish()
+    files.publish()
     assert "metrics.jsonl" in written
     written.clear()
-    journal.publish()
+    files.publish()
     assert written == []
-    journal.log(2, {"source/l1": 0.5})
-    journal.publish()
+    files.log(2, {"source/l1": 0.5})
+    files.publish()
     assert "metrics.jsonl" in written
-    journal.close()
+    files.close()
     assert iterations(run.join("uda", "metrics.jsonl")) == [1, 2]
 
 
@@ -82,15 +83,27 @@ def test_seconds_are_those_of_the_iterations_that_were_timed(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    clock = Clock()
+    meter = Meter(torch.device("cpu"))
 
-    def iteration(seconds: float) -> None:
-        with clock.phase("step"):
+    def iteration(seconds: float, loss: float, broken: int = 0) -> None:
+        with meter.phase("step"):
             now[0] += seconds
-        clock.tick()
+        meter.add({"source/l1": torch.tensor(loss)}, broken)
 
-    iteration(50.0)
-    clock.take()
+    iteration(50.0, 1.0, broken=2)
+    meter.take_times()
     for _ in range(9):
-        iteration(2.0)
-    assert clock.take() == {"time/step": 2.0, "data_wait_fraction": 0.0}
+        iteration(2.0, 0.0)
+    assert meter.take() == {
+        "source/l1": 0.1,
+        "time/step": 2.0,
+        "data_wait_fraction": 0.0,
+        "broken_records": 2,
+    }
+    iteration(3.0, 0.5)
+    assert meter.take() == {
+        "source/l1": 0.5,
+        "time/step": 3.0,
+        "data_wait_fraction": 0.0,
+        "broken_records": 0,
+    }

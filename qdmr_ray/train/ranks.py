@@ -1,0 +1,52 @@
+"""What the ranks of a training tell each other beside gradients, over the CPU."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.distributed import ReduceOp
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The ranks that train together; with a single one nothing is exchanged.
+
+    Every method is a collective call: all ranks call it, in the same order.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._group: Any = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
+
+    def gathered(self, own: T) -> list[T]:
+        """The values of all ranks, in their order."""
+        values = [own] * self.world_size
+        if self._group is not None:
+            torch.distributed.all_gather_object(values, own, group=self._group)
+        return values
+
+    def of_the_first(self, own: T) -> T:
+        """Rank 0's value, on every rank."""
+        values = [own]
+        if self._group is not None:
+            torch.distributed.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def wait_for_all(self) -> None:
+        """Returns when every rank has called it."""
+        if self._group is not None:
+            torch.distributed.barrier(group=self._group)
+
+    def smallest(self, values: Tensor) -> Tensor:
+        """The smallest of all ranks, for each element of a tensor on the CPU."""
+        if self._group is not None:
+            torch.distributed.all_reduce(values, ReduceOp.MIN, group=self._group)
+        return values
+
+    def begin_largest(self, values: Tensor) -> Any:
+        """Begins to put the largest of all ranks into ``values``; wait for what is returned."""
+        return torch.distributed.all_reduce(values, ReduceOp.MAX, group=self._group, async_op=True)

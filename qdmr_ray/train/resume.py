@@ -1,0 +1,107 @@
+"""A stage's checkpoints as its ranks write them together and go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, cast
+
+from qdmr_ray.config import Experiment
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.models.layout import CHECKPOINTS_FOLDER
+from qdmr_ray.patience import REPORT
+from qdmr_ray.stages import Stage
+from qdmr_ray.storage import Location
+from qdmr_ray.train.checkpoints import Checkpoint, CheckpointState, CheckpointStore
+from qdmr_ray.train.logging.logbook import Logbook
+from qdmr_ray.train.ranks import Ranks
+
+if TYPE_CHECKING:
+    from qdmr_ray.train.loop import Task
+
+
+class Saver:
+    """Saves and restores the stage of ``task``; every rank has one and calls it at the same time.
+
+    Rank 0 writes, as the state is the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        experiment: Experiment,
+        run: Location,
+        ranks: Ranks,
+        logbook: Logbook,
+    ) -> None:
+        self._task, self._ranks, self._logbook = task, ranks, logbook
+        logging = experiment.logging
+        self._store = CheckpointStore(
+            run.join(task.stage, CHECKPOINTS_FOLDER),
+            keep=logging.keep_checkpoints,
+            best_metric=logging.best_metric,
+            best_mode=cast(Literal["min", "max"], logging.best_mode),
+            warn=logbook.warn,
+        )
+        self._reported = -math.inf
+
+    def resume(self, stage: Stage) -> Mapping[str, float]:
+        """Brings ``stage`` to its newest checkpoint, where there is one; returns the metrics that
+        were logged last.
+
+        Raises:
+            QdmrError: the checkpoint can't be read, or is of other settings or data.
+        """
+        checkpoint = self._newest()
+        if checkpoint is None:
+            return {}
+        state = checkpoint.state
+        if (state.stage, state.digest) != (self._task.stage, self._task.digest):
+            raise QdmrError(
+                f"{checkpoint.folder.uri}: was written with other settings or data; choose "
+                "another --name, or take the change back"
+            )
+        stage.load_state_dict(checkpoint.load())
+        return state.metrics
+
+    def save(self, stage: Stage, metrics: Mapping[str, float]) -> bool:
+        """Writes a checkpoint beside the training; returns whether Ray Train is to hear of it.
+
+        Ray Train takes one report in ``patience.REPORT``; what comes faster would wait in line.
+
+        Raises:
+            QdmrError: the checkpoint before this one could not be written.
+        """
+        now = time.monotonic()
+        last = stage.iteration == stage.settings.iterations
+        # A report is a call on all ranks: rank 0's clock decides for them.
+        due = self._ranks.of_the_first(last or now - self._reported >= REPORT.seconds)
+        if self._ranks.rank == 0:
+            state = CheckpointState(
+                iteration=stage.iteration,
+                stage=self._task.stage,
+                digest=self._task.digest,
+                metrics=dict(metrics),
+            )
+            # Published first, so that no line is missing after resuming from this checkpoint.
+            self._store.save(state, stage.state_dict(), before_complete=self._logbook.publish)
+        if due:
+            self._reported = now
+        return due
+
+    def wait(self) -> None:
+        """Returns when everything saved is stored.
+
+        Raises:
+            QdmrError: it could not be written.
+        """
+        self._store.wait()
+
+    def _newest(self) -> Checkpoint | None:
+        """The same checkpoint on every rank: rank 0 looks for it."""
+        found = self._store.newest() if self._ranks.rank == 0 else None
+        name = self._ranks.of_the_first(found.name if found else None)
+        if name is None or found is not None:
+            return found
+        return self._store.named(name)
