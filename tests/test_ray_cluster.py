@@ -20,8 +20,8 @@ from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.ray_cluster import check_cpus, uses_gpu
 from qdmr_ray.train import ray_trainer as launch
-from qdmr_ray.train.failures import Patience
-from qdmr_ray.train.worker_context import OwnHost, threads_for
+from qdmr_ray.train.failures import Supervision
+from qdmr_ray.train.worker_context import Host, threads_for
 
 GROWING = {"CPU": 2.0, "autoscaling": 1.0}
 SESSION_OF_ANOTHER = """
@@ -101,7 +101,7 @@ def test_threads_are_a_share_of_what_the_node_has(
     monkeypatch.setattr(os, "cpu_count", lambda: machine)
     monkeypatch.setattr(ray, "get_runtime_context", Context)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    host = OwnHost(gpu=False, local_world_size=workers, watch=lambda *_: None)
+    host = Host(gpu=False, local_world_size=workers)
     assert threads_for(host) == threads
 
 
@@ -118,7 +118,7 @@ def test_patience_is_for_each_wait_and_not_for_all_together(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    patience = Patience(60.0)
+    patience = Supervision(None, 60.0)
     for _ in range(5):
         patience.on_controller_start_worker_group()
         now[0] += 40

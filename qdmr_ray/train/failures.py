@@ -1,6 +1,6 @@
 """Which errors end a run at once, and the one line that the user sees.
 
-Losing a worker may pass: Ray Train starts the workers again from the newest checkpoint, up to
+A lost worker may come back: Ray Train starts the workers again from the newest checkpoint, up to
 ``scaling.max_failures`` times. Broken data, a full disk or a bug would only fail again.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError
@@ -17,7 +18,8 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.ray_compat import ControllerCallback, DefaultFailurePolicy, WorkerGroupCallback
 from qdmr_ray.train.logging.prometheus import PreemptionCounter
 
-# What a bug raises. RuntimeError and OSError are not among them: so a rank fails whose peer died.
+# What a bug raises. RuntimeError and OSError are not among them, as a rank fails with one when its
+# peer has died.
 _HOPELESS = (
     QdmrError,
     TypeError,
@@ -52,7 +54,7 @@ class EndAtOnce(ray.train.UserCallback):
             cause = root_cause(error)
             if isinstance(cause, _HOPELESS):
                 raise cause
-        if any(is_preemption(error) for error in worker_exceptions.values()):
+        if any(_is_preemption(error) for error in worker_exceptions.values()):
             self._preemptions = self._preemptions or PreemptionCounter(self._run, self._stage)
             self._preemptions.add()
 
@@ -73,65 +75,55 @@ class LostWhileStarting(DefaultFailurePolicy):
         return super().make_decision(error)
 
 
-class ClearAway(ControllerCallback, WorkerGroupCallback):
-    """Ends the workers of a group that failed in that moment: Ray Train forgets them, and they
-    would keep their places from those that follow."""
+class Supervision(ControllerCallback, WorkerGroupCallback):
+    """Watches worker groups come and go, in Ray Train's controller.
 
-    def __init__(self) -> None:
-        self._starting: Any = None
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        """Called when the workers are there."""
-        self._starting = worker_group
-
-    def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Called when they have been told what to run: from here on Ray Train ends them."""
-        self._starting = None
-
-    def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-        """Called after each failure."""
-        forgotten, self._starting = self._starting, None
-        if forgotten is not None and forgotten.has_started():
-            forgotten.shutdown()
-
-
-class Patience(ControllerCallback, WorkerGroupCallback):
-    """Ends a run whose workers have found no room for ``seconds`` on end.
-
-    Ray Train counts failed starts over the whole run instead, so that a long run on machines that
-    come and go would end although each of them was replaced.
+    - It tells ``board`` which actor controls the training, so that the driver can end it.
+    - It ends a run whose workers have found no room for ``patience`` seconds on end. Ray Train
+      counts failed starts over the whole run instead, so that a long run on machines that come and
+      go would end although each of them was replaced.
+    - It ends the workers of a group that fails just before it begins: Ray Train forgets them, and
+      they would keep their places from those that follow.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since: float | None = None
+    def __init__(self, board: Any, patience: float) -> None:
+        self._board, self._patience = board, patience
+        self._waiting_since: float | None = None
+        self._starting: Any = None
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called once, at the beginning."""
+        self._board.introduce.remote(ray.get_runtime_context().current_actor)
 
     def on_controller_start_worker_group(self, **_: Any) -> None:
-        """Called before each attempt."""
-        if self._since is None:
-            self._since = time.monotonic()
+        """Called before each attempt to start the workers."""
+        if self._waiting_since is None:
+            self._waiting_since = time.monotonic()
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Called when the workers are there."""
-        self._since = None
+        self._waiting_since, self._starting = None, worker_group
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Called when the workers have been told what to run: from here on Ray Train ends them."""
+        self._starting = None
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
         """Called after each failed attempt, and after a failure of the workers.
 
         Raises:
-            QdmrError: time is up.
+            QdmrError: the workers have waited for too long.
         """
-        if self._since is not None and time.monotonic() - self._since >= self._seconds:
+        forgotten, self._starting = self._starting, None
+        if forgotten is not None and forgotten.has_started():
+            forgotten.shutdown()
+        since = self._waiting_since
+        if since is not None and time.monotonic() - since >= self._patience:
             raise QdmrError(
                 f"the cluster had no room for its workers for all of scaling.node_wait="
-                f"{self._seconds:g} s; bring nodes back and run the same command to go on, or set "
-                "scaling.min_workers to go on with fewer"
+                f"{self._patience:g} s; bring nodes back and run the same command to go on, or "
+                "set scaling.min_workers to go on with fewer"
             )
-
-
-def is_preemption(error: BaseException) -> bool:
-    """Whether a worker failed because its machine was taken away, after a notice or without."""
-    return any(isinstance(e, RayActorError) and e.preempted for e in _chain(error))
 
 
 def training_error(stage: str, error: BaseException) -> QdmrError:
@@ -145,12 +137,17 @@ def training_error(stage: str, error: BaseException) -> QdmrError:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What Ray wrapped in errors of its own."""
+    """The error that Ray has wrapped in errors of its own."""
     return _chain(error)[-1]
 
 
+def _is_preemption(error: BaseException) -> bool:
+    """Whether a worker failed because its machine was taken away, after a notice or without."""
+    return any(isinstance(e, RayActorError) and e.preempted for e in _chain(error))
+
+
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error, what it wraps, and so on."""
+    """An error, the one that it wraps, and so on."""
     chain = [error]
     while True:
         inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)

@@ -59,32 +59,17 @@ def train_worker(config: dict[str, Any]) -> None:
     Worker(task, RayTrainHost(task.board if task.watched else None)).run()
 
 
-class Schedule:
-    """What is due after an iteration; everything is after the last one."""
-
-    def __init__(self, logging: LoggingSettings, iterations: int) -> None:
-        self._logging, self._iterations = logging, iterations
-
-    def _is_due(self, iteration: int, interval: int | None) -> bool:
-        if interval is None:
-            return False
-        return iteration % interval == 0 or iteration == self._iterations
-
-    def validates(self, iteration: int) -> bool:
-        """Whether the validation photographs are restored."""
-        return self._is_due(iteration, self._logging.validation_interval)
-
-    def logs(self, iteration: int) -> bool:
-        """Whether a line of metrics is written."""
-        return self._is_due(iteration, self._logging.log_interval) or self.validates(iteration)
-
-    def draws(self, iteration: int) -> bool:
-        """Whether pictures are drawn."""
-        return self._is_due(iteration, self._logging.picture_interval)
-
-    def saves(self, iteration: int) -> bool:
-        """Whether a checkpoint is written."""
-        return self._is_due(iteration, self._logging.checkpoint_interval)
+def due_after(iteration: int, end: int, logging: LoggingSettings) -> set[str]:
+    """What is due after an iteration: ``validate``, ``log``, ``draw`` and ``save``, and everything
+    that is on after the last one, ``end``."""
+    intervals = {
+        "validate": logging.validation_interval,
+        "log": logging.log_interval,
+        "draw": logging.picture_interval,
+        "save": logging.checkpoint_interval,
+    }
+    due = {w for w, i in intervals.items() if i and (iteration % i == 0 or iteration == end)}
+    return due | {"log"} if "validate" in due else due
 
 
 class Worker:
@@ -118,7 +103,6 @@ class Worker:
             self.validation = Validation(
                 self.experiment, rank=host.rank, world_size=host.world_size
             )
-        self.due = Schedule(self.experiment.logging, self.settings.iterations)
         self.meter = Meter(host.device)
         self._metrics: dict[str, float] = {}
         self._validated: dict[str, float] = {}
@@ -166,7 +150,7 @@ class Worker:
                 with self.meter.phase("data_wait"):
                     received = next(batches)
                 batch = {name: received[name] for name in stage.domains}
-                stage.measures_gradients = self.due.logs(stage.iteration + 1)
+                stage.measures_gradients = "log" in self._due(stage.iteration + 1)
                 with self.meter.phase("step"):
                     values = stage.step(batch)
                     self.guard.watch(values, stage.iteration)
@@ -178,24 +162,28 @@ class Worker:
                     self.meter.take_times()
 
     def _after_step(self, batch: dict[str, Tensor]) -> None:
-        iteration, due = self.stage.iteration, self.due
-        if due.logs(iteration) or due.saves(iteration):
+        iteration = self.stage.iteration
+        due = self._due(iteration)
+        if due & {"log", "save"}:
             # Before a bad state is saved.
             self.logbook.warn(*self._guarded(self.guard.check))
-        if due.validates(iteration):
+        if "validate" in due:
             with self.meter.phase("validation"):
                 self._validate()
-        if due.logs(iteration):
+        if "log" in due:
             with self.meter.phase("log"):
-                self._log()
+                self._log(validated="validate" in due)
         else:
             self.logbook.reached(iteration)
-        if due.draws(iteration):
+        if "draw" in due:
             with self.meter.phase("pictures"):
                 self._draw(batch)
-        if due.saves(iteration):
+        if "save" in due:
             with self.meter.phase("checkpoint"):
                 self._checkpoint()
+
+    def _due(self, iteration: int) -> set[str]:
+        return due_after(iteration, self.settings.iterations, self.experiment.logging)
 
     def _guarded(self, look: Callable[[], T]) -> T:
         """What the guard finds; where it ends the run, Prometheus sees why."""
@@ -220,7 +208,7 @@ class Worker:
         measured = self.validation.measure(self.stage.result())
         self._validated = mean_metrics(self.ranks.gathered(measured))
 
-    def _log(self) -> None:
+    def _log(self, *, validated: bool) -> None:
         iteration = self.stage.iteration
         metrics = self.meter.take()
         if metrics["broken_records"]:
@@ -236,7 +224,7 @@ class Worker:
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         metrics["workers"] = self.host.world_size
         metrics["samples_per_second"] = cast(Share, self.stage.share).total / seconds
-        if self.due.validates(iteration):
+        if validated:
             metrics |= self._validated
         # A checkpoint between two validations is judged by the one before it.
         self._metrics = self._validated | metrics
@@ -279,7 +267,7 @@ class Worker:
     def _leave(self) -> None:
         """Ends all ranks at a checkpoint, for Ray Train to start them again elsewhere."""
         iteration = self.stage.iteration
-        if not self.due.saves(iteration):
+        if "save" not in self._due(iteration):
             self.logbook.warn(*self._guarded(self.guard.check))
             self._checkpoint()
         self.saver.wait()

@@ -7,19 +7,14 @@ copy, and the thread would only take time from the step.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Generic, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 PIXEL_MAXIMUM = 255.0
-# Batches on the device beside the one in use.
-_AHEAD = 1
-_END = object()
-
 T = TypeVar("T")
 
 
@@ -36,49 +31,29 @@ def on_device(
     return _on_gpu(batches, names, device)
 
 
-class Ahead(Generic[T]):
-    """Runs ``work`` on the items of an iterator in a thread, up to ``_AHEAD`` results ahead."""
+def one_ahead(items: Iterator[Any], work: Callable[[Any], T]) -> Generator[T, None, None]:
+    """``work`` on each item, done in a thread while the result before it is in use."""
+    nothing_left = object()
 
-    def __init__(self, items: Iterator[Any], work: Callable[[Any], T]) -> None:
-        self._items = items
-        self._work = work
-        self._results: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="prefetch")
-        self._thread.start()
+    def following() -> Any:
+        item = next(items, nothing_left)
+        return nothing_left if item is nothing_left else work(item)
 
-    def __iter__(self) -> Iterator[T]:
-        while True:
-            result = self._results.get()
-            if result is _END:
-                return
-            if isinstance(result, Exception):
-                raise result
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as thread:
+        coming = thread.submit(following)
+        while (result := coming.result()) is not nothing_left:
+            coming = thread.submit(following)
             yield result
 
-    def close(self) -> None:
-        """Ends the thread; what it has ready is dropped."""
-        self._stopping.set()
-        while self._thread.is_alive():
-            # The thread may be waiting to hand over a result.
-            try:
-                self._results.get(timeout=0.05)
-            except queue.Empty:
-                continue
 
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                self._results.put(self._work(item))
-                if self._stopping.is_set():
-                    return
-            self._results.put(_END)
-        except Exception as error:  # Raised where the results are used.
-            self._results.put(error)
-
-
-def _moved(batch: dict[str, Any], names: tuple[str, ...], device: torch.device) -> dict[str, Any]:
-    return batch | {name: batch[name].to(device).float() / PIXEL_MAXIMUM for name in names}
+def _moved(
+    batch: dict[str, Any], names: tuple[str, ...], device: torch.device, *, pinned: bool = False
+) -> dict[str, Any]:
+    images = {name: batch[name].pin_memory() if pinned else batch[name] for name in names}
+    return batch | {
+        name: image.to(device, non_blocking=pinned).float() / PIXEL_MAXIMUM
+        for name, image in images.items()
+    }
 
 
 def _on_gpu(
@@ -88,24 +63,16 @@ def _on_gpu(
 
     def transfer(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event]:
         with torch.cuda.stream(stream):
-            pinned = {name: batch[name].pin_memory() for name in names}
-            moved = {
-                name: images.to(device, non_blocking=True).float() / PIXEL_MAXIMUM
-                for name, images in pinned.items()
-            }
+            moved = _moved(batch, names, device, pinned=True)
             done = torch.cuda.Event()
             done.record(stream)
-        return batch | moved, done
+        return moved, done
 
-    ahead = Ahead(batches, transfer)
-    try:
+    with closing(one_ahead(batches, transfer)) as ahead:
         for batch, done in ahead:
             current = torch.cuda.current_stream(device)
             current.wait_event(done)
             for name in names:
-                images: Tensor = batch[name]
                 # Its memory belongs to the other stream, which must not reuse it too early.
-                images.record_stream(current)
+                batch[name].record_stream(current)
             yield batch
-    finally:
-        ahead.close()

@@ -8,7 +8,9 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import ray
@@ -18,19 +20,16 @@ from ray.train.torch import TorchTrainer
 
 from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.patience import ABORT, SAVE, WATCH
-from qdmr_ray.ray_compat import ControllerCallback, TrainerWithPolicy, abort
-from qdmr_ray.train.failures import (
-    ClearAway,
-    EndAtOnce,
-    LostWhileStarting,
-    Patience,
-    training_error,
-)
-from qdmr_ray.train.logging.board import new_board
-from qdmr_ray.train.logging.progress_bar import progress_bar
+from qdmr_ray.ray_compat import TrainerWithPolicy, abort
+from qdmr_ray.train.failures import EndAtOnce, LostWhileStarting, Supervision, training_error
+from qdmr_ray.train.logging.board import News, new_board
+from qdmr_ray.train.logging.progress_bar import ProgressBar
 from qdmr_ray.train.loop import Task, Worker, train_worker
 from qdmr_ray.train.preemption import WatchedTorchConfig
-from qdmr_ray.train.worker_context import OwnHost, Watch
+from qdmr_ray.train.worker_context import Host, Watch
+
+# A slow or lost board must not disturb the training.
+_BOARD_SECONDS = 2.0
 
 
 class Launch(Protocol):
@@ -45,25 +44,33 @@ class Launch(Protocol):
 def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
     """Trains with Ray Train's workers, as ``experiment.scaling`` says.
 
-    ``watch`` is called in this thread; without it, progress is shown.
+    ``watch`` is called in this thread; without it, a progress bar is shown.
 
     Raises:
         QdmrError: training failed, in one line.
     """
     board = new_board()
-    task = Task(**{**vars(task), "board": board, "watched": watch is not None})
+    task = replace(task, board=board, watched=watch is not None)
     # What Ray Train keeps of a run would disturb the next one of the same name; the controller,
     # which alone uses it, runs on this machine.
     scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
-    trainer = _trainer(experiment, task, gpu, scratch)
-    iterations = experiment.stage(task.stage).iterations
-    shown = nullcontext() if watch else progress_bar(task.stage, iterations, board)
+    bar = None if watch else ProgressBar(task.stage, experiment.stage(task.stage).iterations)
+
+    def look(news: News) -> None:
+        if bar is not None:
+            bar.show(news)
+        if watch is not None:
+            for line in news.lines:
+                watch(*line)
+
     try:
-        with shown:
-            _fit(trainer, board, watch or _nobody)
+        _fit(_trainer(experiment, task, gpu, scratch), board, look)
     except ray.train.TrainingFailedError as error:
         raise training_error(task.stage, error) from error
     finally:
+        if bar is not None:
+            bar.show(_news(board))
+            bar.close()
         ray.kill(board)
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -78,9 +85,8 @@ class InThisProcess:
         self, experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None
     ) -> None:
         """Raises what training raises."""
-        host = OwnHost(gpu=gpu, local_world_size=self._sharing, watch=watch or _nobody)
         try:
-            Worker(task, host).run()
+            Worker(task, Host(gpu=gpu, local_world_size=self._sharing, watch=watch)).run()
         finally:
             if gpu:
                 # The next stage wants the memory, and a stage's references go round in circles.
@@ -88,23 +94,23 @@ class InThisProcess:
                 torch.cuda.empty_cache()
 
 
-def _nobody(stage: str, iteration: int, figures: Any) -> None:
-    pass
-
-
 def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> TorchTrainer:
     scaling = experiment.scaling
     resources = {"CPU": scaling.cpus_per_worker}
     if gpu:
         resources["GPU"] = scaling.gpus_per_worker
-    failures = ray.train.FailureConfig(
+    # Supervision decides when failed starts are enough.
+    failures: Any = ray.train.FailureConfig(
         max_failures=scaling.max_failures,
-        # Patience decides when it is enough.
         controller_failure_limit=-1,  # type: ignore[call-arg]
     )
+    callbacks: list[Any] = [
+        EndAtOnce(experiment.name, task.stage),
+        Supervision(task.board, scaling.node_wait),
+    ]
     return TrainerWithPolicy(
         train_worker,
-        failure_policy=LostWhileStarting(failures),  # type: ignore[arg-type]
+        failure_policy=LostWhileStarting(failures),
         train_loop_config={"task": task},
         torch_config=WatchedTorchConfig(backend=_backend(scaling, gpu)),
         scaling_config=ray.train.ScalingConfig(
@@ -117,12 +123,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
             name=f"{experiment.name}-{task.stage}",
             storage_path=scratch,
             failure_config=failures,
-            callbacks=[
-                EndAtOnce(experiment.name, task.stage),  # type: ignore[list-item]
-                ClearAway(),  # type: ignore[list-item]
-                Patience(scaling.node_wait),  # type: ignore[list-item]
-                _Introduction(task.board),  # type: ignore[list-item]
-            ],
+            callbacks=callbacks,
         ),
     )
 
@@ -137,17 +138,6 @@ def _worker_count(scaling: ScalingSettings) -> Any:
     if scaling.min_workers is None:
         return scaling.workers
     return scaling.min_workers, scaling.workers
-
-
-class _Introduction(ControllerCallback):
-    """Tells the board which actor controls the training, so that the driver can end it."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Called in the controller."""
-        self._board.introduce.remote(ray.get_runtime_context().current_actor)
 
 
 class Fit:
@@ -182,8 +172,8 @@ class Fit:
             raise self._failure
 
 
-def _fit(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
-    """Trains, and calls ``watch`` with each line of the log in this thread.
+def _fit(trainer: TorchTrainer, board: Any, look: Callable[[News], None]) -> None:
+    """Trains, and calls ``look`` with the board's news in this thread.
 
     What is raised here, such as the order of a sweep's scheduler to stop or the KeyboardInterrupt
     of Ctrl-C, ends the training before it reaches the caller.
@@ -193,8 +183,7 @@ def _fit(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
         ended = False
         while not ended:
             ended = fit.has_ended(within=WATCH.seconds)
-            for stage, iteration, metrics in ray.get(board.lines.remote()):
-                watch(stage, iteration, metrics)
+            look(_news(board))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             # A second Ctrl-C ends the training without a checkpoint.
@@ -206,9 +195,17 @@ def _fit(trainer: TorchTrainer, board: Any, watch: Watch) -> None:
     fit.result()
 
 
+def _news(board: Any) -> News:
+    try:
+        news: News = ray.get(board.news.remote(), timeout=_BOARD_SECONDS)
+    except ray.exceptions.RayError:
+        return News()
+    return news
+
+
 def _save_first(board: Any) -> None:
     """Lets a training that has begun write a checkpoint, so that no step is done again."""
-    if ray.get(board.position.remote()) is None:
+    if _news(board).iteration is None:
         return
     print("qdmr: saving a checkpoint; Ctrl-C again ends without", file=sys.stderr, flush=True)
     ray.get(board.stop.remote())

@@ -1,4 +1,4 @@
-"""What a training worker runs in: one of Ray Train's workers, or a process that trains by itself.
+"""What a training worker runs in: a process that trains by itself, or one of Ray Train's workers.
 
 The loop asks its host which rank it has and on which device, tells it how far it is, and asks
 whether it has to go. A sweep's trial with a single worker trains in the trial's own process, which
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.train
@@ -20,34 +20,41 @@ import torch
 from qdmr_ray.patience import EXPORT
 from qdmr_ray.ray_compat import draining_nodes
 
-# Called with a stage's name, its iteration and the figures logged there.
+# Called with a stage's name, its iteration and the metrics logged there.
 Watch = Callable[[str, int, Mapping[str, float]], None]
 
 
-class Host(Protocol):
-    """Where a worker runs."""
+class Host:
+    """This process alone, on a machine whose CPUs ``local_world_size`` such processes share.
 
-    rank: int
-    world_size: int
-    # Workers on this worker's machine, which share its CPUs.
-    local_world_size: int
-    device: torch.device
+    ``watch`` is called in this process, with every line of the log.
+    """
+
+    def __init__(self, *, gpu: bool, local_world_size: int = 1, watch: Watch | None = None) -> None:
+        self.rank, self.world_size = 0, 1
+        self.local_world_size = local_world_size
+        # Ray shows a process only the GPUs that it was given.
+        self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+        self._watch = watch
+
+    def logged(self, stage: str, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Takes a line of the log, on rank 0."""
+        if self._watch is not None:
+            self._watch(stage, iteration, metrics)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Takes the figures of a checkpoint; every rank calls it at the same iterations."""
+        """Takes the metrics of a checkpoint; every rank calls it at the same iterations."""
 
     def is_leaving(self) -> bool:
         """Whether one of the workers' machines is about to be taken away; every rank calls it
         equally often."""
-
-    def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
-        """Takes a line of the log, on rank 0."""
+        return ray.get_runtime_context().get_node_id() in draining_nodes()
 
     def linger(self) -> None:
-        """Lets figures get out that explain an end; every rank calls it before it raises."""
+        """Lets metrics get out that explain an end; every rank calls it before it raises."""
 
 
-class RayTrainHost:
+class RayTrainHost(Host):
     """A worker of Ray Train. ``board`` takes the log where somebody watches it."""
 
     def __init__(self, board: Any | None = None) -> None:
@@ -57,51 +64,23 @@ class RayTrainHost:
         self.device = ray.train.torch.get_device()
         self._board = board
 
+    def logged(self, stage: str, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Passes the line on to the board."""
+        if self._board is not None:
+            self._board.log.remote(stage, iteration, dict(metrics))
+
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Tells Ray Train, beside the training that goes on."""
         in_background = ray.train.CheckpointUploadMode.ASYNC
         ray.train.report(dict(metrics), checkpoint_upload_mode=in_background)
 
     def is_leaving(self) -> bool:
-        """Asks Ray, which all ranks wait for."""
+        """Asks Ray Train, which all ranks wait for."""
         return ray.train.get_preemption_info() is not None
-
-    def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
-        """Passes the line on to the board."""
-        if self._board is not None:
-            self._board.log.remote(stage, iteration, dict(figures))
 
     def linger(self) -> None:
         """Waits for the next export: Ray Train kills all ranks as soon as one has failed."""
         time.sleep(EXPORT.seconds)
-
-
-class OwnHost:
-    """This process alone; ``watch`` is called in it, with every line of the log.
-
-    ``local_world_size`` is how many such processes share the machine's CPUs.
-    """
-
-    def __init__(self, *, gpu: bool, local_world_size: int = 1, watch: Watch) -> None:
-        self.rank, self.world_size = 0, 1
-        self.local_world_size = local_world_size
-        # Ray shows a process only the GPUs that it was given.
-        self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-        self._watch = watch
-
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        """Nobody counts this process's checkpoints but the store that they lie in."""
-
-    def is_leaving(self) -> bool:
-        """Asks Ray whether this process's node is drained: only workers of Ray Train are told."""
-        return ray.get_runtime_context().get_node_id() in draining_nodes()
-
-    def logged(self, stage: str, iteration: int, figures: Mapping[str, float]) -> None:
-        """Calls ``watch``."""
-        self._watch(stage, iteration, figures)
-
-    def linger(self) -> None:
-        """Nothing: this process goes on."""
 
 
 def threads_for(host: Host) -> int:

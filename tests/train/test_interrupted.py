@@ -9,28 +9,23 @@ import pytest
 
 from qdmr_ray.patience import SAVE
 from qdmr_ray.train import ray_trainer
-from qdmr_ray.train.logging.board import Board, Position
+from qdmr_ray.train.logging.board import Board, News
 
 
 class FakeBoard:
-    """Answers like a ``Board``; its training has left after so many questions.
+    """Answers like a ``Board``; its training has left after so many questions."""
 
-    The first question for lines of the log is where Ctrl-C arrives.
-    """
-
-    def __init__(self, *, position: Any, leaves_after: int) -> None:
+    def __init__(self, *, iteration: int | None, leaves_after: int) -> None:
         self.asked: list[str] = []
-        self._position, self._leaves_after = position, leaves_after
+        self._iteration, self._leaves_after = iteration, leaves_after
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=lambda: self._answer(name))
 
     def _answer(self, name: str) -> Any:
-        if name == "lines":
-            raise KeyboardInterrupt
         self.asked.append(name)
-        if name == "position":
-            return self._position
+        if name == "news":
+            return News(self._iteration)
         return name == "left" and self.asked.count("left") > self._leaves_after
 
 
@@ -44,15 +39,20 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def interrupted(board: FakeBoard) -> None:
+    """Ctrl-C arrives while the driver shows the first news."""
+
+    def look(news: News) -> None:
+        raise KeyboardInterrupt
+
     trainer = SimpleNamespace(fit=lambda: None)
     with pytest.raises(KeyboardInterrupt):
-        ray_trainer._fit(trainer, board, lambda *_: None)  # type: ignore[arg-type]
+        ray_trainer._fit(trainer, board, look)  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_is_waited_for(ended: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    board = FakeBoard(position=Position(3, {}), leaves_after=2)
+    board = FakeBoard(iteration=3, leaves_after=2)
     interrupted(board)
-    assert board.asked == ["position", "stop", "left", "left", "left"]
+    assert board.asked == ["news", "news", "stop", "left", "left", "left"]
     assert ended == [board]
     assert capsys.readouterr().err == ("qdmr: saving a checkpoint; Ctrl-C again ends without\n")
 
@@ -60,9 +60,9 @@ def test_a_checkpoint_is_waited_for(ended: list[Any], capsys: pytest.CaptureFixt
 def test_nothing_is_saved_before_the_first_step(
     ended: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    board = FakeBoard(position=None, leaves_after=0)
+    board = FakeBoard(iteration=None, leaves_after=0)
     interrupted(board)
-    assert board.asked == ["position"]
+    assert board.asked == ["news", "news"]
     assert ended == [board]
     assert not capsys.readouterr().err
 
@@ -72,7 +72,7 @@ def test_a_second_one_ends_without(ended: list[Any], monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ray_trainer.time, "sleep", again)
-    board = FakeBoard(position=Position(3, {}), leaves_after=5)
+    board = FakeBoard(iteration=3, leaves_after=5)
     interrupted(board)
     assert board.asked.count("left") == 1
     assert ended == [board]
@@ -83,7 +83,7 @@ def test_a_training_that_does_not_answer_is_ended(
 ) -> None:
     clock = iter(range(0, 10_000, 10))
     monkeypatch.setattr(ray_trainer.time, "monotonic", lambda: next(clock))
-    board = FakeBoard(position=Position(3, {}), leaves_after=10_000)
+    board = FakeBoard(iteration=3, leaves_after=10_000)
     interrupted(board)
     assert board.asked.count("left") == SAVE.default // 10
     assert ended == [board]
@@ -92,10 +92,10 @@ def test_a_training_that_does_not_answer_is_ended(
 def test_a_training_that_goes_on_after_a_notice_has_not_left() -> None:
     """Otherwise Ctrl-C later would take the checkpoint of back then for the one it asks for."""
     board = Board.__ray_metadata__.modified_class()  # type: ignore[attr-defined]
-    assert board.post(Position(3, {})) is False
+    assert board.post(3, {}) is False
     board.leave()
     assert board.left()
-    board.post(Position(4, {}))
+    board.post(4, {})
     assert not board.left()
     board.stop()
-    assert board.post(Position(5, {})) is True
+    assert board.post(5, {}) is True

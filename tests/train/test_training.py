@@ -41,7 +41,7 @@ from qdmr_ray.train.checkpoints import CheckpointStore
 from qdmr_ray.train.loop import Task, Worker
 from qdmr_ray.train.ray_trainer import InThisProcess
 from qdmr_ray.train.run import train_run
-from qdmr_ray.train.worker_context import OwnHost
+from qdmr_ray.train.worker_context import Host
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -241,7 +241,7 @@ def test_a_disk_that_the_worker_does_not_share_is_named(
     experiment = experiment_from_dict(settings(tiny_dataset, run=["source_only"]))
     elsewhere = tmp_path / "elsewhere"
     task = Task(experiment.to_dict(), "source_only", str(elsewhere), "0" * 64, {})
-    host = OwnHost(gpu=False, watch=lambda *_: None)
+    host = Host(gpu=False)
     with pytest.raises(QdmrError, match=f"{elsewhere}.*name a --storage that all nodes reach"):
         Worker(task, host)
     assert not elsewhere.exists()

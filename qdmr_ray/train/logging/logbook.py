@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import ray
 from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.patience import WATCH
 from qdmr_ray.storage import Location
-from qdmr_ray.train.logging.board import Reporter
 from qdmr_ray.train.logging.pictures import atlas_sheet, sample_sheet
 from qdmr_ray.train.logging.prometheus import Gauges
 from qdmr_ray.train.logging.run_files import RunFiles
@@ -26,11 +29,11 @@ _log = logging.getLogger(__name__)
 
 
 class Logbook:
-    """Passes rank 0's news to the run folder, Prometheus, the host and the progress bar; other
-    ranks only warn, in Ray's logs.
+    """Passes rank 0's news to the run folder, Prometheus, the host and the driver; other ranks
+    only warn, in Ray's logs.
 
-    ``iterations`` is the stage's last one. The driver reads the progress bar's position from
-    ``board``.
+    ``iterations`` is the stage's last one. The driver reads ``board``; nothing waits for its
+    answer.
     """
 
     def __init__(
@@ -38,15 +41,19 @@ class Logbook:
     ) -> None:
         self._stage, self._iterations = stage, iterations
         self._host = host
-        self._leads = host.rank == 0
-        self._reporter = Reporter(board if self._leads else None)
-        self._gauges = Gauges(run_name, stage) if self._leads else None
+        leads = host.rank == 0
+        self._board = board if leads else None
+        self._gauges = Gauges(run_name, stage) if leads else None
         self._files: RunFiles | None = None
         self._said: set[str] = set()
+        self._shown: dict[str, float] = {}
+        self._posted_at = -math.inf
+        self._answer: Any = None
+        self._stopping = False
 
     def open(self, run: Location, iteration: int) -> None:
         """Begins, or goes on after ``iteration``: the host hears again what was logged before."""
-        if self._leads:
+        if self._host.rank == 0:
             self._files = RunFiles(run, self._stage, iteration)
             for line in self._files.lines:
                 self._host.logged(self._stage, line.iteration, line.metrics)
@@ -54,16 +61,29 @@ class Logbook:
         self._show(iteration, {})
 
     def reached(self, iteration: int) -> None:
-        """Posts the position, without metrics."""
-        self._reporter.post(iteration)
+        """Tells the driver the position, once in a while."""
+        if time.monotonic() - self._posted_at >= WATCH.seconds:
+            self._post(iteration)
+
+    def _post(self, iteration: int) -> None:
+        if self._board is None:
+            return
+        self._posted_at = time.monotonic()
+        # The last post's answer, which is there by now.
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            with suppress(ray.exceptions.RayError):
+                self._stopping = self._stopping or ray.get(self._answer)
+        self._answer = self._board.post.remote(iteration, self._shown)
 
     def asked_to_stop(self) -> bool:
-        """Whether the driver wants training to stop; known to rank 0."""
-        return self._reporter.asked_to_stop()
+        """Whether the driver wants training to stop at a checkpoint; rank 0 knows a second
+        later."""
+        return self._stopping
 
     def leave(self) -> None:
         """Tells the driver that training has ended, or stopped at a checkpoint."""
-        self._reporter.leave()
+        if self._board is not None:
+            self._board.leave.remote()
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Writes a line of metrics."""
@@ -71,10 +91,10 @@ class Logbook:
             self._files.log(iteration, metrics)
             self._show(iteration, metrics)
             self._host.logged(self._stage, iteration, metrics)
-        shown = {name: value for name, value in metrics.items() if name.endswith(_SHOWN)}
-        shown |= {"samples/s": metrics["samples_per_second"]}
-        shown |= {"data_wait": metrics["data_wait_fraction"]}
-        self._reporter.post(iteration, shown)
+        self._shown = {name: value for name, value in metrics.items() if name.endswith(_SHOWN)}
+        self._shown["samples/s"] = metrics["samples_per_second"]
+        self._shown["data_wait"] = metrics["data_wait_fraction"]
+        self._post(iteration)
 
     @property
     def draws(self) -> bool:
@@ -95,7 +115,8 @@ class Logbook:
         """Shows lines in Ray's log, and above the progress bar."""
         for line in lines:
             _log.warning(line)
-            self._reporter.warn(line)
+            if self._board is not None:
+                self._board.warn.remote(line)
 
     def warn_once(self, topic: str, line: str) -> None:
         """Shows the first of all warnings of a topic."""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
-import ray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qdmr_ray.patience import PROGRESS_LINE, WATCH
-from qdmr_ray.train.logging.board import Position
+from qdmr_ray.patience import PROGRESS_LINE
+from qdmr_ray.train.logging.board import News
 
 _COLUMNS = (
     TextColumn("{task.description}"),
@@ -24,74 +18,52 @@ _COLUMNS = (
     TimeRemainingColumn(),
     TextColumn("{task.fields[shown]}"),
 )
-# A slow or lost board must not disturb the training.
-_ANSWER_SECONDS = 2.0
 
 
-@contextmanager
-def progress_bar(stage: str, iterations: int, board: Any) -> Iterator[None]:
-    """Shows what is on the board while the block runs."""
-    console = Console(stderr=True)
-    done = threading.Event()
-    show = _show_bar if console.is_terminal else _show_lines
-    thread = threading.Thread(
-        target=show, args=(stage, iterations, board, done, console), daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(timeout=5)
-        _show_warnings(board, console)
+class ProgressBar:
+    """Shows the board's news of a stage on standard error; call ``show`` every now and then."""
+
+    def __init__(self, stage: str, iterations: int) -> None:
+        self._stage, self._iterations = stage, iterations
+        self._console = Console(stderr=True)
+        self._bar = Progress(*_COLUMNS, console=self._console)
+        self._task = self._bar.add_task(stage, total=iterations, shown="starting workers")
+        if self._console.is_terminal:
+            self._bar.start()
+        self._newest = News()
+        self._told: int | None = None
+        self._began = self._told_at = time.monotonic()
+
+    def show(self, news: News) -> None:
+        """Shows warnings, and the position: on the bar, or as a line once in a while."""
+        for line in news.warnings:
+            self._say(f"qdmr: warning: {line}")
+        if news.iteration is None:
+            return
+        self._newest = news
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=news.iteration, shown=_text(news))
+        elif time.monotonic() - self._told_at >= PROGRESS_LINE.seconds:
+            self._tell()
+
+    def close(self) -> None:
+        """Leaves the last position on the screen."""
+        if self._console.is_terminal:
+            self._bar.stop()
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        news = self._newest
+        if news.iteration != self._told:
+            self._told, self._told_at = news.iteration, time.monotonic()
+            elapsed = self._told_at - self._began
+            position = f"{self._stage} {news.iteration}/{self._iterations}"
+            self._say(f"{position}  {elapsed:.0f} s  {_text(news)}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def _asked(answer: Any) -> Any:
-    """The board's answer, None where it gives none."""
-    try:
-        return ray.get(answer, timeout=_ANSWER_SECONDS)
-    except ray.exceptions.RayError:
-        return None
-
-
-def _show_warnings(board: Any, console: Console) -> None:
-    for line in _asked(board.warnings.remote()) or ():
-        console.print(f"qdmr: warning: {line}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _text(shown: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-
-
-def _show_bar(
-    stage: str, iterations: int, board: Any, done: threading.Event, console: Console
-) -> None:
-    with Progress(*_COLUMNS, console=console) as progress:
-        task = progress.add_task(stage, total=iterations, shown="starting workers")
-        ended = False
-        while not ended:
-            ended = done.wait(WATCH.seconds)
-            _show_warnings(board, console)
-            position: Position | None = _asked(board.position.remote())
-            if position is not None:
-                progress.update(task, completed=position.iteration, shown=_text(position.shown))
-
-
-def _show_lines(
-    stage: str, iterations: int, board: Any, done: threading.Event, console: Console
-) -> None:
-    start = time.monotonic()
-    told: int | None = None
-    ended = False
-    while not ended:
-        ended = done.wait(PROGRESS_LINE.seconds)
-        _show_warnings(board, console)
-        position: Position | None = _asked(board.position.remote())
-        if position is not None and position.iteration != told:
-            told = position.iteration
-            print(
-                f"{stage} {told}/{iterations}  {time.monotonic() - start:.0f} s  "
-                f"{_text(position.shown)}",
-                file=sys.stderr,
-                flush=True,
-            )
+def _text(news: News) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in news.shown.items())
