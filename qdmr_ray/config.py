@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,30 +22,29 @@ from pydantic import TypeAdapter
 
 from qdmr_ray.data.streaming.stream import DataSettings
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings
+from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings, RestorationNetworkSettings
+from qdmr_ray.nets.registry import restoration_class
+from qdmr_ray.nets.settings import DEFAULT_KIND
 from qdmr_ray.parsing import apply_override, parse_settings, read_yaml
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.stages import (
     STAGES,
     BackboneSettings,
-    BaseSettings,
     ComputeSettings,
-    SourceOnlySettings,
+    Stage,
     StageSettings,
-    UDASettings,
-    VQGANSettings,
+    load_plugins,
 )
 from qdmr_ray.version import code_version
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1
-# Sizes that a stage's network has no use for: one VQGAN serves all that differ only in them.
-_NETWORK_WITHOUT = {
-    "vqgan": ("swin", "fusion", "global_residual"),
-    "source_only": ("codebook_size", "code_dim", "commitment", "fusion"),
-}
 # Settings that METHOD_VERSION's first runs didn't have: section of the digest, name, default.
-_LATER_SETTINGS = (("network", "fusion", True), ("settings", "s2t", True))
+_LATER_SETTINGS = (
+    ("network", "fusion", True),
+    ("network", "kind", DEFAULT_KIND),
+    ("settings", "s2t", True),
+)
 # Stands in a saved config.yaml beside the settings.
 VERSION_KEY = "code_version"
 # What is done about a run that goes wrong.
@@ -57,12 +56,8 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class StagesSettings(Settings):
-    """One section per training stage; only those named in ``run`` are trained."""
-
-    vqgan: VQGANSettings = setting(VQGANSettings, "learns the codebook on both domains")
-    base: BaseSettings = setting(BaseSettings, "restoration with the frozen codebook")
-    uda: UDASettings = setting(UDASettings, "restoration with s2t images and feature alignment")
-    source_only: SourceOnlySettings = setting(SourceOnlySettings, "baseline without a codebook")
+    """One section per training stage, a field for each of ``STAGES``; only those named in ``run``
+    are trained. :func:`experiment_type` makes the subclass with the fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,12 +196,13 @@ class Experiment(Settings):
 
     name: str = setting("", "name of the run folder; --name replaces it")
     seed: int = setting(0, "of initial weights, sample order and crops", minimum=0)
-    run: tuple[str, ...] = setting(
-        ("vqgan", "base"), "stages to train, in order", choices=tuple(STAGES)
+    run: tuple[str, ...] = setting(("vqgan", "base"), "stages to train, in order")
+    plugins: tuple[str, ...] = setting(
+        (), "modules of your own that define stages, such as my_package.my_stage"
     )
     notes: tuple[str, ...] = setting((), "remarks that the report shows")
     data: DataSettings = setting(DataSettings, "the packed dataset")
-    network: NetworkSettings = setting(NetworkSettings, "sizes of the networks")
+    network: RestorationNetworkSettings = setting(NetworkSettings, "sizes of the networks")
     discriminator: DiscriminatorSettings = setting(
         DiscriminatorSettings, "sizes of the discriminators"
     )
@@ -236,11 +232,22 @@ class Experiment(Settings):
             self._check_stage(stage)
 
     def _check_stage(self, name: str) -> None:
-        for needed in STAGES[name].needs:
+        if name not in STAGES:
+            raise SettingsError(
+                f"run must be one of {', '.join(STAGES)}; it is {name!r} (plugins names the "
+                "modules that define other stages)"
+            )
+        stage = STAGES[name]
+        for needed in stage.needs:
             if needed not in self.run[: self.run.index(name)]:
                 raise SettingsError(
                     f"run has {name} without {needed} before it, which it starts from"
                 )
+        if stage.network_kinds is not None and self.network.kind not in stage.network_kinds:
+            raise SettingsError(
+                f"run has {name}, which trains networks of kind {', '.join(stage.network_kinds)}; "
+                f"network.kind is {self.network.kind!r}: leave {name} out, or change the kind"
+            )
         crop, multiple = self.stage(name).crop, self.network.multiple
         if crop % multiple:
             raise SettingsError(
@@ -255,13 +262,55 @@ class Experiment(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
-        plain: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        own_type: Any = type(self)
+        plain: dict[str, Any] = _adapter(own_type).dump_python(self, mode="json")
         return plain
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class of an experiment with plugins exists in the process that has read it.
+        return experiment_from_dict, (self.to_dict(),)
+
+
+def experiment_type(kind: str = DEFAULT_KIND, plugins: Sequence[str] = ()) -> type[Experiment]:
+    """The type of the experiments whose network is of ``kind`` and whose stages are ours and those
+    of ``plugins``: each section is the dataclass that the stage or the network registers.
+
+    Raises:
+        SettingsError: there is no such network or module.
+    """
+    load_plugins(plugins)
+    network: Any = restoration_class(kind).settings_type
+    return _experiment_type(network, tuple(STAGES.values()))
 
 
 @cache
-def _adapter() -> TypeAdapter[Experiment]:
-    return TypeAdapter(Experiment)
+def _experiment_type(network: Any, stages: tuple[type[Stage], ...]) -> type[Experiment]:
+    sections = [(s.name, s.settings_type, setting(s.settings_type, s.help)) for s in stages]
+    stages_type = _dataclass("StagesSettings", StagesSettings, sections)
+    return _dataclass(
+        "Experiment",
+        Experiment,
+        [
+            ("network", network, setting(network, "sizes of the networks")),
+            ("stages", stages_type, setting(stages_type, "the training stages")),
+        ],
+    )
+
+
+def _dataclass(name: str, base: type[Any], fields: list[tuple[str, type, Any]]) -> type[Any]:
+    return make_dataclass(
+        name,
+        fields,
+        bases=(base,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__module__": __name__, "__doc__": base.__doc__},
+    )
+
+
+@cache
+def _adapter(experiment: Any) -> TypeAdapter[Experiment]:
+    return TypeAdapter(experiment)
 
 
 def load_experiment(
@@ -289,7 +338,18 @@ def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings")
     Raises:
         SettingsError: a setting is unknown, of the wrong type or out of range.
     """
-    experiment: Experiment = parse_settings(_adapter(), values, source)
+    network, plugins = values.get("network"), values.get("plugins")
+    kind = network.get("kind") if isinstance(network, Mapping) else None
+    # Values of another type are left to the parser, which says what is wrong with them.
+    modules = plugins if isinstance(plugins, list | tuple) else ()
+    try:
+        settings: Any = experiment_type(
+            kind if isinstance(kind, str) else DEFAULT_KIND,
+            [module for module in modules if isinstance(module, str)],
+        )
+    except SettingsError as error:
+        raise SettingsError(f"{source}: {error}") from error
+    experiment: Experiment = parse_settings(_adapter(settings), values, source)
     return experiment
 
 
@@ -307,7 +367,7 @@ def stage_digest(
     imported = imported or {}
     if stage in imported:
         return imported[stage]
-    values = experiment.to_dict()
+    values, kind = experiment.to_dict(), STAGES[stage]
     determining = {
         "method": METHOD_VERSION,
         "stage": stage,
@@ -320,11 +380,18 @@ def stage_digest(
         "data": manifest_digest,
         "needs": {
             needed: stage_digest(experiment, needed, manifest_digest, imported)
-            for needed in STAGES[stage].needs
+            for needed in kind.needs
         },
     }
-    for name in _NETWORK_WITHOUT.get(stage, ()):
-        del determining["network"][name]
+    for name in kind.unused_sizes:
+        determining["network"].pop(name, None)
+    versions = {
+        "stage": kind.version,
+        "network": restoration_class(experiment.network.kind).version,
+    }
+    # The first version stands for itself, as it did before there were others.
+    if changed := {name: version for name, version in versions.items() if version != 1}:
+        determining["versions"] = changed
     _leave_out_later_defaults(determining)
     text = json.dumps(determining, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -79,7 +79,7 @@ def test_an_experiment_is_its_file_over_the_papers_values(load: Loader) -> None:
     ],
 )
 def test_defaults_are_the_methods(stage: str, wanted: dict[str, Any]) -> None:
-    settings = Experiment().stage(stage)
+    settings = experiment_from_dict({}).stage(stage)
     assert {name: getattr(settings, name) for name in wanted} == wanted
     assert (settings.l1, settings.lpips, settings.crop) == (1.0, 1.0, 256)
     assert (
@@ -184,7 +184,11 @@ def test_a_wrong_type_is_named_with_setting_and_value(
             "stages.vqgan.optimizer.betas=[0.9, 1.5]",
             "stages.vqgan.optimizer.betas must be at most 1; it is 1.5",
         ),
-        ("run=[vqgan, bse]", "run must be one of vqgan, source_only, base, uda; it is 'bse'"),
+        (
+            "run=[vqgan, bse]",
+            "run must be one of vqgan, source_only, base, uda; it is 'bse' (plugins names the "
+            "modules that define other stages)",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_place(
@@ -418,13 +422,17 @@ def test_digest_is_the_stages_own(load: Loader) -> None:
 def test_digests_of_the_defaults_stay() -> None:
     """Else every run and every store would be begun anew: a setting that comes later is left out
     of the digest at its default (config._LATER_SETTINGS)."""
-    digests = {stage: stage_digest(Experiment(), stage, DATA_DIGEST)[:12] for stage in STAGES}
+    digests = {
+        stage: stage_digest(experiment_from_dict({}), stage, DATA_DIGEST)[:12] for stage in STAGES
+    }
     assert digests == DIGESTS
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_digest_changes_with_the_data(stage: str) -> None:
-    digests = {stage_digest(Experiment(), stage, data) for data in (DATA_DIGEST, "1" * 64)}
+    digests = {
+        stage_digest(experiment_from_dict({}), stage, data) for data in (DATA_DIGEST, "1" * 64)
+    }
     assert len(digests) == 2
 
 

@@ -12,7 +12,7 @@ import torch
 from qdmr_ray.config import Experiment
 from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.models.files import load_model
-from qdmr_ray.stages import STAGES, Parts, build_stage
+from qdmr_ray.stages import STAGES, Components, build_stage
 
 STAGE_NAMES = ("vqgan", "source_only", "base", "uda")
 ITERATIONS = 4
@@ -47,12 +47,12 @@ def bare_loop(experiment: Experiment, stage_name: str, run: Path, workers: int) 
     """The same stage in a plain loop, one process doing what ``workers`` workers do together."""
     own = experiment.stage(stage_name)
     torch.manual_seed(experiment.seed + zlib.crc32(stage_name.encode()))
-    parts = Parts(
+    components = Components(
         network=experiment.network,
         discriminator=experiment.discriminator,
         trained={n: load_model(run / n / "final").network for n in STAGES[stage_name].needs},
     )
-    stage = build_stage(stage_name, own, parts).to("cpu")
+    stage = build_stage(stage_name, own, components).to("cpu")
     stream = InProcessStream(
         experiment.data,
         batch_size=own.batch_size * workers,

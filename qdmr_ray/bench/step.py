@@ -19,9 +19,10 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import (
-    QDMR,
     VQGAN,
     DiscriminatorSettings,
     NetworkSettings,
@@ -39,25 +39,16 @@ from qdmr_ray.nets import (
     UNetDiscriminator,
 )
 from qdmr_ray.stages import (
-    BaseSettings,
+    STAGES,
+    Components,
     ComputeSettings,
-    Parts,
-    SourceOnlySettings,
     Stage,
     StageSettings,
-    UDASettings,
-    VQGANSettings,
     build_stage,
     flush_denormals,
 )
 from qdmr_ray.stages.compute import BFLOAT16, DTYPES, FLOAT32, tensor_float_32
 
-STAGE_SETTINGS: dict[str, Callable[[], StageSettings]] = {
-    "vqgan": lambda: VQGANSettings(lpips=0, semantic=0),
-    "source_only": lambda: SourceOnlySettings(lpips=0),
-    "base": lambda: BaseSettings(lpips=0),
-    "uda": lambda: UDASettings(lpips=0),
-}
 # Network sizes by name: the paper's, and those of experiments/demo.yaml.
 PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {
     "full": (NetworkSettings(), DiscriminatorSettings()),
@@ -248,27 +239,15 @@ def needed_flop(bench: StepBench) -> float:
 
 @cache
 def _flop_of_one_image(stage: str, preset: str) -> float:
-    network, discriminator = PRESETS[preset]
-    images = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
-    judge = UNetDiscriminator(3, discriminator)
-    # In the generator's step only the gradient of its input is needed.
-    through = flop_of(judge, images, to_input=True, to_weights=False)
-    trained = flop_of(judge, images, to_input=False, to_weights=True)
-    if stage == "vqgan":
-        both = torch.cat([images, images])
-        vqgan = flop_of(lambda x: VQGAN(network)(x).image, both, to_weights=True)
-        return vqgan + through + 2 * trained
-    restoration = QDMR(network, domain_mixing=stage != "source_only")
-    supervised = flop_of(lambda x: restoration(x).image, images, to_weights=True)
-    if stage != "uda":
-        return supervised + through + 2 * trained
-    encoded = flop_of(lambda x: restoration.encode(x).features, images, to_weights=True)
-    features = restoration.encode(images).features.detach()
-    aligner = UNetDiscriminator(network.feature_width, discriminator)
-    alignment = 2 * flop_of(aligner, features, to_input=True, to_weights=False)
-    alignment += 2 * flop_of(aligner, features, to_weights=True)
-    s2t = flop_of(lambda x: VQGAN(network)(x).image, images)
-    return 2 * supervised + encoded + s2t + 2 * through + 3 * trained + alignment
+    components = _components(stage, preset)
+    image = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
+    return sum(
+        needed.times
+        * flop_of(
+            needed.network, needed.inputs, to_input=needed.to_input, to_weights=needed.to_weights
+        )
+        for needed in STAGES[stage].needed_passes(components, image)
+    )
 
 
 def flop_of(
@@ -325,13 +304,29 @@ def stage_of(bench: StepBench, vqgan: VQGAN | None = None) -> Stage:
     compute = compute_of(bench)
     flush_denormals()
     torch.manual_seed(SEED)
-    network, discriminator = PRESETS[bench.preset]
-    trained = {"vqgan": vqgan or VQGAN(network)} if bench.stage in ("base", "uda") else {}
-    parts = Parts(network=network, discriminator=discriminator, trained=trained)
-    stage = build_stage(bench.stage, STAGE_SETTINGS[bench.stage](), parts)
+    components = _components(bench.stage, bench.preset, {"vqgan": vqgan} if vqgan else None)
+    stage = build_stage(bench.stage, _settings(bench.stage), components)
     if bench.plain:
         one_set_at_a_time(stage, bench.batch)
     return stage.to(bench.device, compute=compute)
+
+
+def _components(
+    stage: str, preset: str, trained: Mapping[str, nn.Module] | None = None
+) -> Components:
+    """What ``stage`` is built from; networks that it needs and ``trained`` lacks are noise."""
+    network, discriminator = PRESETS[preset]
+    trained = trained or {
+        needed: build_stage(needed, _settings(needed), _components(needed, preset)).network
+        for needed in STAGES[stage].needs
+    }
+    return Components(network=network, discriminator=discriminator, trained=trained)
+
+
+def _settings(stage: str) -> StageSettings:
+    """The stage's defaults without the terms that need downloaded weights."""
+    switched_off: dict[str, Any] = dict.fromkeys(STAGES[stage].backbones, 0)
+    return STAGES[stage].settings_type(**switched_off)
 
 
 def _batch(bench: StepBench, device: torch.device) -> dict[str, Tensor]:
@@ -368,7 +363,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line where the ``qdmr`` command and what it needs are not installed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     default = StepBench()
-    parser.add_argument("--stage", choices=STAGE_SETTINGS, default=default.stage)
+    parser.add_argument("--stage", choices=STAGES, default=default.stage)
     parser.add_argument("--preset", choices=PRESETS, default=default.preset)
     parser.add_argument("--dtype", choices=DTYPES, default=default.dtype)
     parser.add_argument("--device", default=default.device)

@@ -90,14 +90,13 @@ def bench_step(
     ] = None,
 ) -> None:
     """Seconds per training step, beside the floor that its arithmetic sets on this machine."""
-    from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench, profile_step
+    from qdmr_ray.bench.step import PRESETS, StepBench, profile_step
     from qdmr_ray.bench.step import bench_step as measure
     from qdmr_ray.restore.device import usable_device
+    from qdmr_ray.stages import STAGES
     from qdmr_ray.stages.compute import DTYPES
 
-    _check_choices(
-        ("stage", stage, STAGE_SETTINGS), ("preset", preset, PRESETS), ("dtype", dtype, DTYPES)
-    )
+    _check_choices(("stage", stage, STAGES), ("preset", preset, PRESETS), ("dtype", dtype, DTYPES))
     usable_device(device)
     bench = StepBench(
         stage=stage,

@@ -43,6 +43,7 @@ from qdmr_ray.models.files import read_description
 from qdmr_ray.models.layout import CONFIG_FILE, EVALUATION_FILE, EVALUATION_FOLDER, FINAL_FOLDER
 from qdmr_ray.parsing import apply_override
 from qdmr_ray.ray_cluster import ensure_ray
+from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location, open_location
 
 # Ray keeps a CPU for this part of a restoring actor; it mostly waits for its own threads.
@@ -96,7 +97,7 @@ def evaluate_run(
         SettingsError: a setting that is unknown, out of range or no evaluation's.
     """
     trained_with, models = _models_of(run)
-    experiment = _overridden(trained_with or Experiment(), overrides)
+    experiment = _overridden(trained_with or experiment_from_dict({}), overrides)
     path = data or experiment.data.path
     if not path:
         raise QdmrError(f"{run.uri}: name the packed dataset with --data")
@@ -149,7 +150,9 @@ def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
     if not config.exists():
         raise QdmrError(f"{run.uri}: neither a run folder nor a trained model")
     experiment = experiment_of_run(config.read_bytes().decode(), config.uri)
-    finals = {name: run.join(name, FINAL_FOLDER) for name in experiment.run if name != "vqgan"}
+    finals = {
+        name: run.join(name, FINAL_FOLDER) for name in experiment.run if STAGES[name].restores
+    }
     trained = {name: f for name, f in finals.items() if read_description(f) is not None}
     if not trained:
         raise QdmrError(f"{run.uri}: no restoring stage is trained yet; run qdmr train first")
@@ -158,7 +161,7 @@ def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
 
 def _check_restores(model: Location) -> None:
     description = read_description(model)
-    if description is not None and description["kind"] == "vqgan":
+    if description is not None and description["architecture"] == "vqgan":
         raise QdmrError(
             f"{model.uri}: is a VQGAN, which restores nothing; name a base or uda model"
         )

@@ -27,6 +27,7 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import (
     IMPORTED,
     LoadedModel,
+    Network,
     build_network,
     load_extras,
     load_weights,
@@ -34,6 +35,7 @@ from qdmr_ray.models.files import (
 )
 from qdmr_ray.nets import NetworkSettings, SemanticHead, SwinSettings
 from qdmr_ray.nets.adapter import STORED_MASK_SIDE, authors_key, our_key, to_authors
+from qdmr_ray.nets.registry import restoration_class
 from qdmr_ray.nets.vgg import VGG19Features
 from qdmr_ray.nets.weights import load_weight_file
 from qdmr_ray.storage import Location, open_location
@@ -71,27 +73,40 @@ def import_authors(file: Path, kind: str, out: Location) -> tuple[str, ...]:
     so when something fails.
 
     Raises:
-        SettingsError: ``kind`` is none of ``KINDS``.
+        SettingsError: ``kind`` is none of ``KINDS`` and no restoration network.
         QdmrError: the file is no such network's, or ``out`` is in use or not writable.
     """
-    if kind not in KINDS:
-        raise SettingsError(f"--kind {kind}: choose from {', '.join(KINDS)}")
     existed = out.exists()
     if existed and (out.size() is not None or out.list()):
         raise QdmrError(f"{out.uri}: is there already; name a new or empty folder for --out")
-    weights = read_authors(file, kind)
-    network = build_network(kind, weights.settings)
-    load_weights(network, weights.state, str(file))
+    network, extras, notes = _read(file, kind)
     digest = IMPORTED + hashlib.sha256(file.read_bytes()).hexdigest()
     try:
-        save_model(out, network, kind=kind, step=0, digest=digest, extras=weights.extras)
+        save_model(out, network, kind=kind, step=0, digest=digest, extras=extras)
     except BaseException:
         # What cannot be tidied up would hide why.
         with suppress(QdmrError):
             for written in out.list() if existed else [out]:
                 written.delete()
         raise
-    return weights.notes
+    return notes
+
+
+def _read(file: Path, kind: str) -> tuple[Network, dict[str, Tensor], tuple[str, ...]]:
+    if kind in KINDS:
+        weights = read_authors(file, kind)
+        network = build_network(kind, weights.settings)
+        load_weights(network, weights.state, str(file))
+        return network, weights.extras, weights.notes
+    try:
+        other = restoration_class(kind)
+    except SettingsError as error:
+        raise SettingsError(
+            f"--kind {kind}: choose from {', '.join(KINDS)}, or a restoration network that reads "
+            f"foreign weights ({error})"
+        ) from error
+    state, notes = _state_dict(file)
+    return other.from_foreign(state, str(file)), {}, tuple(notes)
 
 
 def read_authors(file: Path, kind: str) -> AuthorsWeights:

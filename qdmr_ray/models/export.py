@@ -30,6 +30,7 @@ from qdmr_ray import __version__
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.authors import authors_bytes, read_authors
 from qdmr_ray.models.files import LoadedModel, build_network, load_model, load_weights
+from qdmr_ray.nets.registry import image_of
 from qdmr_ray.nets.weights import first_line
 from qdmr_ray.storage import Location
 
@@ -71,8 +72,7 @@ class Generator(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        restored: Tensor = self.network(image).image
-        return restored
+        return image_of(self.network(image))
 
 
 def export_model(

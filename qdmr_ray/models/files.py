@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from qdmr_ray.errors import QdmrError
-from qdmr_ray.nets import QDMR, VQGAN, NetworkSettings, SwinSettings
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.nets import VQGAN, RestorationNetwork
+from qdmr_ray.nets.registry import architecture_of, network_class
+from qdmr_ray.parsing import parse_settings
+from qdmr_ray.settings import Settings
 from qdmr_ray.storage import Location, open_location
 
 WEIGHTS_FILE = "model.safetensors"
@@ -29,13 +33,14 @@ EXTRAS_FILE = "extras.safetensors"
 # The digest of an imported model is this and the SHA-256 of the file it came from.
 IMPORTED = "imported-sha256-"
 FORMAT = 1
-# Kind of network by the stage that trains it.
-KIND_OF_STAGE = {
+# The architecture of models whose description doesn't name it, by their kind.
+_ARCHITECTURES = {
     "vqgan": "vqgan",
-    "base": "qdmr_base",
-    "uda": "qdmr_uda",
+    "qdmr_base": "qdmr",
+    "qdmr_uda": "qdmr",
     "source_only": "source_only",
 }
+Network = VQGAN | RestorationNetwork
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,33 @@ class LoadedModel:
     """A trained network in eval mode: its ``kind``, the ``step`` it was saved at, the ``digest``
     of what determined it, and where it came from."""
 
-    network: VQGAN | QDMR
+    network: Network
     kind: str
     step: int
     digest: str
     source: str
 
+    @property
+    def restores(self) -> bool:
+        """Whether the network corrects photographs."""
+        return isinstance(self.network, RestorationNetwork)
 
-def build_network(kind: str, settings: NetworkSettings) -> VQGAN | QDMR:
-    """A fresh network of ``kind``."""
-    if kind == "vqgan":
-        return VQGAN(settings)
-    return QDMR(settings, domain_mixing=kind != "source_only")
+
+def build_network(kind: str, settings: Settings, architecture: str | None = None) -> Network:
+    """A fresh network of the class that ``architecture`` names; by default that of ``kind``, one of
+    ours.
+
+    Raises:
+        SettingsError: there is no such network.
+    """
+    build: Any = network_class(architecture or _ARCHITECTURES[kind])
+    network: Network = build(settings)
+    return network
 
 
 def save_model(
     folder: Location,
-    network: VQGAN | QDMR,
+    network: Network,
     *,
     kind: str,
     step: int,
@@ -78,6 +93,7 @@ def save_model(
     description = {
         "format": FORMAT,
         "kind": kind,
+        "architecture": architecture_of(type(network)),
         "settings": asdict(network.settings),
         "step": step,
         "digest": digest,
@@ -109,10 +125,11 @@ def read_description(folder: Location) -> dict[str, Any] | None:
     for key in ("kind", "settings", "step", "digest", "weights_sha256"):
         if key not in description:
             raise QdmrError(f"{file.uri}: is damaged, {key} is missing; train or import it again")
-    if description["kind"] not in KIND_OF_STAGE.values():
+    description.setdefault("architecture", _ARCHITECTURES.get(description["kind"]))
+    if description["architecture"] is None:
         raise QdmrError(
-            f"{file.uri}: kind {description['kind']!r} is none of "
-            f"{', '.join(KIND_OF_STAGE.values())}; it was written by another version"
+            f"{file.uri}: kind {description['kind']!r} is none of {', '.join(_ARCHITECTURES)}; it "
+            "was written by another version"
         )
     return description
 
@@ -131,13 +148,13 @@ def load_model(checkpoint: str | Path | Location) -> LoadedModel:
             "such as runs/demo/uda/final"
         )
     try:
-        sizes = network_settings(description["settings"])
-    except (TypeError, ValueError, KeyError) as error:
+        sizes = network_settings(description)
+        network = build_network(description["kind"], sizes, description["architecture"])
+    except SettingsError as error:
         raise QdmrError(
             f"{folder.join(DESCRIPTION_FILE).uri}: its settings are not those of a network of this "
             f"version ({error}); train or import it again"
         ) from error
-    network = build_network(description["kind"], sizes)
     file = folder.join(WEIGHTS_FILE)
     load_weights(network, _read_tensors(file, description["weights_sha256"]), file.uri)
     return LoadedModel(
@@ -159,12 +176,17 @@ def load_extras(folder: Location) -> dict[str, Tensor]:
     return _read_tensors(folder.join(EXTRAS_FILE), checksum) if checksum else {}
 
 
-def network_settings(values: Mapping[str, Any]) -> NetworkSettings:
-    """Network sizes from the plain values in ``model.json``."""
-    plain = dict(values)
-    swin = SwinSettings(**plain.pop("swin"))
-    widths = tuple(plain.pop("widths"))
-    return NetworkSettings(widths=widths, swin=swin, **plain)
+def network_settings(description: Mapping[str, Any]) -> Settings:
+    """Network sizes from the description in ``model.json``.
+
+    Raises:
+        SettingsError: they are not those of its architecture.
+    """
+    kind: Any = network_class(description["architecture"])
+    settings: Settings = parse_settings(
+        TypeAdapter(kind.settings_type), description["settings"], "settings"
+    )
+    return settings
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

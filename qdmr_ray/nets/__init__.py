@@ -6,7 +6,13 @@
 
 from qdmr_ray.nets.discriminator import UNetDiscriminator
 from qdmr_ray.nets.qdmr import QDMR, Encoded, QDMROutput
-from qdmr_ray.nets.settings import DiscriminatorSettings, NetworkSettings, SwinSettings
+from qdmr_ray.nets.registry import RestorationNetwork
+from qdmr_ray.nets.settings import (
+    DiscriminatorSettings,
+    NetworkSettings,
+    RestorationNetworkSettings,
+    SwinSettings,
+)
 from qdmr_ray.nets.vqgan import VQGAN, SemanticHead, VQGANOutput
 
 __all__ = [
@@ -16,6 +22,8 @@ __all__ = [
     "Encoded",
     "NetworkSettings",
     "QDMROutput",
+    "RestorationNetwork",
+    "RestorationNetworkSettings",
     "SemanticHead",
     "SwinSettings",
     "UNetDiscriminator",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from qdmr_ray.nets.blocks import Decoder, Encoder, FeatureFusion
 from qdmr_ray.nets.quantizer import VectorQuantizer
+from qdmr_ray.nets.registry import STREAMED, RestorationNetwork
 from qdmr_ray.nets.settings import NetworkSettings
 from qdmr_ray.nets.swin import SwinBottleneck
 from qdmr_ray.nets.vqgan import VQGAN
@@ -31,21 +32,24 @@ class QDMROutput(NamedTuple):
     codebook_loss: Tensor | None
 
 
-class QDMR(nn.Module):
+class QDMR(RestorationNetwork):
     """Encoder, codebook fusion, Swin bottleneck and decoder; images (B, 3, H, W) in [0, 1].
 
-    Height and width are multiples of ``multiple``. With ``domain_mixing=False`` the codebook and
-    the fusion are left out: that is the source-only baseline.
+    Height and width are multiples of ``multiple``.
     """
 
-    def __init__(self, settings: NetworkSettings, *, domain_mixing: bool = True) -> None:
-        super().__init__()
-        self.settings = settings
-        self.domain_mixing = domain_mixing
-        self.multiple = settings.multiple
+    kind = "qdmr"
+    settings_type = NetworkSettings
+    restored = STREAMED
+    settings: NetworkSettings
+    # Whether there is a codebook.
+    domain_mixing: ClassVar[bool] = True
+
+    def __init__(self, settings: NetworkSettings) -> None:
+        super().__init__(settings)
         width, dim = settings.feature_width, settings.code_dim
         self.encoder = Encoder(settings.widths, settings.residual_blocks)
-        if domain_mixing:
+        if self.domain_mixing:
             self.before_quant = nn.Conv2d(width, dim, 1)
             self.quantizer = VectorQuantizer(settings.codebook_size, dim, settings.commitment)
             self.quantizer.requires_grad_(False)
@@ -57,6 +61,11 @@ class QDMR(nn.Module):
         if settings.global_residual:
             for parameter in self.decoder.last.parameters():
                 nn.init.zeros_(parameter)
+
+    @classmethod
+    def supervised(cls) -> type[RestorationNetwork]:
+        """Without the codebook."""
+        return SourceOnlyQDMR
 
     def take_codebook(self, vqgan: VQGAN) -> None:
         """Copies the trained codebook (frozen here) and the layers around it (which train on)."""
@@ -83,3 +92,10 @@ class QDMR(nn.Module):
     def forward(self, x: Tensor) -> QDMROutput:
         encoded = self.encode(x)
         return QDMROutput(self.decode(encoded.features, x), *encoded)
+
+
+class SourceOnlyQDMR(QDMR):
+    """QDMR without the codebook and the fusion: the paper's source-only comparison."""
+
+    kind = "source_only"
+    domain_mixing = False

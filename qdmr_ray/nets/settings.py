@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.settings import Settings, setting
 
+DEFAULT_KIND = "qdmr"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SwinSettings(Settings):
@@ -20,8 +22,22 @@ class SwinSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkSettings(Settings):
-    """Sizes shared by the VQGAN and the restoration network."""
+class RestorationNetworkSettings(Settings):
+    """What the section ``network`` has whatever the kind of the network."""
+
+    kind: str = setting(
+        DEFAULT_KIND, "restoration network; one of your own is named package.module:Class"
+    )
+
+    @property
+    def multiple(self) -> int:
+        """Height and width of an input image must be multiples of this, in pixels."""
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings(RestorationNetworkSettings):
+    """Sizes of QDMR, and of the VQGAN that it takes its codebook from."""
 
     widths: tuple[int, ...] = setting(
         (64, 128, 256, 256),

@@ -29,6 +29,9 @@ class VQGANOutput(NamedTuple):
 class VQGAN(nn.Module):
     """Encoder, quantizer and decoder; images (B, 3, H, W) in [0, 1] to their reconstruction."""
 
+    kind = "vqgan"
+    settings_type = NetworkSettings
+
     def __init__(self, settings: NetworkSettings) -> None:
         super().__init__()
         self.settings = settings

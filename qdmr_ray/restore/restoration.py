@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,14 @@ from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import LoadedModel, load_model
-from qdmr_ray.nets import QDMR
+from qdmr_ray.nets import QDMR, RestorationNetwork
+from qdmr_ray.nets.registry import STREAMED, image_of
 from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
 from qdmr_ray.photographs.files import check_fits, read_photograph, write_photograph
 from qdmr_ray.restore.device import usable_device
 from qdmr_ray.restore.inputs import Failure, expand, failure_of
 from qdmr_ray.restore.streamed import DEFAULT_MEMORY, reflected, restore_pixels
+from qdmr_ray.restore.tiled import restore_tiled
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location
 
@@ -72,8 +75,8 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
 def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
     """The corrected images ``(B, 3, H, W)``, clamped to [0, 1], of any height and width.
 
-    ``network`` has an attribute ``multiple``, the sides it takes, and returns an object with
-    ``.image``; ``x`` is RGB in [0, 1] of the network's type and on its device.
+    ``network`` is a ``RestorationNetwork`` or a VQGAN; ``x`` is RGB in [0, 1] of the network's
+    type and on its device.
     """
     padded, (height, width) = pad_to_multiple(x, network.multiple)  # type: ignore[arg-type]
     was_training = network.training
@@ -81,7 +84,7 @@ def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
     try:
         # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
         with torch.inference_mode(), tensor_float_32(ComputeSettings(), x.device):
-            image: Tensor = network(padded).image
+            image = image_of(network(padded))
     finally:
         network.train(was_training)
     return image[..., :height, :width].clamp(0.0, 1.0)
@@ -115,8 +118,9 @@ def restore(
 
     ``checkpoint`` is a stage's result (a path, read anew on each call) or what
     ``qdmr_ray.models.files.load_model`` made of it, which is then run where it is (CPU or GPU).
-    However large the image, the result is the network's on the whole of it, in bounded memory
-    (see ``streamed``). A VQGAN gives the image as one of the target domain. ``progress`` is told
+    However large the image, the result of QDMR is the network's on the whole of it, in bounded
+    memory (see ``streamed``); other networks go over it in overlapping tiles (see ``tiled``). A
+    VQGAN gives the image as one of the target domain. ``progress`` is told
     the share that is done.
 
     Raises:
@@ -131,7 +135,7 @@ def restore(
         raise QdmrError(f"restore was given an image without pixels, shape {tuple(image.shape)}")
     network = _loaded(checkpoint).network
     settings = settings or RestoreSettings()
-    if isinstance(network, QDMR):
+    if isinstance(network, QDMR) and network.restored == STREAMED:
         was_training = network.training
         # A network in training keeps its layout, which decides how its sums are rounded.
         laid_out = network if was_training else network.to(memory_format=torch.channels_last)
@@ -151,7 +155,18 @@ def restore(
     # By way of float32, which holds every uint16 exactly and every device knows.
     pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0)
     x = (pixels / full_scale).to(device=parameter.device, dtype=parameter.dtype)
-    restored = restore_tensor(network, x)[0].permute(1, 2, 0).float().cpu().numpy()
+    if isinstance(network, RestorationNetwork):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.dtype == BFLOAT16):
+            corrected = restore_tiled(
+                partial(restore_tensor, network),
+                x,
+                multiple=network.multiple,
+                overlap=network.overlap,
+                progress=progress,
+            )
+    else:
+        corrected = restore_tensor(network, x)
+    restored = corrected[0].permute(1, 2, 0).float().cpu().numpy()
     return np.rint(restored * full_scale).astype(image.dtype)
 
 
@@ -186,7 +201,7 @@ def restore_files(
     device = usable_device(settings.device)
     model = _loaded(checkpoint)
     model.network.to(device)
-    if model.kind == "vqgan":
+    if not model.restores:
         raise QdmrError(
             f"{model.source}: is a VQGAN, which restores nothing; name a base, uda or source_only "
             "model"

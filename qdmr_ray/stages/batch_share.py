@@ -1,9 +1,9 @@
-"""Which samples of a batch a worker takes, in which parts, and what each part counts for.
+"""Which samples of a batch a worker takes, in which micro-batches, and what each counts for.
 
-The batch is the same whatever the number of workers: fewer of them take more samples each, in
-more parts, so that none needs more memory than before. Every part's mean loss is weighted by its
-number of samples, so that the gradients, which are averaged over the workers, are those of the
-mean over the whole batch.
+The batch is the same whatever the number of workers: fewer of them take more samples each, in more
+micro-batches, so that none needs more memory than before. The mean loss of each micro-batch is
+weighted by its number of samples, so that the gradients, which are averaged over the workers, are
+those of the mean over the whole batch.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from dataclasses import dataclass
 class Share:
     """One worker's samples: ``first`` .. ``first + count - 1`` of a batch of ``total``.
 
-    ``parts`` are the sizes of the pieces that go through the networks one after the other;
-    ``weights`` what the mean loss of each counts for. All workers have the same number of parts,
-    since they exchange gradients and estimate spectral norms in step; a part of size 0 stands for
-    a worker that has no sample left.
+    ``micro_batches`` are the sizes of the pieces that go through the networks one after the other;
+    ``weights`` what the mean loss of each counts for. All workers have the same number of them,
+    since they exchange gradients and estimate spectral norms in step; a micro-batch of size 0
+    stands for a worker that has no sample left.
     """
 
     total: int
     first: int
     count: int
-    parts: tuple[int, ...]
+    micro_batches: tuple[int, ...]
     weights: tuple[float, ...]
 
 
-def share_of(total: int, *, part: int, rank: int = 0, world_size: int = 1) -> Share:
-    """The share of worker ``rank``, in parts of at most ``part`` samples.
+def share_of(total: int, *, micro_batch: int, rank: int = 0, world_size: int = 1) -> Share:
+    """The share of worker ``rank``, in micro-batches of at most ``micro_batch`` samples.
 
     Raises:
         ValueError: there are more workers than samples.
     """
-    if not 0 <= rank < world_size <= total or part < 1:
-        raise ValueError(f"rank {rank} of {world_size}, batch {total}, part {part}")
+    if not 0 <= rank < world_size <= total or micro_batch < 1:
+        raise ValueError(f"rank {rank} of {world_size}, batch {total}, micro-batch {micro_batch}")
     least, more = divmod(total, world_size)
     count = least + (rank < more)
-    pieces = -(-(least + bool(more)) // part)
-    parts = tuple(count // pieces + (i < count % pieces) for i in range(pieces))
-    weights = tuple(size * world_size / total for size in parts)
-    return Share(total, rank * least + min(rank, more), count, parts, weights)
+    pieces = -(-(least + bool(more)) // micro_batch)
+    sizes = tuple(count // pieces + (i < count % pieces) for i in range(pieces))
+    weights = tuple(size * world_size / total for size in sizes)
+    return Share(total, rank * least + min(rank, more), count, sizes, weights)

@@ -1,8 +1,4 @@
-"""Revival of dead codes: one that no position has chosen for long moves to where features are.
-
-The paper has none; it is switched on by ``stages.vqgan.revive_after``. The replacement is an
-encoder output of the current batch, as in Dhariwal et al., "Jukebox" (2020), section B.3.
-"""
+"""The codebook in use: how many codes are chosen, and moving those that never are."""
 
 from __future__ import annotations
 
@@ -11,12 +7,34 @@ import torch.distributed
 from torch import Tensor
 
 from qdmr_ray.nets import VQGAN
+from qdmr_ray.stages.objective import Losses
+
+
+@torch.no_grad()
+def codebook_usage(domain: str, indices: Tensor, codebook_size: int) -> Losses:
+    """Perplexity of the codes in use and the share of codes used, over one worker's batch.
+
+    Perplexity is ``exp(entropy)`` of the code frequencies: 1 for one code, K when all are used
+    alike (van den Oord et al., 2017).
+    """
+    chosen = indices.flatten()
+    # bincount would wait for the GPU, to learn how many bins it needs.
+    counts = chosen.new_zeros(codebook_size).scatter_add_(0, chosen, torch.ones_like(chosen))
+    frequencies = counts.float() / indices.numel()
+    entropy = -torch.xlogy(frequencies, frequencies).sum()
+    return {
+        f"codebook/{domain}/perplexity": entropy.exp(),
+        f"codebook/{domain}/used": (counts > 0).float().mean(),
+    }
 
 
 class CodeRevival:
-    """Counts how long each code has been idle, and replaces those that reach ``after``.
+    """Moves dead codes: one that no position has chosen for ``after`` iterations is replaced by an
+    encoder output of the current batch.
 
-    The same on every rank: usage is summed over the ranks, and rank 0 chooses.
+    The paper has no revival; ``stages.vqgan.revive_after`` switches it on. The replacement is that
+    of Dhariwal et al., "Jukebox" (2020), section B.3. Every rank holds the same counts: usage is
+    summed over the ranks, and rank 0 chooses the replacements.
     """
 
     def __init__(self, network: VQGAN, after: int) -> None:
@@ -32,7 +50,10 @@ class CodeRevival:
         iteration: int,
         optimizer: torch.optim.Optimizer,
     ) -> Tensor:
-        """How many codes were replaced, a scalar; ``indices`` are those that ``images`` chose."""
+        """Returns how many codes were replaced, a scalar.
+
+        ``indices`` are the codes that the images (B, 3, H, W) of this iteration chose.
+        """
         codes = self._network.quantizer.codes
         used = torch.bincount(indices.flatten(), minlength=len(codes))
         if _distributed():
@@ -42,7 +63,7 @@ class CodeRevival:
         if len(dead):
             codes[dead] = self._rows(images, len(dead), iteration).to(codes.dtype)
             for moment in ("exp_avg", "exp_avg_sq"):
-                # What Adam remembers is about the place that the code has left.
+                # Adam's moments belong to the place that the code has left.
                 optimizer.state[codes][moment][dead] = 0
             self.idle[dead] = 0
         return used.new_tensor(len(dead), dtype=torch.float32)

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, UNetDiscriminator
-from qdmr_ray.nets.lpips import LPIPS, build_lpips
-from qdmr_ray.nets.vgg import VGG19Features, load_vgg19
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.nets import (
+    VQGAN,
+    DiscriminatorSettings,
+    NetworkSettings,
+    RestorationNetworkSettings,
+    UNetDiscriminator,
+)
+from qdmr_ray.nets.lpips import LPIPS, build_lpips, find_backbone_weights
+from qdmr_ray.nets.settings import DEFAULT_KIND
+from qdmr_ray.nets.vgg import VGG19Features, find_vgg19_weights, load_vgg19
 from qdmr_ray.stages.settings import BackboneSettings, StageSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Components:
     """What every stage is built from, beside its own settings.
 
+    ``network`` are the settings of the restoration network, whose ``kind`` says which one;
     ``trained`` holds the networks of earlier stages by stage name.
     """
 
-    network: NetworkSettings = NetworkSettings()
+    network: RestorationNetworkSettings = NetworkSettings()
     discriminator: DiscriminatorSettings = DiscriminatorSettings()
     backbones: BackboneSettings = BackboneSettings()
     trained: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def qdmr(self) -> NetworkSettings:
+        """The sizes of QDMR and its VQGAN, for the stages that train these.
+
+        Raises:
+            SettingsError: the network is of another kind.
+        """
+        if not isinstance(self.network, NetworkSettings):
+            raise SettingsError(
+                f"network.kind is {self.network.kind!r}; this stage trains networks of kind "
+                f"{DEFAULT_KIND}"
+            )
+        return self.network
 
     def image_discriminator(self, settings: StageSettings) -> dict[str, UNetDiscriminator]:
         """The image discriminator, or nothing where its term is switched off."""
@@ -43,6 +67,13 @@ class Parts:
         trained = self.trained["vqgan"]
         assert isinstance(trained, VQGAN)
         return trained
+
+
+# How the ImageNet weights of each backbone are found, given a file or None.
+FIND: dict[str, Callable[[Path | None], Path]] = {
+    "vgg16": partial(find_backbone_weights, "vgg"),
+    "vgg19": find_vgg19_weights,
+}
 
 
 def _path(name: str | None) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,18 @@ Batch = Mapping[str, Tensor]
 Losses = dict[str, Tensor]
 
 
-class GeneratorPass(NamedTuple):
-    """What the generator's objective gives: weighted ``terms``, tensors ``seen`` that the
-    discriminator step needs, and ``figures`` that are only logged."""
+class LossPass(NamedTuple):
+    """What one forward pass of an objective returns, for generator and discriminators alike.
+
+    The sum of the weighted ``terms`` is minimised; ``logged`` holds scalars that are only logged.
+    ``seen`` holds the tensors that the discriminators' pass reads after the generator's, and
+    ``kept`` those that the stage's ``after_step`` reads.
+    """
 
     terms: Losses
-    seen: dict[str, Tensor]
-    figures: Losses
+    logged: Losses = {}  # noqa: RUF012
+    seen: Mapping[str, Tensor] = {}
+    kept: Mapping[str, Tensor] = {}
 
 
 class Objective(nn.Module):
@@ -29,13 +34,15 @@ class Objective(nn.Module):
     the loss runs several networks on several images.
     """
 
-    def __init__(self, networks: dict[str, nn.Module], loss: Callable[..., Any]) -> None:
+    def __init__(
+        self, networks: Mapping[str, nn.Module], loss: Callable[[Batch], LossPass]
+    ) -> None:
         super().__init__()
-        self.networks = nn.ModuleDict(networks)
+        self.networks = nn.ModuleDict(dict(networks))
         self._loss = loss
 
-    def forward(self, *args: Any) -> Any:
-        return self._loss(*args)
+    def forward(self, inputs: Batch) -> LossPass:
+        return self._loss(inputs)
 
 
 @contextmanager
@@ -53,12 +60,12 @@ def detached(tensors: Mapping[str, Tensor]) -> Losses:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
-def weighted_sum(parts: Sequence[Losses], weights: Sequence[float]) -> Losses:
-    """Weighted sums of scalars of the same names; a single part of weight 1 is left as it is."""
+def weighted_sum(rows: Sequence[Losses], weights: Sequence[float]) -> Losses:
+    """Weighted sums of scalars of the same names; a single row of weight 1 is left as it is."""
     if tuple(weights) == (1,):
-        return parts[0]
-    weighted = list(zip(parts, weights, strict=True))
+        return rows[0]
+    weighted = list(zip(rows, weights, strict=True))
     return {
-        name: torch.stack([part[name] * weight for part, weight in weighted]).sum()
-        for name in parts[0]
+        name: torch.stack([row[name] * weight for row, weight in weighted]).sum()
+        for name in rows[0]
     }

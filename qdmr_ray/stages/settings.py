@@ -1,4 +1,5 @@
-"""Settings of the four training stages; the defaults are the paper's (Real-Sim)."""
+"""Settings that all stages share; a stage's own stand in its file. Defaults are the paper's
+(Real-Sim)."""
 
 from __future__ import annotations
 
@@ -69,8 +70,8 @@ class StageSettings(Settings):
     gan_loss: str = setting("hinge", "form of the adversarial term", choices=GAN_LOSSES)
     accumulate: int = setting(
         1,
-        "equal parts of a batch that are computed one after the other, with one step for all: "
-        "less memory",
+        "equal micro-batches of a batch that are computed one after the other, with one step for "
+        "all: less memory",
         minimum=1,
     )
     ema: float | None = setting(
@@ -87,32 +88,8 @@ class StageSettings(Settings):
         if self.batch_size % self.accumulate:
             raise SettingsError(
                 f"batch_size={self.batch_size} can't be cut into accumulate={self.accumulate} "
-                "equal parts"
+                "equal micro-batches"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQGANSettings(StageSettings):
-    """Learns the codebook on both domains."""
-
-    batch_size: int = setting(8, "samples per worker and iteration", minimum=1)
-    same_place_crops: bool = setting(
-        True, "cut source and target at the same place in the lens's field of view"
-    )
-    codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
-    semantic: float = setting(
-        0.1,
-        "weight of the VGG19 semantic term; 0 switches it off, and no VGG19 is needed",
-        minimum=0,
-    )
-    revive_after: int | None = setting(
-        None,
-        "a code that is not chosen for so long moves to an encoder output; the paper has none",
-        unit="iterations",
-        minimum=1,
-    )
-    gan: float = setting(0.1, "weight of the adversarial term (source reconstruction)", minimum=0)
-    gan_loss: str = setting("lsgan", "form of the adversarial term", choices=GAN_LOSSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,46 +98,6 @@ class RestorationSettings(StageSettings):
 
     optimizer: ScheduledOptimizerSettings = setting(
         ScheduledOptimizerSettings, "Adam and its schedule"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceOnlySettings(RestorationSettings):
-    """The restoration network without a codebook, on source pairs: the paper's comparison."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseSettings(RestorationSettings):
-    """QDMR-Base: source pairs, and the target only through the frozen codebook."""
-
-    codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class UDASettings(RestorationSettings):
-    """QDMR-UDA: source pairs, their s2t look-alikes, and target images."""
-
-    iterations: int = setting(
-        400_000, "generator steps (each with a discriminator step)", minimum=1
-    )
-    s2t: bool = setting(
-        True, "also train on source images made to look like the target; off, an ablation"
-    )
-    codebook: float = setting(1.0, "weight of the source images' codebook loss", minimum=0)
-    s2t_codebook: float = setting(
-        1.0, "weight of the s2t images' codebook loss (the authors' code fixes it at 1)", minimum=0
-    )
-    target_codebook: float = setting(
-        0.1, "weight of the target images' codebook loss (fixed in the authors' code)", minimum=0
-    )
-    feature_gan: float = setting(
-        0.01, "weight of the feature alignment; 0 leaves the feature discriminator out", minimum=0
-    )
-    target_feature: float = setting(
-        0.1, "factor on feature_gan for target features (fixed in the authors' code)", minimum=0
-    )
-    feature_label: float = setting(
-        0.5, "what the alignment pulls both domains' feature logits to", minimum=0, maximum=1
     )
 
 

@@ -1,53 +1,59 @@
-"""Source-only stage: the restoration network without a codebook, which shows the domain gap."""
+"""Supervised stage: any restoration network on source pairs, which shows the domain gap."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from qdmr_ray.nets import QDMR
-from qdmr_ray.stages.components import Parts
-from qdmr_ray.stages.objective import Batch, GeneratorPass, Losses
-from qdmr_ray.stages.settings import StageSettings
-from qdmr_ray.stages.stage import Stage
+from qdmr_ray.nets.registry import RestorationNetwork, image_of, restoration_class
+from qdmr_ray.stages.components import Components
+from qdmr_ray.stages.objective import Batch, LossPass
+from qdmr_ray.stages.settings import RestorationSettings, StageSettings
+from qdmr_ray.stages.stage import NeededPass, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOnlySettings(RestorationSettings):
+    """The restoration network without a codebook, on source pairs: the paper's comparison."""
 
 
 class SourceOnlyStage(Stage):
     """Source pairs only: L1, LPIPS and an adversarial term against the ground truth."""
 
     name = "source_only"
+    label = "Source-only"
+    help = "baseline without a codebook: any network on source pairs alone"
+    settings_type: ClassVar[type[StageSettings]] = SourceOnlySettings
     domains = ("source", "ground_truth")
-    network: QDMR
+    # Sizes of the codebook, which the supervised network of kind qdmr hasn't.
+    unused_sizes: ClassVar[tuple[str, ...]] = ("codebook_size", "code_dim", "commitment", "fusion")
+    network: RestorationNetwork
 
-    def __init__(self, settings: StageSettings, parts: Parts) -> None:
-        self.network = self.build_network(parts)
+    def __init__(self, settings: RestorationSettings, components: Components) -> None:
+        self.network = self.build_network(components)
         super().__init__(
             settings,
             generator={"network": self.network},
-            discriminators=parts.image_discriminator(settings),
-            lpips=parts.lpips(settings),
+            discriminators=components.image_discriminator(settings),
+            lpips=components.lpips(settings),
         )
 
-    def build_network(self, parts: Parts) -> QDMR:
-        """The network to train, without the codebook."""
-        return QDMR(parts.network, domain_mixing=False)
+    @classmethod
+    def build_network(cls, components: Components) -> RestorationNetwork:
+        """The network to train."""
+        sizes = components.network
+        return restoration_class(sizes.kind).supervised()(sizes)
 
-    def generator_loss(self, batch: Batch) -> GeneratorPass:
-        out = self.network(batch["source"])
+    def generator_loss(self, batch: Batch) -> LossPass:
+        image = image_of(self.network(batch["source"]))
         truth = batch["ground_truth"]
-        terms = self.image_terms({"source": out.image}, {"source": truth})
-        terms |= self.gan_terms({"source": out.image})
-        codebook_terms, figures = self.codebook_terms(out.codebook_loss, out.indices)
-        seen = {"ground_truth": truth, "source_output": out.image}
-        return GeneratorPass(terms | codebook_terms, seen, figures)
+        terms = self.image_terms({"source": image}, {"source": truth})
+        terms |= self.gan_terms({"source": image})
+        return LossPass(terms, seen={"ground_truth": truth, "source_output": image})
 
-    def codebook_terms(self, loss: Tensor | None, indices: Tensor | None) -> tuple[Losses, Losses]:
-        """Weighted codebook loss and the codebook's usage: none here."""
-        return {}, {}
-
-    def discriminator_loss(self, seen: Mapping[str, Tensor]) -> tuple[Losses, Losses]:
+    def discriminator_loss(self, seen: Batch) -> LossPass:
         return self.discriminator_terms(
             "image",
             self.settings.gan_loss,
@@ -56,9 +62,17 @@ class SourceOnlyStage(Stage):
         )
 
     @torch.no_grad()
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+    def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:
         return {
             "source": batch["source"],
-            "source_output": self.network(batch["source"]).image,
+            "source_output": image_of(self.network(batch["source"])),
             "ground_truth": batch["ground_truth"],
         }
+
+    @classmethod
+    def needed_passes(cls, components: Components, image: torch.Tensor) -> list[NeededPass]:
+        network = cls.build_network(components)
+        return [
+            NeededPass(lambda x: image_of(network(x)), image, to_weights=True),
+            *cls.discriminator_passes(components, image),
+        ]

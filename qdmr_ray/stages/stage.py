@@ -1,13 +1,15 @@
 """What the stages share: two objectives, two optimizers, one ``step(batch)``, and their state.
 
-A new stage is a subclass that builds its networks and writes down two losses. See
-``source_only.py`` for the shortest one.
+A new stage is one file: its settings, and a subclass of :class:`Stage` that builds its networks and
+writes down two losses. ``source_only.py`` is the shortest one. A stage of a user's package is found
+through ``plugins`` in an experiment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,13 +20,14 @@ from qdmr_ray.nets import UNetDiscriminator
 from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.stages.adam import Adam
 from qdmr_ray.stages.batch_share import Share, share_of
+from qdmr_ray.stages.components import Components
 from qdmr_ray.stages.compute import ComputeSettings, autocast, prepare, tensor_float_32
 from qdmr_ray.stages.ema import MovingAverage
 from qdmr_ray.stages.graph import WARM_UP, RecordedSteps
 from qdmr_ray.stages.objective import (
     Batch,
-    GeneratorPass,
     Losses,
+    LossPass,
     Objective,
     detached,
     frozen,
@@ -33,17 +36,51 @@ from qdmr_ray.stages.objective import (
 from qdmr_ray.stages.settings import StageSettings
 
 
-class Stage:
-    """One training stage on one device.
+@dataclass(frozen=True)
+class NeededPass:
+    """Arithmetic that a step needs: ``network`` on ``inputs`` (B, C, H, W), ``times`` over, with a
+    backward pass to the input, to the weights, both or neither."""
 
-    Subclasses set ``name``, ``needs`` (the trained stages that they start from) and ``domains``
-    (the batch entries that they read), build their networks, and define ``generator_loss`` and
-    ``discriminator_loss``.
+    network: Callable[[Tensor], Tensor]
+    inputs: Tensor
+    to_input: bool = False
+    to_weights: bool = False
+    times: int = 1
+
+
+class Stage:
+    """One training stage on one device, built from its settings and ``Components``.
+
+    Subclasses build their networks, define ``generator_loss`` and ``discriminator_loss``, and set:
+
+    - ``name``: the stage's name in ``run`` and below ``stages`` of an experiment;
+    - ``settings_type``: the section ``stages.NAME``, a subclass of ``StageSettings``;
+    - ``domains``: the entries of a batch that the stage reads;
+    - ``needs``: the trained stages that it starts from, each named before it in ``run``;
+    - ``label``, ``help``: its name in reports, and what it is for in a few words; by default the
+      name, and the first line of the class's docstring;
+    - ``kind``: the kind of its result in ``model.json``; by default the stage's name;
+    - ``restores``: whether the result corrects photographs, so that it is evaluated;
+    - ``network_kinds``: the kinds of network that it trains, None for any;
+    - ``backbones``: the frozen network that each term compares with, by the term's weight in the
+      settings; it is looked for before training begins, unless the weight is 0;
+    - ``unused_sizes``: settings of the network that don't change the result, which are left out of
+      its digest;
+    - ``version``: raised when a change of the code makes the same settings train another result.
     """
 
     name: ClassVar[str]
+    label: ClassVar[str] = ""
+    help: ClassVar[str] = ""
+    settings_type: ClassVar[type[StageSettings]]
+    kind: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     domains: ClassVar[tuple[str, ...]]
+    restores: ClassVar[bool] = True
+    network_kinds: ClassVar[tuple[str, ...] | None] = None
+    backbones: ClassVar[dict[str, str]] = {"lpips": "vgg16"}
+    unused_sizes: ClassVar[tuple[str, ...]] = ()
+    version: ClassVar[int] = 1
     # The network that the stage is for: what its final result holds.
     network: nn.Module
 
@@ -72,25 +109,41 @@ class Stage:
         # This worker's part of the batch; the whole batch when there is no other worker.
         self.share: Share | None = None
         self._recorded: RecordedSteps | None = None
+        # Tensors that the last step's passes kept for ``after_step``.
+        self._kept: list[Mapping[str, Tensor]] = []
         # What ``step`` calls: the objectives themselves, or their distributed wrappers.
         self._generator_pass: nn.Module = self.generator
         self._discriminator_pass: nn.Module = self.discriminators
 
     # -- what a subclass defines -------------------------------------------------------------
 
-    def generator_loss(self, batch: Batch) -> GeneratorPass:
-        """The weighted terms, whose sum is minimised, and what else the pass brings.
+    def generator_loss(self, batch: Batch) -> LossPass:
+        """The generator's weighted terms, and what else the pass brings.
 
         ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``.
         """
         raise NotImplementedError
 
-    def discriminator_loss(self, seen: Mapping[str, Tensor]) -> tuple[Losses, Losses]:
-        """Terms whose sum the discriminators minimise, and mean logits to log."""
+    def discriminator_loss(self, seen: Batch) -> LossPass:
+        """The discriminators' terms and mean logits, from what the generator's pass has ``seen``;
+        called only where there are discriminators."""
         raise NotImplementedError
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Images (B, 3, H, W) by caption, for people to look at; no gradients."""
+        raise NotImplementedError
+
+    def after_step(self, batch: Batch, kept: Sequence[Mapping[str, Tensor]]) -> Losses:
+        """Called after both optimizers' steps with what each micro-batch's pass ``kept``; returns
+        further scalars to log. It isn't part of a recording and may wait for the GPU."""
+        return {}
+
+    @classmethod
+    def needed_passes(cls, components: Components, image: Tensor) -> list[NeededPass]:
+        """The arithmetic that a step on one ``image`` (1, 3, H, W) needs, for ``qdmr bench step``.
+
+        It follows from the method, not from how the stage computes it.
+        """
         raise NotImplementedError
 
     # -- what the training loop calls --------------------------------------------------------
@@ -158,24 +211,28 @@ class Stage:
         self.iteration += 1
         self._set_learning_rates()
         images = {name: batch[name] for name in self.domains}
-        return self._work(images) if self._recorded is None else self._recorded(images)
+        logged = self._work(images) if self._recorded is None else self._recorded(images)
+        return logged | self.after_step(batch, self._kept)
 
     def _work(self, batch: Batch) -> Losses:
         """What :meth:`step` does with tensors."""
         share = self._share(len(batch[self.domains[0]]))
-        parts = self._parts_of(batch, share)
+        inputs: list[Batch] = self._micro_batches(batch, share)
         with tensor_float_32(self.compute, self.device):
             with frozen(self.discriminators):
-                passes = self._descend(self._generator_pass, self.generator_optimizer, parts, share)
-            told = [detached(out.terms) | out.figures for out in passes]
-            logged = weighted_sum(told, share.weights)
-            if self.discriminator_optimizer is not None:
-                seen = [detached(out.seen) for out in passes]
-                judged = self._descend(
-                    self._discriminator_pass, self.discriminator_optimizer, seen, share
+                passes = self._descend(
+                    self._generator_pass, self.generator_optimizer, inputs, share
                 )
-                figures = [detached(terms) | logits for terms, logits in judged]
-                logged |= weighted_sum(figures, share.weights)
+            logged = _logged(passes, share)
+            self._kept = [out.kept for out in passes]
+            if self.discriminator_optimizer is not None:
+                inputs = [detached(out.seen) for out in passes]
+                logged |= _logged(
+                    self._descend(
+                        self._discriminator_pass, self.discriminator_optimizer, inputs, share
+                    ),
+                    share,
+                )
         if self.average is not None:
             self.average.update(self.network)
         return logged
@@ -189,51 +246,53 @@ class Stage:
         return self.network if self.average is None else self.average.network(self.network)
 
     def _share(self, samples: int) -> Share:
-        share = self.share or share_of(samples, part=max(1, samples // self.settings.accumulate))
+        share = self.share or share_of(
+            samples, micro_batch=max(1, samples // self.settings.accumulate)
+        )
         if share.count != samples:
             raise ValueError(f"a batch of {samples} samples; this worker's share is {share.count}")
         return share
 
-    def _parts_of(self, batch: Batch, share: Share) -> list[Batch]:
-        """The batch in the parts of ``share``, laid out as ``compute`` says."""
+    def _micro_batches(self, batch: Batch, share: Share) -> list[Batch]:
+        """The batch in the micro-batches of ``share``, laid out as ``compute`` says."""
         layout = torch.channels_last if self.compute.channels_last else torch.contiguous_format
         images = {name: batch[name].contiguous(memory_format=layout) for name in self.domains}
-        parts: list[Batch] = []
+        pieces: list[Batch] = []
         first = 0
-        for size in share.parts:
-            # An empty part goes through with the sample before it, and weight 0.
+        for size in share.micro_batches:
+            # An empty one goes through with the sample before it, and weight 0.
             rows = slice(first, first + size) if size else slice(first - 1, first)
-            parts.append({name: values[rows] for name, values in images.items()})
+            pieces.append({name: values[rows] for name, values in images.items()})
             first += size
-        return parts
+        return pieces
 
     def _descend(
         self,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
-        parts: Sequence[Batch],
+        inputs: Sequence[Batch],
         share: Share,
-    ) -> list[Any]:
-        """One step of ``optimizer`` on the weighted loss over ``parts``; gives what they put out.
+    ) -> list[LossPass]:
+        """One step of ``optimizer`` on the weighted loss over the micro-batches ``inputs``; returns
+        the pass of each.
 
-        Spectral norm's estimates go through every part alike, so that parts give the gradients of
-        the batch in one piece.
+        Spectral norm's estimates go through every micro-batch alike, so that together they give the
+        gradients of the batch in one piece.
         """
         optimizer.zero_grad(set_to_none=True)
         estimates = list(self.discriminators.buffers())
-        before = [value.clone() for value in estimates] if len(parts) > 1 else []
+        before = [value.clone() for value in estimates] if len(inputs) > 1 else []
         outputs = []
-        for i, (part, weight) in enumerate(zip(parts, share.weights, strict=True)):
+        for i, (piece, weight) in enumerate(zip(inputs, share.weights, strict=True)):
             if i:
                 for value, earlier in zip(estimates, before, strict=True):
                     value.copy_(earlier)
-            # Workers exchange gradients once, with the last part.
-            waits = i + 1 < len(parts) and hasattr(objective, "no_sync")
+            # Workers exchange gradients once, with the last micro-batch.
+            waits = i + 1 < len(inputs) and hasattr(objective, "no_sync")
             with objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with autocast(self.compute, self.device):
-                    out = objective(part)
-                terms = out.terms if isinstance(out, GeneratorPass) else out[0]
-                loss = torch.stack(list(terms.values())).sum()
+                    out: LossPass = objective(piece)
+                loss = torch.stack(list(out.terms.values())).sum()
                 (loss if weight == 1 else loss * weight).backward()
             outputs.append(out)
         self._clip(optimizer)
@@ -314,10 +373,10 @@ class Stage:
         with torch.no_grad():
             seen = {id(truth): lpips.features(truth) for truth in set(truths.values())}
         features = lpips.features(torch.cat(list(outputs.values())))
-        parts = zip(*(level.chunk(len(outputs)) for level in features), strict=True)
+        by_output = zip(*(level.chunk(len(outputs)) for level in features), strict=True)
         return {
-            domain: lpips.distance(part, seen[id(truths[domain])]).mean()
-            for domain, part in zip(outputs, parts, strict=True)
+            domain: lpips.distance(levels, seen[id(truths[domain])]).mean()
+            for domain, levels in zip(outputs, by_output, strict=True)
         }
 
     def gan_terms(self, outputs: Mapping[str, Tensor]) -> Losses:
@@ -332,22 +391,35 @@ class Stage:
 
     def discriminator_terms(
         self, network: str, loss: str, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]
-    ) -> tuple[Losses, Losses]:
+    ) -> LossPass:
         """The terms of one discriminator and its mean logits, for real and then fake by name."""
+        terms: Losses = {}
+        logged: Losses = {}
         if network not in self._discriminator_by_name:
-            return {}, {}
-        terms, figures = {}, {}
+            return LossPass(terms)
         for name, logits in self.discriminate(network, {**real, **fake}).items():
             key = f"{network}_discriminator/{name}"
             terms[key] = discriminator_gan_loss(loss, logits, real=name in real)
-            figures[f"{key}_logit"] = logits.detach().mean()
-        return terms, figures
+            logged[f"{key}_logit"] = logits.detach().mean()
+        return LossPass(terms, logged)
 
     def discriminate(self, network: str, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits by name from one batched pass that counts as one forward for each entry."""
         discriminator = self._discriminator_by_name[network]
         logits = discriminator(torch.cat(list(images.values())), passes=len(images))
         return dict(zip(images, logits.chunk(len(images)), strict=True))
+
+    @staticmethod
+    def discriminator_passes(
+        components: Components, image: Tensor, restored: int = 1
+    ) -> list[NeededPass]:
+        """What the image discriminator does in a step with ``restored`` images for each truth."""
+        judge = UNetDiscriminator(3, components.discriminator)
+        return [
+            # In the generator's step only the gradient of its input is needed.
+            NeededPass(judge, image, to_input=True, times=restored),
+            NeededPass(judge, image, to_weights=True, times=restored + 1),
+        ]
 
     def _optimizers(self) -> list[Adam]:
         both = self.generator_optimizer, self.discriminator_optimizer
@@ -359,3 +431,8 @@ class Stage:
         self.generator_optimizer.set_rate(optimizer.generator_lr * factor)
         if self.discriminator_optimizer is not None:
             self.discriminator_optimizer.set_rate(optimizer.discriminator_lr * factor)
+
+
+def _logged(passes: Sequence[LossPass], share: Share) -> Losses:
+    """The scalars that the micro-batches' passes log, weighted as their losses."""
+    return weighted_sum([detached(out.terms) | out.logged for out in passes], share.weights)

@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qdmr_ray.losses import squared_error_to
-from qdmr_ray.nets import QDMR, UNetDiscriminator
-from qdmr_ray.stages.components import Parts
-from qdmr_ray.stages.objective import Batch, GeneratorPass, Losses
-from qdmr_ray.stages.settings import UDASettings
-from qdmr_ray.stages.stage import Stage
-from qdmr_ray.stages.usage import codebook_usage
+from qdmr_ray.nets import QDMR, VQGAN, UNetDiscriminator
+from qdmr_ray.settings import setting
+from qdmr_ray.stages.codebook import codebook_usage
+from qdmr_ray.stages.components import Components
+from qdmr_ray.stages.objective import Batch, Losses, LossPass
+from qdmr_ray.stages.settings import RestorationSettings
+from qdmr_ray.stages.stage import NeededPass, Stage
 
 DOMAINS = ("source", "s2t", "target")
 # The alignment pulls logits to a label, which only the squared-error form has.
 FEATURE_LOSS = "lsgan"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UDASettings(RestorationSettings):
+    """QDMR-UDA: source pairs, their s2t look-alikes, and target images."""
+
+    iterations: int = setting(
+        400_000, "generator steps (each with a discriminator step)", minimum=1
+    )
+    s2t: bool = setting(
+        True, "also train on source images made to look like the target; off, an ablation"
+    )
+    codebook: float = setting(1.0, "weight of the source images' codebook loss", minimum=0)
+    s2t_codebook: float = setting(
+        1.0, "weight of the s2t images' codebook loss (the authors' code fixes it at 1)", minimum=0
+    )
+    target_codebook: float = setting(
+        0.1, "weight of the target images' codebook loss (fixed in the authors' code)", minimum=0
+    )
+    feature_gan: float = setting(
+        0.01, "weight of the feature alignment; 0 leaves the feature discriminator out", minimum=0
+    )
+    target_feature: float = setting(
+        0.1, "factor on feature_gan for target features (fixed in the authors' code)", minimum=0
+    )
+    feature_label: float = setting(
+        0.5, "what the alignment pulls both domains' feature logits to", minimum=0, maximum=1
+    )
 
 
 class UDAStage(Stage):
@@ -25,24 +55,29 @@ class UDAStage(Stage):
     source images: both towards the label 0.5 of the feature discriminator."""
 
     name = "uda"
+    label = "UDA"
+    help = "restoration with s2t images and feature alignment"
+    settings_type = UDASettings
+    kind = "qdmr_uda"
+    network_kinds = ("qdmr",)
     needs = ("vqgan",)
     domains = ("source", "ground_truth", "target")
     settings: UDASettings
     network: QDMR
 
-    def __init__(self, settings: UDASettings, parts: Parts) -> None:
-        self.vqgan = parts.vqgan()
-        self.network = QDMR(parts.network)
+    def __init__(self, settings: UDASettings, components: Components) -> None:
+        self.vqgan = components.vqgan()
+        self.network = QDMR(components.qdmr)
         self.network.take_codebook(self.vqgan)
-        discriminators = parts.image_discriminator(settings)
+        discriminators = components.image_discriminator(settings)
         if settings.feature_gan:
-            width = parts.network.feature_width
-            discriminators["feature"] = UNetDiscriminator(width, parts.discriminator)
+            width = components.qdmr.feature_width
+            discriminators["feature"] = UNetDiscriminator(width, components.discriminator)
         super().__init__(
             settings,
             generator={"network": self.network},
             discriminators=discriminators,
-            lpips=parts.lpips(settings),
+            lpips=components.lpips(settings),
             auxiliary=[self.vqgan],
         )
 
@@ -52,7 +87,7 @@ class UDAStage(Stage):
         image: Tensor = self.vqgan(source).image
         return image
 
-    def generator_loss(self, batch: Batch) -> GeneratorPass:
+    def generator_loss(self, batch: Batch) -> LossPass:
         inputs = {"source": batch["source"], "target": batch["target"]}
         if self.settings.s2t:
             inputs["s2t"] = self.to_target_style(batch["source"])
@@ -73,16 +108,16 @@ class UDAStage(Stage):
         terms |= self._alignment_terms(features)
         terms |= self.image_terms(outputs, dict.fromkeys(outputs, batch["ground_truth"]))
         terms |= self.gan_terms(outputs)
-        figures: Losses = {}
+        logged: Losses = {}
         for domain, indices in zip(inputs, encoded.indices.chunk(len(inputs)), strict=True):
-            figures |= codebook_usage(domain, indices, self.network.settings.codebook_size)
+            logged |= codebook_usage(domain, indices, self.network.settings.codebook_size)
         seen = {
             "ground_truth": batch["ground_truth"],
             **{f"{domain}_output": image for domain, image in outputs.items()},
             "source_features": features["source"],
             "target_features": features["target"],
         }
-        return GeneratorPass(terms, seen, figures)
+        return LossPass(terms, logged, seen)
 
     def _codebook_terms(self, losses: Mapping[str, Tensor]) -> Losses:
         weights = {
@@ -106,20 +141,20 @@ class UDAStage(Stage):
             for name, weight in by_domain.items()
         }
 
-    def discriminator_loss(self, seen: Mapping[str, Tensor]) -> tuple[Losses, Losses]:
-        terms, figures = self.discriminator_terms(
+    def discriminator_loss(self, seen: Batch) -> LossPass:
+        feature = self.discriminator_terms(
             "feature",
             FEATURE_LOSS,
             real={"target": seen["target_features"]},
             fake={"source": seen["source_features"]},
         )
-        image_terms, image_figures = self.discriminator_terms(
+        image = self.discriminator_terms(
             "image",
             self.settings.gan_loss,
             real={"ground_truth": seen["ground_truth"]},
             fake={d: seen[f"{d}_output"] for d in ("source", "s2t") if f"{d}_output" in seen},
         )
-        return terms | image_terms, figures | image_figures
+        return LossPass(feature.terms | image.terms, {**feature.logged, **image.logged})
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -133,3 +168,19 @@ class UDAStage(Stage):
             "target": batch["target"],
             "target_output": self.network(batch["target"]).image,
         }
+
+    @classmethod
+    def needed_passes(cls, components: Components, image: Tensor) -> list[NeededPass]:
+        sizes = components.qdmr
+        network, vqgan = QDMR(sizes), VQGAN(sizes)
+        features = network.encode(image).features.detach()
+        aligner = UNetDiscriminator(sizes.feature_width, components.discriminator)
+        return [
+            # Source and s2t images; the target images are encoded only.
+            NeededPass(lambda x: network(x).image, image, to_weights=True, times=2),
+            NeededPass(lambda x: network.encode(x).features, image, to_weights=True),
+            NeededPass(lambda x: vqgan(x).image, image),
+            *cls.discriminator_passes(components, image, restored=2),
+            NeededPass(aligner, features, to_input=True, times=2),
+            NeededPass(aligner, features, to_weights=True, times=2),
+        ]

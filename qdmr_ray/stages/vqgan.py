@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
+from qdmr_ray.losses import GAN_LOSSES
 from qdmr_ray.nets import VQGAN, SemanticHead
 from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.nets.vgg import VGG19Features
-from qdmr_ray.stages.codebook import CodeRevival
-from qdmr_ray.stages.components import Parts
-from qdmr_ray.stages.objective import Batch, GeneratorPass, Losses
-from qdmr_ray.stages.settings import VQGANSettings
-from qdmr_ray.stages.stage import Stage
-from qdmr_ray.stages.usage import codebook_usage
+from qdmr_ray.settings import setting
+from qdmr_ray.stages.codebook import CodeRevival, codebook_usage
+from qdmr_ray.stages.components import Components
+from qdmr_ray.stages.objective import Batch, Losses, LossPass
+from qdmr_ray.stages.settings import StageSettings
+from qdmr_ray.stages.stage import NeededPass, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQGANSettings(StageSettings):
+    """Learns the codebook on both domains."""
+
+    batch_size: int = setting(8, "samples per worker and iteration", minimum=1)
+    same_place_crops: bool = setting(
+        True, "cut source and target at the same place in the lens's field of view"
+    )
+    codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
+    semantic: float = setting(
+        0.1,
+        "weight of the VGG19 semantic term; 0 switches it off, and no VGG19 is needed",
+        minimum=0,
+    )
+    revive_after: int | None = setting(
+        None,
+        "a code that is not chosen for so long moves to an encoder output; the paper has none",
+        unit="iterations",
+        minimum=1,
+    )
+    gan: float = setting(0.1, "weight of the adversarial term (source reconstruction)", minimum=0)
+    gan_loss: str = setting("lsgan", "form of the adversarial term", choices=GAN_LOSSES)
 
 
 class VQGANStage(Stage):
@@ -26,46 +52,49 @@ class VQGANStage(Stage):
     its real images are target images. That is what turns ``VQGAN(source)`` into an s2t image."""
 
     name = "vqgan"
+    label = "VQGAN"
+    help = "learns the codebook on both domains"
+    settings_type = VQGANSettings
+    network_kinds = ("qdmr",)
+    restores = False
     domains = ("source", "target")
+    backbones = Stage.backbones | {"semantic": "vgg19"}
+    # One VQGAN serves all runs that differ only in these sizes.
+    unused_sizes = ("swin", "fusion", "global_residual")
     settings: VQGANSettings
     network: VQGAN
 
-    def __init__(self, settings: VQGANSettings, parts: Parts) -> None:
-        self.network = VQGAN(parts.network)
+    def __init__(self, settings: VQGANSettings, components: Components) -> None:
+        sizes = components.qdmr
+        self.network = VQGAN(sizes)
         after = settings.revive_after
         self.revival = None if after is None else CodeRevival(self.network, after)
         self.semantic: SemanticHead | None = None
         self.vgg19: VGG19Features | None = None
         generator: dict[str, nn.Module] = {"network": self.network}
         if settings.semantic:
-            if parts.network.downsampling != VGG_DOWNSAMPLING:
+            if sizes.downsampling != VGG_DOWNSAMPLING:
                 raise SettingsError(
                     "stages.vqgan.semantic needs four network.widths, since VGG19's features are "
-                    f"at 1/8; there are {len(parts.network.widths)}: set stages.vqgan.semantic=0"
+                    f"at 1/8; there are {len(sizes.widths)}: set stages.vqgan.semantic=0"
                 )
-            self.semantic = generator["semantic"] = SemanticHead(parts.network.code_dim)
-            self.vgg19 = parts.vgg19()
+            self.semantic = generator["semantic"] = SemanticHead(sizes.code_dim)
+            self.vgg19 = components.vgg19()
         super().__init__(
             settings,
             generator=generator,
-            discriminators=parts.image_discriminator(settings),
-            lpips=parts.lpips(settings),
+            discriminators=components.image_discriminator(settings),
+            lpips=components.lpips(settings),
             auxiliary=[self.vgg19] if self.vgg19 else [],
         )
 
-    def _work(self, batch: Batch) -> Losses:
-        self._chosen: list[Tensor] = []
-        return super()._work(batch)
-
-    def step(self, batch: Batch) -> Losses:
-        logged = super().step(batch)
-        if self.revival is not None:
-            images = torch.cat([batch["source"], batch["target"]])
-            chosen = torch.cat([indices.flatten() for indices in self._chosen])
-            logged["codebook/revived"] = self.revival.step(
-                chosen, images, self.iteration, self.generator_optimizer
-            )
-        return logged
+    def after_step(self, batch: Batch, kept: Sequence[Mapping[str, Tensor]]) -> Losses:
+        if self.revival is None:
+            return {}
+        images = torch.cat([batch["source"], batch["target"]])
+        chosen = torch.cat([tensors["indices"].flatten() for tensors in kept])
+        revived = self.revival.step(chosen, images, self.iteration, self.generator_optimizer)
+        return {"codebook/revived": revived}
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -78,11 +107,9 @@ class VQGANStage(Stage):
         if self.revival is not None:
             self.revival.idle = state["idle_codes"].clone()
 
-    def generator_loss(self, batch: Batch) -> GeneratorPass:
+    def generator_loss(self, batch: Batch) -> LossPass:
         images = torch.cat([batch["source"], batch["target"]])
         out = self.network(images)
-        if self.revival is not None:
-            self._chosen.append(out.indices)
         source, target = out.image.chunk(2)
         outputs = {"source": source, "target": target}
         terms = {
@@ -92,10 +119,11 @@ class VQGANStage(Stage):
         terms |= self._semantic_terms(outputs, out.code, images)
         terms |= self.image_terms(outputs, {name: batch[name] for name in outputs})
         terms |= self.gan_terms({"source": source})
-        figures: Losses = {}
+        logged: Losses = {}
         for domain, indices in zip(outputs, out.indices.chunk(2), strict=True):
-            figures |= codebook_usage(domain, indices, self.network.settings.codebook_size)
-        return GeneratorPass(terms, {"target": batch["target"], "source_output": source}, figures)
+            logged |= codebook_usage(domain, indices, self.network.settings.codebook_size)
+        seen = {"target": batch["target"], "source_output": source}
+        return LossPass(terms, logged, seen, kept={"indices": out.indices} if self.revival else {})
 
     def _semantic_terms(
         self, outputs: Mapping[str, Tensor], code: Tensor, images: Tensor
@@ -109,7 +137,7 @@ class VQGANStage(Stage):
             for domain, error in zip(outputs, errors, strict=True)
         }
 
-    def discriminator_loss(self, seen: Mapping[str, Tensor]) -> tuple[Losses, Losses]:
+    def discriminator_loss(self, seen: Batch) -> LossPass:
         return self.discriminator_terms(
             "image",
             self.settings.gan_loss,
@@ -126,3 +154,12 @@ class VQGANStage(Stage):
             "target_reconstruction": self.network(batch["target"]).image,
             "codebook_atlas": self.network.decode_codes(),
         }
+
+    @classmethod
+    def needed_passes(cls, components: Components, image: Tensor) -> list[NeededPass]:
+        both = torch.cat([image, image])
+        vqgan = VQGAN(components.qdmr)
+        return [
+            NeededPass(lambda x: vqgan(x).image, both, to_weights=True),
+            *cls.discriminator_passes(components, image),
+        ]

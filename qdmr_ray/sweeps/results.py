@@ -17,6 +17,7 @@ from qdmr_ray.config import code_version, dump_experiment, experiment_of_run
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.models.files import read_description
 from qdmr_ray.models.layout import CONFIG_FILE, FINAL_FOLDER, TENSORBOARD_FOLDER
+from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
 from qdmr_ray.sweeps.optuna_study import STUDY_FILE, importances
 from qdmr_ray.sweeps.record import FINISHED, Record
@@ -149,7 +150,7 @@ def _restoring_stage(run: Location) -> str | None:
     if not config.exists():
         return None
     experiment = experiment_of_run(config.read_bytes().decode(), config.uri)
-    stages = [stage for stage in experiment.run if stage != "vqgan"]
+    stages = [stage for stage in experiment.run if STAGES[stage].restores]
     done = [s for s in stages if read_description(run.join(s, FINAL_FOLDER)) is not None]
     return done[-1] if done else None
 

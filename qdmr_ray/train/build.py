@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.models.files import load_model
-from qdmr_ray.stages import Parts, Stage, build_stage, share_of
+from qdmr_ray.stages import Components, Stage, build_stage, share_of
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.worker_context import Host
 
@@ -29,19 +29,19 @@ def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, hos
         needed: load_model(open_location(uri, endpoint=endpoint)).network
         for needed, uri in needs.items()
     }
-    parts = Parts(
+    components = Components(
         network=experiment.network,
         discriminator=experiment.discriminator,
         backbones=experiment.weights,
         trained=trained,
     )
     settings = experiment.stage(name)
-    stage = build_stage(name, settings, parts)
+    stage = build_stage(name, settings, components)
     stage.to(host.device, compute=experiment.compute)
     # The batch is that of all workers, however many are left of them.
     stage.share = share_of(
         settings.batch_size * experiment.scaling.workers,
-        part=settings.batch_size // settings.accumulate,
+        micro_batch=settings.batch_size // settings.accumulate,
         rank=host.rank,
         world_size=host.world_size,
     )

@@ -19,9 +19,8 @@ from torch import Tensor
 from qdmr_ray.config import Experiment, LoggingSettings, experiment_from_dict
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.documents import Begun
-from qdmr_ray.models.files import KIND_OF_STAGE, save_model
+from qdmr_ray.models.files import Network, save_model
 from qdmr_ray.models.layout import BEGUN_FILE, FINAL_FOLDER
-from qdmr_ray.nets import QDMR, VQGAN
 from qdmr_ray.stages import Share, flush_denormals
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.batches import batches_of, skipped_records
@@ -285,8 +284,8 @@ class Worker:
             )
         save_model(
             self.run_location.join(self.task.stage, FINAL_FOLDER),
-            cast(VQGAN | QDMR, self.stage.result()),
-            kind=KIND_OF_STAGE[self.task.stage],
+            cast(Network, self.stage.result()),
+            kind=self.stage.kind,
             step=self.stage.iteration,
             digest=self.task.digest,
         )

@@ -35,10 +35,9 @@ from qdmr_ray.models.layout import (
     NOTES_FILE,
 )
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
-from qdmr_ray.nets.lpips import find_backbone_weights
-from qdmr_ray.nets.vgg import find_vgg19_weights
 from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
-from qdmr_ray.stages import STAGES, BackboneSettings, VQGANSettings
+from qdmr_ray.stages import STAGES, BackboneSettings
+from qdmr_ray.stages.components import FIND
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claims
 from qdmr_ray.train.batches import crop_stream, sets_of
@@ -201,12 +200,10 @@ def _absolute(weights: BackboneSettings) -> BackboneSettings:
 def _check_weights(experiment: Experiment, names: Sequence[str]) -> None:
     for name in names:
         settings = experiment.stage(name)
-        if settings.lpips:
-            vgg16 = experiment.weights.vgg16
-            find_backbone_weights("vgg", Path(vgg16) if vgg16 else None)
-        if isinstance(settings, VQGANSettings) and settings.semantic:
-            vgg19 = experiment.weights.vgg19
-            find_vgg19_weights(Path(vgg19) if vgg19 else None)
+        for term, backbone in STAGES[name].backbones.items():
+            if getattr(settings, term):
+                file = getattr(experiment.weights, backbone)
+                FIND[backbone](Path(file) if file else None)
 
 
 def _check_earlier_run(
@@ -232,9 +229,9 @@ def _check_earlier_run(
 
 
 def _check_imported(folder: Location, found: dict[str, Any], experiment: Experiment) -> None:
-    theirs, ours = network_settings(found["settings"]), experiment.network
+    theirs, ours = network_settings(found), experiment.network
     for size in ("widths", "residual_blocks", "codebook_size", "code_dim"):
-        if getattr(theirs, size) != getattr(ours, size):
+        if hasattr(ours, size) and getattr(theirs, size) != getattr(ours, size):
             raise SettingsError(
                 f"network.{size} is {getattr(ours, size)}, and the imported {folder.uri} has "
                 f"{getattr(theirs, size)}: set it to the same"

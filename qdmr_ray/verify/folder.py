@@ -29,7 +29,7 @@ from qdmr_ray.nets import (
 )
 from qdmr_ray.nets.adapter import to_authors
 from qdmr_ray.nets.vgg import VGG19Features
-from qdmr_ray.stages import BaseSettings, Parts, UDASettings, VQGANSettings, build_stage
+from qdmr_ray.stages import BaseSettings, Components, UDASettings, VQGANSettings, build_stage
 from qdmr_ray.stages.stage import Stage
 from qdmr_ray.storage import open_location
 from qdmr_ray.verify.golden import (
@@ -276,13 +276,13 @@ def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
     """The stage of ``kind`` with every network filled by the recipe, ready for its first step."""
     vqgan = VQGAN(NetworkSettings()).to(dtype)
     fill(vqgan, golden_state(golden, "s2t"))
-    parts = _GoldenParts(trained={"vqgan": vqgan})
+    components = _GoldenComponents(trained={"vqgan": vqgan})
     settings = {
         "vqgan": VQGANSettings(lpips=0),
         "qdmr_base": BaseSettings(lpips=0),
         "qdmr_uda": UDASettings(lpips=0),
     }[kind]
-    stage = build_stage(kind.removeprefix("qdmr_"), settings, parts)
+    stage = build_stage(kind.removeprefix("qdmr_"), settings, components)
     stage.to("cpu", dtype)
     state = golden_state(golden, kind)
     own = {k: v for k, v in state.items() if not k.startswith(("semantic.", "vgg."))}
@@ -298,8 +298,8 @@ def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
     return stage
 
 
-class _GoldenParts(Parts):
-    """Parts whose VGG19 needs no file: the recipe fills it."""
+class _GoldenComponents(Components):
+    """Components whose VGG19 needs no file: the recipe fills it."""
 
     def vgg19(self) -> VGG19Features:
         return VGG19Features()

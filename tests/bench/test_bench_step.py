@@ -14,7 +14,6 @@ import yaml
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.bench.step import (
     PRESETS,
-    STAGE_SETTINGS,
     StepBench,
     bench_step,
     needed_flop,
@@ -24,7 +23,7 @@ from qdmr_ray.cli import main as cli
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN
-from qdmr_ray.stages import Parts, build_stage
+from qdmr_ray.stages import STAGES, Components, build_stage
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -71,7 +70,7 @@ def test_the_command_prints_and_writes_the_figures(
     assert "--stage bass: choose from vqgan" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", STAGE_SETTINGS)
+@pytest.mark.parametrize("name", STAGES)
 def test_the_plain_build_gives_the_same_figures(name: str) -> None:
     """Its networks see one image set at a time, and its losses are those of the joined ones."""
     network, discriminator = PRESETS["demo"]
@@ -80,8 +79,10 @@ def test_the_plain_build_gives_the_same_figures(name: str) -> None:
     def figures(*, plain: bool) -> dict[str, float]:
         torch.manual_seed(0)
         trained = {"vqgan": VQGAN(network)} if name in ("base", "uda") else {}
-        parts = Parts(network=network, discriminator=discriminator, trained=trained)
-        stage = build_stage(name, STAGE_SETTINGS[name](), parts)
+        components = Components(network=network, discriminator=discriminator, trained=trained)
+        stage = build_stage(
+            name, STAGES[name].settings_type(**dict.fromkeys(STAGES[name].backbones, 0)), components
+        )
         if plain:
             one_set_at_a_time(stage, batch=2)
         stage.network.encoder.register_forward_hook(lambda _, x, __: passes.append(len(x[0])))

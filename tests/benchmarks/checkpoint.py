@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from qdmr_ray.nets import VQGAN, NetworkSettings
-from qdmr_ray.stages import Parts, UDASettings, build_stage
+from qdmr_ray.stages import Components, UDASettings, build_stage
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.checkpoints import CheckpointState, CheckpointStore
 
@@ -20,8 +20,8 @@ REPEATS = 3
 
 
 def main() -> None:
-    parts = Parts(trained={"vqgan": VQGAN(NetworkSettings())})
-    stage = build_stage("uda", UDASettings(lpips=0), parts).to("cpu")
+    components = Components(trained={"vqgan": VQGAN(NetworkSettings())})
+    stage = build_stage("uda", UDASettings(lpips=0), components).to("cpu")
     names = ("source", "ground_truth", "target")
     # Adam has its state after the first step.
     stage.step({name: torch.rand(1, 3, 64, 64) for name in names})

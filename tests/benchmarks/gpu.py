@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from loss_curves import build_called
 
-from qdmr_ray.bench.step import STAGE_SETTINGS, StepBench, StepFigures, bench_step
+from qdmr_ray.bench.step import StepBench, StepFigures, bench_step
+from qdmr_ray.stages import STAGES
 
 BUILDS = ("plain", "float32", "tf32", "bfloat16", "bfloat16+graph", "bfloat16+graph+compile")
 HEAD = (
@@ -38,7 +39,7 @@ RATES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stages", nargs="+", choices=STAGE_SETTINGS, default=["uda"])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=["uda"])
     parser.add_argument("--batches", nargs="+", type=int, default=[4, 8])
     parser.add_argument("--builds", nargs="+", default=list(BUILDS))
     parser.add_argument("--size", type=int, default=256)

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.bench.step import PRESETS, STAGE_SETTINGS, StepBench, stage_of
+from qdmr_ray.bench.step import PRESETS, StepBench, stage_of
 from qdmr_ray.nets import VQGAN
-from qdmr_ray.stages import Stage, flush_denormals
+from qdmr_ray.stages import STAGES, Stage, flush_denormals
 
 WINDOW = 20
 ORDERS = 3
@@ -47,7 +47,7 @@ Curves = dict[str, np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stage", choices=STAGE_SETTINGS, default="base")
+    parser.add_argument("--stage", choices=STAGES, default="base")
     parser.add_argument("--reference", default="float32")
     parser.add_argument("--noise", default="float32")
     parser.add_argument("--builds", nargs="+", default=["bfloat16"])

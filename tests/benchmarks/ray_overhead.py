@@ -29,7 +29,7 @@ from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.photographs.decode import write_png
 from qdmr_ray.ray_cluster import ensure_ray
-from qdmr_ray.stages import Parts, build_stage
+from qdmr_ray.stages import Components, build_stage
 from qdmr_ray.train.run import train_run
 
 STAGE, CROP, BATCH, WARM_UP = "source_only", 64, 2, 10
@@ -125,7 +125,7 @@ def _bare(experiment: Experiment) -> list[float]:
     """Seconds of a step in this process, each a mean over ten."""
     settings = experiment.stage(STAGE)
     torch.manual_seed(experiment.seed + zlib.crc32(STAGE.encode()))
-    stage = build_stage(STAGE, settings, Parts(network=experiment.network)).to("cpu")
+    stage = build_stage(STAGE, settings, Components(network=experiment.network)).to("cpu")
     stream = InProcessStream(
         experiment.data,
         batch_size=BATCH,

@@ -16,7 +16,6 @@ import torch
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import (
-    KIND_OF_STAGE,
     build_network,
     load_model,
     load_weights,
@@ -82,8 +81,7 @@ def test_comes_back_bit_for_bit(
 def test_every_stage_has_a_kind_and_only_source_only_lacks_the_codebook(
     tiny_network: NetworkSettings,
 ) -> None:
-    assert KIND_OF_STAGE.keys() == STAGES.keys()
-    networks = {s: build_network(kind, tiny_network) for s, kind in KIND_OF_STAGE.items()}
+    networks = {s: build_network(stage.kind, tiny_network) for s, stage in STAGES.items()}
     assert isinstance(networks["vqgan"], VQGAN)
     mixing = {s: n.domain_mixing for s, n in networks.items() if isinstance(n, QDMR)}
     assert mixing == {"base": True, "uda": True, "source_only": False}

@@ -18,7 +18,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # A step, its state and a step after that, in a process of its own: this one may have compiled.
 TRAINS = """
 import copy, sys
-from tiny_parts import SETTINGS, batch_of, tiny_stage
+from tiny_stages import SETTINGS, batch_of, tiny_stage
 stage = tiny_stage("{name}", SETTINGS["{name}"])
 batch = batch_of("{name}", 2, seed=0)
 stage.step(batch)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_parts import SETTINGS, batch_of, tiny_stage, trained_vqgan
+from tiny_stages import SETTINGS, batch_of, tiny_stage, trained_vqgan
 from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
@@ -171,7 +171,7 @@ def test_a_batch_that_cannot_be_cut_is_refused() -> None:
 
 def test_a_batch_that_is_not_the_share_is_refused() -> None:
     stage = stage_of("base")
-    stage.share = share_of(4, part=4, rank=1, world_size=2)
+    stage.share = share_of(4, micro_batch=4, rank=1, world_size=2)
     with pytest.raises(ValueError, match="a batch of 3 samples; this worker's share is 2"):
         stage.step(batch_of("base", 3))
 

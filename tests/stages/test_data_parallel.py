@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from tiny_parts import batch_of, tiny_stage
+from tiny_stages import batch_of, tiny_stage
 from torch import Tensor
 
 from qdmr_ray.stages import (
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 CASES = {
     "float64": Case(torch.float64, 4, 2),
     "float32": Case(torch.float32, 4, 2),
-    # Parts of 1 and 1 sample on one worker; of 1 and none on the other.
+    # Components of 1 and 1 sample on one worker; of 1 and none on the other.
     "unequal": Case(torch.float64, 3, 1),
 }
 Result = dict[str, Any]
@@ -64,7 +64,7 @@ Result = dict[str, Any]
 def run_steps(stage: Stage, case: Case) -> Result:
     """Losses of every iteration and the weights after the last, from the stage's share."""
     losses: list[dict[str, Tensor]] = []
-    share = stage.share or share_of(case.total, part=case.total)
+    share = stage.share or share_of(case.total, micro_batch=case.total)
     rows = slice(share.first, share.first + share.count)
     for iteration in range(ITERATIONS):
         whole = batch_of(stage.name, case.total, seed=iteration, dtype=case.dtype)
@@ -112,7 +112,9 @@ def worker(rank: int, folder: str) -> None:
     for label, case in CASES.items():
         for name in STAGES:
             stage = new_stage(name, case)
-            stage.share = share_of(case.total, part=case.part, rank=rank, world_size=WORLD_SIZE)
+            stage.share = share_of(
+                case.total, micro_batch=case.part, rank=rank, world_size=WORLD_SIZE
+            )
             stage.parallelize(on_this_device)
             results[f"{name}/{label}"] = run_steps(stage, case)
     torch.save(results, f"{folder}/{rank}.pt")

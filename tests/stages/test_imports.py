@@ -16,16 +16,17 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import torch
 from qdmr_ray.nets import (NetworkSettings, SwinSettings)
-from qdmr_ray.stages import (BaseSettings, Parts, VQGANSettings, build_stage)
+from qdmr_ray.stages import (BaseSettings, Components, VQGANSettings, build_stage)
 
 network = NetworkSettings(
     widths=(8, 16), codebook_size=8, code_dim=8, swin=SwinSettings(groups=1, blocks=1, heads=2)
 )
-vqgan = build_stage("vqgan", VQGANSettings(lpips=0, semantic=0), Parts(network=network)).to("cpu")
+settings = VQGANSettings(lpips=0, semantic=0)
+vqgan = build_stage("vqgan", settings, Components(network=network)).to("cpu")
 images = {name: torch.rand(1, 3, 16, 16) for name in ("source", "target", "ground_truth")}
 vqgan.step(images)
-parts = Parts(network=network, trained={"vqgan": vqgan.network})
-losses = build_stage("base", BaseSettings(lpips=0), parts).to("cpu").step(images)
+components = Components(network=network, trained={"vqgan": vqgan.network})
+losses = build_stage("base", BaseSettings(lpips=0), components).to("cpu").step(images)
 print(sorted(losses)[-1])
 """
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_parts import CROP, SETTINGS, batch_of, tiny_stage
+from tiny_stages import CROP, SETTINGS, batch_of, tiny_stage
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_parts import CROP, DISCRIMINATOR, SETTINGS, SMALL, batch_of, tiny_stage, trained_vqgan
+from tiny_stages import CROP, DISCRIMINATOR, SETTINGS, SMALL, batch_of, tiny_stage, trained_vqgan
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.stages import (
     STAGES,
+    Components,
     OptimizerSettings,
-    Parts,
     SourceOnlySettings,
     StageSettings,
     VQGANSettings,
@@ -161,8 +161,10 @@ def test_a_weight_of_zero_leaves_the_term_and_its_network_out(
     off = {
         key: 0.0 for key in ("gan", "feature_gan", "lpips", "semantic") if _has(SETTINGS[name], key)
     }
-    parts = Parts(network=SMALL, discriminator=DISCRIMINATOR, trained={"vqgan": trained_vqgan()})
-    stage = build_stage(name, replace(SETTINGS[name], **off), parts).to("cpu")
+    components = Components(
+        network=SMALL, discriminator=DISCRIMINATOR, trained={"vqgan": trained_vqgan()}
+    )
+    stage = build_stage(name, replace(SETTINGS[name], **off), components).to("cpu")
     logged = stage.step(batch_of(name, 2))
     gone = ("/gan", "/feature", "/lpips", "/semantic")
     wanted = {term for term in GENERATOR_TERMS[name] if not term.endswith(gone)}
@@ -383,9 +385,9 @@ def test_pictures_show_every_image_and_change_nothing(name: str) -> None:
     assert changed(discriminators, stage.discriminators) == set()
 
 
-def refused(name: str, settings: StageSettings, parts: Parts) -> str:
+def refused(name: str, settings: StageSettings, components: Components) -> str:
     with pytest.raises(QdmrError) as caught:
-        build_stage(name, settings, parts)
+        build_stage(name, settings, components)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -399,11 +401,11 @@ def test_missing_vgg_weights_say_how_to_get_them(
     deep = replace(SMALL, widths=(8, 8, 8, 16))
     path = str(tmp_path / "mine.pth")
     named = {"vgg16": path, "vgg19": path} if given else {}
-    parts = Parts(network=deep, backbones=replace(Parts().backbones, **named))
-    vgg16 = refused("source_only", SourceOnlySettings(), parts)
+    components = Components(network=deep, backbones=replace(Components().backbones, **named))
+    vgg16 = refused("source_only", SourceOnlySettings(), components)
     for part in ("vgg16-397923af.pth", "weights.vgg16", "torchvision.models.vgg16"):
         assert part in vgg16
-    vgg19 = refused("vqgan", VQGANSettings(lpips=0), parts)
+    vgg19 = refused("vqgan", VQGANSettings(lpips=0), components)
     for part in (
         "vgg19-dcbb9e9d.pth",
         "weights.vgg19",
@@ -417,8 +419,8 @@ def test_missing_vgg_weights_say_how_to_get_them(
 
 @pytest.mark.parametrize("widths", [(8, 16), (8, 8, 16), (8, 8, 8, 8, 16)])
 def test_the_semantic_term_needs_features_at_one_eighth(widths: tuple[int, ...]) -> None:
-    parts = Parts(network=replace(SMALL, widths=widths), discriminator=DISCRIMINATOR)
+    components = Components(network=replace(SMALL, widths=widths), discriminator=DISCRIMINATOR)
     with pytest.raises(SettingsError, match=r"stages\.vqgan\.semantic=0") as caught:
-        build_stage("vqgan", VQGANSettings(lpips=0), parts)
+        build_stage("vqgan", VQGANSettings(lpips=0), components)
     assert f"there are {len(widths)}" in str(caught.value)
     assert "\n" not in str(caught.value)

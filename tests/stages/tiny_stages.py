@@ -11,8 +11,8 @@ from qdmr_ray.nets.vqgan import VGG_WIDTH
 from qdmr_ray.stages import (
     STAGES,
     BaseSettings,
+    Components,
     ComputeSettings,
-    Parts,
     SourceOnlySettings,
     Stage,
     StageSettings,
@@ -45,8 +45,8 @@ DISCRIMINATOR = DiscriminatorSettings(width=4)
 CROP = 32
 
 
-class TinyParts(Parts):
-    """Parts with toy stand-ins for the frozen VGGs, whose real weights can't be shipped.
+class TinyComponents(Components):
+    """Components with toy stand-ins for the frozen VGGs, whose real weights can't be shipped.
 
     They have random weights that are the same in every process, and behave as the originals do:
     LPIPS is the package's own class on another backbone, VGG19 gives 512 channels at 1/8.
@@ -113,10 +113,10 @@ def tiny_stage(
     """A stage of toy size; the same seed gives the same weights."""
     torch.manual_seed(seed)
     trained = {"vqgan": trained_vqgan()} if STAGES[name].needs else {}
-    parts = TinyParts(
+    components = TinyComponents(
         network=network or network_of(name), discriminator=DISCRIMINATOR, trained=trained
     )
-    return build_stage(name, settings, parts).to(device, dtype, compute)
+    return build_stage(name, settings, components).to(device, dtype, compute)
 
 
 def batch_of(

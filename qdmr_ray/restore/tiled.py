@@ -1,0 +1,71 @@
+"""Correcting a photograph of any size tile by tile, for networks that can't be run layer by layer.
+
+Neighbouring tiles share ``overlap`` pixels. Of these, the quarter next to a tile's edge isn't used,
+since the network didn't see what lies beyond the edge, and the half in the middle blends linearly
+from one tile to the other. So the result is that of the network on the whole photograph where no
+output pixel depends on input farther away than a quarter of ``overlap``, and free of visible seams
+where farther input matters little. A network that looks at the whole image (global attention,
+group normalisation) differs from tile to tile: it needs ``qdmr_ray.restore.streamed``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Side of a tile, in pixels: a few hundred MB of activations for networks of usual width.
+TILE = 512
+
+
+def restore_tiled(
+    network: Callable[[Tensor], Tensor],
+    x: Tensor,
+    *,
+    multiple: int,
+    overlap: int,
+    tile: int = TILE,
+    progress: Callable[[float], None] | None = None,
+) -> Tensor:
+    """The corrected image (1, 3, H, W) of ``x`` (1, 3, H, W), on the CPU in float32, unclamped.
+
+    ``network`` corrects images of any size up to ``tile`` a side, rounded up to a multiple of
+    ``multiple``. ``progress`` is told the share of tiles that are done.
+    """
+    height, width = x.shape[-2:]
+    side = -(-max(tile, 2 * overlap) // multiple) * multiple
+    rows = list(_spans(height, side, overlap))
+    columns = list(_spans(width, side, overlap))
+    restored = torch.zeros(1, 3, height, width)
+    for i, (top, bottom) in enumerate(rows):
+        down = _weights(top, bottom, height, overlap)
+        for j, (left, right) in enumerate(columns):
+            across = _weights(left, right, width, overlap)
+            part = network(x[..., top:bottom, left:right]).float().cpu()
+            restored[..., top:bottom, left:right] += part * down[:, None] * across
+            if progress is not None:
+                progress((i * len(columns) + j + 1) / (len(rows) * len(columns)))
+    return restored
+
+
+def _spans(length: int, side: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 pixel of each tile along one axis; the last one may be shorter."""
+    first = 0
+    while first + side < length:
+        yield first, first + side
+        first += side - overlap
+    yield first, length
+
+
+def _weights(first: int, end: int, length: int, overlap: int) -> Tensor:
+    """The weights of a tile's pixels along one axis (end - first,); neighbours add up to 1."""
+    positions = np.arange(first, end) + 0.5
+    weights = np.ones(end - first)
+    margin, ramp = overlap / 4, overlap / 2
+    if overlap and first > 0:
+        weights *= np.clip((positions - first - margin) / ramp, 0, 1)
+    if overlap and end < length:
+        weights *= np.clip((end - positions - margin) / ramp, 0, 1)
+    return torch.from_numpy(weights.astype(np.float32))
