@@ -283,6 +283,22 @@ def experiment_type(kind: str = DEFAULT_KIND, plugins: Sequence[str] = ()) -> ty
     return _experiment_type(network, tuple(STAGES.values()))
 
 
+def type_described_by(values: Mapping[str, Any]) -> type[Experiment]:
+    """The type of the experiment with these plain values, by their plugins and ``network.kind``.
+
+    Raises:
+        SettingsError: there is no such network or module.
+    """
+    network, plugins = values.get("network"), values.get("plugins")
+    kind = network.get("kind") if isinstance(network, Mapping) else None
+    # Values of another type are left to the parser, which says what is wrong with them.
+    modules = plugins if isinstance(plugins, list | tuple) else ()
+    return experiment_type(
+        kind if isinstance(kind, str) else DEFAULT_KIND,
+        [module for module in modules if isinstance(module, str)],
+    )
+
+
 @cache
 def _experiment_type(network: Any, stages: tuple[type[Stage], ...]) -> type[Experiment]:
     sections = [(s.name, s.settings_type, setting(s.settings_type, s.help)) for s in stages]
@@ -338,15 +354,8 @@ def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings")
     Raises:
         SettingsError: a setting is unknown, of the wrong type or out of range.
     """
-    network, plugins = values.get("network"), values.get("plugins")
-    kind = network.get("kind") if isinstance(network, Mapping) else None
-    # Values of another type are left to the parser, which says what is wrong with them.
-    modules = plugins if isinstance(plugins, list | tuple) else ()
     try:
-        settings: Any = experiment_type(
-            kind if isinstance(kind, str) else DEFAULT_KIND,
-            [module for module in modules if isinstance(module, str)],
-        )
+        settings: Any = type_described_by(values)
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from error
     experiment: Experiment = parse_settings(_adapter(settings), values, source)

@@ -15,6 +15,7 @@ from qdmr_ray.config import (
     dump_experiment,
     experiment_from_dict,
     experiment_of_run,
+    experiment_type,
     load_experiment,
     stage_digest,
 )
@@ -198,7 +199,7 @@ def test_a_value_out_of_range_is_named_with_its_place(
 
 
 def test_what_does_not_go_together_is_named_by_a_setting(load: Loader) -> None:
-    known = {name for name, _ in all_settings(Experiment)}
+    known = {name for name, _ in all_settings(experiment_type())}
     for override in ("network.widths=[64]", "network.widths=[64, 36]"):
         message = refusal(load, "seed: 1", override)
         assert message.split()[1] in known, message
@@ -307,7 +308,7 @@ def test_the_saved_copy_gives_the_experiment_back(load: Loader) -> None:
     saved = yaml.safe_load(text)
     assert saved["code_version"]
     # Every setting in force is in the file, defaults included.
-    for name, _ in all_settings(Experiment):
+    for name, _ in all_settings(experiment_type()):
         section: Any = saved
         for part in name.split("."):
             assert part in section, name

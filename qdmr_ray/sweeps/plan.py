@@ -14,7 +14,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qdmr_ray.config import RUN_NAME, VERSION_KEY, Experiment, experiment_from_dict
+from qdmr_ray.config import (
+    RUN_NAME,
+    VERSION_KEY,
+    Experiment,
+    experiment_from_dict,
+    type_described_by,
+)
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.parsing import (
     all_settings,
@@ -223,7 +229,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | N
     plain = read_yaml(experiment_file(path, settings))
     plain.pop(VERSION_KEY, None)
     for setting_name, value in settings.set.items():
-        _check_known(f"{path}: set", setting_name)
+        _check_known(f"{path}: set", setting_name, plain)
         put_setting(plain, setting_name, value)
     plan = Plan(settings, plain, str(path))
     _check(plan, path)
@@ -240,7 +246,7 @@ def _check(plan: Plan, path: Path) -> None:
     try:
         names = list(plan.space.parameters) if settings.space else _variant_settings(settings)
         for name in names:
-            _check_known("space" if settings.space else "variants", name)
+            _check_known("space" if settings.space else "variants", name, plan.values)
             if name.startswith(_FIXED):
                 raise SettingsError(f"{name} changes no weights; set it in `set` instead")
         plan.experiment({}, name="trial", seed=0)
@@ -306,8 +312,9 @@ def _check_metrics(plan: Plan, experiment: Experiment) -> None:
             )
 
 
-def _check_known(place: str, name: str) -> None:
-    known = [setting_name for setting_name, _ in all_settings(Experiment)]
+def _check_known(place: str, name: str, plain: Mapping[str, Any]) -> None:
+    """Refuses a name that is no setting of the experiment with the values ``plain``."""
+    known = [setting_name for setting_name, _ in all_settings(type_described_by(plain))]
     if name not in known:
         raise SettingsError(f"{place}: unknown setting {name}; {nearest_setting(name, known)}")
 
