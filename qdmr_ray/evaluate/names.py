@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qdmr_ray.stages import STAGES
+
 # Beside the stages' names, keys of `evaluation.json` and stems of pictures in `evaluation/NAME/`.
 INPUT = "input"
 GROUND_TRUTH = "ground_truth"
@@ -9,13 +11,14 @@ GROUND_TRUTH = "ground_truth"
 COMPARISON = "comparison"
 # The set of a packed dataset that is judged.
 TEST_SET = "test"
-STAGE_LABELS = {"vqgan": "VQGAN", "base": "Base", "uda": "UDA", "source_only": "Source-only"}
 IMAGE_LABELS = {INPUT: "Aberrated input", GROUND_TRUTH: "Ground truth"}
 
 
 def label(name: str) -> str:
     """The label of a stage, of the input or of the ground truth: ``uda`` becomes ``UDA``.
 
-    A stage that the package doesn't know is shown under its own name.
+    A stage whose plugin isn't loaded is shown under its own name.
     """
-    return IMAGE_LABELS.get(name) or STAGE_LABELS.get(name, name)
+    if name in IMAGE_LABELS:
+        return IMAGE_LABELS[name]
+    return STAGES[name].label if name in STAGES else name

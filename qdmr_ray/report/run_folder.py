@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import yaml
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.names import STAGE_LABELS
 from qdmr_ray.models.documents import Environment, Notes, parse_metrics
 from qdmr_ray.models.layout import (
     CONFIG_FILE,
@@ -25,6 +24,7 @@ from qdmr_ray.models.layout import (
     PICTURES_FOLDER,
 )
 from qdmr_ray.report.evaluation import Evaluation, finite, is_figure, parse_evaluation
+from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
 
@@ -184,7 +184,7 @@ def _stages(run: RunData) -> list[str]:
     configured = run.config.get("run")
     names = [str(name) for name in configured] if isinstance(configured, list) else []
     names = list(dict.fromkeys(filter(_is_plain_name, names)))
-    order = list(STAGE_LABELS)
+    order = list(STAGES)
     files = run.place.file_sizes()
     found = [
         folder.name
