@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qdmr_ray.config import Experiment
     from qdmr_ray.evaluate.compare import Comparison
     from qdmr_ray.evaluate.results import Evaluation
+    from qdmr_ray.evaluate.sweep_file import SweepFile
     from qdmr_ray.restore.inputs import Failure
     from qdmr_ray.restore.restoration import Checkpoint, Report, RestoreSettings
     from qdmr_ray.sweeps.plan import Plan
@@ -83,7 +84,7 @@ def sweep(
     retry_failed: bool = False,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> SweepFile:
     """Trains a sweep's trials, writes its report, and returns what ``sweep.json`` holds.
 
     Called again with a plan of the same name and the same ``storage``, it resumes.

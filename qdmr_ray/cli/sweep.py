@@ -54,7 +54,7 @@ def sweep(
             progress=lambda done, total: progress("trials", done, total),
         )
     page = build_report(folder)
-    _print_results(results)
+    _print_results(results.to_dict())
     say(f"sweep folder {folder.uri}, report {page}")
 
 

@@ -1,8 +1,8 @@
 """A process of Ray Tune's in which trials run, one after the other.
 
-Tune's own function trainables end a trial by raising in it at its next report, and the process
-before that has done its work. Here a trial that is stopped leaves in good order: what it has
-claimed is released, and workers that it has started are gone before Tune goes on.
+Tune's own function trainables end a trial by raising in it at its next report, and don't wait until
+its process has done its work. Here a trial that is stopped leaves in good order: what it has
+claimed is released, and the workers that it started are gone before Tune goes on.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 
 from ray import tune
 
-from qdmr_ray.sweeps.trial import Report, Tell, TrialContext, failed_report
+from qdmr_ray.sweeps.trial import Tell, TrialContext, TrialReport, failed_report
 from qdmr_ray.train.preemption import Preempted
 
-Body = Callable[[Mapping[str, Any], TrialContext, Tell], Report]
-# Leaving may mean to end the workers of a trial, or to finish writing a checkpoint.
+Body = Callable[[Mapping[str, Any], TrialContext, Tell], TrialReport]
+# How long a stopped trial may take to end its workers and to finish writing a checkpoint.
 _LEAVE_SECONDS = 90.0
 
 
 class StopTrial(BaseException):
-    """Raised in a trial that Tune stops, at its next report. No error: nothing catches it."""
+    """Raised in a trial that Tune stops, at its next report; no ``except Exception`` catches it."""
 
 
 class TrialActor(tune.Trainable):
@@ -32,24 +32,24 @@ class TrialActor(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], context: TrialContext, body: Body
     ) -> None:
-        """Begins with the first trial of this process."""
+        """Prepares the first trial of this process."""
         self._context, self._body = context, body
         self._begin(config)
 
-    def step(self) -> Report:
-        """The next report of the trial; the last one says that it is done."""
+    def step(self) -> dict[str, Any]:
+        """Returns the next report of the trial as Tune's result."""
         if self._thread.ident is None:
             self._thread.start()
         else:
             self._go_on.release()
-        done, report = self._reports.get()
+        report = self._reports.get()
         if isinstance(report, Preempted):
             # Tune begins the trial again, in a process on another node, and counts no failure.
             raise report
-        return {**report, "done": done}
+        return report.for_tune(self._context.plan.settings.modes[0])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Ends one trial and begins the next in the same process; False where that failed."""
+        """Ends one trial and prepares the next in the same process; False where that failed."""
         if not self._end():
             return False
         self._begin(new_config)
@@ -60,7 +60,7 @@ class TrialActor(tune.Trainable):
         self._end()
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        self._reports: queue.Queue[tuple[bool, Report | Preempted]] = queue.Queue()
+        self._reports: queue.Queue[TrialReport | Preempted] = queue.Queue()
         self._go_on = threading.Semaphore(0)
         self._stopping = threading.Event()
         self._thread = threading.Thread(
@@ -69,18 +69,18 @@ class TrialActor(tune.Trainable):
 
     def _run(self, config: Mapping[str, Any]) -> None:
         try:
-            self._reports.put((True, self._body(config, self._context, self._tell)))
+            self._reports.put(self._body(config, self._context, self._tell))
         except StopTrial:
             pass
         except Preempted as notice:
-            self._reports.put((True, notice))
+            self._reports.put(notice)
         except BaseException as failure:
             # Raised, it would have Tune begin the trial again, and fail again.
-            self._reports.put((True, failed_report(failure)))
+            self._reports.put(failed_report(failure))
 
-    def _tell(self, report: Report) -> None:
+    def _tell(self, report: TrialReport) -> None:
         if not self._stopping.is_set():
-            self._reports.put((False, report))
+            self._reports.put(report)
             self._go_on.acquire()
         if self._stopping.is_set():
             raise StopTrial

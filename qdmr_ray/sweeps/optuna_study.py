@@ -1,8 +1,8 @@
 """The history that proposes a sweep's next trial, as an Optuna study.
 
-What is proposed follows from the finished trials, the number of the proposal and the seed alone:
-the sampler is made anew for each proposal, so that a sweep that was killed goes on as it would
-have. The study lies in ``study.db`` (SQLite), which optuna-dashboard opens.
+A proposal follows from the finished trials, the number of the proposal and the seed alone: the
+sampler is made anew for each proposal, so that a sweep that was killed goes on as it would have.
+The study lies in ``study.db`` (SQLite), which optuna-dashboard opens.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FixedTrial, TrialState, create_trial
 
+from qdmr_ray.evaluate.sweep_file import FAILED, FINISHED, MAX, STOPPED, TrialRecord, Values
 from qdmr_ray.sweeps.plan import RANDOM, Plan
-from qdmr_ray.sweeps.record import FAILED, FINISHED, STOPPED, Record
 from qdmr_ray.sweeps.space import label
 
 STUDY_FILE = "study.db"
-# In the study, which of the sweep's trials it is.
+# The attribute of a study's trial that holds the sweep's id of it.
 _ID = "trial"
 _STATES = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -30,8 +30,8 @@ _STATES = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: Tr
 class Study:
     """An Optuna study of ``plan``'s space, rebuilt from ``records``; ``file`` is replaced."""
 
-    def __init__(self, plan: Plan, records: Sequence[Record], file: Path) -> None:
-        # Optuna says every trial and every experimental option aloud.
+    def __init__(self, plan: Plan, records: Sequence[TrialRecord], file: Path) -> None:
+        # Optuna logs every trial, and every experimental option.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         logging.getLogger("optuna").setLevel(logging.ERROR)
         self._plan = plan
@@ -40,9 +40,7 @@ class Study:
         self.study = optuna.create_study(
             study_name=plan.settings.name,
             storage=f"sqlite:///{file}",
-            directions=[
-                "maximize" if mode == "max" else "minimize" for mode in plan.settings.modes
-            ],
+            directions=["maximize" if mode == MAX else "minimize" for mode in plan.settings.modes],
             sampler=optuna.samplers.RandomSampler(seed=plan.settings.seed),
         )
         self._trials: dict[str, optuna.Trial] = {}
@@ -50,12 +48,12 @@ class Study:
             self._add(record)
 
     def ask(self, name: str, wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Settings for the trial called ``name``: ``wanted``, completed by the sampler."""
+        """Returns settings for the trial called ``name``: ``wanted``, completed by the sampler."""
         if wanted:
             self.study.enqueue_trial({key: label(value) for key, value in wanted.items()})
         self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
         with warnings.catch_warnings():
-            # A list among the choices stands there as JSON text; that is known.
+            # Optuna warns of a choice that is a list, which stands there as JSON text.
             warnings.simplefilter("ignore")
             trial = self.study.ask()
             settings = self._plan.space.sample(lambda parameter: parameter.suggest(trial))
@@ -63,31 +61,22 @@ class Study:
         self._trials[name] = trial
         return settings
 
-    def report(self, name: str, iteration: int, values: Sequence[float | None]) -> None:
-        """Notes a value on the way of a trial that has one metric."""
+    def report(self, name: str, iteration: int, values: Values) -> None:
+        """Adds an intermediate value of a trial; Optuna takes them for a single metric only."""
         trial, value = self._trials.get(name), values[0]
         if trial is not None and len(values) == 1 and value is not None:
-            with warnings.catch_warnings():
-                # A trial that goes on after a kill tells some iterations again.
-                warnings.simplefilter("ignore")
-                trial.report(value, iteration)
+            trial.report(value, iteration)
 
-    def tell(self, record: Record) -> None:
+    def tell(self, record: TrialRecord) -> None:
         """Notes how a trial ended."""
         trial = self._trials.get(record.id)
-        if trial is None:
-            return
-        state = _STATES[record.state]
-        values = _finite(record.values) if state == TrialState.COMPLETE else None
-        if state == TrialState.COMPLETE and values is None:
-            state = TrialState.FAIL
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        if trial is not None:
+            state, values = _outcome(record)
             self.study.tell(trial, values=values, state=state)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         settings = self._plan.settings
-        # Numbers of two seeds must not meet.
+        # The factor keeps the numbers of one sweep's seed apart from another's.
         seed = (settings.seed * 1_000_003 + number) % 2**32
         if settings.sampler == RANDOM:
             return optuna.samplers.RandomSampler(seed=seed)
@@ -96,50 +85,60 @@ class Study:
             return optuna.samplers.TPESampler(
                 seed=seed,
                 n_startup_trials=settings.startup_trials,
-                # Parameters are drawn together, in groups where some apply to a part only, and
-                # away from the trials that are under way.
+                # Parameters are drawn together, in groups where some apply to some trials only,
+                # and away from the trials that are under way.
                 multivariate=True,
                 group=True,
                 constant_liar=True,
             )
 
-    def _add(self, record: Record) -> None:
-        if record.is_repeat or record.settings is None:
-            return
+    def _add(self, record: TrialRecord) -> None:
         parameters = self._plan.space.parameters
-        if not record.settings and parameters:
-            return  # a baseline that lies outside of the space
-        known = {name: value for name, value in record.settings.items() if name in parameters}
-        state = _STATES.get(record.state, TrialState.RUNNING)
-        values = _finite(record.values) if state == TrialState.COMPLETE else None
-        if state == TrialState.COMPLETE and values is None:
-            state = TrialState.FAIL
+        # Without settings it is the baseline of an experiment that lies outside of the space.
+        if record.is_repeat or (parameters and not record.settings):
+            return
+        state, values = _outcome(record)
         single = len(self._plan.settings.metrics) == 1
         with warnings.catch_warnings():
+            # Optuna warns of a choice that is a list, which stands there as JSON text.
             warnings.simplefilter("ignore")
+            known = {name: v for name, v in record.settings.items() if name in parameters}
+            fixed = FixedTrial({name: label(value) for name, value in known.items()})
+            for name in known:
+                parameters[name].suggest(fixed)
             self.study.add_trial(
                 create_trial(
                     state=state,
                     values=values,
-                    params={name: label(value) for name, value in known.items()},
-                    distributions={name: parameters[name].distribution() for name in known},
+                    params=fixed.params,
+                    distributions=fixed.distributions,
                     user_attrs={_ID: record.id},
                     intermediate_values={
-                        line["iteration"]: line["values"][0]
+                        line.iteration: line.values[0]
                         for line in record.history
-                        if single and line["values"][0] is not None
+                        if single and line.values[0] is not None
                     },
                 )
             )
         if state == TrialState.RUNNING:
-            number = len(self.study.get_trials(deepcopy=False)) - 1
-            stored = self.study.get_trials(deepcopy=False)[number]
+            stored = self.study.get_trials(deepcopy=False)[-1]
             self._trials[record.id] = optuna.Trial(self.study, stored._trial_id)
 
 
+def _outcome(record: TrialRecord) -> tuple[TrialState, list[float] | None]:
+    """Returns Optuna's state and values of a trial; one without finite values counts as failed."""
+    state = _STATES.get(record.state, TrialState.RUNNING)
+    if state != TrialState.COMPLETE:
+        return state, None
+    values = [value for value in record.values or [] if value is not None]
+    if not values or len(values) < len(record.values or []):
+        return TrialState.FAIL, None
+    return state, values
+
+
 def importances(study: optuna.Study) -> dict[str, float]:
-    """How much of the first metric's variance each parameter explains (fANOVA), most first; {}
-    where the trials don't say."""
+    """Returns how much of the first metric's variance each parameter explains (fANOVA), most
+    first; {} where the trials are too few or all alike."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -152,9 +151,3 @@ def importances(study: optuna.Study) -> dict[str, float]:
             # Too few trials, or all with the same value.
             return {}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}
-
-
-def _finite(values: Sequence[float | None] | None) -> list[float] | None:
-    if values is None or any(value is None or not math.isfinite(value) for value in values):
-        return None
-    return [float(value) for value in values if value is not None]

@@ -22,6 +22,7 @@ from qdmr_ray.config import (
     type_described_by,
 )
 from qdmr_ray.errors import SettingsError
+from qdmr_ray.evaluate.sweep_file import MAX, MIN
 from qdmr_ray.parsing import (
     all_settings,
     apply_override,
@@ -36,7 +37,6 @@ from qdmr_ray.sweeps.space import Space
 
 TPE, RANDOM, GRID = "tpe", "random", "grid"
 ASHA, MEDIAN = "asha", "median"
-MAX, MIN = "max", "min"
 # In a metric, the last stage of a trial's run.
 LAST = "last"
 # The one parameter of a sweep over named variants.
@@ -192,17 +192,10 @@ class Plan:
             return list(self.space.grid())
         return None
 
-    def stage_of(self, metric: str, experiment: Experiment) -> str:
-        """The stage that logs ``metric`` in a trial's run."""
-        stage = metric.partition("/")[0]
-        return experiment.run[-1] if stage == LAST else stage
-
-    def figures(self, experiment: Experiment) -> list[tuple[str, str]]:
-        """(stage, name of the figure) of each metric in a trial's run."""
-        return [
-            (self.stage_of(metric, experiment), metric.partition("/")[2])
-            for metric in self.settings.metrics
-        ]
+    def stage_metrics(self, experiment: Experiment) -> list[tuple[str, str]]:
+        """Returns each metric as (stage of a trial's run, name in the stage's metrics.jsonl)."""
+        pairs = [metric.partition("/")[::2] for metric in self.settings.metrics]
+        return [(experiment.run[-1] if stage == LAST else stage, name) for stage, name in pairs]
 
     def _resolved(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.settings.variants and settings:
@@ -293,19 +286,18 @@ def _conditions_of(space: Space, name: str) -> dict[str, Any]:
 
 
 def _check_metrics(plan: Plan, experiment: Experiment) -> None:
-    for metric, (stage, figure) in zip(
-        plan.settings.metrics, plan.figures(experiment), strict=True
-    ):
-        if stage not in STAGES or not figure:
+    pairs = plan.stage_metrics(experiment)
+    for metric, (stage, name) in zip(plan.settings.metrics, pairs, strict=True):
+        if stage not in STAGES or not name:
             raise SettingsError(
-                f"metric {metric}: write stage/figure, such as uda/validation/psnr; stages are "
+                f"metric {metric}: write stage/metric, such as uda/validation/psnr; stages are "
                 f"{', '.join(STAGES)} and {LAST}"
             )
         if stage not in experiment.run:
             raise SettingsError(
                 f"metric {metric}: the stages of a trial are {', '.join(experiment.run)}"
             )
-        if figure.startswith("validation/") and experiment.logging.validation_interval is None:
+        if name.startswith("validation/") and experiment.logging.validation_interval is None:
             raise SettingsError(
                 f"metric {metric} is only logged with logging.validation_interval; set it under "
                 "`set`"

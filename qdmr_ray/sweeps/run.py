@@ -1,9 +1,10 @@
-"""Running a sweep: Ray Tune trains the trials that the books name, and the results are written.
+"""Running a sweep: Ray Tune trains the sweep's trials, and the results are written.
 
     results = sweep_run(load_sweep(Path("experiments/sweeps/demo.yaml")), storage="runs/sweeps")
 
-Run again with the same name and storage, it goes on: trials that have ended stay, those that were
-interrupted go on from their checkpoints, and the sampler knows all of them.
+A sweep that is run again with the same name and storage resumes: trials that have ended stay, those
+that were interrupted go on from their checkpoints, and the sampler and the stopping rule know all
+of them.
 """
 
 from __future__ import annotations
@@ -12,55 +13,52 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
-from ray.tune.search import Searcher
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.sweep_file import SweepFile
 from qdmr_ray.ray_cluster import capacity, check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claims
+from qdmr_ray.storage.document import Document
 from qdmr_ray.sweeps.actor import Body, TrialActor
-from qdmr_ray.sweeps.plan import ASHA, Plan
-from qdmr_ray.sweeps.record import Record
+from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.results import write_results
-from qdmr_ray.sweeps.trial import (
-    ITERATION,
-    NEWS,
-    VALUE,
-    TrialContext,
-    run_trial,
-    runs_alone,
-    trial_cpus,
-)
-from qdmr_ray.sweeps.trials import Book
-from qdmr_ray.train.logging.prometheus import TrialGauge
+from qdmr_ray.sweeps.schedulers import stopping_scheduler
+from qdmr_ray.sweeps.trial import TrialContext, run_trial, runs_alone, trial_cpus
+from qdmr_ray.sweeps.trials import Trials
+from qdmr_ray.sweeps.tune_search import TrialSearch
 from qdmr_ray.train.run import check_run
 
 PLAN_FILE = "sweep.yaml"
 STAGES_FOLDER = "stages"
 CLAIMS_FOLDER = "claims"
-# What changes no trial's result, and may differ when a sweep is started again.
+# Settings that change no trial's result and may differ when a sweep is started again.
 _MAY_CHANGE = ("name", "trials", "iterations", "hours", "concurrent", "repeat", "failures", "store")
-# What a trial's process that waits for Ray Train's workers reserves; Tune takes no zero.
+# The CPUs reserved by a trial's process that waits for Ray Train's workers; Tune takes no zero.
 _WAITING_CPUS = 0.1
-# A resource that nodes offer which are not taken away (cluster/): one for each process that waits.
+# A resource of nodes that are not taken away (cluster/): one for each process that waits.
 CONTROLLER = "controller"
+_TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C ends the sweep; everything that it needs to resume is on storage.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A sweep resumes from its trials' records, so Tune's snapshots are not needed.
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    # The last report of a failed trial has no metrics.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # How long a trial may take to leave (see actor.py) before its process is killed.
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "120",
+}
 
 
 def sweep_run(
@@ -71,12 +69,12 @@ def sweep_run(
     say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] | None = None,
     body: Body = run_trial,
-) -> dict[str, Any]:
-    """Trains the sweep's trials below ``storage``/name; gives what ``sweep.json`` holds.
+) -> SweepFile:
+    """Trains the sweep's trials below ``storage``/name and returns what ``sweep.json`` holds.
 
     Args:
-        retry_failed: begin trials again that have failed.
-        progress: called with trials ended and in all, where their number is known.
+        retry_failed: train trials again that have failed.
+        progress: called with the number of ended trials and of all, as far as that is known.
         body: what a trial does: ``run_trial``, or a stand-in with its arguments.
 
     Raises:
@@ -92,43 +90,47 @@ def sweep_run(
     claims = Claims(sweep.join(CLAIMS_FOLDER), endpoint=endpoint)
     claim = claims.acquire(lambda: False, lambda whom: say(f"{whom}, who runs this sweep"))
     assert claim is not None
-    scratch = Path(tempfile.mkdtemp(prefix="qdmr-sweep-"))
-    with claim:
+    with (
+        claim,
+        tempfile.TemporaryDirectory(prefix="qdmr-sweep-", ignore_cleanup_errors=True) as scratch,
+    ):
         # Once more: whoever held the claim may have begun this sweep with other settings meanwhile.
         _check_same(sweep, plan)
+        _begun(plan).write(sweep.join(PLAN_FILE))
+        trials = Trials(plan, sweep, Path(scratch), say)
+        if retry_failed:
+            trials.retry_failed()
         try:
-            sweep.join(PLAN_FILE).write_bytes_atomic(_plan_text(plan).encode())
-            book = Book(plan, sweep, scratch, say)
-            if retry_failed:
-                book.retry_failed()
-            runner = Runner(book, body, scratch, progress)
-            try:
-                runner.run()
-            finally:
-                book.write_time()
-            return write_results(book, say)
+            Runner(trials, body, Path(scratch), progress).run()
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            trials.write_time()
+        return write_results(trials, say)
 
 
-def _plan_text(plan: Plan) -> str:
-    return json.dumps({"sweep": asdict(plan.settings), "experiment": plan.values}, indent=1)
+class BegunSweep(Document):
+    """``sweep.yaml`` of a sweep's folder (JSON is YAML): the settings that it was begun with."""
+
+    sweep: dict[str, Any]
+    experiment: dict[str, Any]
+
+
+def _begun(plan: Plan) -> BegunSweep:
+    return BegunSweep(sweep=asdict(plan.settings), experiment=dict(plan.values))
 
 
 def _check_same(sweep: Location, plan: Plan) -> None:
-    """A sweep that was begun goes on with the same trials, or not at all."""
-    file = sweep.join(PLAN_FILE)
-    if not file.exists():
+    """Raises QdmrError where the sweep was begun with settings that would make other trials."""
+    begun = BegunSweep.read_if_there(sweep.join(PLAN_FILE))
+    if begun is None:
         return
-    before, now = json.loads(file.read_bytes()), json.loads(_plan_text(plan))
-    for part in ("sweep", "experiment"):
-        for name in {**before[part], **now[part]}:
-            if part == "sweep" and name in _MAY_CHANGE:
-                continue
-            old, new = before[part].get(name), now[part].get(name)
-            if old != new:
+    # Both as JSON holds them, where a tuple is a list.
+    before, now = begun.to_dict(), _begun(plan).to_dict()
+    for section in ("sweep", "experiment"):
+        for name in {**before[section], **now[section]}:
+            old, new = before[section].get(name), now[section].get(name)
+            if old != new and not (section == "sweep" and name in _MAY_CHANGE):
                 raise QdmrError(
-                    f"{sweep.uri}: this sweep was begun with other settings ({part} {name} was "
+                    f"{sweep.uri}: this sweep was begun with other settings ({section} {name} was "
                     f"{_short(old)}, now {_short(new)}); choose another --name, or take the change "
                     "back"
                 )
@@ -141,32 +143,32 @@ def _short(value: Any) -> str:
 
 
 class Runner:
-    """Lets Ray Tune train what the books name."""
+    """Lets Ray Tune train the trials."""
 
     def __init__(
         self,
-        book: Book,
+        trials: Trials,
         body: Body,
         scratch: Path,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.book, self._body = book, body
+        self._trials, self._body = trials, body
         self._scratch, self._progress = scratch, progress
-        plan = book.plan
+        plan = trials.plan
         # A trial reserves what the experiment asks for, whatever its own settings are.
         self._experiment = plan.experiment({}, name="trial", seed=0)
         check_cpus(self._experiment)
         gpu = uses_gpu(self._experiment)
+        self._alone = runs_alone(self._experiment.scaling)
         self._concurrent = plan.settings.concurrent or self._room(gpu)
         self._context = TrialContext(
             plan=plan,
-            sweep=book.sweep.uri,
-            store=plan.settings.store or book.sweep.join(STAGES_FOLDER).uri,
+            sweep=trials.sweep.uri,
+            store=plan.settings.store or trials.sweep.join(STAGES_FOLDER).uri,
             folder=str(Path.cwd()),
             gpu=gpu,
             concurrent=self._concurrent,
         )
-        self._alone = runs_alone(self._experiment.scaling)
         self._resources = self._reserved(gpu)
 
     def run(self) -> None:
@@ -175,20 +177,21 @@ class Runner:
         Raises:
             QdmrError: trials fail one after the other, or none can be judged.
         """
-        self._fit("trials", self._scheduler())
-        if self.book.problem is None and self.book.begin_repeats():
+        trials = self._trials
+        self._fit("trials", stopping_scheduler(trials, self._experiment))
+        if trials.problem is None and trials.begin_repeats():
             self._fit("repeats", FIFOScheduler())
-        if self.book.problem is not None:
-            raise QdmrError(f"{self.book.sweep.uri}: {self.book.problem}")
+        if trials.problem is not None:
+            raise QdmrError(f"{trials.sweep.uri}: {trials.problem}")
 
     def _room(self, gpu: bool) -> int:
-        """How many trials fit on the cluster, their loading tasks included.
+        """Returns how many trials fit on the cluster, their loading tasks included.
 
         Raises:
-            SettingsError: none does.
+            SettingsError: none fits, or the cluster grows.
         """
         scaling, resources = self._experiment.scaling, capacity()
-        cpus = trial_cpus(self._experiment) + (0 if runs_alone(scaling) else _WAITING_CPUS)
+        cpus = trial_cpus(self._experiment) + (0 if self._alone else _WAITING_CPUS)
         if math.isinf(resources.get("CPU", 0)):
             raise SettingsError(
                 "concurrent is not set, and the cluster grows as it is asked to: set how many "
@@ -219,16 +222,8 @@ class Runner:
         }
 
     def _fit(self, name: str, scheduler: TrialScheduler) -> None:
-        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-        # Ctrl-C ends the sweep; what matters is on storage.
-        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        # The books are kept here, not in Tune's snapshots.
-        os.environ["TUNE_GLOBAL_CHECKPOINT_S"] = "3600"
-        os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-        # How long a trial may take to leave (see actor.py), before its process is killed.
-        os.environ["TUNE_FORCE_TRIAL_CLEANUP_S"] = "120"
-        search = BookSearch(self.book, self._progress)
+        os.environ.update(_TUNE_ENVIRONMENT)
+        search = TrialSearch(self._trials, self._progress)
         trainable = tune.with_parameters(TrialActor, context=self._context, body=self._body)
         tuner = tune.Tuner(
             tune.with_resources(trainable, self._resources),
@@ -253,136 +248,3 @@ class Runner:
         tuner.fit()
         if search.failure is not None:
             raise search.failure
-
-    def _scheduler(self) -> TrialScheduler:
-        stopping, plan = self.book.plan.settings.stopping, self.book.plan
-        if stopping is None:
-            return FIFOScheduler()
-        common: dict[str, Any] = {
-            "time_attr": ITERATION,
-            "metric": VALUE,
-            "mode": plan.settings.modes[0],
-        }
-        scheduler: TrialScheduler
-        if stopping.rule == ASHA:
-            (stage, _), *_ = plan.figures(self._experiment)
-            scheduler = AsyncHyperBandScheduler(
-                **common,
-                # A trial ends by itself, when its result is stored.
-                max_t=max(self._experiment.stage(stage).iterations, stopping.grace) + 1,
-                grace_period=stopping.grace,
-                reduction_factor=stopping.reduction,
-            )
-        else:
-            scheduler = MedianStoppingRule(
-                **common,
-                grace_period=stopping.grace,
-                min_samples_required=stopping.least_trials,
-            )
-        self._replay(scheduler)
-        return scheduler
-
-    def _replay(self, scheduler: TrialScheduler) -> None:
-        """Lets the scheduler know the trials of earlier starts of this sweep."""
-        past = [PastTrial(record) for record in self.book.records.values()]
-        ended = [trial for trial in past if trial.record.has_ended and not trial.record.is_repeat]
-        nobody: Any = NobodyElse()
-        for trial in ended:
-            scheduler.on_trial_add(nobody, cast(Trial, trial))
-        lines = [(line, trial) for trial in ended for line in trial.record.history]
-        for line, trial in sorted(lines, key=lambda pair: pair[0]["iteration"]):
-            if line["values"][0] is not None:
-                result = {ITERATION: line["iteration"], VALUE: line["values"][0]}
-                scheduler.on_trial_result(nobody, cast(Trial, trial), result)
-
-
-class NobodyElse:
-    """Tune's controller, as a scheduler sees it while past trials are told: none of them runs."""
-
-    def get_live_trials(self) -> list[Trial]:
-        """The trials that could still be paused or stopped."""
-        return []
-
-
-class PastTrial:
-    """A trial of an earlier start, as a scheduler sees it."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.trial_id = f"past-{record.id}"
-        self.status = "TERMINATED"
-
-
-class BookSearch(Searcher):
-    """Hands the books' trials to Ray Tune, and Tune's news to the books."""
-
-    def __init__(self, book: Book, progress: Callable[[int, int], None] | None) -> None:
-        super().__init__(metric=VALUE, mode="max")
-        self._book, self._progress = book, progress
-        self._names: dict[str, str] = {}
-        self._gauge = TrialGauge(book.plan.settings.name)
-        # What went wrong here: Tune would only log it.
-        self.failure: BaseException | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune's snapshots are not what a sweep goes on from
-
-    def suggest(self, trial_id: str) -> Any:
-        """The next trial, as Tune's config."""
-        if self.failure is not None:
-            return Searcher.FINISHED
-        record = self._guarded(self._book.next)
-        if record is None:
-            return Searcher.FINISHED
-        self._names[trial_id] = record.id
-        self._show()
-        return {"id": record.id, "settings": record.settings, "seed": record.seed}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """What a trial reported."""
-        if NEWS in result:
-            news = json.loads(result[NEWS])
-            self._guarded(partial(self._book.progressed, self._names[trial_id], news))
-        # Prometheus forgets a value that is not shown again.
-        self._gauge.set(self._book.counts())
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """A trial's end: by itself, by the scheduler, or by losing its process too often."""
-        name = self._names[trial_id]
-        # What a scheduler stops a trial for is told here only.
-        news = json.loads(result[NEWS]) if result and NEWS in result else None
-        if news is not None:
-            self._guarded(partial(self._book.progressed, name, news))
-        last = news if news is not None and "error" in news else None
-        lost = None
-        if error:
-            lost = (
-                "its process was lost scaling.max_failures + 1 times, perhaps for want of memory; "
-                "see Ray's logs"
-            )
-        self._guarded(partial(self._book.ended, name, last, lost))
-        self._show()
-
-    def save(self, checkpoint_path: str) -> None:
-        """The books save themselves."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """The books restore themselves."""
-
-    def _show(self) -> None:
-        settings = self._book.plan.settings
-        self._gauge.set(self._book.counts())
-        if self._progress is not None:
-            counts = self._book.counts()
-            ended = sum(count for state, count in counts.items() if state != "running")
-            self._progress(ended, settings.trials or sum(counts.values()))
-
-    def _guarded(self, call: Callable[[], Any]) -> Any:
-        """An error in Tune's loop would be one of many lines in a log."""
-        try:
-            return call()
-        except Exception as error:
-            self.failure = self.failure or error
-            return None

@@ -17,12 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 
 from qdmr_ray.errors import SettingsError
 
@@ -45,17 +39,8 @@ class Parameter:
     step: float | None = None
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
-    def distribution(self) -> BaseDistribution:
-        """As Optuna knows it."""
-        if self.kind == CHOICE:
-            return CategoricalDistribution([label(choice) for choice in self.choices])
-        if self.kind == INT:
-            step = 1 if self.step is None else int(self.step)
-            return IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
-        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
-
-    def suggest(self, trial: optuna.Trial) -> Any:
-        """The value that Optuna proposes in ``trial``."""
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Any:
+        """Returns the value that Optuna proposes in ``trial``."""
         if self.kind == INT:
             low, high, step = int(self.low), int(self.high), int(self.step or 1)
             return trial.suggest_int(self.name, low, high, step=step, log=self.log)

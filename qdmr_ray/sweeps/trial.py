@@ -1,14 +1,14 @@
-"""One trial of a sweep, in a process of its own: trains what the store hasn't yet, tells Tune.
+"""One trial of a sweep, in a process of its own: it trains what the store doesn't have yet.
 
-A trial of a single worker trains in the trial's process, which Tune keeps for the next trial:
-nothing is started but the first time. With several workers Ray Train runs them.
+A trial with a single worker trains in the trial's own process, which Tune keeps for the next trial:
+only the first one waits for a process to start. With several workers Ray Train runs them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.sweep_file import MAX, TRIALS_FOLDER, Metrics, Values, finite
 from qdmr_ray.models.documents import read_metrics
 from qdmr_ray.models.layout import METRICS_FILE
 from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan
-from qdmr_ray.sweeps.record import TRIALS_FOLDER, finite
 from qdmr_ray.train.failures import root_cause
 from qdmr_ray.train.loop import Task
 from qdmr_ray.train.preemption import Preempted
@@ -31,12 +31,42 @@ from qdmr_ray.train.run import stage_digests, train_run
 from qdmr_ray.train.validation import VALIDATED
 from qdmr_ray.train.worker_context import Watch
 
-# What a trial tells: Tune's schedulers read the first two, the sweep's books the third, in which
-# "error" (perhaps None) stands in the last word alone.
-ITERATION, VALUE, NEWS = "iteration", "value", "news"
-Report = dict[str, Any]
+# Tune's schedulers read the first two of a result, TrialSearch the third.
+ITERATION, VALUE, REPORT = "iteration", "value", "report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReport:
+    """What a trial tells its sweep on the way, and when it ends by itself (``is_last``).
+
+    ``values`` is None where the metrics are not news, and in the last report of a trial that
+    failed. ``hopeless`` says that every other trial would fail for the same ``error``. The other
+    fields are those of :class:`~qdmr_ray.evaluate.sweep_file.TrialRecord`.
+    """
+
+    iteration: int = 0
+    values: Values | None = None
+    progress: dict[str, int] = field(default_factory=dict)
+    stages: dict[str, str] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=dict)
+    is_last: bool = False
+    error: str | None = None
+    hopeless: bool = False
+
+    def for_tune(self, mode: str) -> dict[str, Any]:
+        """Returns the result that Tune passes on, with the first metric for its schedulers; a value
+        that is not finite becomes the worst there is."""
+        result: dict[str, Any] = {REPORT: self, "done": self.is_last}
+        if self.values is not None:
+            worst = float("-inf") if mode == MAX else float("inf")
+            value = worst if self.values[0] is None else self.values[0]
+            result |= {ITERATION: self.iteration, VALUE: value}
+        return result
+
+
 # Takes a report, and returns when the trial may go on.
-Tell = Callable[[Report], None]
+Tell = Callable[[TrialReport], None]
 
 
 @dataclass(frozen=True)
@@ -71,9 +101,9 @@ def _sharing(experiment: Experiment, concurrent: int) -> int:
     return max(1, min(concurrent, int(cpus / trial_cpus(experiment) + 1e-6)))
 
 
-def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> Report:
-    """Trains the trial that ``config`` describes; ``tell`` takes reports on the way, the last one
-    is returned. What goes wrong is told, not raised.
+def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> TrialReport:
+    """Trains the trial that ``config`` describes and returns its last report; ``tell`` takes the
+    reports on the way. A failure is reported, not raised.
 
     Raises:
         Preempted: this process's node is about to be taken away; the trial has saved itself.
@@ -81,10 +111,9 @@ def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> R
     return Trial(config, context, tell).run()
 
 
-def failed_report(failure: BaseException) -> Report:
-    """The last word of a trial that could not even say what went wrong."""
-    news = {"progress": {}, "stages": {}, "trained": [], "metrics": {}, "error": _gist(failure)}
-    return {NEWS: json.dumps(news)}
+def failed_report(failure: BaseException) -> TrialReport:
+    """The last report of a trial that could not even say what went wrong."""
+    return TrialReport(is_last=True, error=_gist(failure))
 
 
 def _gist(failure: BaseException) -> str:
@@ -120,18 +149,17 @@ class Trial:
         self._trained: list[str] = []
         self._progress: dict[str, int] = {}
         self._digests: dict[str, str] = {}
-        self._metrics: dict[str, float | None] = {}
-        # Newest values of the sweep's metrics, by (stage, figure).
+        # Validation metrics of all stages by "stage/name".
+        self._metrics: Metrics = {}
+        # (stage, name) of each of the sweep's metrics, and the newest values by that.
+        self._judged_by: list[tuple[str, str]] = []
         self._newest: dict[tuple[str, str], float | None] = {}
-        # (stage, figure) of each of the sweep's metrics, and iterations by stage.
-        self._figures: list[tuple[str, str]] = []
         self._lengths: dict[str, int] = {}
         self._told = 0
         self._iteration = 0
 
-    def run(self) -> Report:
-        """Trains and reports."""
-        error, hopeless = None, False
+    def run(self) -> TrialReport:
+        """Trains, reports on the way, and returns the last report."""
         try:
             experiment = trial_experiment(
                 self._context,
@@ -143,26 +171,23 @@ class Trial:
             self._check_reported(experiment)
         except Preempted:
             raise
-        except MissingMetricError as missing:
-            error, hopeless = str(missing), True
-        except Exception as failure:  # whatever a trial breaks, the others go on
-            error = _gist(failure)
-        return self._report({"error": error, "hopeless": hopeless}, with_values=error is None)
+        except Exception as failure:  # whatever breaks one trial, the others go on
+            hopeless = isinstance(failure, MissingMetricError)
+            report = replace(self._report(), values=None, error=_gist(failure), hopeless=hopeless)
+        else:
+            report = self._report()
+        return replace(report, is_last=True)
 
     def _train(self, experiment: Experiment) -> None:
         context = self._context
-        self._figures = context.plan.figures(experiment)
+        self._judged_by = context.plan.stage_metrics(experiment)
         self._lengths = {name: experiment.stage(name).iterations for name in experiment.run}
-        sweep = open_location(context.sweep, endpoint=experiment.data.s3_endpoint)
-        trials = sweep.join(TRIALS_FOLDER)
-        packed = open_location(experiment.data.path, endpoint=experiment.data.s3_endpoint)
-        digest = read_manifest(packed).digest
+        endpoint = experiment.data.s3_endpoint
+        trials = open_location(context.sweep, endpoint=endpoint).join(TRIALS_FOLDER)
+        packed = open_location(experiment.data.path, endpoint=endpoint)
         run = trials.join(experiment.name)
-        self._digests = {
-            stage: found
-            for stage, found in stage_digests(experiment, run, digest).items()
-            if stage in experiment.run
-        }
+        digests = stage_digests(experiment, run, read_manifest(packed).digest)
+        self._digests = {stage: digests[stage] for stage in digests if stage in experiment.run}
         train_run(
             experiment,
             storage=trials.uri,
@@ -173,7 +198,7 @@ class Trial:
         )
 
     def _launched(self, experiment: Experiment) -> Launch:
-        """Training that is noted as this trial's own."""
+        """Returns a launch that notes which stages this trial trains by itself."""
         if runs_alone(experiment.scaling):
             sharing = _sharing(experiment, self._context.concurrent)
             launch: Launch = InThisProcess(sharing=sharing)
@@ -181,67 +206,51 @@ class Trial:
             launch = with_workers
 
         def launched(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
-            def own(stage: str, iteration: int, figures: Mapping[str, float]) -> None:
+            def own(stage: str, iteration: int, metrics: Mapping[str, float]) -> None:
                 self._progress[stage] = max(iteration, self._progress.get(stage, 0))
-                self._watch(stage, iteration, figures)
+                self._watch(stage, iteration, metrics)
 
             launch(experiment, task, gpu=gpu, watch=own)
             self._trained.append(task.stage)
 
         return launched
 
-    def _watch(self, stage: str, iteration: int, figures: Mapping[str, Any]) -> None:
-        """A line of a stage's log, perhaps not for the first time."""
+    def _watch(self, stage: str, iteration: int, logged: Mapping[str, Any]) -> None:
+        """Takes a line of a stage's log, perhaps not for the first time."""
         for name in VALIDATED:
-            if name in figures:
-                self._metrics[f"{stage}/{name}"] = finite(figures[name])
-        ours = [key for key in self._figures if key[0] == stage and key[1] in figures]
+            if name in logged:
+                self._metrics[f"{stage}/{name}"] = finite(logged[name])
+        ours = [key for key in self._judged_by if key[0] == stage and key[1] in logged]
         if not ours:
             return
-        self._newest |= {key: finite(figures[key[1]]) for key in ours}
+        self._newest |= {key: finite(logged[key[1]]) for key in ours}
         # The metric's own stage counts; where there are several, the last one that is trained.
-        if stage != self._figures[-1][0] or len(self._newest) < len(set(self._figures)):
+        if stage != self._judged_by[-1][0] or len(self._newest) < len(set(self._judged_by)):
             return
         self._iteration = iteration
         # The last values are told with the result: a trial that has done everything must not be
         # stopped before it is stored.
         if iteration > self._told and iteration < self._lengths[stage]:
             self._told = iteration
-            self._tell(self._report({}))
+            self._tell(self._report())
 
-    def _report(self, more: Mapping[str, Any], *, with_values: bool = True) -> Report:
-        values = [self._newest.get(key) for key in self._figures]
-        news = {
-            "progress": self._progress,
-            "stages": self._digests,
-            "trained": self._trained,
-            "metrics": self._named_metrics(),
-            "iteration": self._iteration,
-            **more,
-        }
-        report: dict[str, Any] = {}
-        if with_values:
-            news["values"] = values
-            report = {ITERATION: self._iteration, VALUE: self._comparable(values)}
-        return {**report, NEWS: json.dumps(news)}
-
-    def _named_metrics(self) -> dict[str, float | None]:
+    def _report(self) -> TrialReport:
         newest = {f"{stage}/{name}": value for (stage, name), value in self._newest.items()}
-        return self._metrics | newest
-
-    def _comparable(self, values: list[float | None]) -> float:
-        """The first metric for the scheduler; one that is not finite is the worst there is."""
-        if values[0] is not None:
-            return values[0]
-        return float("-inf") if self._context.plan.settings.modes[0] == "max" else float("inf")
+        return TrialReport(
+            iteration=self._iteration,
+            values=[self._newest.get(key) for key in self._judged_by],
+            progress=dict(self._progress),
+            stages=self._digests,
+            trained=list(self._trained),
+            metrics=self._metrics | newest,
+        )
 
     def _check_reported(self, experiment: Experiment) -> None:
-        for (stage, figure), metric in zip(
-            self._figures, self._context.plan.settings.metrics, strict=True
-        ):
-            if (stage, figure) not in self._newest:
+        metrics = self._context.plan.settings.metrics
+        for (stage, name), metric in zip(self._judged_by, metrics, strict=True):
+            if (stage, name) not in self._newest:
                 raise MissingMetricError(
-                    f"metric {metric}: stage {stage} logs no {figure}; take one of "
+                    f"metric {metric}: stage {stage} logs no {name}; take one of "
                     f"{', '.join(sorted(self._logged(experiment, stage)))}"
                 )
 

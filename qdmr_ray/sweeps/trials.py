@@ -1,4 +1,4 @@
-"""The books of a sweep: which trials there are, what is to be done next, how far each one is.
+"""The trials of a sweep: which there are, which is to be trained next, and how far each one is.
 
 Every change is on storage before it counts: a trial has its record before it begins. So a sweep
 that is killed at any moment finds each of its trials once when it is started again.
@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qdmr_ray.storage import Location
-from qdmr_ray.sweeps.optuna_study import STUDY_FILE, Study
-from qdmr_ray.sweeps.plan import MAX, VARIANT, Plan
-from qdmr_ray.sweeps.record import (
+from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.sweep_file import (
     FAILED,
     FINISHED,
+    MAX,
+    RECORD_FILE,
     RUNNING,
     STOPPED,
-    Record,
-    read_records,
-    write_record,
+    TRIALS_FOLDER,
+    TrialRecord,
 )
+from qdmr_ray.storage import Location
+from qdmr_ray.sweeps.optuna_study import STUDY_FILE, Study
+from qdmr_ray.sweeps.plan import VARIANT, Plan
+from qdmr_ray.sweeps.trial import TrialReport
 
 TIME_FILE = "seconds.json"
 # The time that a sweep has taken is written down at most so often.
@@ -33,13 +36,13 @@ _TIME_SECONDS = 5.0
 Say = Callable[[str], None]
 
 
-class Book:
-    """The trials of ``plan`` in the folder ``sweep``; the study's file lies in ``scratch`` while
-    the sweep runs."""
+class Trials:
+    """The trials of ``plan`` in the folder ``sweep``. Optuna's database lies in ``scratch`` while
+    the sweep runs; ``problem`` is why the sweep has to end, if it has to."""
 
     def __init__(self, plan: Plan, sweep: Location, scratch: Path, say: Say) -> None:
         self.plan, self.sweep, self._say = plan, sweep, say
-        self.records = {record.id: record for record in read_records(sweep)}
+        self.records = _read_records(sweep)
         self.baseline: str | None = None
         self.problem: str | None = None
         self._study_file = scratch / STUDY_FILE
@@ -50,14 +53,14 @@ class Book:
         # Trials handed out by this process, and when.
         self._running: dict[str, float] = {}
         self._failed_in_a_row = 0
-        self._repeats: list[Record] | None = None
+        self._repeats: list[TrialRecord] | None = None
         self._wanted = self._first_settings()
 
     # -- what is to be done ------------------------------------------------------------------
 
-    def next(self) -> Record | None:
-        """The next trial to train: one that was interrupted, or a new one; None when there is
-        nothing left to begin. Its record is on storage."""
+    def next(self) -> TrialRecord | None:
+        """Returns the next trial to train, one that was interrupted or a new one, with its record
+        on storage; None when there is nothing left to begin."""
         if self.problem is not None:
             return None
         record = next((r for r in self._waiting() if r.id not in self._running), None)
@@ -68,17 +71,19 @@ class Book:
         self._running[record.id] = time.monotonic()
         record.state = RUNNING
         record.begun = record.begun or time.time()
+        self.records[record.id] = record
         self._write(record)
         return record
 
     def begin_repeats(self) -> bool:
-        """From now on only other seeds of the best settings; whether there are any to train."""
+        """Limits the sweep to other seeds of its best settings from now on; returns whether any of
+        them is still to be trained."""
         rows = self._to_repeat()
         self._repeats = []
         for record in rows:
             for seed in range(1, self.plan.settings.repeat):
                 name = f"{record.number:04}-s{seed}"
-                again = self.records.get(name) or Record(
+                again = self.records.get(name) or TrialRecord(
                     id=name,
                     number=record.number,
                     settings=record.settings,
@@ -88,12 +93,12 @@ class Book:
                 self._repeats.append(again)
         return any(not record.has_ended for record in self._repeats)
 
-    def _waiting(self) -> Sequence[Record]:
+    def _waiting(self) -> Sequence[TrialRecord]:
         if self._repeats is not None:
             return [record for record in self._repeats if not record.has_ended]
         return [r for r in self.records.values() if not r.has_ended and not r.is_repeat]
 
-    def _new(self) -> Record | None:
+    def _new(self) -> TrialRecord | None:
         number = sum(not record.is_repeat for record in self.records.values())
         if self._budget_is_spent(number):
             return None
@@ -104,10 +109,10 @@ class Book:
             return None
         # {} asks for the experiment as it is, which the space does not hold.
         settings = {} if wanted == {} else self.study.ask(name, wanted)
-        return Record(id=name, number=number, settings=settings, name=settings.get(VARIANT))
+        return TrialRecord(id=name, number=number, settings=settings, name=settings.get(VARIANT))
 
     def _first_settings(self) -> list[dict[str, Any]]:
-        """What is tried before the sampler's own proposals: the experiment's settings first."""
+        """Returns what is tried before the sampler's proposals: the experiment's settings first."""
         settings, first = self.plan.settings, [dict(row) for row in self.plan.settings.first]
         fixed = self.plan.fixed()
         if settings.variants:
@@ -129,7 +134,7 @@ class Book:
             or (settings.hours is not None and self.seconds() >= settings.hours * 3600)
         )
 
-    def _to_repeat(self) -> list[Record]:
+    def _to_repeat(self) -> list[TrialRecord]:
         if self.plan.settings.repeat == 1:
             return []
         if self.plan.settings.variants:
@@ -141,49 +146,47 @@ class Book:
 
     # -- what happens ------------------------------------------------------------------------
 
-    def progressed(self, name: str, news: Mapping[str, Any]) -> None:
-        """Takes what a trial says of itself while it runs."""
+    def progressed(self, name: str, report: TrialReport) -> None:
+        """Notes a report of a trial."""
         record = self.records[name]
-        record.progress = {
-            k: max(v, record.progress.get(k, 0)) for k, v in news["progress"].items()
-        }
-        record.stages |= news["stages"]
-        record.metrics |= news["metrics"]
+        for stage, iteration in report.progress.items():
+            record.progress[stage] = max(iteration, record.progress.get(stage, 0))
+        record.stages |= report.stages
+        record.metrics |= report.metrics
         # A trial that goes on after a kill finds its earlier stages in the store.
-        record.trained += [stage for stage in news["trained"] if stage not in record.trained]
-        values = news.get("values")
-        if values is not None:
-            seconds = record.seconds + time.monotonic() - self._running[name]
-            if record.add(news["iteration"], round(seconds, 2), values):
-                self.study.report(name, news["iteration"], values)
-        self._write(record, running=True)
+        record.trained += [stage for stage in report.trained if stage not in record.trained]
+        seconds = record.seconds + time.monotonic() - self._running[name]
+        values = report.values
+        if values is not None and record.add(report.iteration, round(seconds, 2), values):
+            self.study.report(name, report.iteration, values)
+        self._write(record.model_copy(update={"seconds": seconds}))
 
-    def ended(self, name: str, news: Mapping[str, Any] | None, lost: str | None = None) -> None:
-        """Takes the end of a trial: its last word, None if the scheduler stopped it; ``lost`` says
-        why its process is gone."""
+    def ended(self, name: str, report: TrialReport | None, lost: str | None = None) -> None:
+        """Notes the end of a trial: ``report`` is its last one, None if the scheduler stopped it;
+        ``lost`` says why its process is gone."""
         record = self.records[name]
         record.seconds += time.monotonic() - self._running.pop(name)
         record.ended = time.time()
-        error = lost or (news or {}).get("error")
-        if error:
-            record.state, record.error = FAILED, error
+        record.error = lost or (report.error if report is not None else None)
+        if record.error:
+            record.state = FAILED
         else:
-            record.state = STOPPED if news is None else FINISHED
-        self._failed_in_a_row = self._failed_in_a_row + 1 if record.state == FAILED else 0
+            record.state = STOPPED if report is None else FINISHED
+        self._failed_in_a_row = self._failed_in_a_row + 1 if record.error else 0
         limit = self.plan.settings.failures
-        if (news or {}).get("hopeless"):
-            self.problem = error
+        if report is not None and report.hopeless:
+            self.problem = record.error
         elif self._failed_in_a_row >= limit:
             self.problem = (
-                f"the last {limit} trials failed (failures={limit}), {name} with: {error}; mend "
-                "it and run the same command with --retry-failed"
+                f"the last {limit} trials failed (failures={limit}), {name} with: {record.error}; "
+                "mend it and run the same command with --retry-failed"
             )
         self._write(record)
         if not record.is_repeat:
             self.study.tell(record)
         self._say(self._line(record))
 
-    def _line(self, record: Record) -> str:
+    def _line(self, record: TrialRecord) -> str:
         shown = "  ".join(
             f"{name} {value:.4g}"
             for name, value in zip(self.plan.settings.metrics, record.values or [], strict=False)
@@ -198,28 +201,25 @@ class Book:
         return text
 
     def retry_failed(self) -> None:
-        """Lets failed trials begin again."""
+        """Puts failed trials among those that are still to be trained."""
         for record in self.records.values():
             if record.state == FAILED:
                 record.state, record.error, record.ended = RUNNING, None, None
                 self._write(record)
         self.study = Study(self.plan, list(self.records.values()), self._study_file)
 
-    def _write(self, record: Record, *, running: bool = False) -> None:
-        if running:
-            now = time.monotonic()
-            kept, record.seconds = record.seconds, record.seconds + now - self._running[record.id]
-            write_record(self.sweep, record)
-            record.seconds = kept
-        else:
-            write_record(self.sweep, record)
-        self.records[record.id] = record
-        self._write_time()
+    def _write(self, record: TrialRecord) -> None:
+        record.write(self.sweep.join(record.run, RECORD_FILE))
+        now = time.monotonic()
+        if now - self._time_written >= _TIME_SECONDS:
+            self._time_written = now
+            self.write_time()
 
     # -- what came out -----------------------------------------------------------------------
 
     def front(self) -> list[str]:
-        """Finished trials that no other one beats in every metric, the best first metric first."""
+        """Returns the ids of the finished trials that no other one beats in every metric, those
+        with the best first metric first."""
         rows = {
             record.id: [
                 value if mode == MAX else -value
@@ -237,15 +237,15 @@ class Book:
             if not any(_dominates(other, row) for other in whole.values())
         ]
         front.sort(key=lambda name: -whole[name][0])
-        # Of equal ones the first is enough where there is but one metric.
+        # With one metric the front holds equal trials; the first of them is enough.
         return front[:1] if metrics == 1 else front
 
     def counts(self) -> dict[str, int]:
-        """Trials by state."""
+        """Returns how many trials are in each state."""
         return dict(Counter(record.state for record in self.records.values()))
 
     def iterations(self) -> int:
-        """Iterations trained in all; a stage that several trials used counts once."""
+        """Returns the iterations trained in all; a stage that several trials used counts once."""
         furthest: dict[tuple[str, str], int] = {}
         for record in self.records.values():
             for stage, iteration in record.progress.items():
@@ -254,22 +254,35 @@ class Book:
         return sum(furthest.values())
 
     def seconds(self) -> float:
-        """How long the sweep has run, interruptions left out."""
+        """Returns how long the sweep has run, interruptions left out."""
         return self._earlier + time.monotonic() - self._began
 
     def _seconds_before(self) -> float:
         file = self.sweep.join(TIME_FILE)
         return float(json.loads(file.read_bytes())) if file.exists() else 0.0
 
-    def _write_time(self) -> None:
-        now = time.monotonic()
-        if now - self._time_written >= _TIME_SECONDS:
-            self._time_written = now
-            self.write_time()
-
     def write_time(self) -> None:
-        """Notes how long the sweep has run so far."""
+        """Writes down how long the sweep has run so far."""
         self.sweep.join(TIME_FILE).write_bytes_atomic(json.dumps(round(self.seconds(), 2)).encode())
+
+
+def _read_records(sweep: Location) -> dict[str, TrialRecord]:
+    """Returns the records of all trials that the folder holds, in the order of their ids.
+
+    Raises:
+        QdmrError: a record is damaged.
+    """
+    records = {}
+    for folder in sweep.join(TRIALS_FOLDER).list():
+        try:
+            record = TrialRecord.read_if_there(folder.join(RECORD_FILE))
+        except QdmrError as error:
+            raise QdmrError(
+                f"{error}, or delete {folder.uri}: its trial is then trained again"
+            ) from None
+        if record is not None:
+            records[record.id] = record
+    return records
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -18,7 +18,7 @@ SCALING = {"cpus_per_worker": 0.5, "threads": 1, "max_failures": 2}
 
 
 def run(plan: Plan, folder: Path, **options: Any) -> dict[str, Any]:
-    return sweep_run(plan, storage=str(folder), say=lambda _: None, **options)
+    return sweep_run(plan, storage=str(folder), say=lambda _: None, **options).to_dict()
 
 
 def trials_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -117,7 +117,7 @@ def test_a_trial_leaves_a_node_that_is_drained(
     sweep = tmp_path / "sweeps" / "sweep"
     notice = Notice(sweep, cluster.address)
     notice.start()
-    results = sweep_run(plan, storage=str(sweep.parent), say=lambda _: None)
+    results = sweep_run(plan, storage=str(sweep.parent), say=lambda _: None).to_dict()
     notice.over.set()
     notice.join()
     (trial,) = results["trials"]

@@ -32,7 +32,7 @@ def test_a_sweep_trains_one_vqgan_for_each_codebook_and_leaves_its_results(
     assert trained_iterations(tmp_path / "sweep", "vqgan") == [12] * len(seeds)
     digests = {name: trial["stages"]["vqgan"] for name, trial in trials.items()}
     assert len(set(digests.values())) == len(seeds)
-    # Figures of a trial are those of its log, and its curve has every validation.
+    # Metrics of a trial are those of its log, and its curve has every validation.
     last = (tmp_path / "sweep/trials/0003/uda/metrics.jsonl").read_text().splitlines()[-1]
     assert trials["0003"]["values"] == [json.loads(last)["validation/psnr"]]
     assert [line["iteration"] for line in trials["0003"]["history"]] == [4, 8, 12]
@@ -89,9 +89,14 @@ def test_a_stopped_trial_of_two_workers_frees_them(
 def test_a_metric_that_is_never_logged_ends_the_sweep_and_is_named(
     cluster: None, plan_of: Plans, tmp_path: Path
 ) -> None:
-    plan = plan_of(metric="uda/source/l2", trials=9)
+    plan = plan_of(
+        metric="source_only/source/l2",
+        trials=9,
+        space={"stages.source_only.gan": {"float": [0.001, 0.1], "log": True}},
+        sections={"run": ["source_only"]},
+    )
     with pytest.raises(
-        QdmrError, match="metric uda/source/l2: stage uda logs no source/l2; take"
+        QdmrError, match="metric source_only/source/l2: stage source_only logs no source/l2; take"
     ) as raised:
         run(plan, tmp_path)
     assert "source/l1" in str(raised.value)
@@ -127,9 +132,9 @@ def test_a_full_disk_is_named_and_the_sweep_goes_on_later(
         pytest.skip("needs the right to mount a file system")
     try:
         with pytest.raises(QdmrError, match="the disk is full"):
-            run(plan_of(trials=4), disk)
+            run(plan_of(trials=2, failures=1), disk)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        results = run(plan_of(trials=4), disk, retry_failed=True)
+        results = run(plan_of(trials=2), disk, retry_failed=True)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert {trial["state"] for trial in results["trials"]} == {"finished"}

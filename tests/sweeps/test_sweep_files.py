@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qdmr_ray.cli.main import main
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.sweeps.plan import Plan, load_sweep
 
@@ -47,10 +49,10 @@ def test_variants_are_settings_by_name(plan_of: Plans) -> None:
     assert plan.fixed() == [{"variant": name} for name in variants]
     base = plan.experiment({"variant": "base"}, name="x", seed=0)
     assert base.run == ("vqgan", "base")
-    assert plan.figures(base) == [("base", "validation/psnr")]
+    assert plan.stage_metrics(base) == [("base", "validation/psnr")]
     without = plan.experiment({"variant": "no-s2t"}, name="x", seed=0)
     assert without.stages.uda.s2t is False
-    assert plan.figures(without) == [("uda", "validation/psnr")]
+    assert plan.stage_metrics(without) == [("uda", "validation/psnr")]
 
 
 def test_a_grid_is_fixed_from_the_start(plan_of: Plans) -> None:
@@ -76,8 +78,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"stopping": {"grace": 4}, "metric": ["uda/validation/psnr", "uda/validation/ssim"]},
         "stopping works with a single metric",
     ),
-    ({"metric": "psnr"}, "write stage/figure"),
-    ({"metric": "uad/validation/psnr"}, "write stage/figure"),
+    ({"metric": "psnr"}, "write stage/metric"),
+    ({"metric": "uad/validation/psnr"}, "write stage/metric"),
     ({"metric": "base/validation/psnr"}, "the stages of a trial are vqgan, uda"),
     ({"space": {"stages.uda.gann": {"choice": [1]}}}, "did you mean stages.uda.gan?"),
     ({"space": {"codebook_size": {"choice": [1]}}}, "did you mean network.codebook_size?"),
@@ -134,3 +136,22 @@ def test_the_demos_sweep_has_sixteen_trials_over_two_codebooks() -> None:
     plan = load_sweep(SHIPPED[[file.stem for file in SHIPPED].index("demo")])
     assert plan.settings.trials == 16
     assert len(plan.space.parameters["network.codebook_size"].choices) == 2
+
+
+def test_a_wrong_sweep_is_one_line_and_exit_code_2(
+    write_sweep: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write_sweep(space={"stages.uda.gann": {"choice": [1]}})
+    monkeypatch.setattr(sys, "argv", ["qdmr", "sweep", str(file), "--storage", str(tmp_path / "r")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        said
+        == f"qdmr: {file}: space: unknown setting stages.uda.gann; did you mean stages.uda.gan?"
+    )
+    assert not (tmp_path / "r").exists()

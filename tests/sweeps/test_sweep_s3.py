@@ -26,10 +26,10 @@ def test_a_sweep_may_live_in_a_store_and_goes_on_there(
     with local_ray():
         first = sweep_run(
             plan_of(trials=2, **options), storage="s3://lens/sweeps", say=lambda _: None
-        )
+        ).to_dict()
         results = sweep_run(
             plan_of(trials=3, **options), storage="s3://lens/sweeps", say=lambda _: None
-        )
+        ).to_dict()
     assert results["trials"][:2] == first["trials"]
     assert [trial["state"] for trial in results["trials"]] == ["finished"] * 3
     assert json.loads(sweep.join("sweep.json").read_bytes())["best"] == results["best"]
