@@ -1,4 +1,4 @@
-"""A sweep's file: an experiment, what varies in it, by which figure, and for how long.
+"""A sweep's file: an experiment, what varies in it, the metric that judges it, and a budget.
 
 plan = load_sweep(Path("experiments/sweeps/demo.yaml"))
 plan.experiment({"network.codebook_size": 64}, name="0003", seed=0)
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -37,76 +38,90 @@ from qdmr_ray.sweeps.space import Space
 
 TPE, RANDOM, GRID = "tpe", "random", "grid"
 ASHA, MEDIAN = "asha", "median"
-# In a metric, the last stage of a trial's run.
+# The name, in a metric, of the last stage of a trial's run.
 LAST = "last"
-# The one parameter of a sweep over named variants.
+# The name of the only parameter of a sweep over named variants.
 VARIANT = "variant"
-# Varying them changes no result, or changes what a result is called.
+# Settings that change no weights, by their beginnings.
 _FIXED = ("name", "notes", "logging.", "evaluation.", "guard.", "weights.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoppingSettings(Settings):
-    """When a trial is given up before its end."""
+    """The rule by which trials are stopped before their end."""
 
     rule: str = setting(
         ASHA,
-        "asha: at grace, grace x reduction, ... iterations only the best 1/reduction of the trials "
-        "that came so far go on; median: those worse than the median of the others' means stop",
+        "asha: at grace, grace x reduction, ... iterations, only the best 1/reduction of the "
+        "trials that have come so far go on; median: a trial that is worse than the median of the "
+        "others' running means stops",
         choices=(ASHA, MEDIAN),
     )
     grace: int = setting(
-        1, "iterations of the metric's stage that every trial gets", unit="iterations", minimum=1
+        1,
+        "iterations of the metric's stage before a trial may be stopped",
+        unit="iterations",
+        minimum=1,
     )
-    reduction: float = setting(3.0, "asha: what share of the trials goes on, as 1/n", above=1)
+    reduction: float = setting(3.0, "asha: one in so many trials goes on", above=1)
     least_trials: int = setting(
-        3, "median: so many others must have come as far before a trial stops", minimum=1
+        3, "median: how many others must have come as far before a trial may be stopped", minimum=1
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepSettings(Settings):
-    """One sweep. ``space`` is searched, or each of ``variants`` is trained."""
+    """The settings of a sweep: its ``space`` is searched, or each of its ``variants`` trained."""
 
-    name: str = setting("", "name of the sweep's folder; --name replaces it")
-    experiment: str = setting("", "file of the experiment, relative to the sweep's")
-    set: dict[str, Any] = setting(dict, "settings of the experiment replaced in every trial")
+    name: str = setting(
+        "", "name of the sweep's folder, by default that of the file; --name replaces it"
+    )
+    experiment: str = setting("", "the experiment's file, relative to the sweep's")
+    set: dict[str, Any] = setting(
+        dict, "settings of the experiment that are replaced in every trial"
+    )
     metric: str | tuple[str, ...] = setting(
         f"{LAST}/validation/psnr",
-        "stage/figure of metrics.jsonl that trials are judged by; several: a Pareto front; the "
-        "stage may be `last`",
+        "metric that trials are judged by, as stage/name in metrics.jsonl, where the stage may be "
+        "`last`; several metrics make a Pareto front",
     )
-    mode: str | tuple[str, ...] = setting(MAX, "max or min, for each metric")
+    mode: str | tuple[str, ...] = setting(MAX, "max or min, one for all metrics or one for each")
     space: dict[str, Any] = setting(
         dict,
         "what varies: setting: {choice: [...]}, {float: [low, high]} or {int: [low, high]}, with "
         "log: true, step: s, when: {other setting: value}",
     )
-    variants: dict[str, Any] = setting(dict, "instead of a space: settings by name of a variant")
-    sampler: str = setting(TPE, "who proposes the next trial", choices=(TPE, RANDOM, GRID))
-    startup_trials: int = setting(10, "random trials before TPE's own", minimum=1)
-    seed: int = setting(0, "of the sampler", minimum=0)
-    trials: int | None = setting(None, "trials in all", minimum=1)
-    iterations: int | None = setting(
-        None, "no trial begins after so many iterations trained in all", minimum=1
+    variants: dict[str, Any] = setting(
+        dict, "instead of a space: settings by the name of a variant"
     )
-    hours: float | None = setting(None, "no trial begins after so many hours", above=0)
+    sampler: str = setting(TPE, "how trials are proposed", choices=(TPE, RANDOM, GRID))
+    startup_trials: int = setting(10, "random trials before TPE's first proposal", minimum=1)
+    seed: int = setting(0, "seed of the sampler", minimum=0)
+    trials: int | None = setting(None, "number of trials", minimum=1)
+    iterations: int | None = setting(
+        None, "no trial begins once all of them together have trained so many iterations", minimum=1
+    )
+    hours: float | None = setting(
+        None, "no trial begins once the sweep has run so many hours", above=0
+    )
     concurrent: int | None = setting(
-        None, "trials at the same time; when not set, as many as the cluster holds", minimum=1
+        None, "trials at the same time; by default as many as the cluster has room for", minimum=1
     )
     baseline: bool = setting(
-        True, "begin with the experiment's own settings, to compare the best with"
+        True, "whether the first trial has the experiment's own settings, for comparison"
     )
-    first: tuple[dict[str, Any], ...] = setting((), "settings to try before the sampler's own")
+    first: tuple[dict[str, Any], ...] = setting(
+        (), "settings to try before the sampler's proposals"
+    )
     repeat: int = setting(
         1,
-        "seeds that the best and the baseline (of variants: each) are trained with in the end",
+        "seeds that the best trial and the baseline, or each variant, are trained with in the end",
         minimum=1,
     )
-    stopping: StoppingSettings | None = setting(None, "giving up bad trials early")
-    failures: int = setting(3, "so many failed trials one after the other end the sweep", minimum=1)
+    stopping: StoppingSettings | None = setting(None, "rule by which bad trials are stopped early")
+    failures: int = setting(3, "failed trials in a row that end the sweep", minimum=1)
     store: str | None = setting(
-        None, "where stages are shared, a folder or s3://; when not set, in the sweep's folder"
+        None, "folder or s3:// in which trials share stages; by default in the sweep's folder"
     )
 
     def __post_init__(self) -> None:
@@ -123,13 +138,12 @@ class SweepSettings(Settings):
                 f"mode must have a value for each of {len(self.metrics)} metrics; it has "
                 f"{len(self.modes)}"
             )
-        for mode in self.modes:
-            if mode not in (MAX, MIN):
-                raise SettingsError(f"mode must be max or min; it is {mode!r}")
+        if wrong := [mode for mode in self.modes if mode not in (MAX, MIN)]:
+            raise SettingsError(f"mode must be max or min; it is {wrong[0]!r}")
         if self.stopping is not None and len(self.metrics) > 1:
             raise SettingsError("stopping works with a single metric; take the others away")
-        endless = self.space and self.sampler != GRID
-        if endless and self.trials is None and self.iterations is None and self.hours is None:
+        budgets = (self.trials, self.iterations, self.hours)
+        if self.space and self.sampler != GRID and budgets == (None, None, None):
             raise SettingsError("set a budget: trials, iterations or hours")
 
     @property
@@ -139,7 +153,7 @@ class SweepSettings(Settings):
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """Their modes."""
+        """The mode of each metric."""
         if isinstance(self.mode, str):
             return (self.mode,) * len(self.metrics)
         return tuple(self.mode)
@@ -150,32 +164,35 @@ class Plan:
     """A sweep with the experiment that it varies."""
 
     settings: SweepSettings
-    # Plain values of the experiment, with the sweep's ``set`` applied.
+    # Plain values of the experiment, in which the sweep's ``set`` is applied.
     values: Mapping[str, Any]
     source: str
 
     @cached_property
     def space(self) -> Space:
-        """What varies: the sweep's space, or the names of its variants."""
+        """The parameters that vary: the sweep's space, or the names of its variants."""
         if self.settings.variants:
             return Space.parse({VARIANT: {"choice": list(self.settings.variants)}})
         return Space.parse(self.settings.space)
 
     def experiment(self, settings: Mapping[str, Any], *, name: str, seed: int) -> Experiment:
-        """The experiment of a trial; ``seed`` is added to the experiment's own.
+        """Returns the experiment of a trial; ``seed`` is added to the experiment's own.
 
         Raises:
             SettingsError: the settings don't go together.
         """
         values = dict(self.values)
-        for setting_name, value in self._resolved(settings).items():
+        if self.settings.variants and settings:
+            settings = self.settings.variants[settings[VARIANT]] or {}
+        for setting_name, value in settings.items():
             put_setting(values, setting_name, value)
         values["name"] = name
         values["seed"] = int(values.get("seed") or 0) + seed
         return experiment_from_dict(values, source=self.source)
 
     def baseline(self) -> dict[str, Any]:
-        """What the parameters have in the experiment as it is; {} where that is not in the space.
+        """Returns the experiment's own values of the parameters; {} where they are not in the
+        space.
 
         Raises:
             SettingsError: the experiment itself is wrong.
@@ -183,11 +200,12 @@ class Plan:
         if self.settings.variants:
             return {}
         plain = self.experiment({}, name="baseline", seed=0).to_dict()
-        found = self.space.sample(lambda parameter: _value_at(plain, parameter.name))
+        found = self.space.sample(lambda p: reduce(getitem, p.name.split("."), plain))
         return found if self.space.holds(found) else {}
 
     def fixed(self) -> list[dict[str, Any]] | None:
-        """All settings of a grid or of variants, in order; None where a sampler proposes them."""
+        """Returns the settings of a grid or of variants in order; None where a sampler proposes
+        them."""
         if self.settings.variants or self.settings.sampler == GRID:
             return list(self.space.grid())
         return None
@@ -197,15 +215,10 @@ class Plan:
         pairs = [metric.partition("/")[::2] for metric in self.settings.metrics]
         return [(experiment.run[-1] if stage == LAST else stage, name) for stage, name in pairs]
 
-    def _resolved(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self.settings.variants and settings:
-            chosen: Mapping[str, Any] = self.settings.variants[settings[VARIANT]] or {}
-            return chosen
-        return settings
-
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | None = None) -> Plan:
-    """The sweep in a YAML file and the experiment that it names; all that is checked without data.
+    """Reads a sweep's YAML file and the experiment that it names, and checks both as far as that is
+    possible without data.
 
     Raises:
         QdmrError: a file is missing or is no YAML.
@@ -230,7 +243,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | N
 
 
 def experiment_file(path: Path, settings: SweepSettings) -> Path:
-    """The file of the experiment that the sweep at ``path`` varies."""
+    """Returns the file of the experiment that the sweep at ``path`` varies."""
     return (path.parent / settings.experiment).resolve()
 
 
@@ -255,27 +268,22 @@ def _check(plan: Plan, path: Path) -> None:
 
 
 def _variant_settings(settings: SweepSettings) -> list[str]:
-    names = []
     for variant, changed in settings.variants.items():
         if changed is not None and not isinstance(changed, dict):
             raise SettingsError(f"variants.{variant} must be setting: value lines")
-        names += list(changed or {})
-    return names
+    return [name for changed in settings.variants.values() for name in changed or {}]
 
 
 def _examples(plan: Plan) -> list[dict[str, Any]]:
-    """Settings that take every parameter to its extremes, the others at their first value."""
-    space = plan.space
-    examples = []
-    for parameter in space.parameters.values():
-        # Where it depends on others, these have the first value that lets it vary.
-        wanted = _conditions_of(space, parameter.name)
-        for value in parameter.extremes():
-            chosen = wanted | {parameter.name: value}
-            examples.append(
-                space.sample(lambda p, chosen=chosen: chosen.get(p.name, p.extremes()[0]))  # type: ignore[misc]
-            )
-    return examples
+    """Returns settings that take every parameter to its extremes, the others at their first
+    value."""
+
+    def example(name: str, value: Any) -> dict[str, Any]:
+        # The parameters that this one depends on have the first value that lets it vary.
+        chosen = {name: value, **_conditions_of(plan.space, name)}
+        return plan.space.sample(lambda p: chosen.get(p.name, p.extremes()[0]))
+
+    return [example(p.name, v) for p in plan.space.parameters.values() for v in p.extremes()]
 
 
 def _conditions_of(space: Space, name: str) -> dict[str, Any]:
@@ -309,10 +317,3 @@ def _check_known(place: str, name: str, plain: Mapping[str, Any]) -> None:
     known = [setting_name for setting_name, _ in all_settings(type_described_by(plain))]
     if name not in known:
         raise SettingsError(f"{place}: unknown setting {name}; {nearest_setting(name, known)}")
-
-
-def _value_at(plain: Mapping[str, Any], name: str) -> Any:
-    value: Any = plain
-    for part in name.split("."):
-        value = value[part]
-    return value

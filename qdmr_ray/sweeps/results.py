@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from qdmr_ray.config import code_version, dump_experiment, experiment_of_run
 from qdmr_ray.evaluate.evaluate import evaluate_run
@@ -31,6 +32,8 @@ from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
 from qdmr_ray.sweeps.optuna_study import STUDY_FILE, importances
 from qdmr_ray.sweeps.trials import Trials
+
+HPARAMS_FILE = "events.out.tfevents.hparams"
 
 Say = Callable[[str], None]
 
@@ -58,7 +61,7 @@ def write_results(trials: Trials, say: Say) -> SweepFile:
 
 def summary(trials: Trials) -> SweepFile:
     """Returns the state of all trials, without metrics on unseen photographs."""
-    plan, settings, stopping = trials.plan, trials.plan.settings, trials.plan.settings.stopping
+    settings, stopping = trials.plan.settings, trials.plan.settings.stopping
     records = [trials.records[name] for name in sorted(trials.records)]
     front = trials.front()
     return SweepFile(
@@ -72,7 +75,7 @@ def summary(trials: Trials) -> SweepFile:
         stopping=None
         if stopping is None
         else Stopping(rule=stopping.rule, grace=stopping.grace, reduction=stopping.reduction),
-        space=plan.space.to_dict() if settings.space else {},
+        space=settings.space,
         trials=records,
         best=front[0] if front else None,
         front=front,
@@ -163,21 +166,21 @@ def _restoring_stage(run: Location) -> str | None:
 def _write_hparams(trials: Trials) -> None:
     """Writes a row of TensorBoard's HPARAMS page for each trial that has metrics."""
     for record in trials.records.values():
-        metrics = {name: value for name, value in record.metrics.items() if value is not None}
+        metrics = {f"hparam/{name}": v for name, v in record.metrics.items() if v is not None}
         if not metrics:
             continue
+        settings = {
+            name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for name, value in {**record.settings, "seed": record.seed}.items()
+        }
         with tempfile.TemporaryDirectory(prefix="qdmr-") as scratch:
-            settings = {
-                name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-                for name, value in {**record.settings, "seed": record.seed}.items()
-            }
+            # SummaryWriter.add_hparams would write a second file.
             with SummaryWriter(scratch) as writer:
-                writer.add_hparams(
-                    settings, {f"hparam/{name}": v for name, v in metrics.items()}, run_name="."
-                )
-            for file in Path(scratch).glob("events*"):
-                # The same name each time, so that a sweep that is started again replaces the file.
-                place = trials.sweep.join(
-                    TENSORBOARD_FOLDER, record.id, "events.out.tfevents.hparams"
-                )
-                place.write_bytes_atomic(file.read_bytes())
+                for part in hparams(settings, metrics):
+                    writer.file_writer.add_summary(part)
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value)
+            (file,) = Path(scratch).iterdir()
+            # The same name each time, so that a sweep that is started again replaces the file.
+            place = trials.sweep.join(TENSORBOARD_FOLDER, record.id, HPARAMS_FILE)
+            place.write_bytes_atomic(file.read_bytes())

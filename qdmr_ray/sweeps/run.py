@@ -197,29 +197,27 @@ class Runner:
                 "concurrent is not set, and the cluster grows as it is asked to: set how many "
                 "trials run at the same time"
             )
-        room = int(resources.get("CPU", 0) / cpus + 1e-6)
+        room = resources.get("CPU", 0) / cpus
         if gpu:
-            gpus = scaling.workers * scaling.gpus_per_worker
-            room = min(room, int(resources.get("GPU", 0) / gpus + 1e-6))
-        if room < 1:
+            room = min(room, resources.get("GPU", 0) / scaling.workers / scaling.gpus_per_worker)
+        if int(room + 1e-6) < 1:
             raise SettingsError(
                 f"a trial needs {cpus:g} CPUs, and Ray has {resources.get('CPU', 0):g}: lower "
                 "scaling.cpus_per_worker or data.loader_cpus"
             )
-        return room
+        return int(room + 1e-6)
 
     def _reserved(self, gpu: bool) -> dict[str, float]:
+        """Returns what Tune reserves for a trial's own process."""
         scaling = self._experiment.scaling
-        if not self._alone:
-            # Ray Train reserves for the workers; this process mostly waits for them. Where the
-            # cluster has a place for such processes, on nodes that stay, it goes there.
-            if ray.cluster_resources().get(CONTROLLER):
-                return {CONTROLLER: 1}
-            return {"cpu": _WAITING_CPUS}
-        return {
-            "cpu": scaling.cpus_per_worker,
-            **({"gpu": scaling.gpus_per_worker} if gpu else {}),
-        }
+        if self._alone:
+            gpus = {"gpu": scaling.gpus_per_worker} if gpu else {}
+            return {"cpu": scaling.cpus_per_worker, **gpus}
+        # Ray Train reserves for the workers; the trial's process mostly waits for them. Where the
+        # cluster has a place for such processes, on nodes that stay, it goes there.
+        return (
+            {CONTROLLER: 1} if ray.cluster_resources().get(CONTROLLER) else {"cpu": _WAITING_CPUS}
+        )
 
     def _fit(self, name: str, scheduler: TrialScheduler) -> None:
         os.environ.update(_TUNE_ENVIRONMENT)

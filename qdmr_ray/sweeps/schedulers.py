@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
-from ray.tune.experiment import Trial
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -19,6 +21,14 @@ from qdmr_ray.sweeps.trial import ITERATION, VALUE
 from qdmr_ray.sweeps.trials import Trials
 
 
+@dataclass(eq=False)
+class PastTrial:
+    """A trial of an earlier start of the sweep, as Tune's schedulers see it."""
+
+    trial_id: str
+    status: str = "TERMINATED"
+
+
 def stopping_scheduler(trials: Trials, experiment: Experiment) -> TrialScheduler:
     """Returns the scheduler that the sweep's ``stopping`` asks for, with all ended trials told."""
     plan, stopping = trials.plan, trials.plan.settings.stopping
@@ -26,45 +36,36 @@ def stopping_scheduler(trials: Trials, experiment: Experiment) -> TrialScheduler
         return FIFOScheduler()
     common: Any = {"time_attr": ITERATION, "metric": VALUE, "mode": plan.settings.modes[0]}
     common["grace_period"] = stopping.grace
-    scheduler: TrialScheduler
+    ended = [r for r in trials.records.values() if r.has_ended and not r.is_repeat]
     if stopping.rule == ASHA:
         stage, _ = plan.stage_metrics(experiment)[0]
-        scheduler = AsyncHyperBandScheduler(
+        asha = AsyncHyperBandScheduler(
             **common,
             # A trial ends by itself, when its result is stored.
             max_t=max(experiment.stage(stage).iterations, stopping.grace) + 1,
             reduction_factor=stopping.reduction,
         )
-    else:
-        scheduler = MedianStoppingRule(**common, min_samples_required=stopping.least_trials)
-    _replay(scheduler, [r for r in trials.records.values() if r.has_ended and not r.is_repeat])
-    return scheduler
+        _replay(asha, asha.on_trial_result, ended)
+        return asha
+    median = MedianStoppingRule(**common, min_samples_required=stopping.least_trials)
+    # Its on_trial_result refuses the second result of a trial that it would stop today, since it
+    # knows more trials than it did then.
+    _replay(median, median.on_trial_complete, ended)
+    return median
 
 
-def _replay(scheduler: TrialScheduler, ended: list[TrialRecord]) -> None:
+def _replay(
+    scheduler: TrialScheduler,
+    tell: Callable[[Any, Any, dict[str, Any]], Any],
+    ended: Sequence[TrialRecord],
+) -> None:
     """Tells the scheduler the measurements of trials that ended in earlier starts of this sweep."""
-    past = [(record, cast(Trial, PastTrial(record.id))) for record in ended]
-    controller: Any = PastController()
-    for _, trial in past:
+    # Tune's controller as far as a scheduler looks at it: no trial could be paused or stopped.
+    controller: Any = SimpleNamespace(get_live_trials=list)
+    lines = []
+    for record in ended:
+        trial: Any = PastTrial(f"past-{record.id}")
         scheduler.on_trial_add(controller, trial)
-    lines = [(line, trial) for record, trial in past for line in record.history]
+        lines += [(line, trial) for line in record.history if line.values[0] is not None]
     for line, trial in sorted(lines, key=lambda pair: pair[0].iteration):
-        if line.values[0] is not None:
-            result = {ITERATION: line.iteration, VALUE: line.values[0]}
-            scheduler.on_trial_result(controller, trial, result)
-
-
-class PastController:
-    """Tune's controller, as a scheduler sees it while it is told of past trials."""
-
-    def get_live_trials(self) -> list[Trial]:
-        """Returns the trials that could still be paused or stopped: none."""
-        return []
-
-
-class PastTrial:
-    """A trial of an earlier start, as a scheduler sees it."""
-
-    def __init__(self, name: str) -> None:
-        self.trial_id = f"past-{name}"
-        self.status = "TERMINATED"
+        tell(controller, trial, {ITERATION: line.iteration, VALUE: line.values[0]})

@@ -50,7 +50,7 @@ class Parameter:
         return next(choice for choice in self.choices if label(choice) == found)
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is one that the parameter can take."""
+        """Returns whether ``value`` is one that the parameter can take."""
         if self.kind == CHOICE:
             return label(value) in [label(choice) for choice in self.choices]
         if not _is_number(self.kind, value) or not self.low <= value <= self.high:
@@ -59,17 +59,17 @@ class Parameter:
         return math.isclose(steps, round(steps), abs_tol=1e-9)
 
     def applies(self, settings: Mapping[str, Any]) -> bool:
-        """Whether the parameter varies beside these settings."""
+        """Returns whether the parameter varies beside these settings."""
         return all(
             name in settings and label(settings[name]) in [label(value) for value in values]
             for name, values in self.when.items()
         )
 
     def values(self) -> list[Any]:
-        """All values, for a grid.
+        """Returns all values, for a grid.
 
         Raises:
-            SettingsError: there is no end of them.
+            SettingsError: there are infinitely many.
         """
         if self.kind == CHOICE:
             return list(self.choices)
@@ -84,27 +84,16 @@ class Parameter:
         )
 
     def extremes(self) -> list[Any]:
-        """The values whose validity stands for that of all."""
+        """Returns the values that have to be valid for all others to be."""
         if self.kind == CHOICE:
             return list(self.choices)
         convert = int if self.kind == INT else float
         return [convert(self.low), convert(self.high)]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as the sweep's file has them."""
-        if self.kind == CHOICE:
-            plain: dict[str, Any] = {CHOICE: list(self.choices)}
-        else:
-            plain = {self.kind: self.extremes()}
-        plain |= {"log": True} if self.log else {}
-        plain |= {} if self.step is None else {"step": self.step}
-        plain |= {"when": {name: list(v) for name, v in self.when.items()}} if self.when else {}
-        return plain
-
 
 def label(value: Any) -> Any:
-    """What stands for a value where only plain ones may stand: a list becomes JSON text."""
-    # 1 and True, or 1 and 1.0, would be one choice.
+    """Returns a value as Optuna takes it: a number, a text, a bool or None as it is, anything else
+    as JSON text."""
     if value is None or type(value) in _SCALARS:
         return value
     return json.dumps(value)
@@ -165,37 +154,34 @@ class Space:
             self.parameters[name].holds(value) for name, value in settings.items()
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as the sweep's file has them."""
-        return {name: parameter.to_dict() for name, parameter in self.parameters.items()}
-
 
 def _parameter(name: str, spec: Any) -> Parameter:
     place = f"space.{name}"
     if not isinstance(spec, Mapping):
         raise SettingsError(f"{place}: write choice: [...], float: [low, high] or int: [low, high]")
-    for key in spec:
-        if key not in _KEYS:
-            raise SettingsError(f"{place}: unknown {key!r}; known: {', '.join(_KEYS)}")
+    if unknown := [key for key in spec if key not in _KEYS]:
+        raise SettingsError(f"{place}: unknown {unknown[0]!r}; known: {', '.join(_KEYS)}")
     kinds = [kind for kind in _KINDS if kind in spec]
     if len(kinds) != 1:
         raise SettingsError(f"{place}: needs one of {', '.join(_KINDS)}; it has {len(kinds)}")
     (kind,) = kinds
-    when = _conditions(place, spec.get("when", {}))
+    when = spec.get("when", {})
+    if not isinstance(when, Mapping):
+        raise SettingsError(f"{place}.when must be setting: value lines; it is {when!r}")
+    wanted = {str(k): tuple(v) if isinstance(v, list) else (v,) for k, v in when.items()}
     if kind == CHOICE:
-        return Parameter(name, kind, choices=_choices(place, spec), when=when)
+        return Parameter(name, kind, choices=_choices(place, spec), when=wanted)
     low, high = _range(place, kind, spec[kind])
     log, step = spec.get("log", False), spec.get("step")
     if not isinstance(log, bool):
         raise SettingsError(f"{place}.log must be true or false; it is {log!r}")
     if log and low <= 0:
         raise SettingsError(f"{place}: a log scale needs values above 0; it starts at {low:g}")
-    if step is not None:
-        if log:
-            raise SettingsError(f"{place}: log and step exclude each other; take one away")
-        if not _is_number(kind, step) or not 0 < step <= high - low:
-            raise SettingsError(f"{place}.step must be above 0 and fit the range; it is {step!r}")
-    return Parameter(name, kind, low=low, high=high, log=log, step=step, when=when)
+    if log and step is not None:
+        raise SettingsError(f"{place}: log and step exclude each other; take one away")
+    if step is not None and not (_is_number(kind, step) and 0 < step <= high - low):
+        raise SettingsError(f"{place}.step must be above 0 and fit the range; it is {step!r}")
+    return Parameter(name, kind, low=low, high=high, log=log, step=step, when=wanted)
 
 
 def _choices(place: str, spec: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -205,18 +191,14 @@ def _choices(place: str, spec: Mapping[str, Any]) -> tuple[Any, ...]:
     for key in ("log", "step"):
         if key in spec:
             raise SettingsError(f"{place}: a choice has no {key}; take it away")
-    labels = [json.dumps(choice, sort_keys=True) for choice in choices]
-    if len(set(labels)) < len(labels):
+    if len({json.dumps(choice, sort_keys=True) for choice in choices}) < len(choices):
         raise SettingsError(f"{place}.choice names a value twice: {choices!r}")
     return tuple(choices)
 
 
 def _range(place: str, kind: str, limits: Any) -> tuple[float, float]:
-    if (
-        not isinstance(limits, list)
-        or len(limits) != 2
-        or not all(_is_number(kind, limit) for limit in limits)
-    ):
+    numbers = isinstance(limits, list) and all(_is_number(kind, limit) for limit in limits)
+    if not numbers or len(limits) != 2:
         raise SettingsError(f"{place}.{kind} must be [low, high]; it is {limits!r}")
     low, high = limits
     if low >= high:
@@ -230,25 +212,13 @@ def _is_number(kind: str, value: Any) -> bool:
     return math.isfinite(value)
 
 
-def _conditions(place: str, when: Any) -> dict[str, tuple[Any, ...]]:
-    if not isinstance(when, Mapping):
-        raise SettingsError(f"{place}.when must be setting: value lines; it is {when!r}")
-    return {
-        str(name): tuple(value) if isinstance(value, list) else (value,)
-        for name, value in when.items()
-    }
-
-
 def _ordered(found: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Returns the parameters level by level: first those without conditions, then those that
+    depend on them, each level in the order of the file."""
     ordered: dict[str, Parameter] = {}
-    while len(ordered) < len(found):
-        ready = [
-            name
-            for name, parameter in found.items()
-            if name not in ordered and all(other in ordered for other in parameter.when)
-        ]
+    while rest := {name: p for name, p in found.items() if name not in ordered}:
+        ready = {name: p for name, p in rest.items() if p.when.keys() <= ordered.keys()}
         if not ready:
-            circle = ", ".join(name for name in found if name not in ordered)
-            raise SettingsError(f"space: {circle} depend on each other in a circle")
-        ordered |= {name: found[name] for name in ready}
+            raise SettingsError(f"space: {', '.join(rest)} depend on each other in a circle")
+        ordered |= ready
     return ordered

@@ -71,8 +71,9 @@ Tell = Callable[[TrialReport], None]
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a sweep share. Relative paths of the experiment start in ``folder``;
-    ``concurrent`` trials run at the same time."""
+    """What all trials of a sweep share: its ``plan``, the URIs of its folder and of the ``store``
+    of stages, the ``folder`` in which the experiment's relative paths start, and how many trials
+    run at the same time."""
 
     plan: Plan
     sweep: str
@@ -83,19 +84,19 @@ class TrialContext:
 
 
 def runs_alone(scaling: ScalingSettings) -> bool:
-    """Whether a trial needs no worker beside its own process."""
+    """Returns whether a trial needs no worker beside its own process."""
     return scaling.workers == 1
 
 
 def trial_cpus(experiment: Experiment) -> float:
-    """CPUs of a trial: its workers', and their loading tasks'."""
+    """Returns the CPUs that a trial's workers and their loading tasks need."""
     scaling = experiment.scaling
     loading = required_cpus(experiment.data, scaling.workers)
     return scaling.workers * scaling.cpus_per_worker + loading
 
 
 def _sharing(experiment: Experiment, concurrent: int) -> int:
-    """How many trials run on this machine at the same time, so far as Ray's resources say."""
+    """Returns how many trials run on this machine at the same time, by Ray's resources."""
     here = ray.get_runtime_context().get_node_id()
     cpus = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
     return max(1, min(concurrent, int(cpus / trial_cpus(experiment) + 1e-6)))
@@ -112,7 +113,7 @@ def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> T
 
 
 def failed_report(failure: BaseException) -> TrialReport:
-    """The last report of a trial that could not even say what went wrong."""
+    """Returns the last report of a trial that ended without one."""
     return TrialReport(is_last=True, error=_gist(failure))
 
 
@@ -125,14 +126,13 @@ def _gist(failure: BaseException) -> str:
 def trial_experiment(
     context: TrialContext, settings: Mapping[str, Any], *, name: str, seed: int
 ) -> Experiment:
-    """A trial's experiment, with absolute paths and on the sweep's kind of device."""
+    """Returns a trial's experiment with absolute paths and the sweep's kind of device."""
     experiment = context.plan.experiment(settings, name=name, seed=seed)
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(context.folder, Path(path).expanduser()))
 
-    named = {name: file for name, file in vars(experiment.weights).items() if file is not None}
-    weights = {name: absolute(file) for name, file in named.items()}
+    weights = {name: absolute(file) for name, file in vars(experiment.weights).items() if file}
     return replace(
         experiment,
         data=replace(experiment.data, path=absolute(experiment.data.path)),
@@ -228,8 +228,8 @@ class Trial:
         if stage != self._judged_by[-1][0] or len(self._newest) < len(set(self._judged_by)):
             return
         self._iteration = iteration
-        # The last values are told with the result: a trial that has done everything must not be
-        # stopped before it is stored.
+        # The values of the last iteration go with the last report: a trial that has trained to its
+        # end must not be stopped before its result is stored.
         if iteration > self._told and iteration < self._lengths[stage]:
             self._told = iteration
             self._tell(self._report())

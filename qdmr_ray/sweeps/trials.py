@@ -78,19 +78,12 @@ class Trials:
     def begin_repeats(self) -> bool:
         """Limits the sweep to other seeds of its best settings from now on; returns whether any of
         them is still to be trained."""
-        rows = self._to_repeat()
         self._repeats = []
-        for record in rows:
+        for first in self._to_repeat():
             for seed in range(1, self.plan.settings.repeat):
-                name = f"{record.number:04}-s{seed}"
-                again = self.records.get(name) or TrialRecord(
-                    id=name,
-                    number=record.number,
-                    settings=record.settings,
-                    seed=seed,
-                    name=record.name,
-                )
-                self._repeats.append(again)
+                same = first.model_dump(include={"number", "settings", "name"})
+                new = TrialRecord(id=f"{first.id}-s{seed}", seed=seed, **same)
+                self._repeats.append(self.records.get(new.id, new))
         return any(not record.has_ended for record in self._repeats)
 
     def _waiting(self) -> Sequence[TrialRecord]:
@@ -220,25 +213,20 @@ class Trials:
     def front(self) -> list[str]:
         """Returns the ids of the finished trials that no other one beats in every metric, those
         with the best first metric first."""
-        rows = {
-            record.id: [
-                value if mode == MAX else -value
-                for value, mode in zip(record.values, self.plan.settings.modes, strict=True)
-                if value is not None
-            ]
-            for record in self.records.values()
-            if record.state == FINISHED and not record.is_repeat and record.values is not None
-        }
-        metrics = len(self.plan.settings.metrics)
-        whole = {name: row for name, row in rows.items() if len(row) == metrics}
+        signs = [1 if mode == MAX else -1 for mode in self.plan.settings.modes]
+        rows: dict[str, list[float]] = {}
+        for record in self.records.values():
+            known = [value for value in record.values or [] if value is not None]
+            if record.state == FINISHED and not record.is_repeat and len(known) == len(signs):
+                rows[record.id] = [sign * v for sign, v in zip(signs, known, strict=True)]
         front = [
             name
-            for name, row in whole.items()
-            if not any(_dominates(other, row) for other in whole.values())
+            for name, row in rows.items()
+            if not any(_dominates(other, row) for other in rows.values())
         ]
-        front.sort(key=lambda name: -whole[name][0])
+        front.sort(key=lambda name: -rows[name][0])
         # With one metric the front holds equal trials; the first of them is enough.
-        return front[:1] if metrics == 1 else front
+        return front[:1] if len(signs) == 1 else front
 
     def counts(self) -> dict[str, int]:
         """Returns how many trials are in each state."""

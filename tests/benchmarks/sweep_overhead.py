@@ -1,7 +1,9 @@
-"""What Ray and Tune add to a trial: python tests/benchmarks/sweep_overhead.py SWEEP_FOLDER
+"""Measures what Ray and Tune add to a trial of a finished sweep.
 
-For each trial that took its VQGAN from the store and ended with a result: the seconds from the
-moment that Tune was given it to its end, less the seconds that its training loop counted in
+    python tests/benchmarks/sweep_overhead.py SWEEP_FOLDER
+
+For each trial that took its VQGAN from the store and ended with a result, the overhead is the time
+from the moment that Tune was given it to its end, less the time that its training loop counted in
 metrics.jsonl (steps, waiting for data, logs, validation, pictures, checkpoints).
 """
 
@@ -12,9 +14,12 @@ import sys
 from pathlib import Path
 from statistics import median
 
+from qdmr_ray.evaluate.sweep_file import FINISHED, SWEEP_FILE, SweepFile
+from qdmr_ray.storage import open_location
+
 
 def loop_seconds(metrics: Path) -> float:
-    """Seconds of all phases of the loop."""
+    """Returns the seconds of all phases of the loop together."""
     total, before = 0.0, 0
     for text in metrics.read_text().splitlines():
         line = json.loads(text)
@@ -26,16 +31,13 @@ def loop_seconds(metrics: Path) -> float:
 
 def main() -> None:
     sweep = Path(sys.argv[1])
-    results = json.loads((sweep / "sweep.json").read_text())
     rows = []
-    for trial in results["trials"]:
-        if trial["state"] == "finished" and len(trial["trained"]) == 1:
-            (stage,) = trial["trained"]
-            inside = loop_seconds(sweep / trial["run"] / stage / "metrics.jsonl")
-            rows.append(trial["seconds"] - inside)
-            print(
-                f"{trial['id']}  {trial['seconds']:7.1f} s  loop {inside:7.1f} s  {rows[-1]:5.1f} s"
-            )
+    for trial in SweepFile.read(open_location(sweep).join(SWEEP_FILE)).trials:
+        if trial.state == FINISHED and len(trial.trained) == 1:
+            (stage,) = trial.trained
+            inside = loop_seconds(sweep / trial.run / stage / "metrics.jsonl")
+            rows.append(trial.seconds - inside)
+            print(f"{trial.id}  {trial.seconds:7.1f} s  loop {inside:7.1f} s  {rows[-1]:5.1f} s")
     print(f"median of {len(rows)} trials: {median(rows):.1f} s; largest {max(rows):.1f} s")
 
 

@@ -51,8 +51,9 @@ def test_a_sweep_trains_one_vqgan_for_each_codebook_and_leaves_its_results(
     )
     assert study.best_value == trials[best]["values"][0]
     assert len(study.trials) == 5
-    boards = {file.parent.name for file in (tmp_path / "sweep/tensorboard").glob("*/events*")}
-    assert boards == set(trials)
+    boards = list((tmp_path / "sweep/tensorboard").glob("*/events*"))
+    assert {file.parent.name for file in boards} == set(trials)
+    assert all(b"_hparams_/session_start_info" in file.read_bytes() for file in boards)
     wait_until_nothing_is_left()
 
     # Run again, it is done: nothing is trained, nothing changes.

@@ -147,8 +147,3 @@ def test_optuna_proposes_values_that_the_space_holds(spec: dict[str, Any]) -> No
     found = [parameter.suggest(study.ask()) for _ in range(40)]
     assert all(parameter.holds(value) for value in found)
     assert len({str(value) for value in found}) > 2
-
-
-def test_plain_values_read_back_are_the_same_space() -> None:
-    space = Space.parse(CONDITIONAL | {"n": {"int": [1, 9], "log": True}})
-    assert Space.parse(space.to_dict()).to_dict() == space.to_dict()

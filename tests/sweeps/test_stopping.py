@@ -13,7 +13,7 @@ from ray.tune.schedulers import TrialScheduler
 from qdmr_ray.evaluate.sweep_file import Measurement, TrialRecord
 from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan
-from qdmr_ray.sweeps.schedulers import stopping_scheduler
+from qdmr_ray.sweeps.schedulers import PastTrial, stopping_scheduler
 from qdmr_ray.sweeps.trial import ITERATION, VALUE
 from qdmr_ray.sweeps.trials import Trials
 
@@ -42,7 +42,7 @@ def trials_with(plan: Plan, folder: Path, values: list[float], state: str) -> Tr
 
 def decision(scheduler: TrialScheduler, value: float) -> str:
     """What the scheduler decides on a new trial at its first validation."""
-    trial: Any = SimpleNamespace(trial_id=f"new {value}", status="RUNNING")
+    trial: Any = PastTrial(f"new {value}", "RUNNING")
     controller: Any = SimpleNamespace(get_live_trials=list)
     scheduler.on_trial_add(controller, trial)
     return scheduler.on_trial_result(controller, trial, {ITERATION: 4, VALUE: value})
