@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, computed_field
 
+from qdmr_ray.evaluate.results import Values as Metrics
 from qdmr_ray.storage.document import Document, Part
 
 SWEEP_FILE = "sweep.json"
@@ -30,8 +31,6 @@ MAX, MIN = "max", "min"
 
 # One value for each metric of the sweep; None where it is not known or not finite.
 Values = list[float | None]
-# Values by the metric's name.
-Metrics = dict[str, float | None]
 
 
 class Measurement(Part):

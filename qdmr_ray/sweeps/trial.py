@@ -17,7 +17,7 @@ import ray
 from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.streaming.stream import required_cpus
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, reason
 from qdmr_ray.evaluate.sweep_file import MAX, TRIALS_FOLDER, Metrics, Values, finite
 from qdmr_ray.models.documents import read_metrics
 from qdmr_ray.models.layout import METRICS_FILE
@@ -114,13 +114,7 @@ def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> T
 
 def failed_report(failure: BaseException) -> TrialReport:
     """Returns the last report of a trial that ended without one."""
-    return TrialReport(is_last=True, error=_gist(failure))
-
-
-def _gist(failure: BaseException) -> str:
-    cause = root_cause(failure)
-    text = " ".join(str(cause).split()) or "no message"
-    return text if isinstance(cause, QdmrError) else f"{type(cause).__name__}: {text}"
+    return TrialReport(is_last=True, error=reason(root_cause(failure)))
 
 
 def trial_experiment(
@@ -173,7 +167,9 @@ class Trial:
             raise
         except Exception as failure:  # whatever breaks one trial, the others go on
             hopeless = isinstance(failure, MissingMetricError)
-            report = replace(self._report(), values=None, error=_gist(failure), hopeless=hopeless)
+            report = replace(
+                self._report(), values=None, error=reason(root_cause(failure)), hopeless=hopeless
+            )
         else:
             report = self._report()
         return replace(report, is_last=True)
