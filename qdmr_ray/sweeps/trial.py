@@ -6,7 +6,6 @@ only the first one waits for a process to start. With several workers Ray Train 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
