@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -25,11 +26,60 @@ os.environ.setdefault("QDMR_PATIENCE_EXPORT", "0.1")
 # Height and width of the tiny dataset's photographs, in pixels.
 TINY_FRAME = (64, 96)
 
+# Read by Ray. Its processes get more time than usual to start, as other tests keep the CPUs busy;
+# lost training workers are noticed sooner.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "180")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+
+# Whether the test that runs now has the mark ``ray``.
+_may_start_ray = True
+# Files whose tests use the Ray of ``local_ray.py``.
+_sharing_ray: set[Path] = set()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start Ray first: they take longest, and would go on alone at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Puts the files that take longest first, since the last one runs alone, and those that share
+    a Ray in a row."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    with_browser = {item.path for item in items if item.get_closest_marker("browser")}
+    _sharing_ray.update(item.path for item in items if _shares_ray(item))
+
+    def turn(item: pytest.Item) -> tuple[bool, bool, bool]:
+        path = item.path
+        return path not in with_ray, path in _sharing_ray, path not in with_browser
+
+    items.sort(key=turn)
+
+
+def _shares_ray(item: pytest.Item) -> bool:
+    """Whether the test's file, or a ``cluster`` fixture beside it, uses ``local_ray``."""
+    if hasattr(item.module, "local_ray"):
+        return True
+    return "cluster" in item.fixturenames and not hasattr(item.module, "cluster")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Ends the Ray of an earlier file where this one has no use for it."""
+    global _may_start_ray
+    _may_start_ray = item.get_closest_marker("ray") is not None
+    if item.path not in _sharing_ray and (_may_start_ray or "local_ray" in sys.modules):
+        # Imported late: it makes every start of Ray patient, and needs Ray.
+        import local_ray
+
+        local_ray.stop_local_ray()
+
+
+def _refuse_ray(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: a test that starts Ray without the mark would slow down `make test-fast`."""
+    if event == "subprocess.Popen" and not _may_start_ray:
+        executable = str(arguments[0])
+        if executable.endswith(("/gcs_server", "/raylet")):
+            raise RuntimeError(f"a test without the mark `ray` starts {executable}")
+
+
+sys.addaudithook(_refuse_ray)
 
 
 @pytest.fixture(scope="session", autouse=True)
