@@ -2,22 +2,31 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests that run at the same time. Two keep two cores busy: Ray's processes work beside each test
+# that starts them.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo test lint format clean cluster-up cluster-down
+.PHONY: install demo test test-fast lint format clean cluster-up cluster-down
 
 install: $(VENV)/.installed
 
+# Python compiles the few modules that are used when it first imports them; pip would compile all
+# 23,000, which takes as long as the rest of the installation.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: install
 	$(BIN)/qdmr demo --out runs/demo
 
 test: install
-	# Two at a time keep two cores busy: Ray's processes work beside each test that starts them.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -n $(JOBS)
+
+# What needs neither Ray's processes nor a browser.
+test-fast: install
+	$(PYTEST) -n $(JOBS) -m "not ray and not browser"
 
 lint: install
 	$(BIN)/ruff check .

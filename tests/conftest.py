@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,25 +139,33 @@ def faulty_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
         yield store
 
 
-@pytest.fixture
-def s3_endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a store (moto, over HTTP) with one empty bucket, ``lens``; processes that are
-    started afterwards inherit address and credentials."""
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[str]:
+    """Address of a simulated AWS (moto, over HTTP), which all tests of this process share."""
     # Imported late: most tests have no use for a web server.
-    import boto3
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_endpoint(_moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of a store with one empty bucket, ``lens``; processes that are started afterwards
+    inherit address and credentials."""
+    import boto3
+
     for name, value in (
         ("AWS_ACCESS_KEY_ID", "test"),
         ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_ENDPOINT_URL", endpoint),
+        ("AWS_ENDPOINT_URL", _moto),
         ("AWS_REGION", "us-east-1"),
     ):
         monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="lens")
-    yield endpoint
-    server.stop()
+    # What an earlier test has left there.
+    urllib.request.urlopen(f"{_moto}/moto-api/reset", data=b"", timeout=60).close()
+    boto3.client("s3", endpoint_url=_moto).create_bucket(Bucket="lens")
+    return _moto
