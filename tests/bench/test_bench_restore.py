@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rates import SMALL_RATES
 
 from qdmr_ray.cli import main as cli
 
@@ -16,7 +17,10 @@ BLOCKED = "ray", "pydantic", "pyarrow", "PIL", "yaml", "boto3", "typer", "safete
 
 
 def test_the_command_prints_and_writes_the_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_rates: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "restore.json"
     size = ["--height", "100", "--width", "200", "--preset", "demo", "--repeats", "1"]
@@ -52,6 +56,7 @@ def test_it_runs_where_only_pytorch_is_installed() -> None:
 import sys
 for name in {BLOCKED!r}:
     sys.modules[name] = None
+{SMALL_RATES}
 from qdmr_ray.bench.restore import (main)
 main(["--height", "64", "--width", "64", "--preset", "demo", "--repeats", "1"])
 """

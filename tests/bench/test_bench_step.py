@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rates import SMALL_RATES
 
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.bench.step import (
@@ -48,7 +49,10 @@ def test_the_demo_preset_is_the_demos() -> None:
 
 
 def test_the_command_prints_and_writes_the_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_rates: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "step.json"
     command = ["bench", "step", "--stage", "uda", "--preset", "demo", "--steps", "2"]
@@ -109,15 +113,16 @@ def test_the_profile_names_operations() -> None:
 
 def test_it_runs_with_pytorch_alone() -> None:
     """As on a GPU machine that has neither Ray nor pydantic, typer, rich or pyarrow."""
-    program = """
+    program = f"""
 import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"ray", "pydantic", "typer", "rich", "pyarrow", "yaml"}:
+        if name.split(".")[0] in {{"ray", "pydantic", "typer", "rich", "pyarrow", "yaml"}}:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Blocked())
+{SMALL_RATES}
 from qdmr_ray.bench.step import (main)
 main(["--stage", "vqgan", "--preset", "demo", "--steps", "1", "--warm-up", "0"])
 """
