@@ -42,6 +42,12 @@ def test_the_needed_arithmetic_is_that_of_the_method(stage: str, gflop: float) -
     assert needed_flop(larger) == pytest.approx(8 * needed_flop(bench))
 
 
+@pytest.mark.parametrize(("stage", "batch"), [("vqgan", 8), ("base", 4), ("uda", 4)])
+def test_the_costs_of_a_reproduction_are_those_of_this_arithmetic(stage: str, batch: int) -> None:
+    tera = needed_flop(StepBench(stage=stage, size=256, batch=batch)) / 1e12
+    assert f"{tera:.2f}" in (REPOSITORY / "cluster" / "README.md").read_text()
+
+
 def test_the_demo_preset_is_the_demos() -> None:
     values = yaml.safe_load((REPOSITORY / "experiments/demo.yaml").read_text())
     experiment = experiment_from_dict({k: values[k] for k in ("network", "discriminator")})

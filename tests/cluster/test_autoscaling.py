@@ -209,7 +209,7 @@ def test_a_sweep_grows_the_cluster_and_leaves_it_empty(
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     count = NodeCount(cluster)
     try:
-        count.wait_for(1, 60)
+        count.wait_for(1, 120)
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "qdmr_ray.cli", "sweep", str(tmp_path / "sweep.yaml")),
@@ -224,7 +224,7 @@ def test_a_sweep_grows_the_cluster_and_leaves_it_empty(
         assert done.returncode == 0, done.stderr
         # The head, and as many nodes as there were trials at the same time.
         assert max(count.seen) == 3
-        count.wait_for(1, 60)
+        count.wait_for(1, 120)
     finally:
         count.end()
     results = json.loads((tmp_path / "sweeps" / "sweep" / "sweep.json").read_text())

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,6 @@ def test_dependencies_are_those_of_the_project() -> None:
     (code,) = re.findall(r"python -c '(import tomllib.*?)' >", " ".join(arguments_of("RUN")))
     here = code.replace("/build/pyproject.toml", str(ROOT / "pyproject.toml"))
     printed = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True)
-    tomllib = pytest.importorskip("tomllib", reason="comes with Python 3.11, which the image has")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert printed.stdout.splitlines() == project["dependencies"]
 

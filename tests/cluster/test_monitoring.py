@@ -1,25 +1,14 @@
-"""Prometheus' settings, alerts and the Grafana board: checked by Prometheus' own tools, then for
-real, with a small Ray that shows figures as training does and a Prometheus that scrapes it.
+"""Prometheus' settings, alerts and the Grafana board, checked by Prometheus' own tools.
 
-Debian's package ``prometheus`` has both programs.
+Debian's package ``prometheus`` has them. ``test_local.py`` scrapes a running Ray with it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
-import tempfile
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +20,9 @@ from qdmr_ray.train.logging.prometheus import gauge_of
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
-NODES = ROOT / "cluster" / "local" / "nodes.py"
 # Shown by no node without a GPU.
 GPU_PANELS = {"GPU use", "GPU memory"}
-# Figures as a training loop logs them, by the names that Gauges takes.
+# Metrics as a training loop logs them, by the names that Gauges takes.
 LOGGED = {
     "source/l1": 0.12,
     "source/gan": 0.7,
@@ -53,38 +41,10 @@ LOGGED = {
     "gradient_norm/generator": 0.3,
     "learning_rate/generator": 1e-4,
 }
-# What the package exports beside the logged figures.
+# What the package exports beside those.
 COUNTED = {"ray_qdmr_non_finite_total", "ray_qdmr_preemptions_total", "ray_qdmr_trials"}
-SHOWING = """
-import json, math, sys, time
-import ray
-from qdmr_ray.train.logging.prometheus import (Gauges, PreemptionCounter, TrialGauge)
-
-ray.init(logging_level="ERROR")
-figures = json.loads(sys.argv[1])
-
-@ray.remote(num_cpus=0.1)
-class Worker:
-    def __init__(self):
-        self.gauges = Gauges("demo", "uda")
-        self.trials = TrialGauge("sweep")
-        PreemptionCounter("demo", "uda").add()
-
-    def log(self, iteration):
-        self.trials.set({"running": 3})
-        self.gauges.set(iteration, {**figures, "target/gan": math.nan})
-
-worker = Worker.remote()
-for line in range(1000):
-    ray.get(worker.log.remote(100 * (line + 1)))
-    time.sleep(0.5)
-"""
-
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="promtool is missing: apt-get install prometheus"
-)
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="prometheus is missing: apt-get install prometheus"
 )
 
 
@@ -236,7 +196,7 @@ def test_board_and_alerts_name_only_metrics_that_exist() -> None:
         assert metrics_in(expression), title
         assert metrics_in(expression) <= ours | rays, title
     shown = set().union(*(metrics_in(expression) for _, expression in expressions()))
-    assert ours <= shown, "a figure that is exported and shown nowhere"
+    assert ours <= shown, "a metric that is exported and shown nowhere"
 
 
 def test_panels_are_described_and_do_not_overlap() -> None:
@@ -284,110 +244,3 @@ def test_containers_are_pinned_and_listen_on_loopback_alone() -> None:
     assert composed["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     # Without one Grafana would let in admin with the password admin.
     assert ":?" in composed["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"]
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A Prometheus that scrapes a Ray on which figures of a training are shown."""
-    with tempfile.TemporaryDirectory(prefix="q", dir="/tmp") as parent:
-        folder = Path(parent, "c")
-        variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        # Ten seconds by default.
-        variables |= {"RAY_metrics_report_interval_ms": "1000", "RAY_USAGE_STATS_ENABLED": "0"}
-        nodes = [sys.executable, str(NODES)]
-        options = ("--folder", str(folder), "--workers", "1", "--cpus", "1", "--object-store", "80")
-        up = subprocess.run([*nodes, "up", *options], env=variables, capture_output=True, text=True)
-        assert up.returncode == 0, up.stderr
-        exports = dict(
-            line.removeprefix("export ").split("=", 1) for line in up.stdout.split("\n") if line
-        )
-        showing = subprocess.Popen(
-            [sys.executable, "-c", SHOWING, json.dumps(LOGGED)],
-            env=variables | exports | {"PYTHONPATH": str(ROOT)},
-        )
-        settings = Path(parent, "monitoring")
-        shutil.copytree(MONITORING, settings)
-        (settings / "ray").symlink_to(folder / "head")
-        file = settings / "prometheus.yml"
-        assert file.read_text().count("15s") == 3
-        file.write_text(file.read_text().replace("15s", "1s"))
-        try:
-            with prometheus(settings, Path(parent, "figures")) as found:
-                yield found
-        finally:
-            showing.terminate()
-            showing.wait()
-            subprocess.run([*nodes, "down", "--folder", str(folder)], capture_output=True)
-
-
-@contextmanager
-def prometheus(settings: Path, figures: Path) -> Iterator[str]:
-    """Prometheus with the settings in a folder, on a port of its own; gives its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    process = subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={settings / 'prometheus.yml'}",
-            f"--web.listen-address={address}",
-            f"--storage.tsdb.path={figures}",
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
-def query(address: str, expression: str) -> list[dict[str, Any]]:
-    parameters = urllib.parse.urlencode({"query": expression})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"{address}/api/v1/query?{parameters}", timeout=10) as answer:
-        result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-    return result
-
-
-@pytest.mark.ray
-@needs_prometheus
-def test_every_panel_shows_data_of_a_running_cluster(address: str) -> None:
-    wanted = {(title, expression) for title, expression in expressions() if title not in GPU_PANELS}
-    # No node is being started here.
-    wanted = {(t, e) for t, e in wanted if "autoscaler_pending_nodes" not in e}
-    deadline = time.monotonic() + 60
-    while wanted and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            wanted = {(t, e) for t, e in wanted if not query(address, e)}
-        time.sleep(0.5)
-    assert not wanted, "panels without data"
-    (psnr,) = query(address, next(e for t, e in expressions() if t == "Validation PSNR"))
-    assert psnr["metric"] == {"run": "demo", "stage": "uda"}
-    assert float(psnr["value"][1]) == pytest.approx(LOGGED["validation/psnr"])
-    (done,) = query(address, next(e for t, e in expressions() if t == "Done"))
-    assert 0 < float(done["value"][1]) < 1
-
-
-@pytest.mark.ray
-@needs_prometheus
-def test_alerts_watch_a_running_cluster(address: str) -> None:
-    deadline = time.monotonic() + 30
-    rules: dict[str, Any] = {}
-    # A figure that is not finite was counted there.
-    while rules.get("NonFinite", {}).get("state") != "firing" and time.monotonic() < deadline:
-        time.sleep(0.5)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{address}/api/v1/rules?type=alert", timeout=10) as answer:
-            groups = json.load(answer)["data"]["groups"]
-        rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
-    assert all(rule["health"] == "ok" for rule in rules.values())
-    # By this the alert tells a process that is stuck from one that is gone.
-    alive = 'ray_qdmr_iteration and on (WorkerId) ray_object_store_memory{Location="WORKER_HEAP"}'
-    assert query(address, alive)
-    (told,) = rules["NonFinite"]["alerts"]
-    assert told["annotations"]["summary"] == "demo/uda: target/gan is not finite"
-    assert {name: rules[name]["state"] for name in ("NoProgress", "DataWait")} == {
-        "NoProgress": "inactive",
-        "DataWait": "inactive",
-    }

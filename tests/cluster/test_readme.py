@@ -9,7 +9,6 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from qdmr_ray.bench.step import StepBench, needed_flop
 from qdmr_ray.cli.main import app
 from qdmr_ray.config import load_experiment
 
@@ -104,9 +103,3 @@ def test_stages_and_iterations_are_those_of_the_experiment() -> None:
         f"{name}: {experiment.stage(name).iterations} iterations done" for name in experiment.run
     ]
     assert "\n".join(done) in section("One machine with GPUs")
-
-
-@pytest.mark.parametrize(("stage", "batch"), [("vqgan", 8), ("base", 4), ("uda", 4)])
-def test_arithmetic_of_a_step_is_what_the_benchmark_counts(stage: str, batch: int) -> None:
-    tera = needed_flop(StepBench(stage=stage, size=256, batch=batch)) / 1e12
-    assert f"{tera:.2f}" in TEXT
