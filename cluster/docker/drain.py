@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def patiently(call: Callable[[], T], deadline: float) -> T:
-    """What ``call`` gives, tried again until ``deadline`` (of ``time.monotonic``).
+    """Returns the result of ``call``, which is tried again until ``deadline`` (of ``time.monotonic``).
 
     Raises:
         subprocess.SubprocessError: of the last attempt.
@@ -139,7 +139,7 @@ def _time_of(notice: dict[str, str]) -> datetime:
 
 
 def _instance_action(metadata: str) -> dict[str, str] | None:
-    """What EC2 is about to do with this instance; None for nothing."""
+    """EC2's notice for this instance, None where there is none."""
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(SESSION_SECONDS)}
     session = _http("PUT", f"{metadata}/latest/api/token", lifetime)
     address = f"{metadata}/latest/meta-data/spot/instance-action"

@@ -318,7 +318,7 @@ def _with_descendants(started: Iterable[Process]) -> list[Process]:
 
 
 def _process_table() -> dict[int, list[str]]:
-    """By process id the fields of /proc/PID/stat from the third one on."""
+    """The fields of /proc/PID/stat from the third one on, by process id."""
     table = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
@@ -355,7 +355,7 @@ def _signal(process: Process, number: signal.Signals) -> None:
 
 
 def _wait_for_end(processes: Iterable[Process], seconds: float) -> list[Process]:
-    """Those that still run afterwards."""
+    """Waits for the processes to end and returns those that still run afterwards."""
     deadline = time.monotonic() + seconds
     left = [process for process in processes if _runs(process)]
     while left and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""What a checkpoint of the full-size UDA stage costs: the loop, the writer, and who resumes.
+"""The time that a checkpoint of the full-size UDA stage takes: in the loop, to write, to resume.
 
 python tests/benchmarks/checkpoint.py
 """

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--preset", default="full")
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--json", type=Path, help="also write all results to this file")
     arguments = parser.parse_args()
     print(HEAD)
     found: list[dict[str, Any]] = []

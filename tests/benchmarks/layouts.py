@@ -1,4 +1,4 @@
-"""What a crop of 256 out of a 1920 x 1280 photograph costs in the layouts that were weighed.
+"""The time of a crop of 256 out of a 1920 x 1280 photograph, in the layouts that were weighed.
 
     python tests/benchmarks/layouts.py
 

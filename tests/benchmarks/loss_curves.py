@@ -1,4 +1,4 @@
-"""Whether faster arithmetic trains alike: loss curves beside a reference's, and their noise.
+"""Shows whether faster arithmetic trains alike: loss curves, a reference's, and their noise.
 
     python tests/benchmarks/loss_curves.py --stage base --builds bfloat16
     python tests/benchmarks/loss_curves.py --stage uda --device cuda --size 256 --batch 4 \\
@@ -128,7 +128,7 @@ def run(
 def trained(
     stage: Stage, bench: StepBench, photographs: dict[str, Tensor], iterations: int, order: int
 ) -> Curves:
-    """Means over windows of every logged figure, by name."""
+    """Means over windows of every logged value, by name."""
     chance = np.random.default_rng(order)
     lines: list[dict[str, Tensor]] = []
     for _ in range(iterations):

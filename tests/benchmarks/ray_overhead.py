@@ -1,4 +1,4 @@
-"""What Ray Train and the loop around a stage cost, against the stage stepped in a bare loop.
+"""The time that Ray Train and the loop add to a stage that is stepped in a bare loop.
 
     python tests/benchmarks/ray_overhead.py --iterations 60 --repeats 3
 
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def noise_dataset(folder: Path) -> str:
-    """Packs four pairs of noise under ``folder``; gives where."""
+    """Packs four pairs of noise under ``folder`` and returns the dataset's folder."""
     random = np.random.default_rng(0)
     for name in ("aberrated", "clean"):
         (folder / name).mkdir()

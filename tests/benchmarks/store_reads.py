@@ -35,7 +35,7 @@ class _Files(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: it would be most of the work."""
+        """Logs nothing: logging would be most of the work."""
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)

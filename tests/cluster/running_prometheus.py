@@ -53,7 +53,7 @@ needs_prometheus = pytest.mark.skipif(
 def scraped_training(
     logged: Mapping[str, float], head: Path, variables: Mapping[str, str], folder: Path
 ) -> Iterator[str]:
-    """Shows the metrics ``logged`` on a Ray and scrapes it every second; gives Prometheus' address.
+    """Shows the metrics ``logged`` on a Ray, scrapes it every second, yields Prometheus' address.
 
     ``head`` is the folder of the Ray's head, ``variables`` is the environment of its clients, and
     ``folder`` keeps what Prometheus writes.
@@ -98,7 +98,7 @@ def _prometheus(settings: Path, storage: Path) -> Iterator[str]:
 
 
 def query(address: str, expression: str) -> list[dict[str, Any]]:
-    """What Prometheus finds for an expression now."""
+    """Prometheus' answer to an expression at this moment."""
     parameters = urllib.parse.urlencode({"query": expression})
     result: list[dict[str, Any]] = _get(f"{address}/api/v1/query?{parameters}")["result"]
     return result

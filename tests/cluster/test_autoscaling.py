@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def autoscaler(port: int) -> dict[str, object]:
-    """Up to two nodes of one CPU, which go after twelve seconds without work."""
+    """Settings for up to two nodes of one CPU, which are ended after twelve seconds without work."""
     lists = (
         *("initialization_commands", "setup_commands", "head_setup_commands", "rsync_filter"),
         *("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"),
@@ -95,7 +95,7 @@ def with_descendants(pid: int) -> list[int]:
 
 @pytest.fixture
 def cluster() -> Iterator[Variables]:
-    """A head without CPUs, with Ray's autoscaler; gives what clients need."""
+    """A head without CPUs, with Ray's autoscaler; yields the variables that clients need."""
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
     port = free_port()
@@ -148,7 +148,7 @@ def cluster() -> Iterator[Variables]:
 
 
 class NodeCount:
-    """How many nodes there are, twice a second."""
+    """A process that counts the cluster's nodes twice a second."""
 
     def __init__(self, cluster: Variables) -> None:
         self.seen: list[int] = []

@@ -130,7 +130,7 @@ def test_cloudformation_template_passes_its_linter() -> None:
 
 @pytest.fixture
 def new_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """A simulated account with its default VPC; gives its EC2."""
+    """The EC2 of a simulated account that has its default VPC."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "simulated")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "simulated")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
@@ -151,13 +151,13 @@ def new_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any
 
 @pytest.fixture
 def account(new_account: Any) -> Any:
-    """A simulated account with the stack in it; gives its EC2."""
+    """The EC2 of a simulated account that has the stack."""
     deploy(new_account)
     return new_account
 
 
 def deploy(account: Any, **more: str) -> str:
-    """Makes the stack, with further parameters; gives its bucket's address."""
+    """Makes the stack with further parameters and returns its bucket's address."""
     (vpc,) = account.vpcs.all()
     values = {"Vpc": vpc.id, "CallerAddress": CALLER, **more}
     # Names below /aws are Amazon's own, and the simulation has no such image.
@@ -279,7 +279,7 @@ def test_head_may_ask_for_an_accounts_first_spot_instance(account: Any) -> None:
 
 
 def _statements_by_role() -> dict[str, list[dict[str, Any]]]:
-    """What head and worker may do."""
+    """The policy statements of the head's and the workers' role."""
     iam = boto3.client("iam", "us-east-1")
     roles = {role["RoleName"] for role in iam.list_roles()["Roles"]}
     (head,) = [name for name in roles if "HeadRole" in name]

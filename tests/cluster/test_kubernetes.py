@@ -305,7 +305,7 @@ def test_job_has_the_overlays_cluster_and_ends_it(kind: str) -> None:
 
 @pytest.fixture(params=OVERLAYS)
 def watched(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Object]:
-    """What the component for prometheus-operator adds to an overlay, by kind."""
+    """The objects that the component for prometheus-operator adds to an overlay, by kind."""
     copied = tmp_path / "kubernetes"
     shutil.copytree(KUBERNETES, copied)
     folder = copied / "overlays" / request.param

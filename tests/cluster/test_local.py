@@ -1,4 +1,4 @@
-"""Several nodes on this machine, for real: a head and two workers that ask for a token."""
+"""Several nodes on this machine, for real: a head and two workers, all asking for a token."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def nodes(command: str, folder: Path, *options: str) -> subprocess.CompletedProc
 
 
 def exports(output: str) -> dict[str, str]:
-    """What ``eval`` would make of the lines."""
+    """The variables that a shell has after ``eval`` of the lines."""
     lines = [line.removeprefix("export ") for line in output.splitlines()]
     return dict(line.split("=", 1) for line in lines)
 
@@ -61,7 +61,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """Two workers with a CPU each; gives what clients need."""
+    """Two workers with a CPU each; yields the variables that clients need."""
     started = nodes("up", folder, "--workers", "2", "--cpus", "1", "--object-store", "80")
     assert started.returncode == 0, started.stderr
     yield exports(started.stdout)
@@ -300,7 +300,7 @@ def test_folder_that_is_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
 
 
 def mentioning(folder: Path) -> dict[int, list[str]]:
-    """Processes whose command names the folder, by id; Ray's own name their session's."""
+    """The commands that name the folder, by process id. Ray's own processes name their session's."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and running(int(entry.name)):
@@ -314,7 +314,7 @@ def mentioning(folder: Path) -> dict[int, list[str]]:
 
 
 def running(pid: int) -> bool:
-    """Not so where only the exit code is left, which nobody fetches in a container."""
+    """Whether the process still runs. A zombie does not: in a container nobody fetches its code."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

@@ -138,14 +138,14 @@ def test_alerts_fire_when_they_should_and_only_then() -> None:
             "and (\n            max by",
         ),
         ("a stage whose worker is gone", "< max by (run, stage)", "<= max by (run, stage)"),
-        ("a figure that is not finite", "non_finite_total)\n", "non_finite_total) > 1\n"),
+        ("a value that is not finite", "non_finite_total)\n", "non_finite_total) > 1\n"),
         (
-            "a figure that is not finite",
+            "a value that is not finite",
             "non_finite_total offset 10m",
             "non_finite_total offset 1h",
         ),
         (
-            "a figure that is not finite",
+            "a value that is not finite",
             "non_finite_total[10m])) > 0",
             "non_finite_total[10m])) > 9",
         ),

@@ -1,4 +1,4 @@
-"""``cluster/README.md`` names files, commands and figures that exist."""
+"""``cluster/README.md`` names files, commands and numbers that exist."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_training_on_a_cluster_that_grows_says_whether_it_wants_gpus(title: str)
 
 
 def in_order(text: str, *parts: str) -> bool:
-    """Whether each part stands in the text, after the one before it."""
+    """Returns whether the text holds the parts in this order."""
     places = [text.find(part) for part in parts]
     return -1 not in places and places == sorted(places)
 
