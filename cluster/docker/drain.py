@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def patiently(call: Callable[[], T], deadline: float) -> T:
-    """Returns the result of ``call``, which is tried again until ``deadline`` (of ``time.monotonic``).
+    """Returns the result of ``call``; tries again until ``deadline`` (of ``time.monotonic``).
 
     Raises:
         subprocess.SubprocessError: of the last attempt.
@@ -134,8 +134,7 @@ def wait_for_notice(metadata: str) -> int:
 
 
 def _time_of(notice: dict[str, str]) -> datetime:
-    # Python 3.10 doesn't read the Z.
-    return datetime.fromisoformat(notice["time"].replace("Z", "+00:00"))
+    return datetime.fromisoformat(notice["time"])
 
 
 def _instance_action(metadata: str) -> dict[str, str] | None:

@@ -43,7 +43,7 @@ def free_port() -> int:
 
 
 def autoscaler(port: int) -> dict[str, object]:
-    """Settings for up to two nodes of one CPU, which are ended after twelve seconds without work."""
+    """Settings for up to two nodes of one CPU, ended after twelve seconds without work."""
     lists = (
         *("initialization_commands", "setup_commands", "head_setup_commands", "rsync_filter"),
         *("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"),

@@ -300,7 +300,7 @@ def test_folder_that_is_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
 
 
 def mentioning(folder: Path) -> dict[int, list[str]]:
-    """The commands that name the folder, by process id. Ray's own processes name their session's."""
+    """Commands that name the folder, by process id. Ray's own processes name their session's."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and running(int(entry.name)):
