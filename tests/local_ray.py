@@ -8,21 +8,36 @@ Starting Ray and its first workers takes 7 to 13 s of both CPUs, more than most 
 from __future__ import annotations
 
 import os
+import random
+import re
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray._private import services
+from ray._private import node, ray_constants, services
+from ray._private.parameter import RayParams
 
 # Variables that Ray's processes take over when they start, and that tests change.
 _INHERITED = ("AWS_", "QDMR_", "RAY_TRAIN_")
 _NODE_START_SECONDS = 240.0
+# Below the ports that Linux gives to outgoing connections.
+_PORTS = range(20000, 32000)
+# Where a node's agents listen. The raylet waits for those that choose a port themselves.
+_AGENTS = (
+    "dashboard_agent_listen_port",
+    "metrics_agent_port",
+    "metrics_export_port",
+    "runtime_env_agent_port",
+)
 
 # What the running Ray was started with; None while there is none.
 _running: tuple[Any, ...] | None = None
 _rays_get_node = services.get_node
+_rays_init = node.Node.__init__
+_rays_start = services.start_ray_process
 
 
 @contextmanager
@@ -51,12 +66,30 @@ def stop_local_ray() -> None:
         ray.shutdown()
 
 
-def _get_node(address: str, node_id: str) -> Any:
-    """Ray's ``get_node``, repeated until the node is there.
+# Two of Ray's limits are fixed, and too short beside other tests that keep both CPUs busy. They are
+# lifted for every Ray that this process starts, those of ``ray.cluster_utils`` included.
 
-    A node's start fails where it isn't after 30 s, which Ray lets nobody change. Beside other tests
-    that keep both CPUs busy it may take longer.
-    """
+
+def _init_node(self: node.Node, ray_params: RayParams, *args: Any, **options: Any) -> None:
+    """Chooses the ports of a node's agents. Where an agent does, its raylet waits 15 s for the port
+    and then ends itself."""
+    if not options.get("connect_only"):
+        for agent in _AGENTS:
+            if not getattr(ray_params, agent):
+                setattr(ray_params, agent, _free_port())
+    _rays_init(self, ray_params, *args, **options)
+
+
+def _start_process(command: list[str], process_type: str, *args: Any, **options: Any) -> Any:
+    """Tells a raylet where its agent listens: Ray forgets to, and so it would wait after all."""
+    if process_type == ray_constants.PROCESS_TYPE_RAYLET:
+        (port,) = re.findall(r"--listen-port=(\d+)", " ".join(command))
+        command = [*command, f"--dashboard_agent_listen_port={port}"]
+    return _rays_start(command, process_type, *args, **options)
+
+
+def _get_node(address: str, node_id: str) -> Any:
+    """Repeats the question for a node until the node is there. Ray gives it 30 s."""
     end = time.monotonic() + _NODE_START_SECONDS
     while True:
         try:
@@ -67,4 +100,14 @@ def _get_node(address: str, node_id: str) -> Any:
             time.sleep(0.2)
 
 
+def _free_port() -> int:
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+
+
+node.Node.__init__ = _init_node
 services.get_node = _get_node
+services.start_ray_process = _start_process
