@@ -24,9 +24,9 @@ demo: install
 test: install
 	$(PYTEST) -n $(JOBS)
 
-# What needs neither Ray's processes nor a browser.
+# What needs neither Ray's processes nor a browser nor long.
 test-fast: install
-	$(PYTEST) -n $(JOBS) -m "not ray and not browser"
+	$(PYTEST) -n $(JOBS) -m "not ray and not browser and not slow"
 
 lint: install
 	$(BIN)/ruff check .

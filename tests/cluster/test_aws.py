@@ -178,6 +178,7 @@ def deploy(account: Any, **more: str) -> str:
     return address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [True, False])
 def test_a_stack_takes_over_the_bucket_that_an_earlier_one_left(
     left: bool, new_account: Any
@@ -207,6 +208,7 @@ def test_a_bucket_outlives_its_stack_unless_that_never_came_about() -> None:
     assert bucket["UpdateReplacePolicy"] == "Retain"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_nodes_start_with_the_stacks_filter_and_roles(kind: str, account: Any) -> None:
     groups = {group.id: group.group_name for group in account.security_groups.all()}
@@ -235,6 +237,7 @@ def test_nodes_start_with_the_stacks_filter_and_roles(kind: str, account: Any) -
     assert nodes[f"{kind}_spot"].instance_lifecycle == "spot"
 
 
+@pytest.mark.slow
 def test_only_the_caller_gets_in_and_by_ssh_alone(account: Any) -> None:
     (group,) = [g for g in account.security_groups.all() if "Nodes" in g.group_name]
     from_outside = [rule for rule in group.ip_permissions if rule["IpRanges"] or rule["Ipv6Ranges"]]
@@ -251,6 +254,7 @@ def test_the_whole_internet_is_no_caller() -> None:
     assert not re.fullmatch(pattern, "0.0.0.0/0")
 
 
+@pytest.mark.slow
 def test_roles_reach_one_bucket_and_start_nodes_with_the_workers_role_alone(account: Any) -> None:
     documents = _statements_by_role()
     for statements in documents.values():
@@ -268,6 +272,7 @@ def test_roles_reach_one_bucket_and_start_nodes_with_the_workers_role_alone(acco
     assert "WorkerRole" in passed["Resource"]
 
 
+@pytest.mark.slow
 def test_head_may_ask_for_an_accounts_first_spot_instance(account: Any) -> None:
     (made,) = [
         statement

@@ -84,6 +84,7 @@ def test_a_cluster_of_the_image_asks_for_its_token() -> None:
     assert "RAY_AUTH_MODE=token" in " ".join(arguments_of("ENV")).split()
 
 
+@pytest.mark.slow
 def test_image_sees_its_sources_and_nothing_else(tmp_path: Path) -> None:
     lines = [line for line in IGNORE.read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"

@@ -25,6 +25,7 @@ from qdmr_ray.nets import NetworkSettings
 from qdmr_ray.nets import quantizer as quantizer_module
 from qdmr_ray.storage import open_location
 
+pytestmark = pytest.mark.slow
 # Images (B, 3, H, W) for networks of multiple 8: square, tall, wide, one and more in a batch.
 SHAPES = [(1, 3, 16, 16), (3, 3, 64, 24), (2, 3, 16, 80), (1, 3, 120, 128)]
 

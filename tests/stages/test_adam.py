@@ -90,6 +90,7 @@ def test_a_layout_changes_nothing_but_the_order_in_memory(
     assert changed.weight.is_contiguous(memory_format=then)
 
 
+@pytest.mark.slow
 def test_training_loads_no_compiler() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAINS, *STAGES],

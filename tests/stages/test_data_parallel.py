@@ -32,6 +32,7 @@ from qdmr_ray.stages import (
     share_of,
 )
 
+pytestmark = pytest.mark.slow
 WORLD_SIZE = 2
 ITERATIONS = 3
 # Terms at a weight of 1, so that none hides behind the others.

@@ -40,7 +40,7 @@ def left_behind() -> list[str]:
     return alive + groups
 
 
-def wait_until_nothing_is_left(seconds: float = 20.0) -> None:
+def wait_until_nothing_is_left(seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while (rest := left_behind()) and time.monotonic() < end:
         time.sleep(0.5)

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.run import sweep_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 # Far longer than a trial takes to hear of the notice (notice.ASK_RAY_SECONDS).
 ITERATIONS = 1500
 NEVER = 10**6

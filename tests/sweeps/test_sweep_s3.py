@@ -17,7 +17,7 @@ from qdmr_ray.sweeps.run import sweep_run
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_sweep_may_live_in_a_store_and_goes_on_there(
     s3_endpoint: str, plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tiny_training import bare_loop, metrics_of
 
 from qdmr_ray.train.run import train_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 # Far longer than it takes until the worker hears of it.
 ITERATIONS = 1500
 

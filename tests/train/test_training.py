@@ -342,7 +342,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
     assert (stage / "metrics.jsonl").read_bytes() == lines
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_an_interruption_frees_a_cluster_that_goes_on(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -361,7 +361,7 @@ def test_an_interruption_frees_a_cluster_that_goes_on(
     with pytest.raises(KeyboardInterrupt):
         train_run(experiment_from_dict(values), storage=str(tmp_path), say=lambda _: None)
     assert signal.getsignal(signal.SIGINT) is before
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while ray.available_resources().get("CPU") != 2:
         assert time.monotonic() < end, "workers or their placement group are still there"
         time.sleep(0.2)

@@ -16,7 +16,7 @@ from qdmr_ray.models.files import load_model
 from qdmr_ray.storage import open_location
 from qdmr_ray.train.run import train_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 BUCKET = "lens"
 
 

@@ -26,7 +26,7 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_the_second_command_waits_for_the_first(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -45,7 +45,7 @@ def test_the_second_command_waits_for_the_first(
         },
     )
     second.start()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not said and time.monotonic() < end:
         time.sleep(0.1)
     assert "waiting for process" in said[0]
@@ -53,13 +53,13 @@ def test_the_second_command_waits_for_the_first(
     assert not (tmp_path / "run" / "source_only").exists()
     with claim:
         pass
-    second.join(120)
+    second.join(400)
     lines = metrics_of(tmp_path / "run", "source_only")
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4]
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 def test_the_second_command_does_not_go_on_with_other_settings(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -80,13 +80,13 @@ def test_the_second_command_does_not_go_on_with_other_settings(
     waiting = threading.Event()
     thread = threading.Thread(target=second)
     thread.start()
-    assert waiting.wait(60)
+    assert waiting.wait(300)
     # What the first command has done meanwhile.
     begun = tmp_path / "run" / "source_only" / "begun.json"
     begun.parent.mkdir()
     begun.write_text('{"digest": "of other settings"}')
     with claim:
         pass
-    thread.join(120)
+    thread.join(400)
     (failure,) = failures
     assert "stage source_only was begun with other settings or data" in str(failure)

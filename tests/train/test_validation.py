@@ -47,7 +47,7 @@ def test_the_mean_is_over_photographs_whatever_rank_measured_them() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_validation_changes_no_bit_of_training(
     cluster: None, tiny_dataset: Path, tmp_path: Path, channels_last: bool
@@ -69,7 +69,7 @@ def test_validation_changes_no_bit_of_training(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_workers_log_what_an_evaluation_finds(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -109,7 +109,7 @@ def test_validation_on_nothing_is_refused_before_ray_starts(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_best_checkpoint_may_be_chosen_by_validation(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:

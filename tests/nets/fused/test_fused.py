@@ -37,6 +37,7 @@ KERNELS: dict[str, tuple[list[str], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 def test_they_give_what_pytorch_gives() -> None:
     """Outputs and gradients beside float64, in a process whose Triton interprets its kernels."""
     script = Path(__file__).with_name("fused_cases.py")
