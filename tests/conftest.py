@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -34,6 +35,13 @@ os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 # Each test has a core. Processes that it starts would otherwise take a thread for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Ray runs workers at nice 15, where they would wait for the tests beside theirs.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
+# A shell's background jobs, and what they start, ignore Ctrl-C, which some tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Whether the test that runs now has the mark ``ray``.
 _may_start_ray = True

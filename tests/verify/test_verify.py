@@ -74,6 +74,7 @@ def arrays_of(golden: Golden, discriminators: bool) -> set[str]:
 # -- the figures of the authors' code --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_networks_agree(golden: Golden, dtype: torch.dtype) -> None:
     comparisons = verify_networks(golden, dtype)
