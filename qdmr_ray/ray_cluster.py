@@ -24,6 +24,9 @@ from qdmr_ray.errors import QdmrError, SettingsError
 SMALLEST_LOCAL_CPUS = 2
 # The resource that the head of a cluster with an autoscaler offers.
 AUTOSCALING = "autoscaling"
+# How often a local Ray is started, and what Ray says where it wasn't there in time.
+_STARTS = 3
+_TOO_SLOW = "timed out during startup"
 # Set by the command line's -v.
 VERBOSE_VARIABLE = "QDMR_VERBOSE"
 
@@ -101,6 +104,21 @@ def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str,
 
         start_data_actors_here()
         return
+    for attempts_left in reversed(range(_STARTS)):
+        try:
+            _start(options)
+            return
+        except Exception as error:
+            # Ray raises nothing narrower where the machine was too busy for its own limits, which
+            # nobody can set: a node has 30 s to start, and each agent of it 15 s.
+            if _TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            if not attempts_left:
+                raise RuntimeError(f"this machine is too busy to start it: {error}") from error
+
+
+def _start(options: dict[str, Any]) -> None:
     # Without an address Ray joins whichever cluster was started last on this machine: that of
     # another command, which takes it along when it ends.
     cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)

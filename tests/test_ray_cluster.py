@@ -18,7 +18,7 @@ from ray._private.utils import write_ray_address
 
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.ray_cluster import check_cpus, uses_gpu
+from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.train import ray_trainer as launch
 from qdmr_ray.train.failures import Supervision
 from qdmr_ray.train.worker_context import Host, threads_for
@@ -52,6 +52,30 @@ def test_a_command_joins_no_cluster_that_it_was_not_told_of(
     assert done.returncode == 0, done.stderr
     assert "session " in done.stdout
     assert f"session {ours}" not in done.stdout
+
+
+@pytest.mark.parametrize(("slow", "starts"), [(2, True), (3, False)])
+def test_a_busy_machine_gets_more_than_one_attempt(
+    monkeypatch: pytest.MonkeyPatch, slow: int, starts: bool
+) -> None:
+    calls: list[str] = []
+
+    def init(address: str, **options: Any) -> None:
+        calls.append(address)
+        if len(calls) <= slow:
+            # As Ray raises it.
+            raise Exception("The current node timed out during startup.")
+
+    # A copy, since Ray's variables that are set stay for other tests.
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"})
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    if starts:
+        ensure_ray()
+    else:
+        with pytest.raises(QdmrError, match="a local Ray can't be used: this machine is too busy"):
+            ensure_ray()
+    assert calls == ["local"] * 3
 
 
 @pytest.mark.parametrize(
