@@ -22,7 +22,7 @@ from qdmr_ray.evaluate.statistics import FEWEST_PAIRS, RESAMPLES, holm, paired_p
 from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
 
-# The inputs' own values tell test sets apart too; they come from float64.
+# Inputs of the same test set have the same values up to this; they are computed in float64.
 _TOLERANCE = 1e-6
 
 # By metric; values that are null are left out.
@@ -173,7 +173,7 @@ def _cells(columns: Mapping[str, list[float]], reference: str, metric: str) -> d
 def _check_equal(
     evaluations: Sequence[StoredEvaluation], what: str, of: Callable[[Evaluation], object]
 ) -> None:
-    """Evaluations that don't record ``what`` are judged by their inputs' values alone."""
+    """Raises QdmrError where two evaluations record another ``what``; one may record none."""
     known = [(e, said) for e in evaluations if (said := of(e.evaluation)) not in (None, "")]
     for other, said in known[1:]:
         first, expected = known[0]
@@ -190,7 +190,7 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
         for name in names:
             ours, theirs = first.images[name][INPUT], other.images[name][INPUT]
             for metric in ours.keys() & theirs.keys():
-                # Networks compute in float32, and another file gives other values.
+                # A metric by a network is computed in float32, and depends on its weights.
                 if metric_info(metric).reference:
                     continue
                 if not math.isclose(ours[metric], theirs[metric], rel_tol=_TOLERANCE):
@@ -202,8 +202,8 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
 
 
 def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, Known]]:
-    """``rows[name][image][metric]``; the input is the same for all, so it is taken from each
-    evaluation as far as it was measured."""
+    """``rows[name][image][metric]``; the input's row joins the metrics of all evaluations, since
+    the input is the same in each."""
     inputs: dict[str, Known] = {}
     for evaluation in evaluations:
         for image, stages in evaluation.images.items():
@@ -219,7 +219,7 @@ def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, Known]
 def _metrics(
     rows: Mapping[str, Mapping[str, Known]], names: Sequence[str], wanted: Sequence[str]
 ) -> list[str]:
-    """The metrics of the table, in the files' order or as they were named."""
+    """The metrics of the table, in the order of the files or of ``wanted``."""
     order = dict.fromkeys(m for row in rows.values() for n in names for m in row[n])
     complete = [
         metric
@@ -275,7 +275,7 @@ def _notes(
 
 
 def _file_note(evaluations: Sequence[StoredEvaluation], metric: str) -> str:
-    """Which file a metric compared with: the same in all evaluations that record it."""
+    """Names the file that a metric compared with, the same in all evaluations that record it."""
     info = metric_info(metric)
     known = [file for e in evaluations if (file := e.evaluation.reference(metric))]
     silent = [e.name for e in evaluations if not e.evaluation.reference(metric)]

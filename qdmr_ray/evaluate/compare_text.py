@@ -9,7 +9,7 @@ from qdmr_ray.evaluate.compare import Cell, Comparison
 from qdmr_ray.evaluate.metrics.registry import metric_info
 
 FORMATS = ("plain", "markdown", "latex")
-# p below this is not told from 0 in a table.
+# A smaller p is shown as smaller than this.
 SMALLEST_P = 0.001
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -39,7 +39,7 @@ def comparison_text(comparison: Comparison, style: str = "plain") -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Every character that LaTeX would take for a command, written out."""
+    """The text with every character escaped that LaTeX would take for a command."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
@@ -87,7 +87,7 @@ def _latex(comparison: Comparison) -> str:
 
 
 def _headings(comparison: Comparison) -> list[str]:
-    """The metrics, each followed by its p where rows are compared."""
+    """The columns' metrics, each followed by ``p`` where there are rows to compare."""
     tested = len(comparison.rows) > 1
     return ["", *(h for m in comparison.metrics for h in ([m, "p"] if tested else [m]))]
 

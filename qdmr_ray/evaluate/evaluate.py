@@ -1,9 +1,9 @@
-"""Judging a run on its test set: every photograph restored and measured, spread by Ray Data.
+"""The evaluation of a run on its test set: Ray Data spreads the photographs over the cluster.
 
     evaluation = evaluate_run(open_location("runs/demo"))
 
-Results are kept as they come (``evaluation/results.jsonl``): an evaluation that was killed goes on
-where it stopped when it is started again with the same models, data and settings.
+Results are written as they come (``evaluation/results.jsonl``): an evaluation that was killed goes
+on where it stopped when it is started again with the same models, data and settings.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location, open_location
 
-# Ray keeps a CPU for this part of a restoring actor; it mostly waits for its own threads.
+# The share of a CPU that Ray reserves for a restoring actor, which mostly waits for its threads.
 ACTOR_CPUS = 0.5
-# Times that a photograph is tried again whose worker was lost. Ray's default, for ever, would have
-# a photograph that exhausts a worker's memory kill one worker after the other.
+# How often a photograph is tried again whose worker was lost. With Ray's default, for ever, a
+# photograph that exhausts a worker's memory would kill one worker after the other.
 WORKER_RETRIES = 3
-# Settings that an evaluation may have of its own; the others have made the models.
+# Settings that an evaluation may replace; all others have determined the trained models.
 OWN_SETTINGS = ("evaluation.", "weights.", "data.s3_endpoint")
-# Listings of a store that wait at the same time.
+# How many listings of a store run at the same time.
 _LISTERS = 16
 
 Progress = Callable[[int, int], None]
@@ -61,8 +61,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """``workers`` restoring actors, each with that share of a GPU; ``sharing`` of them on a node's
-    CPUs."""
+    """``workers`` restoring actors with ``gpus`` GPUs each, of which ``sharing`` share a node."""
 
     workers: int
     gpus: float
@@ -179,7 +178,7 @@ def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Names of folders: of two photographs a.png and a.jpg the second becomes ``a (2)``."""
+    """A folder's name for each photograph: of a.png and a.jpg the second becomes ``a (2)``."""
     seen: Counter[str] = Counter()
     unique: list[str] = []
     for name in names:
@@ -217,7 +216,7 @@ def _wanted(models: Mapping[str, Location], *, paired: bool, sheets: bool) -> se
 
 
 def _complete(pictures: Location, names: Mapping[int, str], wanted: set[str]) -> set[int]:
-    """Those photographs whose pictures are all there still."""
+    """The photographs whose pictures still exist, all of them."""
 
     def complete(index: int) -> bool:
         return wanted <= pictures.join(names[index]).file_sizes().keys()
@@ -261,17 +260,19 @@ def _judge_missing(
 def spread_over(
     nodes: Sequence[Mapping[str, Any]], workers: int | None, photographs: int
 ) -> Spread:
-    """How to use the cluster whose ``nodes`` Ray lists; ``workers`` as ``evaluation.workers``."""
+    """How many workers use the cluster of these ``nodes``, as ``ray.nodes()`` lists them, and how.
+
+    ``workers`` is ``evaluation.workers``."""
     alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
     gpus = int(sum(resources.get("GPU", 0) for resources in alive))
-    # A head without CPUs, as clusters on Kubernetes have, restores nothing.
+    # The head of a cluster on Kubernetes has no CPUs, so it restores nothing.
     needed, least = ("GPU", 1.0) if gpus else ("CPU", ACTOR_CPUS)
     useful = max(1, sum(resources.get(needed, 0) >= least for resources in alive))
     wanted = workers or gpus or useful
     wanted = max(1, min(wanted, photographs))
     return Spread(
         workers=wanted,
-        # More workers than GPUs share them: Ray would wait for ever for whole ones.
+        # More workers than GPUs share them: Ray would wait for ever for a whole GPU each.
         gpus=1 / math.ceil(wanted / gpus) if gpus else 0.0,
         sharing=math.ceil(wanted / useful),
     )
@@ -280,33 +281,33 @@ def spread_over(
 def _judged(
     task: EvaluationTask, rows: Sequence[Mapping[str, Any]], spread: Spread
 ) -> Iterator[dict[str, Any]]:
-    """What the actors give for ``rows``, as it comes. Rows whose workers died are missing."""
+    """The actors' results for ``rows``, as they come; rows whose workers died are missing."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
-    # Restorer raises nothing for a photograph: what fails is a worker that died once too often.
+    # Restorer raises nothing for a photograph, so that only a worker that died too often fails.
     context.max_errored_blocks = -1
     with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 has no other way yet to pass max_task_retries.
+        # Ray 2.60 deprecates the only argument that sets max_task_retries.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = ray.data.from_items(
             [dict(row) for row in rows], override_num_blocks=len(rows)
         ).map(
             Restorer,  # type: ignore[arg-type]
             fn_constructor_args=(task,),
-            # One at a time: a worker that dies then costs a try of the photograph it held only.
+            # One at a time, so that a worker that dies costs a try of its own photograph only.
             compute=ray.data.ActorPoolStrategy(
                 size=spread.workers, max_tasks_in_flight_per_actor=1
             ),
             num_cpus=ACTOR_CPUS,
             num_gpus=spread.gpus,
-            # Else Ray fills one node before it takes the next, and its CPUs are shared by all.
+            # By default Ray fills one node before the next, and all actors would share its CPUs.
             scheduling_strategy="SPREAD",
             max_task_retries=WORKER_RETRIES,
         )
     try:
         yield from dataset.iter_rows()
     except Exception as error:
-        # Of a worker that couldn't be set up, Ray passes on only the traceback's text.
+        # When a worker can't be set up, Ray passes on only the text of the traceback.
         _, named, words = str(error).rpartition(f"{QdmrError.__module__}.{QdmrError.__name__}: ")
         if named:
             raise QdmrError(" ".join(words.split())) from error

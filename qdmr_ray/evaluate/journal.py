@@ -1,4 +1,4 @@
-"""The results of an evaluation in progress, so that one that is killed can go on.
+"""The journal of an evaluation in progress, from which a killed evaluation goes on.
 
 ``results.jsonl`` is written by the driver alone: a first line that names the evaluation by its
 digest, then a line for each photograph as it is done. A photograph whose line a crash cut short is
@@ -15,7 +15,7 @@ from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
 
 RESULTS_FILE = "results.jsonl"
-# Nothing can be appended to an object of a store, so it is written anew, but not for each line.
+# An object in a store can't be appended to: it is written anew, at most once in this many seconds.
 STORE_SECONDS = 10.0
 
 

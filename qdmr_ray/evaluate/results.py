@@ -1,4 +1,4 @@
-"""What an evaluation leaves: ``evaluation.json``, and the lines of its journal.
+"""The typed files of an evaluation: ``evaluation.json``, and the lines of its journal.
 
     evaluation = Evaluation.read(open_location("runs/demo").join(EVALUATION_FILE))
     evaluation.stages["uda"]["psnr"], evaluation.statistics["uda"]["psnr"].ci95
@@ -20,7 +20,7 @@ from qdmr_ray.storage.document import Document, Part
 
 # By metric.
 Values = dict[str, float | None]
-# By image, which is `input` or a stage, then by metric.
+# By image (`input` or a stage), then by metric.
 ImageValues = dict[str, Values]
 
 
@@ -67,7 +67,7 @@ class PhotographResult(Part):
 
 
 class Provenance(Part):
-    """All that determines the values, and ``digest``, a SHA-256 of it.
+    """Everything that determines the values, and ``digest``, its SHA-256.
 
     ``test_set`` is the digest of the photographs, ``models`` has that of each stage's weights,
     ``validation_images`` lists the photographs that were left out since the training was judged on
@@ -112,7 +112,7 @@ class Evaluation(Document):
         return {INPUT: self.input, **self.stages}
 
     def reference(self, metric: str) -> str:
-        """Which file the metric compared with; empty where it needs none or none is recorded."""
+        """The file that the metric compared with; empty where it needs none or none is recorded."""
         key = metric_info(metric).reference
         return str((self.model_extra or {}).get(key) or "")
 
@@ -124,7 +124,7 @@ class JournalHead(Document):
 
 
 class Judged(Document):
-    """A further line of a journal: what a worker found out about one photograph.
+    """A further line of a journal: a worker's result for one photograph.
 
     ``left_out`` holds the reasons by metric, ``environment`` what the values were computed with.
     """

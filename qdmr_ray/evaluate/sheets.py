@@ -1,9 +1,9 @@
-"""One picture per test photograph that shows what was gained: ``evaluation/NAME/comparison.png``.
+"""A sheet for each test photograph that compares the stages: ``evaluation/NAME/comparison.png``.
 
     sheet = comparison_sheet("astronaut", {"input": …, "uda": …, "ground_truth": …}, figures)
 
-A column each for the input, the restored stages and the ground truth. From above: the whole
-photographs with their figures, the absolute errors, and two magnified details.
+The input, each restored stage and the ground truth have a column each. From top to bottom it shows
+the whole photographs with their metrics, the absolute errors, and two magnified details.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, label
 
-# Of the error maps: 255 / ERROR_GAIN levels and more are the lightest. The same on every sheet, so
-# that sheets compare.
+# The gain of the error maps: errors of 255 / ERROR_GAIN levels and more get the lightest colour. It
+# is the same on every sheet, so that sheets can be compared.
 ERROR_GAIN = 4
 # The scale of the error maps in OKLCH (Ottosson, "A perceptual color space for image processing",
 # 2020): lightness rises evenly, the hue (in degrees) stays.
@@ -28,9 +28,9 @@ MAP_LIGHTNESS = (0.13, 0.97)
 MAP_HUE = 60.0
 MAP_CHROMA = 0.15
 REGIONS = 2
-# Sides in pixels of a region, as far as it is at most a third of the photograph's: so two fit.
+# Sides in pixels of a region, but at most a third of the photograph's sides, so that two fit.
 REGION_WIDTH, REGION_HEIGHT = 128, 96
-# Pixels of a region are shown this many times as large, larger where the region is small.
+# A region is enlarged at least by this factor, and more where it is small.
 LEAST_ZOOM = 3
 COLUMN = REGION_WIDTH * LEAST_ZOOM
 DETAIL_HEIGHT = REGION_HEIGHT * LEAST_ZOOM
@@ -38,7 +38,7 @@ TALLEST = 512
 LEGEND_HEIGHT = 40
 MARGIN, GAP = 16, 10
 BACKGROUND, TEXT, FAINT = (22, 24, 28), (240, 240, 240), (168, 172, 180)
-# Of the regions' frames (Okabe and Ito: told apart by the colour-blind too).
+# Colours of the regions' frames (Okabe and Ito), which the colour-blind can tell apart.
 FRAMES = ((86, 180, 233), (240, 228, 66))
 _TITLE, _LABEL, _SMALL = 20, 17, 13
 
@@ -101,7 +101,7 @@ def region_size(height: int, width: int) -> tuple[int, int]:
 
 
 def interest(image: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """float64 ``(H, W)``, what details are chosen by: never by what a method made of them.
+    """float64 ``(H, W)`` by which details are chosen; no method's result has a part in it.
 
     The absolute error of the input; without a ground truth, its local contrast (the length of the
     gradient).
@@ -217,20 +217,20 @@ def _overview(
         x, y = round(left * scale), round(top * scale)
         right = max(x, round((left + size[1]) * scale) - 1)
         bottom = max(y, round((top + size[0]) * scale) - 1)
-        # A dark line around the frame, since photographs are of any colour.
+        # A dark line around the frame shows it on photographs of any colour.
         draw.rectangle((x - 1, y - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=4)
         draw.rectangle((x, y, right, bottom), outline=colour, width=2)
     return picture
 
 
 def _error_tile(image: np.ndarray, truth: np.ndarray) -> Image.Image:
-    # Made smaller before it is coloured: means of errors, not of colours.
+    # Reduced before it is coloured, so that errors are averaged and not colours.
     error = _fitted(Image.fromarray(absolute_error(image, truth)), Image.Resampling.BOX)
     return Image.fromarray(error_colours(np.asarray(error)))
 
 
 def _scale_tile(height: int) -> Image.Image:
-    """The legend of the error maps, where the ground truth has no error to show."""
+    """The legend of the error maps; it stands in the ground truth's column, which has no error."""
     tile = Image.new("RGB", (COLUMN, max(height, LEGEND_HEIGHT)), BACKGROUND)
     bar_width = COLUMN - 2 * MARGIN
     levels = np.linspace(0, 255 / ERROR_GAIN, bar_width)

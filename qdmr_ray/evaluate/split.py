@@ -1,7 +1,8 @@
-"""Which test photographs a search may look at, and which are kept for the final figures.
+"""The split of the test set: photographs that a search may look at, and those for the final test.
 
-Settings chosen by their figure on some photographs look better on these than they are. So a sweep
-judges on the validation part of the test set, and evaluations of its runs on the rest.
+Settings that were chosen by a metric on some photographs look better on these than they are. A
+sweep therefore judges on the validation part of the test set, and its runs are evaluated on the
+rest.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from qdmr_ray.errors import SettingsError
 def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> list[int]:
     """Positions of the validation photographs among ``names``, ascending.
 
-    Those whose names match ``validation_names``; otherwise the share ``validation_share`` of
-    all, chosen by a hash of their names, so that it is the same in every run on the data.
+    These are the photographs whose names match ``validation_names``. Without such names it is the
+    share ``validation_share`` of all, chosen by a hash of their names, so that every run on the
+    same data chooses the same.
 
     Raises:
         SettingsError: a pattern matches nothing, or no photograph is left for the test.

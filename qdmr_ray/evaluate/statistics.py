@@ -116,7 +116,7 @@ def bootstrap_interval(
     if np.ptp(array) == 0.0:
         return float(array[0]), float(array[0])
     with warnings.catch_warnings():
-        # Of 0/0 in BCa's acceleration; the result is looked at below.
+        # SciPy warns of 0/0 in the acceleration; NaN is handled below.
         warnings.simplefilter("ignore")
         found = stats.bootstrap(
             (array,),
@@ -177,8 +177,8 @@ def _columns(rows: Sequence[Judged], names: Sequence[str]) -> dict[str, dict[str
 
 
 def _environment(rows: Sequence[Judged]) -> dict[str, str]:
-    """What the photographs were computed with: more than one value where an evaluation went on
-    elsewhere, or on unlike nodes."""
+    """The versions and devices that computed the photographs; several values are joined where an
+    evaluation went on elsewhere, or on unlike nodes."""
     found: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.environment.items():
@@ -187,7 +187,7 @@ def _environment(rows: Sequence[Judged]) -> dict[str, str]:
 
 
 def _left_out(row: Judged) -> list[LeftOut]:
-    """Each metric that this photograph doesn't count for."""
+    """The metrics in whose means this photograph doesn't count."""
     reasons = dict(row.left_out)
     for name, values in row.values.items():
         for metric, value in values.items():

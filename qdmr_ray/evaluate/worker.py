@@ -25,7 +25,7 @@ from qdmr_ray.storage import open_location
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
-    """What every restoring actor is given: the test set, the models by name, and where to write.
+    """The arguments of every restoring actor: the test set, the models by name, where to write.
 
     Paths are absolute, since an actor's working directory is Ray's own. ``sharing`` actors share
     the CPUs of a node.
@@ -51,7 +51,7 @@ class Restorer:
 
     def __init__(self, task: EvaluationTask) -> None:
         self.task = task
-        # Ray leaves an actor that asks for less than a CPU one thread.
+        # Ray gives one thread to an actor that asks for less than a CPU.
         torch.set_num_threads(max(1, int(_cpus() // task.sharing)))
         self.reader = RecordReader(task.data, endpoint=task.endpoint)
         device = "cuda" if task.gpu else "cpu"
@@ -72,13 +72,13 @@ class Restorer:
         try:
             record = self.reader.read(TEST_SET, int(row["index"]))
             judged = self._judge(record, int(row["index"]), str(row["name"]))
-        except Exception as error:  # whatever one photograph breaks, the others are judged
+        except Exception as error:  # one broken photograph must not end the evaluation
             return {**row, "judged": "", "failure": reason(error)}
         return {**row, "judged": judged.to_json(indent=None), "failure": ""}
 
     def _judge(self, record: Record, index: int, name: str) -> Judged:
-        """The metrics of input and stages. The pictures are written below ``name`` first: they are
-        of use whatever can be measured."""
+        """Measures the input and the stages. The pictures are written below ``name`` first, since
+        they are useful whatever can be measured."""
         images = {INPUT: record.image}
         images |= {stage: restore(record.image, model) for stage, model in self.models.items()}
         measured = dict(images)
@@ -94,7 +94,7 @@ class Restorer:
             try:
                 found = {s: measure(image, record.ground_truth) for s, image in measured.items()}
             except QdmrError as error:
-                # For the input and every stage: their means must be over the same photographs.
+                # Left out for the input and every stage, whose means must be over the same images.
                 left_out[metric.name] = reason(error)
                 continue
             for stage, value in found.items():
@@ -118,8 +118,8 @@ class Restorer:
 
 
 def _cpus() -> float:
-    """Those of this node as Ray counts them, where that is a container or one of several nodes of
-    a machine; else the machine's."""
+    """The CPUs of this node: as Ray counts them where the node is a container or one of several on
+    a machine, else the machine's."""
     cpus = float(os.cpu_count() or 1)
     if not ray.is_initialized():
         return cpus

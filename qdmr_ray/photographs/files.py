@@ -1,10 +1,10 @@
-"""Photographs that go out as they came in: 8 or 16 bits, with transparency, EXIF data and colour
+"""Photographs that keep what their files hold: 8 or 16 bits, transparency, EXIF data, colour
 profile.
 
     photograph = read_photograph(path)
     write_photograph(out, photograph, corrected)      # of the type and shape of photograph.pixels
 
-For training and measuring, ``images.read_image`` gives 8 bits without any of these.
+For training and measuring, ``decode.read_image`` gives 8 bits without any of these.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def read_photograph(path: Path) -> Photograph:
 
 
 def check_fits(photograph: Photograph, suffix: str, name: str) -> None:
-    """Whether a file with this ending holds such a photograph; known before it is corrected.
+    """Checks that a file with this ending can hold such a photograph, before it is corrected.
 
     Raises:
         QdmrError: 16 bits, transparency or a side that the format has no room for.
@@ -188,9 +188,9 @@ def _encoded(suffix: str, photograph: Photograph, layers: np.ndarray) -> bytes:
 
 
 def _choose_frame(image: Image.Image, name: str) -> None:
-    """Goes to the photograph among previews; several photographs are refused."""
+    """Seeks the photograph among its previews; a file of several photographs is refused."""
     count = getattr(image, "n_frames", 1)
-    # The first of a camera's MPO file is the photograph: viewers that know JPEG show that.
+    # The first frame of a camera's MPO file is the photograph, which JPEG viewers show.
     if image.format == "MPO" or count == 1:
         return
     if image.format == "TIFF":
@@ -211,9 +211,10 @@ def _kind(image: Image.Image, page: int) -> int:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Pillow's limit of 179 megapixels is against pictures from strangers; these were named."""
+    """Lifts Pillow's limit of 179 megapixels, which protects from strangers' pictures: the user
+    named these."""
     with _limit_lock, warnings.catch_warnings():
-        # What Pillow thinks of odd EXIF data is no line for a user, either.
+        # Pillow also warns of odd EXIF data, which is no use to a user.
         warnings.simplefilter("ignore")
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -238,7 +239,7 @@ def _stored_pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
 
 
 def _layers(photograph: Photograph, pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 1 .. 4): a grey photograph stays grey, and so fits its colour profile."""
+    """(H, W, 1 .. 4); a grey photograph stays grey, since its colour profile is for grey."""
     if photograph.grey:
         mean = np.rint(pixels.mean(axis=2, keepdims=True)).astype(pixels.dtype)
         pixels = mean
@@ -256,7 +257,7 @@ def _eight_bit_file(suffix: str, photograph: Photograph, layers: np.ndarray) -> 
         # Pillow writes EXIF tables into uncompressed TIFF files only.
         del options["compression"]
     if form != "BMP":
-        # Without any, Pillow would still write an empty block.
+        # Pillow would write an empty block for empty EXIF data.
         options |= {"exif": exif} if len(exif) else {}
         options |= {"icc_profile": photograph.profile} if photograph.profile else {}
     if form in ("JPEG", "WEBP") and extras.xmp:
@@ -277,11 +278,11 @@ def _eight_bit_file(suffix: str, photograph: Photograph, layers: np.ndarray) -> 
 
 
 def _with_xmp(exif: Image.Exif, xmp: bytes) -> Image.Exif:
-    """A copy with XMP as a TIFF has it, among the tags."""
+    """A copy with the XMP among the tags, where a TIFF has it."""
     made = Image.Exif()
     made.endian = exif.endian
     for table in TABLES:
-        # Before the tags: afterwards Pillow would look for them in a file.
+        # Before the tags: once those are set, Pillow would look for the tables in a file.
         made.get_ifd(table).update(exif.get_ifd(table))
     made.update({**exif, XMP_TAG: xmp})
     return made

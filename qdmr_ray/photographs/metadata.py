@@ -1,4 +1,4 @@
-"""What a photograph's file holds beside its pixels, read so that it can go into another file."""
+"""The metadata of a photograph's file, read so that they can be written into another file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ XMP_TAG = 700
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
 TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-# Tags that say how a TIFF file's own pixels lie; another file has its own.
+# Tags that describe how the pixels lie in a TIFF file; they don't apply to another file.
 _STRUCTURAL = frozenset(
     tag
     for first, last in (
@@ -26,11 +26,11 @@ _STRUCTURAL = frozenset(
     )
     for tag in range(first, last + 1)
 )
-# A PNG's chunks that hold for any pixels: colours, density and texts.
+# The chunks of a PNG that stay valid for other pixels: colours, density and texts.
 _PNG_KEPT = (b"cHRM", b"cICP", b"gAMA", b"iTXt", b"pHYs", b"sRGB", b"tEXt", b"zTXt")
 _PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _PNG_XMP = b"XML:com.adobe.xmp"
-# Texts that say again what EXIF data and XMP say, and would stay as they were when those change.
+# Texts that repeat EXIF data and XMP; they would be outdated once those are changed.
 _PNG_COPIES = (
     _PNG_XMP,
     b"Raw profile type APP1",
@@ -55,10 +55,10 @@ class Extras:
 
 
 def portable_exif(exif: Image.Exif, height: int, width: int) -> Image.Exif:
-    """A copy without what belongs to the old file's pixels; they are upright now, and
-    ``height`` x ``width``. Of a TIFF, call this while its file is open."""
+    """A copy without the tags that belong to the old file's pixels; the new pixels are upright and
+    ``height`` x ``width``. The file of a TIFF must still be open."""
     made = Image.Exif()
-    # The maker's notes inside may have been written in this order of bytes.
+    # The maker's notes inside the data may depend on this byte order.
     made.endian = exif.endian
     for tag, value in exif.items():
         if tag not in _STRUCTURAL and tag not in TABLES and tag != XMP_TAG:
@@ -73,13 +73,13 @@ def portable_exif(exif: Image.Exif, height: int, width: int) -> Image.Exif:
             values |= {tag: side for tag, side in sides if tag in values}
         if values:
             made.get_ifd(table).update(values)
-            # Pillow writes a table into a TIFF only when it stands among the tags, too.
+            # Pillow writes a table into a TIFF only if it is also among the tags.
             made[table] = values
     return made
 
 
 def _with_interoperability(values: dict[int, object], exif: Image.Exif) -> dict[int, object]:
-    """The table inside the table, instead of the place where it lay in the old file."""
+    """The values with the interoperability table itself in place of its offset in the old file."""
     if ExifTags.IFD.Interop in values:
         inner = dict(exif.get_ifd(ExifTags.IFD.Interop))
         values = {tag: value for tag, value in values.items() if tag != ExifTags.IFD.Interop}
@@ -89,12 +89,12 @@ def _with_interoperability(values: dict[int, object], exif: Image.Exif) -> dict[
 
 
 def read_extras(image: Image.Image, data: bytes, height: int, width: int) -> Extras:
-    """Of the loaded ``image`` in ``data``, for upright pixels, ``height`` x ``width``."""
+    """The extras of the loaded ``image`` in ``data``, for upright ``height`` x ``width`` pixels."""
     info = image.info
     xmp, comment, density = info.get("xmp"), info.get("comment"), info.get("dpi")
     jpeg = image.format in ("JPEG", "MPO")
     if jpeg and info.get("jfif_unit") not in _JPEG_DENSITIES:
-        # Not the file's own: Pillow takes it from the EXIF data, or takes 72.
+        # The file has none of its own: Pillow took it from the EXIF data, or took 72.
         density = None
     if image.format == "TIFF" and ExifTags.Base.XResolution not in image.tag_v2:  # type: ignore[attr-defined]
         density = None
@@ -108,7 +108,7 @@ def read_extras(image: Image.Image, data: bytes, height: int, width: int) -> Ext
 
 
 def _upright_xmp(xmp: bytes, height: int, width: int) -> bytes:
-    """XMP says again what EXIF says; as attributes, ``tiff:Orientation="6"``, or as elements."""
+    """The XMP with its copies of orientation and size made right, attributes or elements."""
     for name, value in (
         (b"tiff:Orientation", _UPRIGHT),
         (b"tiff:ImageWidth", width),
@@ -136,7 +136,7 @@ def _kept_chunks(data: bytes) -> bytes:
         for kind, body in _png_chunks(data)
         if kind in _PNG_KEPT
         and not (kind in _PNG_TEXTS and body.split(b"\0", 1)[0] in _PNG_COPIES)
-        # A profile has the last word; the two together are not allowed.
+        # PNG doesn't allow both, and the profile is the more exact one.
         and not (kind == b"sRGB" and profile)
     )
 
@@ -159,7 +159,7 @@ def png_extras(extras: Extras) -> bytes:
     """The chunks for a PNG, to be written before its pixels."""
     chunks = extras.chunks
     if extras.xmp:
-        # Not compressed, in no language.
+        # The zero bytes: not compressed, and no language.
         chunks += png_chunk(b"iTXt", _PNG_XMP + b"\0\0\0\0\0" + extras.xmp)
     if extras.density and not extras.chunks:
         per_metre = [round(dots / 0.0254) for dots in extras.density]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.evaluate.metrics.niqe import PristineModel, load_pristine
+from qdmr_ray.evaluate.metrics.pristine import PristineModel, load_pristine
 from qdmr_ray.nets import (
     QDMR,
     VQGAN,
@@ -51,9 +51,9 @@ TOLERANCES = {
     "float32": {"output": 1e-4, "loss": 1e-3, "indices": 0.005, "parameters": 1e-3},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-# The authors decoded these in float32.
-DECODED_CODES_TOLERANCE = 1e-5
-# NIQE's figures were made with the parameters here, seen from the golden figures' folder.
+# The authors decoded the codes in float32.
+OWN_TOLERANCES = {"vqgan/decoded_codes": 1e-5}
+# The pristine parameters of NIQE's golden figures, relative to the folder of the figures.
 PRISTINE_PATH = Path("..", "data", "niqe_pris_params.npz")
 
 
@@ -64,7 +64,7 @@ def verify(
     *,
     pristine: PristineModel | None = None,
 ) -> list[Comparison]:
-    """Every comparison, in float64 or float32; ``progress`` hears what is being computed.
+    """Every comparison, in float64 or float32; ``progress`` is called with each part's name.
 
     NIQE is left out without ``pristine``, the model that its figures were made with.
     """
@@ -110,150 +110,140 @@ def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> None:
 
 def verify_networks(golden: Golden, dtype: torch.dtype) -> list[Comparison]:
     """VQGAN, s2t and both QDMR networks in eval mode."""
-    check = _Checker(golden, dtype)
-    size = golden.recipe["forward"]["size"]
-    count = golden.recipe["forward"]["batch"]
-    x = golden_image(golden.recipe["seed"], count, size, size).to(dtype)
+    recipe, seed = golden.recipe["forward"], golden.recipe["seed"]
+    x = golden_image(seed, recipe["batch"], recipe["size"], recipe["size"]).to(dtype)
     with torch.inference_mode():
-        check.vqgan(x)
-        check.qdmr(x)
-    return check.comparisons
+        found = {**_vqgan_outputs(golden, x), **_qdmr_outputs(golden, x)}
+    return [_forward_comparison(golden, name, value, dtype) for name, value in found.items()]
 
 
 def verify_discriminators(golden: Golden, dtype: torch.dtype) -> list[Comparison]:
     """Both discriminators in training mode, one power iteration."""
-    check = _Checker(golden, dtype)
     recipe, seed = golden.recipe["forward"], golden.recipe["seed"]
     image = golden_image(seed, recipe["batch"], recipe["size"], recipe["size"])
     shape = (recipe["batch"], recipe["feature_channels"], *[recipe["feature_size"]] * 2)
     features = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+    comparisons = []
     for kind, x in (("image_discriminator", image), ("feature_discriminator", features)):
         network = UNetDiscriminator(x.shape[1], DiscriminatorSettings()).to(dtype)
         fill(network, golden_state(golden, kind))
         with torch.no_grad():
-            check.output(f"{kind}/logits", network(x.to(dtype)))
-    return check.comparisons
+            logits = network(x.to(dtype))
+        comparisons.append(_forward_comparison(golden, f"{kind}/logits", logits, dtype))
+    return comparisons
 
 
-class _Checker:
-    """Collects comparisons of forward passes with ``forward.npz``."""
-
-    def __init__(self, golden: Golden, dtype: torch.dtype) -> None:
-        self.golden, self.dtype = golden, dtype
-        self.allowed = TOLERANCES[str(dtype).removeprefix("torch.")]
-        self.comparisons: list[Comparison] = []
-
-    def vqgan(self, x: Tensor) -> None:
-        """The VQGAN, its semantic head, and the s2t network, which is the VQGAN alone."""
-        state = golden_state(self.golden, "vqgan")
-        network = VQGAN(NetworkSettings()).to(self.dtype).eval()
-        head = SemanticHead(NetworkSettings().code_dim).to(self.dtype)
-        vgg19 = VGG19Features().to(self.dtype)
-        fill(head, under(state, "semantic."))
-        fill(vgg19, under(state, "vgg."))
-        for kind in ("vqgan", "s2t"):
-            own = golden_state(self.golden, kind)
-            fill(network, {k: v for k, v in own.items() if not k.startswith(("semantic.", "vgg."))})
-            out = network(x)
-            self.output(f"{kind}/image", out.image)
-            self.loss(f"{kind}/codebook_loss", out.codebook_loss.mean())
-            self.indices(f"{kind}/indices", out.indices)
-            if kind == "vqgan":
-                self.output("vqgan/after_quant", network.after_quant(out.code)[:, :8])
-                error = (head(out.code) - vgg19(x)).square().mean()
-                self.loss("vqgan/semantic_loss", error)
-                self._decoded_codes(network)
-
-    def _decoded_codes(self, network: VQGAN) -> None:
-        wanted = self.golden.forward["vqgan/decoded_codes"]
-        decoded = network.float().decode_codes(torch.arange(len(wanted)))
-        network.to(self.dtype)
-        name, allowed = "vqgan/decoded_codes", DECODED_CODES_TOLERANCE
-        self.comparisons.append(Comparison(name, _array_difference(decoded, wanted), allowed))
-
-    def qdmr(self, x: Tensor) -> None:
-        """Base and UDA, which share the network but not the weights' names."""
-        for kind in ("qdmr_base", "qdmr_uda"):
-            network = QDMR(NetworkSettings()).to(self.dtype).eval()
-            fill(network, golden_state(self.golden, kind))
-            out = network(x)
-            self.output(f"{kind}/image", out.image)
-            self.loss(f"{kind}/codebook_loss", out.codebook_loss.mean())
-            if kind == "qdmr_uda":
-                self.output("qdmr_uda/bottleneck", out.features[:, :8])
-                continue
-            self.indices("qdmr_base/indices", out.indices)
-            wide = golden_image(self.golden.recipe["seed"], 1, 192, 320).to(self.dtype)
-            self.output("qdmr_base/wide_image", network(wide).image[:, :, ::4, ::4])
-
-    def output(self, name: str, value: Tensor) -> None:
-        """Compares an output; only the first images of the batch are stored."""
-        wanted = self.golden.forward[name]
-        difference = _array_difference(value[: len(wanted)], wanted)
-        self.comparisons.append(Comparison(name, difference, self.allowed["output"]))
-
-    def loss(self, name: str, value: Tensor) -> None:
-        difference = relative_difference(value.item(), float(self.golden.forward[name]))
-        self.comparisons.append(Comparison(name, difference, self.allowed["loss"]))
-
-    def indices(self, name: str, value: Tensor) -> None:
-        wanted = self.golden.forward[name]
-        found = value[: len(wanted)].reshape(wanted.shape).numpy()
-        different = float((found != wanted).mean())
-        self.comparisons.append(Comparison(name, different, self.allowed["indices"]))
+def _vqgan_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
+    """Outputs of the VQGAN, its semantic head, and the s2t network, which is the VQGAN alone."""
+    state = golden_state(golden, "vqgan")
+    network = VQGAN(NetworkSettings()).to(x.dtype).eval()
+    head = SemanticHead(NetworkSettings().code_dim).to(x.dtype)
+    vgg19 = VGG19Features().to(x.dtype)
+    fill(head, under(state, "semantic."))
+    fill(vgg19, under(state, "vgg."))
+    found = {}
+    for kind in ("s2t", "vqgan"):
+        fill(network, _of_network(golden_state(golden, kind)))
+        out = network(x)
+        found[f"{kind}/image"], found[f"{kind}/indices"] = out.image, out.indices
+        found[f"{kind}/codebook_loss"] = out.codebook_loss.mean()
+    found["vqgan/after_quant"] = network.after_quant(out.code)[:, :8]
+    found["vqgan/semantic_loss"] = (head(out.code) - vgg19(x)).square().mean()
+    codes = torch.arange(len(golden.forward["vqgan/decoded_codes"]))
+    found["vqgan/decoded_codes"] = network.float().decode_codes(codes)
+    return found
 
 
-# The authors' names of logged figures, by ours.
-VQGAN_NAMES = {
-    "source/codebook": "l_codebook",
-    "source/semantic": "l_semantic",
-    "source/l1": "l_pix",
-    "source/gan": "l_g_gan",
-    "target/codebook": "l_codebookt",
-    "target/semantic": "l_semantict",
-    "target/l1": "l_pixt",
-    "image_discriminator/target": "l_d_real",
-    "image_discriminator/target_logit": "out_d_real",
+def _qdmr_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
+    """Outputs of Base and UDA, which share the network but not the weights' names."""
+    found = {}
+    for kind in ("qdmr_base", "qdmr_uda"):
+        network = QDMR(NetworkSettings()).to(x.dtype).eval()
+        fill(network, golden_state(golden, kind))
+        out = network(x)
+        found[f"{kind}/image"] = out.image
+        found[f"{kind}/codebook_loss"] = out.codebook_loss.mean()
+        if kind == "qdmr_uda":
+            found["qdmr_uda/bottleneck"] = out.features[:, :8]
+            continue
+        found["qdmr_base/indices"] = out.indices
+        wide = golden_image(golden.recipe["seed"], 1, 192, 320).to(x.dtype)
+        found["qdmr_base/wide_image"] = network(wide).image[:, :, ::4, ::4]
+    return found
+
+
+def _forward_comparison(golden: Golden, name: str, value: Tensor, dtype: torch.dtype) -> Comparison:
+    """Compares a loss, code indices or an output, told apart by the name; golden files hold only
+    the first images of a batch."""
+    allowed, wanted = _tolerances(dtype), golden.forward[name]
+    if name.endswith("_loss"):
+        difference = relative_difference(value.item(), float(wanted))
+        return Comparison(name, difference, allowed["loss"])
+    found = value[: len(wanted)]
+    if name.endswith("indices"):
+        different = float((found.reshape(wanted.shape).numpy() != wanted).mean())
+        return Comparison(name, different, allowed["indices"])
+    difference = np.abs(found.double().numpy() - wanted.astype(np.float64)).max()
+    relative = float(difference / np.abs(wanted).max())
+    return Comparison(name, relative, OWN_TOLERANCES.get(name, allowed["output"]))
+
+
+def _of_network(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries of the network itself, without those of frozen networks beside it."""
+    return {k: v for k, v in state.items() if not k.startswith(("semantic.", "vgg."))}
+
+
+def _tolerances(dtype: torch.dtype) -> dict[str, float]:
+    return TOLERANCES[str(dtype).removeprefix("torch.")]
+
+
+# The authors' names of logged metrics, by ours: first those that stages share.
+_GENERATOR = {"source/codebook": "l_codebook", "source/l1": "l_pix"}
+_SOURCE = {
     "image_discriminator/source": "l_d_fake",
     "image_discriminator/source_logit": "out_d_fake",
 }
-BASE_NAMES = {
-    "source/codebook": "l_codebook",
-    "source/l1": "l_pix",
-    "source/gan": "l_g_gan",
+_GROUND_TRUTH = {
     "image_discriminator/ground_truth": "l_d_reals",
     "image_discriminator/ground_truth_logit": "out_d_reals",
-    "image_discriminator/source": "l_d_fake",
-    "image_discriminator/source_logit": "out_d_fake",
 }
-UDA_NAMES = {
-    "source/codebook": "l_codebook",
-    "s2t/codebook": "l_codebook_s2t",
-    "target/codebook": "tl_codebook",
-    "source/l1": "l_pix",
-    "s2t/l1": "l_pix_s2t",
-    "source/feature": "l_g_gan_srcfuse",
-    "target/feature": "l_g_gan_trgfuse",
-    "source/gan": "l_g_gans",
-    "s2t/gan": "l_g_ganst",
-    "feature_discriminator/target": "l_d_trgreal",
-    "feature_discriminator/target_logit": "out_d_trgreal",
-    "feature_discriminator/source": "l_d_srcfake",
-    "feature_discriminator/source_logit": "out_d_srcfake",
-    "image_discriminator/ground_truth": "l_d_reals",
-    "image_discriminator/ground_truth_logit": "out_d_reals",
-    "image_discriminator/source": "l_d_fake",
-    "image_discriminator/source_logit": "out_d_fake",
-    "image_discriminator/s2t": "l_d_fakest",
-    "image_discriminator/s2t_logit": "out_d_fakest",
+STEP_NAMES = {
+    "vqgan": {
+        **_GENERATOR,
+        **_SOURCE,
+        "source/semantic": "l_semantic",
+        "source/gan": "l_g_gan",
+        "target/codebook": "l_codebookt",
+        "target/semantic": "l_semantict",
+        "target/l1": "l_pixt",
+        "image_discriminator/target": "l_d_real",
+        "image_discriminator/target_logit": "out_d_real",
+    },
+    "qdmr_base": {**_GENERATOR, **_SOURCE, **_GROUND_TRUTH, "source/gan": "l_g_gan"},
+    "qdmr_uda": {
+        **_GENERATOR,
+        **_SOURCE,
+        **_GROUND_TRUTH,
+        "s2t/codebook": "l_codebook_s2t",
+        "target/codebook": "tl_codebook",
+        "s2t/l1": "l_pix_s2t",
+        "source/feature": "l_g_gan_srcfuse",
+        "target/feature": "l_g_gan_trgfuse",
+        "source/gan": "l_g_gans",
+        "s2t/gan": "l_g_ganst",
+        "feature_discriminator/target": "l_d_trgreal",
+        "feature_discriminator/target_logit": "out_d_trgreal",
+        "feature_discriminator/source": "l_d_srcfake",
+        "feature_discriminator/source_logit": "out_d_srcfake",
+        "image_discriminator/s2t": "l_d_fakest",
+        "image_discriminator/s2t_logit": "out_d_fakest",
+    },
 }
 
 
 def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparison]:
-    """Training iterations of one stage: every logged figure, then every parameter after them."""
-    names = {"vqgan": VQGAN_NAMES, "qdmr_base": BASE_NAMES, "qdmr_uda": UDA_NAMES}[kind]
-    allowed = TOLERANCES[str(dtype).removeprefix("torch.")]
-    wanted = golden.steps[kind]
+    """Training iterations of one stage: every logged value, then every parameter after them."""
+    names, allowed, wanted = STEP_NAMES[kind], _tolerances(dtype), golden.steps[kind]
     stage = golden_stage(golden, kind, dtype)
     largest = dict.fromkeys(names.values(), 0.0)
     for losses, batch in zip(wanted["losses"], golden_batches(golden, kind, dtype), strict=True):
@@ -262,14 +252,13 @@ def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparis
             difference = relative_difference(found[ours].item(), losses[theirs])
             largest[theirs] = worst((largest[theirs], difference))
     comparisons = [Comparison(f"{kind} steps/{k}", v, allowed["loss"]) for k, v in largest.items()]
+    after = wanted["params_after"]
     difference = worst(
-        _parameter_difference(value, wanted["params_after"][key])
-        for key, value in _authors_parameters(stage, kind, wanted["params_after"])
+        _parameter_difference(value, after[key])
+        for key, value in _authors_parameters(stage, kind, after)
     )
-    return [
-        *comparisons,
-        Comparison(f"{kind} steps/params_after", difference, allowed["parameters"]),
-    ]
+    name = f"{kind} steps/params_after"
+    return [*comparisons, Comparison(name, difference, allowed["parameters"])]
 
 
 def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
@@ -285,8 +274,7 @@ def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
     stage = build_stage(kind.removeprefix("qdmr_"), settings, components)
     stage.to("cpu", dtype)
     state = golden_state(golden, kind)
-    own = {k: v for k, v in state.items() if not k.startswith(("semantic.", "vgg."))}
-    fill(stage.network, own)
+    fill(stage.network, _of_network(state))
     for module, prefix in (
         (getattr(stage, "semantic", None), "semantic."),
         (getattr(stage, "vgg19", None), "vgg."),
@@ -350,8 +338,3 @@ def _parameter_difference(value: Tensor, wanted: list[float]) -> float:
             *(abs(difference) * flat.numel() / size for difference in ends),
         ]
     )
-
-
-def _array_difference(found: Tensor, wanted: np.ndarray) -> float:
-    difference = np.abs(found.double().numpy() - wanted.astype(np.float64)).max()
-    return float(difference / np.abs(wanted).max())

@@ -1,7 +1,7 @@
 """The recipe behind the golden figures: weights and images that any program can make again.
 
-Golden figures were produced by the authors' public code in float64. They say what this package must
-compute; ``qdmr verify`` compares.
+The authors' public code produced the golden figures in float64. ``qdmr verify`` compares what this
+package computes with them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.adapter import from_authors
 
-# Authors' keys that hold constants, not weights.
+# Names of entries in the authors' state dicts that hold constants instead of weights.
 CONSTANTS = ("attn_mask", "mean", "std")
 
 
@@ -38,7 +38,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure: its worst ``difference`` and how much is allowed."""
+    """One golden figure: the worst ``difference`` from it, and how much is allowed."""
 
     figure: str
     difference: float
@@ -122,5 +122,5 @@ def relative_difference(found: float, wanted: float) -> float:
 
 
 def worst(differences: Iterable[float]) -> float:
-    """The largest, or NaN where any is NaN: ``max`` would pass over it."""
+    """The largest difference, or NaN where any is NaN, which ``max`` would pass over."""
     return float(np.max(list(differences)))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qdmr_ray.evaluate.metrics.niqe import PristineModel, niqe
+from qdmr_ray.evaluate.metrics.niqe import niqe
+from qdmr_ray.evaluate.metrics.pristine import PristineModel
 from qdmr_ray.evaluate.metrics.psnr import psnr
 from qdmr_ray.evaluate.metrics.ssim import ssim
 from qdmr_ray.nets.lpips import LPIPS, build_lpips
@@ -25,7 +26,7 @@ METRIC_TOLERANCES = {"psnr": 1e-6, "ssim": 1e-6, "psnr_crop4_y": 1e-4, "ssim_cro
 LPIPS_TOLERANCE = 1e-5
 # Grey values that fall on .5 may be rounded either way.
 NIQE_TOLERANCE = 3e-3
-# Photographs without such values, sharp: rounding is no excuse.
+# This photograph has no such values.
 NIQE_TOLERANCES = {"chelsea/niqe": 1e-5}
 GOLDEN_PHOTOGRAPHS = ("coffee", "astronaut", "chelsea")
 

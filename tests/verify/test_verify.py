@@ -19,13 +19,8 @@ import torch
 
 from qdmr_ray.cli import main as cli
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.metrics.niqe import (
-    PristineModel,
-    fit_pristine,
-    load_pristine,
-    niqe,
-    save_pristine,
-)
+from qdmr_ray.evaluate.metrics.niqe import PristineFit, niqe
+from qdmr_ray.evaluate.metrics.pristine import PristineModel, load_pristine, save_pristine
 from qdmr_ray.nets import DiscriminatorSettings, UNetDiscriminator
 from qdmr_ray.verify import folder as module
 from qdmr_ray.verify import metrics as metrics_module
@@ -247,8 +242,10 @@ def test_one_wrong_lpips_distance_is_reported(
 @pytest.fixture(scope="module")
 def own_pristine() -> PristineModel:
     """A model of two photographs: the one behind the golden figures is not this project's."""
-    photographs = (skimage.data.hubble_deep_field(), skimage.data.immunohistochemistry())
-    return fit_pristine(photographs)
+    fit = PristineFit()
+    for photograph in (skimage.data.hubble_deep_field(), skimage.data.immunohistochemistry()):
+        fit.add(photograph)
+    return fit.model()
 
 
 def with_niqe(golden: Golden, model: PristineModel, **factors: float) -> Golden:

@@ -18,8 +18,8 @@ HEAD_HEIGHT, CAPTION_HEIGHT = 54, 30
 TITLE_SIZE, TEXT_SIZE = 16, 13
 # Room for the words at the top.
 LEAST_WIDTH = 540
-# Rows of a small codebook are at least as long, so that its tiles don't grow without bound; those
-# of a large one at least this part of a square's, so that the sheet is not much higher than wide.
+# A row has at least so many tiles, so that those of a small codebook don't grow without bound, and
+# at least this part of a square's, so that a large codebook's sheet is about as wide as high.
 FEWEST_COLUMNS = 16
 LEAST_PART_OF_SQUARE = 0.9
 BACKGROUND, TRACK = (24, 26, 30), (46, 50, 58)
@@ -28,11 +28,11 @@ SOURCE_COLOUR, TARGET_COLOUR = (116, 169, 255), (79, 207, 162)
 
 
 def atlas_picture(tiles: np.ndarray, usage: CodebookUsage) -> np.ndarray:
-    """All codes as tiles, sorted by target share and parted by group; uint8 (H, W, 3).
+    """All codes as tiles, sorted by target share and separated by group; uint8 (H, W, 3).
 
-    ``tiles`` uint8 (K, h, w, 3) are the decoded codes. Under each, a bar to the left says how often
-    the source chooses it and one to the right how often the target does, on a square-root scale
-    that is the same for all: frequencies of codes differ by factors of hundreds.
+    ``tiles`` uint8 (K, h, w, 3) are the decoded codes. Under each tile, a bar to the left shows
+    how often the source chooses the code, and one to the right how often the target does. All bars
+    have the same square-root scale, since frequencies of codes differ by factors of hundreds.
     """
     height, width = tiles.shape[1:3]
     scale, columns = _layout(width, usage.codes)
@@ -67,7 +67,7 @@ def atlas_picture(tiles: np.ndarray, usage: CodebookUsage) -> np.ndarray:
 
 
 def _layout(width: int, codes: int) -> tuple[int, int]:
-    """Whole factor by which tiles are enlarged, and how many then fit beside each other."""
+    """The whole factor by which tiles are enlarged, and the number of tiles in a row."""
     wanted = max(FEWEST_COLUMNS, math.ceil(LEAST_PART_OF_SQUARE * math.sqrt(codes)))
     room = WIDTH - 2 * MARGIN + GAP
     scale = max(1, (room // wanted - GAP) // width)
@@ -87,7 +87,7 @@ def _head(sheet: Image.Image, usage: CodebookUsage) -> None:
 
 
 def _bar_lengths(usage: CodebookUsage, longest: int) -> np.ndarray:
-    """int (K, 2): pixels of the bars of source and target; what is chosen at all has at least 1."""
+    """int (K, 2): pixels of the bars of source and target, at least 1 for a code that is chosen."""
     frequencies = np.stack([usage.source.frequencies, usage.target.frequencies], axis=1)
     lengths = np.ceil(longest * np.sqrt(frequencies / max(frequencies.max(), 1e-12)))
     return lengths.astype(int)
@@ -111,7 +111,7 @@ def _write(
     colour: tuple[int, int, int],
     size: int = TEXT_SIZE,
 ) -> int:
-    """Text from its left end on the base line; gives where it ends."""
+    """Draws text from its left end on the base line; returns the x where it ends."""
     font = ImageFont.load_default(size=size)
     ImageDraw.Draw(sheet).text(place, text, fill=colour, font=font, anchor="ls")
     return place[0] + math.ceil(font.getlength(text))

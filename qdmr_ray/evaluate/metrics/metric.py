@@ -21,6 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -99,6 +100,27 @@ class Metric(ABC):
     @abstractmethod
     def open(self, device: str) -> Measure:
         """What measures on a worker; networks are loaded here, once, onto ``device``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMetric(Metric):
+    """A metric that every evaluation of pairs computes, without a network or a file.
+
+    ``evaluation.border`` and ``luma`` say on which part of the images.
+    """
+
+    compute: ClassVar[Callable[..., float]]
+    border: int
+    luma: bool
+
+    @classmethod
+    def from_settings(cls, experiment: Experiment) -> Self:
+        settings = experiment.evaluation
+        return cls(border=settings.border, luma=settings.luma)
+
+    def open(self, device: str) -> Measure:
+        """Computed on the CPU, whatever the ``device``."""
+        return partial(self.compute, border=self.border, luma=self.luma)
 
 
 def file_digest(path: Path) -> str:

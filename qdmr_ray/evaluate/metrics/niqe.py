@@ -1,19 +1,17 @@
 """NIQE, the quality of a photograph without its ground truth, as METHOD.md defines it.
 
-    from qdmr_ray.evaluate.metrics.niqe import load_pristine, niqe
     niqe(restored, load_pristine("niqe_pris_params.npz"))
 
-How far the statistics of an image's blocks lie from those of clean photographs, the "pristine
-model": the authors' own, or one fitted with ``qdmr niqe-fit``. Lower is better, and only figures
-of one model compare. numpy and scipy alone, float64 after the grey values; 2 megapixels take about
-a third of a second on one core, and memory is some 60 bytes a pixel.
+NIQE is the distance of the statistics of an image's blocks from those of clean photographs, the
+"pristine model": the authors' own, or one fitted with ``qdmr niqe-fit``. Lower is better, and only
+values of one model compare. NumPy and SciPy compute it, in float64 after the grey values; 2
+megapixels take about a third of a second on one core, and some 60 bytes a pixel.
 Mittal, Soundararajan, Bovik, "Making a 'Completely Blind' Image Quality Analyzer", 2013 ("paper").
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,23 +26,10 @@ from qdmr_ray.evaluate.metrics.pristine import (
     GAUSSIAN_WINDOW,
     PristineModel,
     load_pristine,
-    save_pristine,
 )
 
 if TYPE_CHECKING:
     from qdmr_ray.config import Experiment
-
-__all__ = [
-    "NIQE",
-    "PristineFit",
-    "PristineModel",
-    "block_features",
-    "fit_pristine",
-    "halve",
-    "load_pristine",
-    "niqe",
-    "save_pristine",
-]
 
 # Sides of the blocks at the first scale; the paper's section II-C.
 BLOCK = 96
@@ -53,13 +38,13 @@ FEWEST_BLOCKS = 2
 # The pristine model is fitted from blocks sharper than this share of their image's sharpest: the
 # paper's T, section II-C.
 SHARPNESS = 0.75
-# Shape parameters of the generalised Gaussians, and what follows from each.
+# Shape parameters of the generalised Gaussians, and functions of each.
 SHAPES = 0.2 + 0.001 * np.arange(9801)
 _GAMMA1, _GAMMA2, _GAMMA3 = (special.gamma(n / SHAPES) for n in (1, 2, 3))
 _RATIOS = _GAMMA2**2 / (_GAMMA1 * _GAMMA3)
 _SPREADS = np.sqrt(_GAMMA1 / _GAMMA3)
 _MEANS = _GAMMA2 / _GAMMA1
-# Neighbours whose products are described: (rows, columns) by which the block is shifted.
+# Shifts (rows, columns) to the neighbours with which pixels are multiplied.
 _SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 # cv2's weights for grey, blue first: the order of summation decides how halves are rounded.
 _GREY_WEIGHTS = ((2, 0.114), (1, 0.587), (0, 0.299))
@@ -96,7 +81,7 @@ def niqe(image: np.ndarray, model: PristineModel, border: int = 0) -> float:
     difference = model.mean - np.nanmean(features, axis=0)
     covariance = (model.covariance + np.cov(complete, rowvar=False)) / 2
     squared = float(difference @ np.linalg.pinv(covariance) @ difference)
-    # Rounding may take 0 below itself.
+    # Rounding may make a distance of 0 negative.
     return math.sqrt(max(squared, 0.0))
 
 
@@ -142,22 +127,6 @@ class NIQE(Metric):
         return lambda image, truth: niqe(image, self.model, border=self.border)
 
 
-def fit_pristine(
-    images: Iterable[np.ndarray], *, sharpness: float = SHARPNESS, source: str = "own images"
-) -> PristineModel:
-    """A pristine model from clean images, each uint8 ``(H, W, 3)`` RGB; one is held at a time.
-
-    ``PristineFit`` says how, and counts.
-
-    Raises:
-        QdmrError: as ``PristineFit``.
-    """
-    fit = PristineFit(sharpness)
-    for image in images:
-        fit.add(image)
-    return fit.model(source)
-
-
 class PristineFit:
     """A running mean and covariance of clean images' sharp blocks; the images need not fit memory.
 
@@ -197,7 +166,7 @@ class PristineFit:
         return len(kept)
 
     def model(self, source: str = "own images") -> PristineModel:
-        """The model of all blocks so far; ``source`` says in a word where they are from.
+        """The model of all blocks so far; ``source`` describes the images in a few words.
 
         Raises:
             QdmrError: too few blocks for a covariance of 36 features.
@@ -283,7 +252,7 @@ def _scale_features(
     square = ndimage.convolve(grey * grey, window, mode="nearest")
     deviation = np.sqrt(np.abs(square - mean * mean))
     difference = grey - mean
-    # The signs count: without this, rounding would give a flat sky features.
+    # The features depend on signs, which in a flat sky would be those of rounding errors.
     difference[np.abs(difference) < _ROUNDING] = 0.0
     strips = _strips(difference / (deviation + 1.0), block)
     features = np.concatenate([_strip_features(strip) for strip in strips])
@@ -316,7 +285,7 @@ def _fit_gaussian(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     left_sum = np.einsum("bp,bp->b", negative, negative)
     right_sum = np.einsum("bp,bp->b", positive, positive)
     magnitude = (positive.sum(axis=1) - negative.sum(axis=1)) / flat.shape[1]
-    # A block without negative or positive values gives 0/0: NaN is its answer.
+    # A block without negative or positive values gives 0/0, and NaN is right for it.
     with np.errstate(divide="ignore", invalid="ignore"):
         left = np.sqrt(left_sum / np.count_nonzero(negative, axis=1))
         right = np.sqrt(right_sum / np.count_nonzero(positive, axis=1))

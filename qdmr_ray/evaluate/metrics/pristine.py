@@ -18,7 +18,7 @@ import numpy as np
 from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.storage import write_file_atomic
 
-# 18 at each of two scales.
+# Features of a block: 18 at each of two scales.
 FEATURES = 36
 WINDOW_SIDE = 7
 WINDOW_SIGMA = 7 / 6
@@ -90,18 +90,18 @@ def load_pristine(path: Path | str) -> PristineModel:
     kind = ".mat" if path.suffix.lower() == ".mat" else ".npz"
     try:
         arrays = _read_mat(data) if kind == ".mat" else _read_npz(data)
-    except Exception as error:  # The readers raise whatever a broken file makes them stumble over.
+    except Exception as error:  # NumPy's and SciPy's readers raise many types for broken files.
         raise QdmrError(
             f"{path}: is no readable {kind} of a pristine model ({one_line(error)}); {_REMEDY}"
         ) from error
     mean = _numbers(path, arrays, _MEAN_KEYS)
-    # MATLAB knows no vectors: the mean comes as (1, 36) or (36, 1).
+    # MATLAB has no vectors: the mean comes as (1, 36) or (36, 1).
     mean = mean.reshape(-1) if mean.size == FEATURES else mean
     covariance = _numbers(path, arrays, _COVARIANCE_KEYS)
     window = GAUSSIAN_WINDOW
     if _WINDOW_KEY in arrays:
         window = _numbers(path, arrays, (_WINDOW_KEY,))
-    # Named by its path at first: that is what errors should name.
+    # The path is the source at first, so that errors name it.
     model = PristineModel(mean, covariance, window, str(path))
     source = arrays.get("source")
     if source is None or source.size != 1:
@@ -128,7 +128,7 @@ def save_pristine(path: Path | str, model: PristineModel) -> None:
 
 
 def check_target(path: Path | str) -> Path:
-    """The path, if a model can be saved there: a fit takes minutes, and should not end in vain.
+    """Checks before a fit of minutes that its model can be saved at ``path``, and returns the path.
 
     Raises:
         QdmrError: another ending than ``.npz``, or a missing folder.

@@ -6,16 +6,10 @@ psnr(restored, ground_truth), psnr(restored, ground_truth, border=4, luma=True)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qdmr_ray.evaluate.metrics.metric import FULL_SCALE, Measure, Metric, MetricInfo, comparable
-
-if TYPE_CHECKING:
-    from qdmr_ray.config import Experiment
+from qdmr_ray.evaluate.metrics.metric import FULL_SCALE, MetricInfo, PairMetric, comparable
 
 
 def psnr(a: np.ndarray, b: np.ndarray, *, border: int = 0, luma: bool = False) -> float:
@@ -36,21 +30,8 @@ def psnr(a: np.ndarray, b: np.ndarray, *, border: int = 0, luma: bool = False) -
     return math.inf if error == 0.0 else 10.0 * math.log10(FULL_SCALE**2 / error)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PSNR(Metric):
+class PSNR(PairMetric):
     """PSNR in every evaluation of pairs."""
 
     info = MetricInfo(name="psnr", label="PSNR", unit="dB", better=1, digits=2)
-    border: int
-    luma: bool
-
-    @classmethod
-    def from_settings(cls, experiment: Experiment) -> PSNR:
-        """Always measured; ``evaluation.border`` and ``luma`` say on which part of the image."""
-        settings = experiment.evaluation
-        return cls(border=settings.border, luma=settings.luma)
-
-    def open(self, device: str) -> Measure:
-        """Computed with NumPy, whatever the ``device``."""
-        measure: Any = partial(psnr, border=self.border, luma=self.luma)
-        return measure
+    compute = staticmethod(psnr)

@@ -10,16 +10,10 @@ the values agree to 1e-14.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qdmr_ray.evaluate.metrics.metric import FULL_SCALE, Measure, Metric, MetricInfo, comparable
-
-if TYPE_CHECKING:
-    from qdmr_ray.config import Experiment
+from qdmr_ray.evaluate.metrics.metric import FULL_SCALE, MetricInfo, PairMetric, comparable
 
 # Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
 # scikit-image cuts the Gaussian off after 3.5 sigma, which makes its window 11 pixels wide.
@@ -59,21 +53,8 @@ def _channel_ssim(first: np.ndarray, second: np.ndarray) -> float:
     return float(value)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SSIM(Metric):
+class SSIM(PairMetric):
     """SSIM in every evaluation of pairs."""
 
     info = MetricInfo(name="ssim", label="SSIM", better=1, digits=4)
-    border: int
-    luma: bool
-
-    @classmethod
-    def from_settings(cls, experiment: Experiment) -> SSIM:
-        """Always measured; ``evaluation.border`` and ``luma`` say on which part of the image."""
-        settings = experiment.evaluation
-        return cls(border=settings.border, luma=settings.luma)
-
-    def open(self, device: str) -> Measure:
-        """Computed with scikit-image, whatever the ``device``."""
-        measure: Any = partial(ssim, border=self.border, luma=self.luma)
-        return measure
+    compute = staticmethod(ssim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,8 @@ from typer.testing import CliRunner
 
 from qdmr_ray.cli.niqe import niqe_fit
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.metrics.niqe import (
-    PristineFit,
-    PristineModel,
-    block_features,
-    fit_pristine,
-    halve,
-    load_pristine,
-    niqe,
-    save_pristine,
-)
+from qdmr_ray.evaluate.metrics.niqe import PristineFit, block_features, halve, niqe
+from qdmr_ray.evaluate.metrics.pristine import PristineModel, load_pristine, save_pristine
 from qdmr_ray.photographs.decode import write_png
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "metrics.json").read_text())
@@ -341,6 +333,15 @@ def test_refuses_places_where_no_model_can_be(tmp_path: Path) -> None:
 
 
 # -- fitting ---------------------------------------------------------------------------------
+
+
+def fit_pristine(
+    images: Iterable[np.ndarray], sharpness: float = 0.75, source: str = "own images"
+) -> PristineModel:
+    fit = PristineFit(sharpness)
+    for image in images:
+        fit.add(image)
+    return fit.model(source)
 
 
 @pytest.fixture(scope="module")
