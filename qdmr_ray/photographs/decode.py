@@ -33,8 +33,8 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 # 65535 / 255: the factor between full scale at 16 and at 8 bits.
 _SIXTEEN_TO_EIGHT = 257
-SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
-CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
+_SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
+_CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
 # A TIFF's tags, and values of the third.
 _TIFF_BITS_PER_SAMPLE, _TIFF_ORIENTATION, _TIFF_EXTRA_SAMPLES = 258, 274, 338
 _NO_ALPHA, _PREMULTIPLIED = 0, 1
@@ -84,16 +84,13 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-                pixels = _pixels(image, data, name)
+                pixels = _on_white(stored_pixels(image, data, name))
                 # Only now: a PNG may carry its EXIF block after the pixels.
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except QdmrError:
         raise
     except Exception as error:  # Decoders raise whatever a broken file makes them stumble over.
-        reason = "no image of a known kind" if _is_unknown(error) else str(error)
-        raise QdmrError(
-            f"{name}: unreadable image ({reason}); replace or remove the file"
-        ) from error
+        raise unreadable(name, error) from error
     return np.ascontiguousarray(oriented(pixels, orientation))
 
 
@@ -116,10 +113,7 @@ def probe_image(path: Path) -> tuple[int, int]:
                 if image.format == "PNG":
                     image.verify()
     except Exception as error:
-        reason = "no image of a known kind" if _is_unknown(error) else str(error)
-        raise QdmrError(
-            f"{path}: unreadable image ({reason}); replace or remove the file"
-        ) from error
+        raise unreadable(str(path), error) from error
     # Pillow gives a TIFF's size as it will be turned, that of the others as it is stored.
     turned = image.format != "TIFF" and _ORIENTATIONS.get(orientation, (False,))[0]
     return (width, height) if turned else (height, width)
@@ -149,27 +143,36 @@ def write_png(path: Path, image: np.ndarray) -> None:
     write_file_atomic(path, encode_png(image))
 
 
-def _is_unknown(error: Exception) -> bool:
-    return isinstance(error, Image.UnidentifiedImageError)
+def unreadable(name: str, error: Exception) -> QdmrError:
+    """What a user is told when a decoder raises ``error``."""
+    unknown = isinstance(error, Image.UnidentifiedImageError)
+    reason = "no image of a known kind" if unknown else one_line(error)
+    return QdmrError(f"{name}: unreadable image ({reason}); replace or remove the file")
 
 
-def _pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
-    """uint8 (H, W, 3) in the file's own orientation."""
-    if image.mode not in CONVERTIBLE + SIXTEEN_BIT_GREY:
+def stored_pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
+    """uint8 or uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA) of a loaded image, in the
+    file's own orientation.
+
+    Raises:
+        QdmrError: a colour mode that has no way to RGB, or values that can't be read exactly.
+    """
+    if image.mode not in _CONVERTIBLE + _SIXTEEN_BIT_GREY:
         raise QdmrError(
             f"{name}: colour mode {image.mode} is not supported; "
             "save the picture as 8- or 16-bit RGB or grey"
         )
-    if is_sixteen_bit(image, data):
-        return _eight_bits(read_sixteen_bit(image, data, name))
+    if _is_sixteen_bit(image, data):
+        return _read_sixteen_bit(image, data, name)
+    grey = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
-        return _on_white(np.asarray(image.convert("RGBA")), full_scale=255)
-    return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("LA" if grey else "RGBA"))
+    return np.atleast_3d(np.asarray(image.convert("L" if grey else "RGB")))
 
 
-def is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
+def _is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
     """Whether the file has more bits than Pillow, which has no 16-bit colour mode, may give."""
-    if image.mode in SIXTEEN_BIT_GREY:
+    if image.mode in _SIXTEEN_BIT_GREY:
         return True
     if image.format == "PNG":
         return data[_PNG_BIT_DEPTH_AT] == 16
@@ -177,7 +180,7 @@ def is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
     return 16 in tuple(tags.get(_TIFF_BITS_PER_SAMPLE, ()))
 
 
-def read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
+def _read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
     """uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA) of a PNG or a TIFF's page, turned as
     ``image``, 65535 white.
 
@@ -218,21 +221,17 @@ def read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
     return oriented(pixels[..., : colours + alpha], orientation)
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    """uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA) -> uint8 (H, W, 3)."""
-    if pixels.shape[2] in (2, 4):
-        alpha = pixels[..., -1:]
-        colour = np.broadcast_to(pixels[..., :-1], (*pixels.shape[:2], 3))
-        return _on_white(np.concatenate([colour, alpha], axis=2), full_scale=65535)
-    rounded = (pixels.astype(np.uint32) + _SIXTEEN_TO_EIGHT // 2) // _SIXTEEN_TO_EIGHT
-    return np.broadcast_to(rounded.astype(np.uint8), (*pixels.shape[:2], 3))
-
-
-def _on_white(rgba: np.ndarray, *, full_scale: int) -> np.ndarray:
-    """(H, W, 4) integers up to ``full_scale`` -> uint8 (H, W, 3) over a white ground."""
-    colour = rgba[..., :3].astype(np.float64) / full_scale
-    alpha = rgba[..., 3:].astype(np.float64) / full_scale
-    return np.rint((colour * alpha + (1.0 - alpha)) * 255.0).astype(np.uint8)
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    """Any stored pixels as uint8 (H, W, 3) over a white ground."""
+    height, width, channels = pixels.shape
+    if channels in (2, 4):
+        full_scale = float(np.iinfo(pixels.dtype).max)
+        colour, alpha = pixels[..., :-1] / full_scale, pixels[..., -1:] / full_scale
+        pixels = np.rint((colour * alpha + (1.0 - alpha)) * 255.0).astype(np.uint8)
+    elif pixels.dtype == np.uint16:
+        rounded = (pixels.astype(np.uint32) + _SIXTEEN_TO_EIGHT // 2) // _SIXTEEN_TO_EIGHT
+        pixels = rounded.astype(np.uint8)
+    return np.broadcast_to(pixels, (height, width, 3))
 
 
 def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:

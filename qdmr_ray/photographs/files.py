@@ -22,13 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from qdmr_ray.errors import QdmrError, one_line
-from qdmr_ray.photographs.decode import (
-    CONVERTIBLE,
-    SIXTEEN_BIT_GREY,
-    is_sixteen_bit,
-    oriented,
-    read_sixteen_bit,
-)
+from qdmr_ray.photographs.decode import oriented, stored_pixels, unreadable
 from qdmr_ray.photographs.metadata import (
     PNG_START,
     TABLES,
@@ -101,7 +95,7 @@ def read_photograph(path: Path) -> Photograph:
         with _any_size(), Image.open(io.BytesIO(data)) as image:
             _choose_frame(image, str(path))
             image.load()
-            pixels = _stored_pixels(image, data, str(path))
+            pixels = stored_pixels(image, data, str(path))
             # Only now: a PNG may carry its EXIF block after the pixels.
             exif = image.getexif()
             pixels = np.ascontiguousarray(oriented(pixels, exif.get(_ORIENTATION, _UPRIGHT)))
@@ -112,11 +106,7 @@ def read_photograph(path: Path) -> Photograph:
     except (QdmrError, MemoryError):
         raise
     except Exception as error:  # Decoders raise whatever a broken file makes them stumble over.
-        unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "no image of a known kind" if unknown else one_line(error)
-        raise QdmrError(
-            f"{path}: unreadable image ({reason}); replace or remove the file"
-        ) from error
+        raise unreadable(str(path), error) from error
     channels = pixels.shape[2]
     colours = channels - 1 if channels in (2, 4) else channels
     return Photograph(
@@ -221,21 +211,6 @@ def _any_size() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
-
-
-def _stored_pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
-    """uint8 or uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA), as the file has them."""
-    if image.mode not in CONVERTIBLE + SIXTEEN_BIT_GREY:
-        raise QdmrError(
-            f"{name}: colour mode {image.mode} is not supported; "
-            "save the picture as 8- or 16-bit RGB or grey"
-        )
-    if is_sixteen_bit(image, data):
-        return read_sixteen_bit(image, data, name)
-    grey = image.mode in ("1", "L", "LA", "La")
-    if image.has_transparency_data:
-        return np.asarray(image.convert("LA" if grey else "RGBA"))
-    return np.atleast_3d(np.asarray(image.convert("L" if grey else "RGB")))
 
 
 def _layers(photograph: Photograph, pixels: np.ndarray) -> np.ndarray:

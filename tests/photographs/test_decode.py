@@ -9,6 +9,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -20,7 +21,7 @@ from qdmr_ray.photographs.decode import (
     encode_png,
     probe_image,
     read_image,
-    read_sixteen_bit,
+    stored_pixels,
     write_png,
 )
 
@@ -206,7 +207,7 @@ def test_sixteen_bit_planes_keep_their_low_bytes(
     )
     with Image.open(file) as image:
         image.load()
-        found = read_sixteen_bit(image, file.read_bytes(), "planes.tif")
+        found = stored_pixels(image, file.read_bytes(), "planes.tif")
     np.testing.assert_array_equal(found, np.rot90(deep[..., :channels], -1))
 
 
@@ -313,3 +314,36 @@ def test_writing_to_a_full_disk_leaves_nothing(
 def test_only_eight_bits_are_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="float64"):
         write_png(tmp_path / "a.png", np.zeros((4, 4, 3)))
+
+
+def test_a_colour_key_of_sixteen_bits_is_transparent(tmp_path: Path) -> None:
+    """PNG's tRNS chunk names one colour: it is white when flattened, as it is with 8 bits."""
+    pixels = np.full((2, 3, 3), 20_000, np.uint16)
+    pixels[0, 1] = (40_000, 1, 2)
+    data = bytes(imagecodecs.png_encode(pixels))
+    body = b"tRNS" + struct.pack(">HHH", 40_000, 1, 2)
+    key = struct.pack(">I", 6) + body + struct.pack(">I", zlib.crc32(body))
+    image = decode_image(data[:33] + key + data[33:], "key.png")
+    assert image[0, 1].tolist() == [255, 255, 255]
+    assert image[1].tolist() == [[78, 78, 78]] * 3
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits", "zstd", "lzma"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("planar", [False, True])
+def test_every_compression_of_sixteen_bits_is_exact(
+    compression: str | None, order: str, planar: bool
+) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), dtype=np.uint16)
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer,
+        np.moveaxis(values, 2, 0) if planar else values,
+        byteorder=order,
+        compression=compression,
+        photometric="rgb",
+        planarconfig="separate" if planar else "contig",
+        metadata=None,
+    )
+    expected = (values.astype(np.uint32) + 128) // 257
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "a.tif"), expected)
