@@ -26,10 +26,13 @@ from qdmr_ray.evaluate.metrics.pristine import (
     GAUSSIAN_WINDOW,
     PristineModel,
     load_pristine,
+    save_pristine,
 )
 
 if TYPE_CHECKING:
     from qdmr_ray.config import Experiment
+
+__all__ = ["NIQE", "PristineFit", "block_features", "halve", "niqe", "save_pristine"]
 
 # Sides of the blocks at the first scale; the paper's section II-C.
 BLOCK = 96
