@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from qdmr_ray.config import EvaluationSettings, Experiment
+from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import METRICS, PRIMARY, metric_info, metrics_for
 
@@ -35,7 +35,7 @@ def test_which_file_a_metric_compares_with_has_a_key_of_its_own() -> None:
 
 
 def test_without_settings_psnr_and_ssim_are_measured_and_travel_to_workers() -> None:
-    experiment = Experiment(evaluation=EvaluationSettings(border=2, luma=True))
+    experiment = experiment_from_dict({"evaluation": {"border": 2, "luma": True}})
     metrics = pickle.loads(pickle.dumps(metrics_for(experiment)))
     assert [metric.info.name for metric in metrics] == ["psnr", "ssim"]
     a, b = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), dtype=np.uint8)
