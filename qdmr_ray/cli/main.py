@@ -201,12 +201,11 @@ def report(
     ],
     out: Annotated[str | None, typer.Option(help="File; RUN/report.html by default.")] = None,
 ) -> None:
-    """One self-contained page: figures, curves, pictures, codebook, settings."""
+    """One self-contained page from what a run has left: metrics, curves, pictures, codebook,
+    settings. It computes nothing: the codebook's part comes from qdmr evaluate or qdmr codebook."""
     from qdmr_ray.report import build_report
 
-    with bars() as progress:
-        page = build_report(run, out, progress=lambda d, t: progress("codebook", d, t))
-    say(page)
+    say(build_report(run, out))
 
 
 @app.command(epilog="Example:  qdmr verify tests/golden --dtype float64")

@@ -136,15 +136,16 @@ def absolute_error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean(axis=2)
 
 
-def error_colours(error: np.ndarray) -> np.ndarray:
-    """uint8 ``(H, W, 3)`` of an absolute error ``(H, W)`` in levels, amplified."""
-    levels = np.clip(np.rint(error * ERROR_GAIN), 0, 255).astype(np.uint8)
-    return _map_colours()[levels]
+def error_colours(error: np.ndarray, gain: float = ERROR_GAIN) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` of an absolute error ``(H, W)`` in levels, amplified by ``gain``."""
+    levels = np.clip(np.rint(error * gain), 0, 255).astype(np.uint8)
+    return map_colours()[levels]
 
 
 @cache
-def _map_colours() -> np.ndarray:
-    """uint8 (256, 3): from dark to light in one hue, equally far apart to the eye."""
+def map_colours() -> np.ndarray:
+    """uint8 (256, 3), the colours of every error map: from dark to light in one hue, equally far
+    apart to the eye, so readable by the colour-blind and in grey too."""
     lightness = np.linspace(*MAP_LIGHTNESS, 256)
     # Colours near black and white have no room for chroma.
     chroma = MAP_CHROMA * np.sin(np.pi * np.linspace(0.0, 1.0, 256)) ** 0.8

@@ -1,7 +1,8 @@
-"""Curves of the training and the spread of the gains, drawn as SVG without a library.
+"""Charts of a run as Plotly figures: the curves of its training and the spread of its gains.
 
-Each chart carries a summary in words for those who can't see it, and the numbers that the page's
-script reads out under the pointer.
+Python builds the figures, ``report.js`` draws them. Colours are written as ``var(--name)``: the
+script replaces them by the values of the page's style sheet, in light and dark. Text from files
+goes through ``plain``, since Plotly renders a part of HTML in names and labels.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
 
 from qdmr_ray.evaluate.names import INPUT, label
-from qdmr_ray.report.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes
-from qdmr_ray.report.evaluation import Evaluation
+from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.report.run_folder import StageCurves
 
-# Height of a stage's strip of gains, in the SVG's own units.
-ROW = 34
+# Heights in CSS pixels: of a chart, and of a stage's strip of gains with what stands below them.
+HEIGHT = 240
+ROW, BELOW_ROWS = 44, 58
 # More points than this cannot be told apart at the width of a chart.
 MOST_POINTS = 240
 # Below this many points a curve is drawn as it is.
@@ -30,6 +34,8 @@ LOG_FACTOR = 25.0
 # must widen it before they are: one spike must not flatten the rest.
 OUTLIERS = 0.02
 OUTLIER_FACTOR = 1.6
+# Over fewer iterations than this, every tick is a whole one.
+FEW_ITERATIONS = 8
 
 # The same scalar of several domains shares a chart; each domain has its own colour throughout.
 DOMAINS = ("source", "s2t", "target", "ground_truth")
@@ -42,28 +48,84 @@ HOUSEKEEPING = ("time", "learning_rate", "data_wait", "per_second", "memory", "w
 
 Points = list[tuple[float, float | None]]
 
+# Labels of a linear axis keep as many digits as tell its ticks apart (2×10⁻⁴); those of a
+# logarithmic one are written out, where Plotly would shorten them to their first digit.
+VALUE_AXIS = {"exponentformat": "power", "separatethousands": False}
+LOG_AXIS = {"type": "log", "tickformat": "~g", "nticks": 7}
+ITERATION_AXIS = {"title": {"text": "iteration"}, "exponentformat": "none"}
+
+_TEXT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12}
+_GRID = {"gridcolor": "var(--line)", "linecolor": "var(--axis)", "zeroline": False}
+_AXIS = {
+    **_GRID,
+    "automargin": True,
+    "nticks": 6,
+    "separatethousands": True,
+    "tickcolor": "var(--axis)",
+    "title": {"standoff": 8},
+}
+# What all charts of a page have in common; it is written into the page once.
+TEMPLATE: dict[str, Any] = {
+    "layout": {
+        "font": {**_TEXT, "color": "var(--muted)"},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "colorway": [f"var(--s{index})" for index in range(COLOURS)],
+        # Half of the last tick's label needs room on the right, or Plotly leaves it out.
+        "margin": {"l": 8, "r": 28, "t": 10, "b": 8},
+        "xaxis": {**_AXIS, "showgrid": False, "ticks": "outside", "ticklen": 4, "showline": True},
+        "yaxis": _AXIS,
+        "hoverlabel": {
+            "align": "left",
+            "bgcolor": "var(--card)",
+            "bordercolor": "var(--axis)",
+            "font": {**_TEXT, "color": "var(--ink)"},
+            "namelength": -1,
+        },
+        # Above the plot, where it hides no data however many lines it takes.
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    }
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
-    """One curve: ``points`` are what is read out, thinned; ``raw`` and ``smooth`` are drawn."""
+class ChartTable:
+    """The numbers behind a chart."""
 
-    label: str
-    colour: int
-    raw: Points
-    smooth: Points
-    missing: int
+    head: list[str]
+    rows: list[list[str | float | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawn chart; ``data`` is what the page's script reads, all of it JSON."""
+    """A Plotly figure as JSON; ``summary`` tells it in words to those who can't see it.
+
+    Without a ``table`` the page's script makes one of the figure's traces, a column each.
+    """
 
     title: str
-    svg: str
-    series: list[Series]
-    logarithmic: bool
-    remark: str
-    data: dict[str, object]
+    summary: str
+    figure: dict[str, Any]
+    height: int = HEIGHT
+    # The narrowest that it may be; where the page has less room, it scrolls sideways.
+    width: int = 0
+    remark: str = ""
+    table: ChartTable | None = None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the page's script reads, all of it JSON."""
+        table = self.table and {"head": self.table.head, "rows": self.table.rows}
+        return {**self.figure, "table": table}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """A row of dots, each a text, a value, and the trial that it belongs to, if any."""
+
+    name: str
+    colour: str
+    dots: list[tuple[str, float, str | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +137,23 @@ class StageCharts:
     zero: list[str]
 
 
+def plain(text: str) -> str:
+    """``text`` as Plotly shows it literally: it renders ``<b>``, ``<a href>`` and entities."""
+    return escape(text, quote=False).replace("\n", "<br>")
+
+
+def figure(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
+    """The checked figure as JSON, without Plotly's default template."""
+    made = go.Figure(data=list(traces), layout=layout).to_plotly_json()
+    made["layout"].pop("template", None)
+    return {"data": made["data"], "layout": made["layout"]}
+
+
+def colour(index: int) -> str:
+    """A colour of the page's palette."""
+    return f"var(--s{index % COLOURS})"
+
+
 def draw_stage(curves: StageCurves) -> StageCharts:
     """Small multiples of every scalar that a stage logged."""
     grouped: dict[str, list[tuple[str, int, Points]]] = {}
@@ -83,10 +162,10 @@ def draw_stage(curves: StageCurves) -> StageCharts:
         if any(values) or None in values:
             title, name = _chart_of(key)
             chart = grouped.setdefault(title, [])
-            colour = PLAIN_COLOUR if name == key else len(chart) % COLOURS
-            colour = DOMAINS.index(name) if name in DOMAINS else colour
+            tone = PLAIN_COLOUR if name == key else len(chart) % COLOURS
+            tone = DOMAINS.index(name) if name in DOMAINS else tone
             points: Points = list(zip(map(float, iterations), values, strict=True))
-            chart.append((name.replace("_", " "), colour, points))
+            chart.append((name.replace("_", " "), tone, points))
         else:
             zero.append(key)
     drawn = [
@@ -102,110 +181,168 @@ def draw_stage(curves: StageCurves) -> StageCharts:
 def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
     """One chart of ``(label, colour, points)`` over the iteration, in increasing order.
 
-    Values of ``None`` (not finite) leave a gap.
+    Values of ``None`` (not finite) leave a gap. The pointer reads out the running mean, with the
+    logged values as a thin line behind it.
     """
-    series = [_series(*line) for line in lines]
-    values = [y for line in series for _, y in (*line.raw, *line.smooth) if y is not None]
-    logarithmic = wants_log(values)
-    low, high = _value_range(series, logarithmic)
-    every_x = [x for line in series for x, _ in line.raw]
-    axes = Axes(min(every_x), max(every_x), low, high, logarithmic)
-    clipped = any(y is not None and not low <= y <= high for line in series for _, y in line.raw)
-    missing = sum(line.missing for line in series)
+    raw = [_thin(points, spikes=True) for _, _, points in lines]
+    smooth = [
+        _thin(_smooth(points) if len(points) >= FEWEST_TO_SMOOTH else points, spikes=False)
+        for _, _, points in lines
+    ]
+    known = [y for points in (*raw, *smooth) for _, y in points if y is not None]
+    logarithmic = wants_log(known)
+    low, high = _value_range(raw, smooth, logarithmic)
+    clipped = any(not low <= y <= high for points in raw for _, y in points if y is not None)
+    missing = sum(y is None for _, _, points in lines for _, y in points)
     remarks = [
         *(["log scale"] if logarithmic else []),
         *(["peaks cut off"] if clipped else []),
         *([f"{missing} value{'s' * (missing != 1)} not finite"] if missing else []),
     ]
-    summary = f"{title} over the iteration; " + "; ".join(_in_words(line) for line in series)
-    paths = "".join(_draw_series(line, axes) for line in series)
-    cursor = (
-        f'<g class="cursor" visibility="hidden"><line y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        + "".join(f'<circle r="3.5" class="s{line.colour}"/>' for line in series)
-        + "</g>"
-    )
-    svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">'
-        f"{axes.draw('iteration')}"
-        f'<svg x="{LEFT}" y="{TOP}" width="{axes.width}" height="{axes.height}" '
-        f'viewBox="{LEFT} {TOP} {axes.width} {axes.height}">{paths}</svg>{cursor}</svg>'
-    )
-    data: dict[str, object] = {
-        "left": LEFT,
-        "right": WIDTH - RIGHT,
-        "width": WIDTH,
-        "series": [
-            {
-                "label": line.label,
-                "points": [
-                    [x, _short(y), round(axes.x(x), 1), None if y is None else round(axes.y(y), 1)]
-                    for x, y in line.smooth
-                ],
-            }
-            for line in series
-        ],
-    }
+    traces = []
+    for (_, tone, _), behind, mean in zip(lines, raw, smooth, strict=True):
+        if behind != mean:
+            line = {"color": colour(tone), "width": 1}
+            traces.append(_line(behind, line, opacity=0.35, hoverinfo="skip", showlegend=False))
+    for (name, tone, _), mean in zip(lines, smooth, strict=True):
+        shown = plain(name if name != title else "value")
+        # A line has no width where gaps leave a single point: there it needs a marker.
+        mode = "lines+markers" if _has_lone_point(mean) else "lines"
+        line = {"color": colour(tone), "width": 2}
+        traces.append(_line(mean, line, name=shown, mode=mode, marker={"size": 5}))
+    value_axis = {**LOG_AXIS} if logarithmic else {**VALUE_AXIS}
+    if clipped:
+        value_axis["range"] = [low, high]
+    elif not logarithmic and known and min(known) >= 0:
+        # Losses don't go below 0: the axis should not suggest it.
+        value_axis["rangemode"] = "nonnegative"
     return Chart(
         title=title,
-        svg=svg,
-        series=series,
-        logarithmic=logarithmic,
+        summary=f"{title} over the iteration; "
+        + "; ".join(_in_words(line[0], mean) for line, mean in zip(lines, smooth, strict=True)),
+        figure=figure(
+            traces,
+            xaxis=iteration_axis([x for points in raw for x, _ in points]),
+            yaxis=value_axis,
+            hovermode="x unified",
+            showlegend=len(lines) > 1,
+        ),
         remark=", ".join(remarks),
-        data=data,
     )
 
 
-def draw_gains(evaluation: Evaluation, metric: str, unit: str) -> str:
+def iteration_axis(iterations: Sequence[float]) -> dict[str, Any]:
+    """The axis of these iterations: numbers are written out, and a tick is a whole iteration."""
+    few = max(iterations) - min(iterations) < FEW_ITERATIONS
+    return {**ITERATION_AXIS, "dtick": 1} if few else ITERATION_AXIS
+
+
+def draw_gains(evaluation: Evaluation, metric: str, unit: str) -> Chart | None:
     """A strip per stage with one dot per photograph: the metric's change from the input.
 
-    Empty where fewer than two photographs have both figures.
+    ``None`` where fewer than two photographs have both values.
     """
     gains: dict[str, list[tuple[str, float]]] = {}
     for stage in evaluation.stages:
         for image in evaluation.per_image:
-            before = image.figures.get(INPUT, {}).get(metric)
-            after = image.figures.get(stage, {}).get(metric)
+            before = image.values.get(INPUT, {}).get(metric)
+            after = image.values.get(stage, {}).get(metric)
             if before is not None and after is not None and math.isfinite(after - before):
                 gains.setdefault(stage, []).append((image.name, after - before))
-    every = [gain for row in gains.values() for _, gain in row]
-    if len(every) < 2:
-        return ""
-    left, width, height = 104, 480, TOP + ROW * len(gains) + BOTTOM
-    low, high = min(0.0, *every), max(0.0, *every)
-    margin = 0.06 * (high - low or 1.0)
-    axes = Axes(
-        low - margin, high + margin, 0.0, 1.0, False, left=left, size=(width, height), rows=True
-    )
-    parts = [axes.draw(f"gain over the input{f' ({unit})' if unit else ''}, a dot per photograph")]
-    parts.append(
-        f'<line class="zero" x1="{axes.x(0):.1f}" x2="{axes.x(0):.1f}" y1="{TOP}" '
-        f'y2="{height - BOTTOM}"/>'
-    )
-    for index, (stage, row) in enumerate(gains.items()):
-        y = TOP + ROW * (index + 0.5)
-        mean = sum(gain for _, gain in row) / len(row)
-        parts.append(f'<text class="row" x="{left - 12}" y="{y + 4:.1f}">{escape(label(stage))}')
-        parts.append(f'</text><line class="strip" x1="{left}" x2="{width - RIGHT}" y1="{y}"')
-        parts.append(f' y2="{y}"/>')
-        for name, gain in row:
-            parts.append(
-                f'<circle class="dot s{index % 6}" cx="{axes.x(gain):.1f}" cy="{y}" r="5">'
-                f"<title>{escape(name)}: {gain:+.2f} {escape(unit)}</title></circle>"
-            )
-        parts.append(
-            f'<path class="mean" d="M{axes.x(mean):.1f} {y - 11}v22"><title>mean {mean:+.2f} '
-            f"{escape(unit)}</title></path>"
-        )
+    if sum(map(len, gains.values())) < 2:
+        return None
     words = "; ".join(
         f"{label(stage)} from {min(g for _, g in row):+.2f} to {max(g for _, g in row):+.2f}"
         for stage, row in gains.items()
     )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{escape(f"Gain of each photograph over its input: {words}")}">'
-        + "".join(parts)
-        + "</svg>"
+    strips = [
+        Strip(
+            name=label(stage),
+            colour=colour(tone),
+            dots=[(f"{name}: {gain:+.2f} {unit}", gain, None) for name, gain in row],
+        )
+        for tone, (stage, row) in enumerate(gains.items())
+    ]
+    names = dict.fromkeys(name for row in gains.values() for name, _ in row)
+    by_stage = [dict(row) for row in gains.values()]
+    return Chart(
+        title="Photograph by photograph",
+        summary=f"Gain of each photograph over its input: {words}",
+        figure=draw_strips(strips, axis=f"gain in {unit}", line=0.0),
+        height=strips_height(strips),
+        remark="a dot per photograph, the bar marks the mean",
+        table=ChartTable(
+            head=["Photograph", *(f"{label(stage)} gain" for stage in gains)],
+            rows=[[name, *(known.get(name) for known in by_stage)] for name in names],
+        ),
     )
+
+
+def draw_strips(strips: Sequence[Strip], *, axis: str, line: float | None) -> dict[str, Any]:
+    """A row of dots per strip with a bar at their mean, and a dotted line at ``line``."""
+    every = [value for strip in strips for _, value, _ in strip.dots]
+    every += [] if line is None else [line]
+    margin = 0.06 * (max(every) - min(every)) or abs(every[0]) * 0.05 or 1.0
+    traces = []
+    for row, strip in enumerate(strips):
+        values = [value for _, value, _ in strip.dots]
+        shared = {"mode": "markers", "hoverinfo": "text", "showlegend": False}
+        traces.append(
+            go.Scatter(
+                x=values,
+                y=[row] * len(values),
+                marker={"color": strip.colour, "size": 11, "opacity": 0.6},
+                hovertext=[plain(text) for text, _, _ in strip.dots],
+                customdata=[trial for *_, trial in strip.dots],
+                uid=f"strip{row}",
+                **shared,
+            )
+        )
+        if values:
+            mean = sum(values) / len(values)
+            bar = {"symbol": "line-ns", "size": 13, "line": {"width": 3, "color": "var(--ink)"}}
+            text = f"{plain(strip.name)}: mean {mean:.4g}"
+            traces.append(go.Scatter(x=[mean], y=[row], marker=bar, hovertext=[text], **shared))
+    dotted = {"color": "var(--muted)", "dash": "dot", "width": 1.5}
+    upright = {"type": "line", "x0": line, "x1": line, "yref": "paper", "y0": 0, "y1": 1}
+    return figure(
+        traces,
+        xaxis={
+            **VALUE_AXIS,
+            "title": {"text": plain(axis)},
+            "showgrid": True,
+            "range": [min(every) - margin, max(every) + margin],
+        },
+        yaxis=row_axis([strip.name for strip in strips]),
+        shapes=[] if line is None else [{**upright, "line": dotted}],
+        hovermode="closest",
+    )
+
+
+def strips_height(strips: Sequence[Strip]) -> int:
+    """Of the chart of these strips, in CSS pixels."""
+    return ROW * len(strips) + BELOW_ROWS
+
+
+def row_axis(names: Sequence[str]) -> dict[str, Any]:
+    """A vertical axis with a row per name, the first on top."""
+    return {
+        "tickvals": list(range(len(names))),
+        "ticktext": [plain(name) for name in names],
+        "range": [len(names) - 0.5, -0.5],
+        "ticklabelstandoff": 6,
+        "tickfont": {"size": 13, "color": "var(--ink)"},
+    }
+
+
+def wants_log(values: Sequence[float]) -> bool:
+    """Whether the values read better on a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FACTOR
+
+
+def _line(points: Points, line: dict[str, Any], **others: Any) -> go.Scatter:
+    values = [None if y is None else float(f"{y:.5g}") for _, y in points]
+    return go.Scatter(x=[x for x, _ in points], y=values, line=line, **{"mode": "lines", **others})
 
 
 def _chart_of(key: str) -> tuple[str, str]:
@@ -225,17 +362,6 @@ def _chart_of(key: str) -> tuple[str, str]:
                 rest = part.removeprefix(f"{domain}_")
                 return "/".join([*parts[:index], rest, *parts[index + 1 :]]), domain
     return key, key
-
-
-def _series(label: str, colour: int, points: Points) -> Series:
-    smooth = _smooth(points) if len(points) >= FEWEST_TO_SMOOTH else points
-    return Series(
-        label=label,
-        colour=colour,
-        raw=_thin(points, spikes=True),
-        smooth=_thin(smooth, spikes=False),
-        missing=sum(y is None for _, y in points),
-    )
 
 
 def _smooth(points: Points) -> Points:
@@ -276,62 +402,36 @@ def _thin(points: Points, *, spikes: bool) -> Points:
     return kept
 
 
-def wants_log(values: Sequence[float]) -> bool:
-    """Whether the values read better on a logarithmic axis."""
-    return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FACTOR
-
-
-def _value_range(series: Sequence[Series], logarithmic: bool) -> tuple[float, float]:
-    """All of the smoothed curves and, but for outliers, of the raw ones, with some air."""
-    raw = sorted(y for line in series for _, y in line.raw if y is not None)
-    smooth = [y for line in series for _, y in line.smooth if y is not None]
-    if not raw:
+def _value_range(
+    raw: Sequence[Points], smooth: Sequence[Points], logarithmic: bool
+) -> tuple[float, float]:
+    """All of the running means and, but for outliers, of the logged values, with some air."""
+    logged = sorted(y for points in raw for _, y in points if y is not None)
+    means = [y for points in smooth for _, y in points if y is not None]
+    if not logged:
         return 0.0, 1.0
-    skipped = int(len(raw) * OUTLIERS)
-    low, high = min([raw[skipped], *smooth]), max([raw[-1 - skipped], *smooth])
-    if logarithmic or raw[-1] - raw[0] <= OUTLIER_FACTOR * (high - low):
-        low, high = min(low, raw[0]), max(high, raw[-1])
-    if logarithmic:
-        return low / 1.15, high * 1.15
-    # Where all values are equal, any width will do that keeps the line in the middle.
+    skipped = int(len(logged) * OUTLIERS)
+    low, high = min([logged[skipped], *means]), max([logged[-1 - skipped], *means])
+    if logarithmic or logged[-1] - logged[0] <= OUTLIER_FACTOR * (high - low):
+        return min(low, logged[0]), max(high, logged[-1])
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
-    # Losses don't go below 0: the axis should not suggest it.
-    return (max(0.0, low - margin) if low >= 0 and high > low else low - margin), high + margin
+    return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
 
 
-def _draw_series(series: Series, axes: Axes) -> str:
-    colour = f"s{series.colour}"
-    drawn = f'<path class="smooth {colour}" d="{_path(series.smooth, axes)}"/>'
-    if series.raw != series.smooth:
-        return f'<path class="raw {colour}" d="{_path(series.raw, axes)}"/>{drawn}'
-    return drawn
+def _has_lone_point(points: Points) -> bool:
+    known = [False, *(y is not None for _, y in points), False]
+    return any(
+        here and not before and not after
+        for before, here, after in zip(known, known[1:], known[2:], strict=False)
+    )
 
 
-def _path(points: Points, axes: Axes) -> str:
-    """Line segments; a single point between gaps becomes a dot (round caps draw length 0)."""
-    parts = []
-    pen_down = False
-    for x, y in points:
-        if y is None:
-            pen_down = False
-            continue
-        parts.append(f"{'L' if pen_down else 'M'}{axes.x(x):.1f} {axes.y(y):.1f}")
-        if not pen_down:
-            parts.append("h0")
-        pen_down = True
-    return "".join(parts)
-
-
-def _in_words(series: Series) -> str:
-    finite = [(x, y) for x, y in series.smooth if y is not None]
+def _in_words(name: str, points: Points) -> str:
+    finite = [(x, y) for x, y in points if y is not None]
     if not finite:
-        return f"{series.label} has no finite value"
+        return f"{name} has no finite value"
     (x0, y0), (x1, y1) = finite[0], finite[-1]
-    return f"{series.label} from {y0:.3g} at {x0:.0f} to {y1:.3g} at {x1:.0f}"
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.5g}")
+    return f"{name} from {y0:.3g} at {x0:,.0f} to {y1:.3g} at {x1:,.0f}"
 
 
 def _is_housekeeping(title: str) -> bool:

@@ -1,23 +1,23 @@
-"""The codebook on the page: which codes source and target choose, as a chart and as an atlas."""
+"""The codebook on the page: which codes source and target choose, as a chart and as an atlas.
+
+Both were computed before (by ``qdmr evaluate``, ``qdmr demo`` or ``qdmr codebook``); a page only
+reads ``codebook.json`` and ``codebook.png``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from dataclasses import dataclass
-from html import escape
 
-import numpy as np
+import plotly.graph_objects as go
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.codebook.compute import (
     ATLAS_FILE,
     USAGE_FILE,
-    Progress,
-    codebook_view,
     read_usage,
     trained_weights,
-    write_view,
 )
 from qdmr_ray.evaluate.codebook.usage import (
     DEAD,
@@ -30,24 +30,15 @@ from qdmr_ray.evaluate.codebook.usage import (
     CodebookUsage,
 )
 from qdmr_ray.photographs.decode import decode_image
-from qdmr_ray.report.axes import tick_text
-from qdmr_ray.report.charts import DOMAINS, Chart, Series
+from qdmr_ray.report.charts import DOMAINS, PLAIN_COLOUR, Chart, ChartTable, colour, figure
 from qdmr_ray.report.pictures import embedded_picture
 from qdmr_ray.report.run_folder import RunData
 
-# What stands below the chart before anything is pointed at.
-REST = "point at a bar to read it"
-# All lengths in the SVG's own units.
-WIDTH, HEIGHT = 560, 344
-LEFT, RIGHT, TOP, BOTTOM = 54, 10, 8, 46
-MIDDLE = TOP + (HEIGHT - TOP - BOTTOM) / 2
-HALF = (HEIGHT - TOP - BOTTOM) / 2
-STRIP_TOP, STRIP_HEIGHT = HEIGHT - BOTTOM + 8, 5
-# Closer ticks would not be told apart; a narrower group has no room for its name.
-TICK_DISTANCE = 22
-LABEL_WIDTH = 92
-# Wider bars have a gap between them.
-GAP_FROM = 4.0
+HEIGHT = 380
+# Between ticks, as a share of the larger bar's height: closer ones could not be told apart.
+TICK_DISTANCE = 0.14
+# A group of fewer of the codes has no room for its name.
+LABEL_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,111 +63,103 @@ class CodebookSection:
     atlas: tuple[str, int, int] | None
 
 
-def codebook_section(run: RunData, progress: Progress | None = None) -> CodebookSection | None:
-    """The section from the run's ``codebook.json``; made now where there is none yet.
-
-    ``None`` where it can't be made: no trained VQGAN, or its dataset is out of reach.
-    """
-    found = _find(run, progress)
-    if found is None:
-        return None
-    usage, atlas = found
+def codebook_section(run: RunData) -> CodebookSection | str | None:
+    """The section of the run's ``codebook.json``; a line that says how to make or renew the file
+    where it is missing or of another network, ``None`` without a trained VQGAN."""
+    usage, weights = None, None
+    try:
+        usage = read_usage(run.place)
+    except QdmrError as error:
+        run.problems.append(str(error))
+    # What is wrong with the network is no business of the report.
+    with contextlib.suppress(QdmrError):
+        weights = trained_weights(run.place)
+    if usage is None:
+        return None if weights is None else f"There is no {USAGE_FILE} yet."
+    if weights not in (None, usage.weights_sha256):
+        return f"{USAGE_FILE} is of another network than vqgan/final."
     return CodebookSection(
         usage=usage,
         sentence=_sentence(usage),
         own_share=_percent(usage.own_share),
         groups=_group_rows(usage),
         chart=draw_usage(usage),
-        atlas=None if atlas is None else embedded_picture(atlas),
+        atlas=_atlas(run),
     )
 
 
 def draw_usage(usage: CodebookUsage) -> Chart:
-    """Bars of source above and of target below the axis, over the codes sorted by target share."""
+    """Bars of source above and of target below the axis, over the codes sorted by target share.
+
+    Heights go with the square root of the share: the rare codes are the ones to look at.
+    """
     groups = usage.groups()
-    codes = [code for code in usage.order() if groups[code] != DEAD]
-    largest = max(usage.source.frequencies.max(), usage.target.frequencies.max(), 1e-12)
-    series, paths, points = [], [], []
-    for name, sign in ((SOURCE, -1), (TARGET, 1)):
-        frequencies = (usage.source if name == SOURCE else usage.target).frequencies[codes]
-        tips = MIDDLE + sign * HALF * np.sqrt(frequencies / largest)
-        colour = DOMAINS.index(name)
-        series.append(Series(label=name, colour=colour, raw=[], smooth=[], missing=0))
-        paths.append(f'<path class="bar s{colour}" d="{_bars(tips)}"/>')
-        places = [round(_x(index + 0.5, len(codes)), 1) for index in range(len(codes))]
-        points.append(
-            [
-                [code, float(f"{100 * frequency:.4g}"), x, round(tip, 1)]
-                for code, frequency, x, tip in zip(codes, frequencies, places, tips, strict=True)
-            ]
+    codes = [int(code) for code in usage.order() if groups[code] != DEAD]
+    shares = {
+        SOURCE: usage.source.frequencies[codes].tolist(),
+        TARGET: usage.target.frequencies[codes].tolist(),
+    }
+    largest = max(*shares[SOURCE], *shares[TARGET], 1e-12) if codes else 1.0
+    places = list(range(len(codes)))
+    traces = [
+        go.Bar(
+            x=places,
+            y=[round(sign * math.sqrt(share), 5) for share in shares[name]],
+            name=name,
+            marker={"color": colour(DOMAINS.index(name)), "line": {"width": 0}},
+            hovertext=[
+                f"code {code}: {name} {_percent(share)}"
+                for code, share in zip(codes, shares[name], strict=True)
+            ],
+            hoverinfo="text",
         )
-    cursor = (
-        f'<g class="cursor" visibility="hidden"><line y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        + "".join(f'<circle r="3.5" class="s{line.colour}"/>' for line in series)
-        + "</g>"
-    )
-    summary = f"Use of {len(codes)} codes by source (up) and target (down). {_sentence(usage)}"
-    svg = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">'
-        f"{_grid(largest)}{''.join(paths)}"
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{MIDDLE}" y2="{MIDDLE}"/>'
-        f"{_strip([str(groups[code]) for code in codes])}{cursor}</svg>"
-    )
+        for name, sign in ((SOURCE, 1), (TARGET, -1))
+    ]
+    strips, centres, names = _strips([str(groups[code]) for code in codes])
+    ticks = _ticks(largest)
+    names_of_ticks = ["0", *(f"{100 * share:g} %" for share in ticks)]
+    heights = [math.sqrt(share) for share in (0.0, *ticks)]
     return Chart(
         title="How often each code is chosen",
-        svg=svg,
-        series=series,
-        logarithmic=False,
+        summary=f"Use of {len(codes)} codes by source (up) and target (down). {_sentence(usage)}",
+        figure=figure(
+            traces,
+            barmode="overlay",
+            bargap=0.12,
+            hovermode="x",
+            shapes=strips,
+            xaxis={
+                "tickvals": centres,
+                "ticktext": names,
+                "ticks": "",
+                "ticklabelstandoff": 12,
+                "showline": False,
+            },
+            yaxis={
+                "tickvals": heights + [-height for height in heights],
+                "ticktext": names_of_ticks * 2,
+                "range": [-1.06 * math.sqrt(largest), 1.06 * math.sqrt(largest)],
+                "zeroline": True,
+                "zerolinecolor": "var(--muted)",
+                "zerolinewidth": 1,
+            },
+        ),
+        height=HEIGHT,
         remark="share of the choices, square-root scale",
-        data={
-            "left": LEFT,
-            "right": WIDTH - RIGHT,
-            "width": WIDTH,
-            "along": "code",
-            "rest": REST,
-            "unit": " %",
-            "series": [
-                {"label": line.label, "points": known}
-                for line, known in zip(series, points, strict=True)
+        table=ChartTable(
+            head=["Code", "Group", "Source %", "Target %"],
+            rows=[
+                [str(code), GROUP_LABELS[str(groups[code])], _rounded(up), _rounded(down)]
+                for code, up, down in zip(codes, shares[SOURCE], shares[TARGET], strict=True)
             ],
-        },
+        ),
     )
 
 
-def _find(
-    run: RunData, progress: Progress | None
-) -> tuple[CodebookUsage, np.ndarray | None] | None:
-    stored, weights = None, None
-    try:
-        stored = read_usage(run.place)
-    except QdmrError as error:
-        run.problems.append(str(error))
-    # What is wrong with the network or the dataset is no business of the report.
-    with contextlib.suppress(QdmrError):
-        weights = trained_weights(run.place)
-    if stored is not None and weights in (None, stored.weights_sha256):
-        return stored, _stored_atlas(run)
-    if weights is not None:
-        try:
-            view = codebook_view(run.place, progress=progress)
-        except (QdmrError, RuntimeError):
-            view = None
-        if view is not None:
-            with contextlib.suppress(QdmrError):
-                write_view(view, run.place)
-            return view.usage, view.atlas
-    if stored is not None:
-        run.problems.append(
-            f"{USAGE_FILE} is of another network than vqgan/final, and its dataset is out of "
-            "reach: not shown; run qdmr codebook where the dataset is"
-        )
-    return None
-
-
-def _stored_atlas(run: RunData) -> np.ndarray | None:
+def _atlas(run: RunData) -> tuple[str, int, int] | None:
     file = run.place.join(ATLAS_FILE)
     try:
-        return decode_image(file.read_bytes(), file.uri)
+        return embedded_picture(decode_image(file.read_bytes(), file.uri))
     except QdmrError as error:
         run.problems.append(str(error))
         return None
@@ -223,56 +206,47 @@ def _percent(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _x(index: float, count: int) -> float:
-    return LEFT + (WIDTH - LEFT - RIGHT) * index / max(1, count)
+def _rounded(share: float) -> float:
+    return float(f"{100 * share:.4g}")
 
 
-def _bars(tips: np.ndarray) -> str:
-    count = len(tips)
-    wide = _x(1, count) - _x(0, count) >= GAP_FROM
-    parts = []
-    for index, tip in enumerate(tips):
-        if tip != MIDDLE:
-            left, right = _x(index, count), _x(index + 1, count) - (1.0 if wide else 0.0)
-            parts.append(f"M{left:.1f} {MIDDLE}V{tip:.1f}H{right:.1f}V{MIDDLE}z")
-    return "".join(parts)
-
-
-def _grid(largest: float) -> str:
-    """Lines at round shares from the largest down, as far apart as can be read, on both sides."""
+def _ticks(largest: float) -> list[float]:
+    """Round shares from the largest down, as far apart as can be read."""
     power = math.floor(math.log10(largest))
-    steps = [f * 10.0**e for e in (power, power - 1, power - 2) for f in (5.0, 2.0, 1.0)]
-    parts, last = [], HALF + TICK_DISTANCE
-    for share in steps:
-        distance = HALF * math.sqrt(share / largest)
-        if distance > HALF or min(last - distance, distance) < TICK_DISTANCE:
-            continue
-        last = distance
-        for y in (MIDDLE - distance, MIDDLE + distance):
-            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}"')
-            parts.append(f' y2="{y:.1f}"/><text class="y" x="{LEFT - 6}" y="{y + 3.5:.1f}">')
-            parts.append(f"{tick_text(100 * share)} %</text>")
-    return "".join(parts)
+    ticks, last = [], 1.0 + TICK_DISTANCE
+    for share in (f * 10.0**e for e in (power, power - 1, power - 2) for f in (5.0, 2.0, 1.0)):
+        height = math.sqrt(share / largest)
+        if height <= 1.0 and min(last - height, height) >= TICK_DISTANCE:
+            ticks.append(share)
+            last = height
+    return ticks
 
 
-def _strip(groups: list[str]) -> str:
-    """Under the bars: where the source's own codes end and where the target's own begin."""
-    parts, start = [], 0
+def _strips(groups: list[str]) -> tuple[list[dict[str, object]], list[float], list[str]]:
+    """Under the bars: where the source's own codes end and where the target's own begin.
+
+    A shape per group; the centres and the names of those that have room for one.
+    """
+    tones = {SHARED: PLAIN_COLOUR, SOURCE_OWN: DOMAINS.index(SOURCE)}
+    shapes: list[dict[str, object]] = []
+    centres, names, start = [], [], 0
     for name in GROUPS[:-1]:
         end = start + groups.count(name)
         if end > start:
-            left, right = _x(start, len(groups)), _x(end, len(groups))
-            colour = {SHARED: "s5", SOURCE_OWN: f"s{DOMAINS.index(SOURCE)}"}.get(
-                name, f"s{DOMAINS.index(TARGET)}"
+            shapes.append(
+                {
+                    "type": "rect",
+                    "x0": start - 0.45,
+                    "x1": end - 0.55,
+                    "yref": "paper",
+                    "y0": -0.03,
+                    "y1": -0.012,
+                    "fillcolor": colour(tones.get(name, DOMAINS.index(TARGET))),
+                    "line": {"width": 0},
+                }
             )
-            parts.append(
-                f'<rect class="group {colour}" x="{left:.1f}" y="{STRIP_TOP}" '
-                f'width="{max(1.0, right - left - 1):.1f}" height="{STRIP_HEIGHT}"/>'
-            )
-            if right - left >= LABEL_WIDTH:
-                parts.append(
-                    f'<text class="x" x="{(left + right) / 2:.1f}" y="{STRIP_TOP + 20}">'
-                    f"{escape(GROUP_LABELS[name])}</text>"
-                )
+            if end - start >= LABEL_SHARE * len(groups):
+                centres.append((start + end - 1) / 2)
+                names.append(GROUP_LABELS[name].replace("'s ", "'s<br>"))
         start = end
-    return "".join(parts)
+    return shapes, centres, names

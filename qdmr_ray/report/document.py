@@ -1,7 +1,8 @@
-"""Pages as files: template, style and script put together, and written whole.
+"""Pages as files: template, style, scripts and charts put together, and written whole.
 
-A page needs no network: pictures are data URIs, and a content security policy lets no script run
-but its own, so that nothing in a file's name or a setting can.
+A page needs no network: pictures are data URIs, plotly.js is part of the page, and a content
+security policy lets no script run but the page's own, so that nothing in a file's name or a setting
+can.
 """
 
 from __future__ import annotations
@@ -11,19 +12,32 @@ import hashlib
 import importlib.resources
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from qdmr_ray.report.charts import TEMPLATE, Chart
 from qdmr_ray.storage import Location, open_location, write_file_atomic
 
 REPORT_FILE = "report.html"
 ASSETS = importlib.resources.files("qdmr_ray.report") / "assets"
+PLOTLY = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
 
 
 def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **content: Any) -> str:
-    """The page that ``template`` makes of ``content``, with these styles and scripts inside."""
+    """The page that ``template`` makes of ``content``, with these styles and scripts inside.
+
+    A template calls ``draw(chart)`` where a chart stands, and gets the number by which the page's
+    script finds the chart's figure.
+    """
+    charts: list[Chart] = []
+
+    def draw(chart: Chart) -> int:
+        charts.append(chart)
+        return len(charts) - 1
+
     script = "\n".join(map(_asset, scripts))
     return (
         _environment()
@@ -32,7 +46,10 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             style="\n".join(map(_asset, styles)),
             script=script,
-            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            plotly=_plotly(),
+            script_digests=[_digest(_plotly()), _digest(script)],
+            draw=draw,
+            charts=lambda: {"template": TEMPLATE, "charts": [chart.data for chart in charts]},
             **content,
         )
     )
@@ -67,6 +84,16 @@ def duration(seconds: float) -> str:
         f"{value} {unit}" for value, unit in ((hour, "h"), (minute, "min"), (second, "s")) if value
     ]
     return " ".join(parts[:2]) or "under 1 s"
+
+
+@cache
+def _plotly() -> str:
+    """plotly.js as the installed package ships it (4.8 MB, so a page has it once)."""
+    return PLOTLY.read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _asset(name: str) -> str:

@@ -3,46 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from qdmr_ray.evaluate.metrics.metric import MetricInfo
+from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
 from qdmr_ray.evaluate.names import INPUT, label
-from qdmr_ray.report.evaluation import Evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricStyle:
-    """How a metric reads; ``better`` is 1 where more is better, -1 where less is, else 0."""
-
-    label: str
-    unit: str = ""
-    better: int = 0
-    digits: int = 3
-
-    def text(self, value: float | None, *, signed: bool = False) -> str:
-        """The figure as people read it; ``n/a`` where there is none."""
-        if value is None or math.isnan(value):
-            return "n/a"
-        if math.isinf(value):
-            return "∞" if value > 0 else "−∞"
-        return f"{value:{'+' if signed else ''}.{self.digits}f}".replace("-", "−")
-
-    @property
-    def direction(self) -> str:
-        """For the head of a table."""
-        return {1: "higher is better", -1: "lower is better", 0: ""}[self.better]
-
-    @property
-    def full_label(self) -> str:
-        """With the unit, as in ``PSNR dB``."""
-        return f"{self.label} {self.unit}".rstrip()
-
-
-METRICS = {
-    "psnr": MetricStyle(label="PSNR", unit="dB", better=1, digits=2),
-    "ssim": MetricStyle(label="SSIM", better=1, digits=4),
-    "lpips": MetricStyle(label="LPIPS", better=-1, digits=4),
-    "niqe": MetricStyle(label="NIQE", better=-1, digits=2),
-}
+from qdmr_ray.evaluate.results import Evaluation
+from qdmr_ray.report.evaluation import last_stage, metrics_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +38,7 @@ class Row:
 class ColumnGroup:
     """The columns of one metric."""
 
-    style: MetricStyle
+    style: MetricInfo
     columns: list[str]
 
 
@@ -83,24 +50,14 @@ class Table:
     rows: list[Row]
 
 
-def metric_style(name: str) -> MetricStyle:
-    """The style of ``psnr``, ``psnr_y``, ``lpips_alex`` …, by the part before the first ``_``."""
-    head, _, variant = name.partition("_")
-    style = METRICS.get(head)
-    if style is None:
-        return MetricStyle(label=name.replace("_", " "))
-    variant = variant.upper() if len(variant) == 1 else variant.replace("_", " ")
-    return replace(style, label=f"{style.label} {variant}".rstrip())
-
-
 def primary_metric(evaluation: Evaluation) -> str | None:
-    """PSNR where a stage has it, else the first metric that a stage has."""
+    """The registry's primary metric where a stage has it, else the first one that a stage has."""
     metrics = [
         name
-        for name in evaluation.metrics
-        if any(name in evaluation.figures[stage] for stage in evaluation.stages)
+        for name in metrics_of(evaluation)
+        if any(name in evaluation.means[stage] for stage in evaluation.stages)
     ]
-    return "psnr" if "psnr" in metrics else next(iter(metrics), None)
+    return PRIMARY if PRIMARY in metrics else next(iter(metrics), None)
 
 
 def headline(evaluation: Evaluation | None) -> str:
@@ -108,13 +65,13 @@ def headline(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return "This run has not been evaluated yet."
     count = photographs(evaluation.images)
-    if not evaluation.stages:
+    stage, metric = last_stage(evaluation), primary_metric(evaluation)
+    if stage is None:
         return f"The aberrated input was measured on {count}; no stage has been evaluated yet."
-    stage, metric = evaluation.stages[-1], primary_metric(evaluation)
     gain = None if metric is None else mean_gain(evaluation, stage, metric)
     if metric is None or gain is None:
         return f"{label(stage)} was evaluated on {count}."
-    style = metric_style(metric)
+    style = metric_info(metric)
     figure = " ".join(filter(None, [style.text(gain, signed=True), style.unit, style.label]))
     relation = "over" if style.better > 0 and gain >= 0 else "against"
     remark = " (lower is better)" if style.better < 0 else ""
@@ -128,8 +85,8 @@ def photographs(count: int) -> str:
 
 def mean_gain(evaluation: Evaluation, stage: str, metric: str) -> float | None:
     """Change of a mean figure from the input to ``stage``, ``None`` where either is missing."""
-    before = evaluation.figures.get(INPUT, {}).get(metric)
-    return change(before, evaluation.figures[stage].get(metric))
+    before = evaluation.means.get(INPUT, {}).get(metric)
+    return change(before, evaluation.means[stage].get(metric))
 
 
 def change(before: float | None, after: float | None) -> float | None:
@@ -139,15 +96,15 @@ def change(before: float | None, after: float | None) -> float | None:
     return after - before
 
 
-def tiles(evaluation: Evaluation | None) -> list[tuple[str, MetricStyle, Cell]]:
+def tiles(evaluation: Evaluation | None) -> list[tuple[str, MetricInfo, Cell]]:
     """The main metric of the input and each stage: label, style and figure."""
     metric = primary_metric(evaluation) if evaluation else None
     if evaluation is None or metric is None:
         return []
-    style = metric_style(metric)
+    style = metric_info(metric)
     return [
         (label(stage), style, _stage_cell(evaluation, stage, metric, style))
-        for stage in evaluation.figures
+        for stage in evaluation.means
     ]
 
 
@@ -155,13 +112,13 @@ def stage_table(evaluation: Evaluation | None) -> Table | None:
     """A row for the input and for each stage."""
     if evaluation is None:
         return None
-    styles = [(name, metric_style(name)) for name in evaluation.metrics]
+    styles = [(name, metric_info(name)) for name in metrics_of(evaluation)]
     rows = [
         Row(
             name=label(stage),
             cells=[_stage_cell(evaluation, stage, name, style) for name, style in styles],
         )
-        for stage in evaluation.figures
+        for stage in evaluation.means
     ]
     groups = [ColumnGroup(style=style, columns=[style.label]) for _, style in styles]
     return Table(groups=groups, rows=rows)
@@ -172,19 +129,19 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
     metrics = _photograph_metrics(evaluation) if evaluation else []
     if evaluation is None or not evaluation.per_image or not metrics:
         return None
-    with_gain = INPUT in evaluation.figures and bool(evaluation.stages)
-    columns = [label(stage) for stage in evaluation.figures]
-    if with_gain:
-        columns.append(f"{label(evaluation.stages[-1])} gain")
-    groups = [ColumnGroup(style=metric_style(name), columns=columns) for name in metrics]
+    last = last_stage(evaluation)
+    columns = [label(stage) for stage in evaluation.means]
+    if last:
+        columns.append(f"{label(last)} gain")
+    groups = [ColumnGroup(style=metric_info(name), columns=columns) for name in metrics]
     rows = []
     for image in evaluation.per_image:
         cells = []
         for name in metrics:
-            style = metric_style(name)
-            values = [image.figures.get(stage, {}).get(name) for stage in evaluation.figures]
+            style = metric_info(name)
+            values = [image.values.get(stage, {}).get(name) for stage in evaluation.means]
             cells += [Cell(text=style.text(value), value=sortable(value)) for value in values]
-            if with_gain:
+            if last:
                 gain = change(values[0], values[-1])
                 text = style.text(gain, signed=True)
                 cells.append(Cell(text=text, value=sortable(gain), verdict=verdict(style, gain)))
@@ -194,14 +151,14 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
 
 def _photograph_metrics(evaluation: Evaluation) -> list[str]:
     """The metrics with a mean, then those that single photographs alone have."""
-    rows = [row for image in evaluation.per_image for row in image.figures.values()]
-    return list(dict.fromkeys([*evaluation.metrics, *(name for row in rows for name in row)]))
+    rows = [row for image in evaluation.per_image for row in image.values.values()]
+    return list(dict.fromkeys([*metrics_of(evaluation), *(name for row in rows for name in row)]))
 
 
-def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricStyle) -> Cell:
+def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) -> Cell:
     gain = None if stage == INPUT else mean_gain(evaluation, stage, metric)
     return Cell(
-        text=style.text(evaluation.figures[stage].get(metric)),
+        text=style.text(evaluation.means[stage].get(metric)),
         gain=None if gain is None else style.text(gain, signed=True),
         verdict=verdict(style, gain),
         best=stage in _best(evaluation, metric, style),
@@ -209,32 +166,32 @@ def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricSt
     )
 
 
-def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricStyle) -> tuple[str, ...]:
+def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) -> tuple[str, ...]:
     """``median 26.10`` and ``95 %: 25.30 … 27.00``; nothing where the file says nothing of it."""
     known = evaluation.statistics.get(stage, {}).get(metric)
     if known is None:
         return ()
     lines = [] if known.median is None else [f"median {style.text(known.median)}"]
-    if known.interval is not None:
-        low, high = map(style.text, known.interval)
+    if known.ci95 is not None:
+        low, high = map(style.text, known.ci95)
         lines.append(f"95 %: {low} … {high}")
-    if known.count is not None and known.count != evaluation.images:
-        lines.append(f"of {known.count}")
+    if known.n != evaluation.images:
+        lines.append(f"of {known.n}")
     return tuple(lines)
 
 
-def verdict(style: MetricStyle, gain: float | None) -> str:
+def verdict(style: MetricInfo, gain: float | None) -> str:
     """``better`` or ``worse``; nothing where the change is none or cannot be seen."""
     if gain is None or not style.better or round(gain, style.digits) == 0:
         return ""
     return "better" if gain * style.better > 0 else "worse"
 
 
-def _best(evaluation: Evaluation, metric: str, style: MetricStyle) -> set[str]:
+def _best(evaluation: Evaluation, metric: str, style: MetricInfo) -> set[str]:
     """The stages (input included) with the best figure, where one is better than another."""
     known = {
         stage: value * style.better
-        for stage, figures in evaluation.figures.items()
+        for stage, figures in evaluation.means.items()
         if (value := figures.get(metric)) is not None
     }
     if not style.better or len(set(known.values())) < 2:

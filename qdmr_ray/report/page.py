@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import label
+from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.report import charts, figures, pictures
 from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, located, render, write_page
-from qdmr_ray.report.evaluation import Evaluation
+from qdmr_ray.report.evaluation import origin, references
 from qdmr_ray.report.run_folder import PICTURE_SUFFIX, RunData, read_run, switched_off
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
 
-Progress = Callable[[int, int], None]
 # A picture that training wrote more than once: name-000200.png or name_000200.png.
 SERIES_NAME = re.compile(r"(?:(?P<name>.+)[-_])?(?P<iteration>\d+)")
 
@@ -49,31 +49,25 @@ class StageSection:
 def run_page(
     run: Location | Path | str,
     out: Location | Path | str | None = None,
-    *,
-    progress: Progress | None = None,
 ) -> str:
     """Writes the report of a run to ``out`` (``RUN/report.html``); gives its path or ``s3://…``.
 
     ``run`` is a run folder or a folder with an evaluation alone, here or in a store. Everything
-    else may be missing: the page then says what is. Where the run has a trained VQGAN and its
-    dataset can be reached, ``codebook.json`` and ``codebook.png`` are made too (``progress`` tells
-    of that, in crops).
+    else may be missing: the page then says what is, and which command makes it.
 
     Raises:
         QdmrError: neither a run nor an evaluation there, or the page cannot be written.
     """
     place = located(run)
-    return write_page(_render(read_run(place), progress), place, out)
+    return write_page(_render(read_run(place)), place, out)
 
 
-def _render(run: RunData, progress: Progress | None) -> str:
+def _render(run: RunData) -> str:
     evaluation = run.evaluation
     metric = figures.primary_metric(evaluation) if evaluation else None
     photographs, amplification = pictures.photographs(run, metric)
     stages = [_stage_section(run, stage) for stage in run.stages]
-    drawn = [chart for stage in stages for chart in stage.charts + stage.housekeeping]
-    codebook = codebook_section(run, progress)
-    drawn += [codebook.chart] if codebook else []
+    codebook = codebook_section(run)
     return render(
         "report.html.j2",
         styles=["report.css"],
@@ -81,14 +75,16 @@ def _render(run: RunData, progress: Progress | None) -> str:
         run=run,
         headline=figures.headline(evaluation),
         facts=_facts(run),
+        references=references(evaluation) if evaluation else [],
+        origin=origin(evaluation) if evaluation else {},
         tiles=figures.tiles(evaluation),
         table=figures.stage_table(evaluation),
         gains=_gains(evaluation, metric),
         places={photograph.name: index for index, photograph in enumerate(photographs)},
         per_photograph=figures.photograph_table(evaluation),
         stages=stages,
-        codebook=codebook,
-        charts=[chart.data for chart in drawn],
+        codebook=None if isinstance(codebook, str) else codebook,
+        codebook_missing=codebook if isinstance(codebook, str) else "",
         off=switched_off(run),
         **viewer_content(evaluation, photographs, amplification),
     )
@@ -108,10 +104,10 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
     return facts
 
 
-def _gains(evaluation: Evaluation | None, metric: str | None) -> str:
+def _gains(evaluation: Evaluation | None, metric: str | None) -> Chart | None:
     if evaluation is None or metric is None:
-        return ""
-    return charts.draw_gains(evaluation, metric, figures.metric_style(metric).full_label)
+        return None
+    return charts.draw_gains(evaluation, metric, metric_info(metric).full_label)
 
 
 def _stage_section(run: RunData, stage: str) -> StageSection:

@@ -12,8 +12,10 @@ from PIL import Image
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
+from qdmr_ray.evaluate.results import Evaluation, PhotographResult
+from qdmr_ray.evaluate.sheets import absolute_error, error_colours
 from qdmr_ray.photographs.decode import decode_image
-from qdmr_ray.report.evaluation import Evaluation, ImageResult
+from qdmr_ray.report.evaluation import last_stage
 from qdmr_ray.report.figures import change
 from qdmr_ray.report.run_folder import RunData
 from qdmr_ray.storage import Location
@@ -28,16 +30,15 @@ MAP_QUALITY = 80
 THUMBNAIL_QUALITY = 75
 # A training picture that is a larger PNG than this is stored as a JPEG.
 LARGEST_PNG = 400_000
-# Characters of base64 that all photographs together may take; the page stays below 15 MB.
-PHOTOGRAPH_BUDGET = 11_000_000
+# Characters of base64 that all photographs together may take; with the 4.8 MB of plotly.js the page
+# stays below 15 MB.
+PHOTOGRAPH_BUDGET = 9_500_000
 MOST_PHOTOGRAPHS = 12
 # Side in pixels of the blocks among which the one with the most detail is looked for.
 DETAIL_BLOCK = 48
 # Factors by which differences may be amplified, and the share of pixels that may then saturate.
 AMPLIFICATIONS = (16, 12, 8, 6, 4, 3, 2, 1)
 SATURATED_SHARE = 0.01
-# Colours of the difference maps from 0 to full scale: dark to light, readable by the colour-blind.
-MAP_COLOURS = ((13, 8, 46), (88, 20, 110), (178, 48, 90), (237, 105, 37), (252, 255, 190))
 
 
 @dataclass(kw_only=True)
@@ -81,7 +82,7 @@ def embedded(
     don't all fit, they are spread evenly from the smallest to the largest gain in ``metric``, so
     that the page doesn't show the best alone.
     """
-    chosen = _spread(evaluation.per_image, evaluation.stages, metric)
+    chosen = _spread(evaluation, metric)
     loaded = [(image, load(image.name)) for image in chosen]
     present = [(image, pictures) for image, pictures in loaded if pictures]
     amplification = _amplification([pictures for _, pictures in present])
@@ -114,20 +115,6 @@ def embedded_picture(pixels: np.ndarray) -> tuple[str, int, int]:
     return uri, image.width, image.height
 
 
-def difference_map(image: np.ndarray, ground_truth: np.ndarray, amplification: int) -> np.ndarray:
-    """``|image - ground_truth|``, mean over the channels, amplified, in ``MAP_COLOURS``.
-
-    Both uint8 ``(H, W, 3)``; the result too. 255 / ``amplification`` levels are full scale.
-    """
-    difference = _difference(image, ground_truth) * amplification
-    anchors = np.linspace(0.0, 255.0, len(MAP_COLOURS))
-    levels = np.arange(256.0)
-    table = np.stack(
-        [np.interp(levels, anchors, channel) for channel in zip(*MAP_COLOURS, strict=True)], axis=1
-    )
-    return np.rint(table).astype(np.uint8)[np.minimum(np.rint(difference), 255).astype(np.uint8)]
-
-
 def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
     """The pictures of one photograph that are there: input, stages in order, ground truth."""
     root = run.place.join("evaluation")
@@ -157,16 +144,15 @@ def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
     return pictures
 
 
-def _spread(
-    images: Sequence[ImageResult], stages: Sequence[str], metric: str | None
-) -> list[ImageResult]:
+def _spread(evaluation: Evaluation, metric: str | None) -> list[PhotographResult]:
     """At most ``MOST_PHOTOGRAPHS``, ordered so that any first few are spread over the gains."""
-    if not stages or metric is None:
+    images, last = evaluation.per_image, last_stage(evaluation)
+    if last is None or metric is None:
         return list(images[:MOST_PHOTOGRAPHS])
 
-    def gain(image: ImageResult) -> float:
+    def gain(image: PhotographResult) -> float:
         known = change(
-            image.figures.get(INPUT, {}).get(metric), image.figures.get(stages[-1], {}).get(metric)
+            image.values.get(INPUT, {}).get(metric), image.values.get(last, {}).get(metric)
         )
         return 0.0 if known is None else known
 
@@ -204,7 +190,7 @@ def lies_below(folder: Location, root: Location, name: str) -> bool:
 def _amplification(sets: Sequence[dict[str, np.ndarray]]) -> int:
     """The largest factor at which hardly any pixel of the inputs saturates, one for the page."""
     samples = [
-        _difference(pictures[INPUT], pictures[GROUND_TRUTH]).ravel()
+        absolute_error(pictures[INPUT], pictures[GROUND_TRUTH]).ravel()
         for pictures in sets
         if INPUT in pictures and GROUND_TRUTH in pictures
     ]
@@ -212,10 +198,6 @@ def _amplification(sets: Sequence[dict[str, np.ndarray]]) -> int:
         return 1
     high = float(np.quantile(np.concatenate(samples), 1.0 - SATURATED_SHARE))
     return next((factor for factor in AMPLIFICATIONS if factor * high <= 255.0), 1)
-
-
-def _difference(image: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
-    return np.abs(image.astype(np.float32) - ground_truth.astype(np.float32)).mean(axis=2)
 
 
 def _embed(name: str, pictures: dict[str, np.ndarray], amplification: int) -> Photograph:
@@ -235,8 +217,9 @@ def _embed(name: str, pictures: dict[str, np.ndarray], amplification: int) -> Ph
     for kind, picture in pictures.items():
         photograph.pictures[kind] = _photograph_uri(picture, scale, PHOTOGRAPH_QUALITY)
         if kind != GROUND_TRUTH and GROUND_TRUTH in pictures:
-            error = difference_map(picture, pictures[GROUND_TRUTH], amplification)
-            photograph.differences[kind] = _photograph_uri(error, scale, MAP_QUALITY)
+            error = absolute_error(picture, pictures[GROUND_TRUTH])
+            colours = error_colours(error, amplification)
+            photograph.differences[kind] = _photograph_uri(colours, scale, MAP_QUALITY)
     return photograph
 
 

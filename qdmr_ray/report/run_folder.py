@@ -6,14 +6,15 @@ a report is wanted most for the run that went wrong.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import yaml
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, one_line
+from qdmr_ray.evaluate.results import Evaluation
+from qdmr_ray.evaluate.sweep_file import finite
 from qdmr_ray.models.documents import Environment, Notes, parse_metrics
 from qdmr_ray.models.layout import (
     CONFIG_FILE,
@@ -23,7 +24,7 @@ from qdmr_ray.models.layout import (
     NOTES_FILE,
     PICTURES_FOLDER,
 )
-from qdmr_ray.report.evaluation import Evaluation, finite, is_figure, parse_evaluation
+from qdmr_ray.report.evaluation import read_evaluation
 from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
@@ -109,11 +110,7 @@ def read_run(place: Location) -> RunData:
         curves = _read_curves(run, stage)
         if curves is not None:
             run.curves[stage] = curves
-    content = read_json(place, EVALUATION_FILE, dict, run.problems)
-    if content is not None:
-        run.evaluation = parse_evaluation(content, run.stages)
-        if run.evaluation is None:
-            run.problems.append(f"{EVALUATION_FILE} holds no figures")
+    run.evaluation = read_evaluation(place, run.stages, run.problems)
     return run
 
 
@@ -131,29 +128,10 @@ def _read_config(place: Location) -> tuple[dict[str, Any], str]:
         text = file.read_bytes().decode("utf-8")
         config = yaml.safe_load(text)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise QdmrError(f"{file.uri} cannot be read ({_one_line(error)}): mend it") from error
+        raise QdmrError(f"{file.uri} cannot be read ({one_line(error)}): mend it") from error
     if not isinstance(config, dict):
         raise QdmrError(f"{file.uri} must hold a mapping of settings: mend it")
     return config, text
-
-
-def read_json(place: Location, name: str, kind: type, problems: list[str]) -> Any:
-    """The content of ``place``/``name``; ``None`` where it is missing, broken or of another kind.
-
-    The last two are added to ``problems``.
-    """
-    file = place.join(name)
-    try:
-        if file.size() is None:
-            return None
-        content = json.loads(file.read_bytes())
-    except (QdmrError, ValueError) as error:
-        problems.append(f"{name} cannot be read ({_one_line(error)})")
-        return None
-    if isinstance(content, kind):
-        return content
-    problems.append(f"{name} is no JSON {'list' if kind is list else 'object'}")
-    return None
 
 
 def _read_document(kind: type[D], file: Location, problems: list[str]) -> D | None:
@@ -161,8 +139,13 @@ def _read_document(kind: type[D], file: Location, problems: list[str]) -> D | No
     try:
         return kind.read_if_there(file)
     except QdmrError as error:
-        problems.append(f"{file.name} cannot be read ({_one_line(error)})")
+        problems.append(f"{file.name} cannot be read ({one_line(error)})")
         return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number, which true and false aren't."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def switched_off(run: RunData) -> list[str]:
@@ -175,7 +158,7 @@ def switched_off(run: RunData) -> list[str]:
         for stage in run.stages
         if isinstance(sections.get(stage), Mapping)
         for name, value in sections[stage].items()
-        if name in TERMS and is_figure(value) and value == 0
+        if name in TERMS and is_number(value) and value == 0
     ]
 
 
@@ -227,7 +210,3 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
 def _is_plain_name(name: str) -> bool:
     """A folder directly inside the run, not a path that leads out of it."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, label
-from qdmr_ray.report.evaluation import Evaluation
-from qdmr_ray.report.figures import metric_style
-from qdmr_ray.report.pictures import MAP_COLOURS, Photograph
+from qdmr_ray.evaluate.results import Evaluation
+from qdmr_ray.evaluate.sheets import map_colours
+from qdmr_ray.report.evaluation import metrics_of
+from qdmr_ray.report.pictures import Photograph
 
 
 def viewer_content(
@@ -24,7 +26,7 @@ def viewer_content(
         "differences": any(photograph.differences for photograph in photographs),
         "amplification": amplification,
         "full_scale": round(255 / amplification),
-        "map_colours": MAP_COLOURS,
+        "map_colours": [tuple(map(int, tone)) for tone in map_colours()[::51]],
     }
 
 
@@ -34,8 +36,8 @@ def _data(
     """What the page's script needs to compare the photographs; JSON only."""
     if evaluation is None:
         return {"photographs": []}
-    by_name = {image.name: image.figures for image in evaluation.per_image}
-    styles = [(name, metric_style(name)) for name in evaluation.metrics]
+    by_name = {image.name: image.values for image in evaluation.per_image}
+    styles = [(name, metric_info(name)) for name in metrics_of(evaluation)]
     return {
         "labels": {
             kind: labels.get(kind) or label(kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+PLOTLY = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1280, 900), (390, 844)
@@ -28,7 +30,8 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.source = path.read_text(encoding="utf-8")
+        # Without plotly.js, which is what its package ships, byte for byte.
+        self.source = path.read_text(encoding="utf-8").replace(PLOTLY.read_text("utf-8"), "")
         self.words: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.json: dict[str, object] = {}
@@ -48,6 +51,10 @@ class Page(HTMLParser):
             self.words.append(data)
         elif self._inside == "script" and "id" in self.tags[-1][1]:
             self.json[str(self.tags[-1][1]["id"])] = json.loads(data)
+
+    @property
+    def charts(self) -> list[dict[str, Any]]:
+        return self.json["chart-data"]["charts"]  # type: ignore[index,call-overload]
 
     @property
     def photographs(self) -> list[dict]:
@@ -91,6 +98,20 @@ def emulate(browser: Any, scheme: str) -> None:
         {"name": "prefers-reduced-motion", "value": "reduce"},
     ]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def tick_labels(page: Any, chart: str, axis: str) -> list[str]:
+    """What stands beside the ticks of an axis, once the chart is drawn."""
+    plot = find(page, chart)
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", plot)
+    wait_for(page, f"{chart} .{axis}tick text")
+    return texts(plot, f".{axis}tick text")
+
+
+def wait_for(page: Any, selector: str) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(page, 20).until(lambda page: find(page, selector))
 
 
 def find(page: Any, selector: str) -> Any:

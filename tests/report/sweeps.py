@@ -39,14 +39,13 @@ def trial(number: int, values: list[float | None] | None, **others: Any) -> dict
         "metrics": {},
         "values": values,
         "history": history,
-        "iterations": 300,
+        "progress": {"uda": 300},
         "seconds": 40.2,
         "begun": None,
         "ended": None,
         "stages": {"vqgan": "a", "base": "b", "uda": "c"},
         "trained": ["uda"],
         "error": None,
-        "run": f"trials/{number:04}",
         **others,
     }
 
@@ -85,11 +84,11 @@ def search() -> dict[str, Any]:
     own = {"network.codebook_size": 64, "stages.uda.gan": 0.0, "stages.uda.feature_gan": 0.0}
     trials = [
         trial(0, [26.0], settings=own, trained=["vqgan", "base", "uda"]),
-        trial(1, [24.0], state="stopped", iterations=100),
+        trial(1, [24.0], state="stopped", progress={"uda": 100}),
         trial(2, [27.1], settings=settings),
         trial(3, None, state="failed", history=[], error="CUDA out of memory", trained=[]),
         trial(4, [26.5]),
-        trial(5, None, state="waiting", history=[], stages={}, trained=[], seconds=None),
+        trial(5, None, state="running", history=[], stages={}, trained=[], seconds=0.0),
     ]
     trials[1]["history"] = trials[1]["history"][:1]
     trials += [

@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_page import DESKTOP, NEEDS_BROWSER, PHONE, emulate, find, open_browser, resize, texts
+from report_page import (
+    DESKTOP,
+    NEEDS_BROWSER,
+    PHONE,
+    emulate,
+    find,
+    open_browser,
+    resize,
+    texts,
+    tick_labels,
+    wait_for,
+)
 
 from qdmr_ray.evaluate.codebook.atlas import atlas_picture
 from qdmr_ray.evaluate.codebook.compute import CodebookView, write_view
@@ -39,6 +50,17 @@ def address(make_run, tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     tiles = np.full((4, 4, 4, 3), 90, np.uint8)
     write_view(CodebookView(usage, atlas_picture(tiles, usage)), open_location(run))
+    # The curves of a long training: what its axes say is read below.
+    lines = [
+        {
+            "iteration": i,
+            "time": 1.0 * i,
+            HOSTILE: 0.5,
+            "learning_rate/generator": 2e-4 * (1 - i / 4e5),
+        }
+        for i in range(1000, 200_001, 1000)
+    ]
+    (run / "uda" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return Path(build_report(run)).as_uri()
 
 
@@ -168,37 +190,101 @@ def test_the_table_sorts_by_any_column_with_missing_figures_last(page: Any) -> N
     assert set(sorted_by[1:]) == {"none"}
 
 
-def test_curves_are_read_out_by_mouse_and_keyboard(page: Any) -> None:
-    from selenium.webdriver import ActionChains
+def chart_named(page: Any, title: str) -> str:
+    """The selector of a chart; charts are drawn once they are near the window."""
+    plot = page.execute_script(
+        "return [...document.querySelectorAll('figure.chart')].find((figure) => "
+        "figure.querySelector('strong').textContent === arguments[0])"
+        ".querySelector('[data-chart]')",
+        title,
+    )
+    page.execute_script(
+        "arguments[0].closest('details')?.setAttribute('open', '');"
+        "arguments[0].scrollIntoView({block: 'center'})",
+        plot,
+    )
+    selector = f"[data-chart='{plot.get_attribute('data-chart')}']"
+    wait_for(page, f"{selector} .main-svg")
+    return selector
 
-    plot, readout = find(page, "#training .plot"), find(page, "#training .readout")
-    assert readout.text.startswith("last")
 
-    plot.send_keys("\ue012")  # arrow left, from the last of 40
-    assert readout.text.startswith("iteration 39")
-    ActionChains(page).move_to_element(plot).perform()
-    middle = int(readout.text.split()[1])
-    assert 15 <= middle <= 25
-    ActionChains(page).move_to_element(find(page, "h1")).perform()
-    assert readout.text.startswith("last")
+def test_axes_are_labelled_right_at_200_000_iterations_and_at_2e_4(page: Any) -> None:
+    stage = page.find_elements("css selector", ".training-stage")[2]
+    chart = "[data-chart='{}']".format(
+        stage.find_elements("css selector", "details [data-chart]")[0].get_attribute("data-chart")
+    )
+    page.execute_script("arguments[0].open = true", find(stage, "details:not(.numbers)"))
+    x, y = tick_labels(page, chart, "x"), tick_labels(page, chart, "y")
+
+    assert [float(text.replace(",", "")) for text in x] == [50_000, 100_000, 150_000, 200_000]
+    assert len(set(x)) == len(x)
+    values = [float(text.replace("×10", "e").replace("−", "-").replace("\n", "")) for text in y]
+    steps = np.diff(values)
+    assert len(values) >= 3
+    assert steps == pytest.approx(steps[0])
+    assert 1e-4 <= min(values) < max(values) <= 2e-4
 
 
-def test_the_use_of_each_code_is_read_out(page: Any) -> None:
-    from selenium.webdriver import ActionChains
+def test_the_numbers_behind_a_chart_are_a_table(page: Any) -> None:
+    chart = chart_named(page, "How often each code is chosen")
+    assert find(page, chart).get_attribute("aria-label").startswith("Use of 4 codes by source")
+    figure = find(page, "#codebook figure.chart")
 
-    plot, readout = find(page, "#codebook .plot"), find(page, "#codebook .readout")
-    assert readout.text.split("\n")[0] == "point at a bar to read it"
-
-    plot.send_keys("\ue012")  # arrow left, from the last of four
-    assert " ".join(readout.text.split()) == "code 2 source 6.667 % target 18.18 %"
-    plot.send_keys("\ue014")
-    assert " ".join(readout.text.split()) == "code 3 source 0 % target 36.36 %"
-    ActionChains(page).move_to_element_with_offset(
-        plot, -round(plot.size["width"] / 3), 0
-    ).perform()
-    assert readout.text.startswith("code 1")
+    find(figure, "summary").click()
+    assert texts(figure, "thead th") == ["Code", "Group", "Source %", "Target %"]
+    assert texts(figure, "tbody tr")[2:] == ["2 shared 6.667 18.18", "3 the target's own 0 36.36"]
     atlas = find(page, "#codebook .atlas img")
     assert page.execute_script("return arguments[0].naturalWidth", atlas) > 400
+
+
+def test_every_chart_is_drawn_and_has_a_table(page: Any) -> None:
+    page.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+    for plot in page.find_elements("css selector", "[data-chart]"):
+        page.execute_script("arguments[0].scrollIntoView()", plot)
+        wait_for(page, f"[data-chart='{plot.get_attribute('data-chart')}'] .main-svg")
+    figures = page.find_elements("css selector", "figure.chart")
+    rows = [len(figure.find_elements("css selector", ".numbers tbody tr")) for figure in figures]
+    assert len(rows) >= 8
+    assert min(rows) >= 1
+    assert page.execute_script("return typeof pwned") == "undefined"
+
+
+def test_a_chart_is_read_by_the_pointer_and_enlarged_by_dragging(page: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    chart = chart_named(page, "l1")
+    plot = find(page, chart)
+    ActionChains(page).move_to_element(plot).perform()
+    wait_for(page, f"{chart} .hoverlayer text")
+    assert "source" in find(page, f"{chart} .hoverlayer").text
+
+    before = texts(page, f"{chart} .xtick text")
+    drag = ActionChains(page).move_to_element(plot).click_and_hold().move_by_offset(60, 0)
+    drag.release().perform()
+    assert texts(page, f"{chart} .xtick text") != before
+    # What was enlarged stays so when the colours change.
+    kept = texts(page, f"{chart} .xtick text")
+    emulate(page, "dark")
+    assert texts(page, f"{chart} .xtick text") == kept
+
+
+def test_charts_follow_the_colour_scheme(page: Any) -> None:
+    chart = chart_named(page, "l1")
+
+    def colour() -> str:
+        return page.execute_script(
+            "return getComputedStyle(document.querySelector(arguments[0])).stroke",
+            f"{chart} .scatterlayer .trace:last-child .js-line",
+        )
+
+    light = colour()
+    emulate(page, "dark")
+    assert colour() != light
+    # On paper all is light again.
+    page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert colour() == light
+    page.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert colour() != light
 
 
 def test_details_are_moved_by_keyboard_together(page: Any) -> None:
@@ -218,6 +304,9 @@ def test_a_phone_shows_the_page_without_scrolling_sideways(page: Any) -> None:
     resize(page, *PHONE)
 
     assert page.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
+    chart = chart_named(page, "l1")
+    width = page.execute_script("return document.querySelector(arguments[0]).clientWidth", chart)
+    assert int(find(page, f"{chart} .main-svg").get_attribute("width")) <= width < PHONE[0]
     assert split(page) == ("input", "input", "uda", "uda")
 
 
@@ -234,7 +323,13 @@ def test_text_is_readable_in_both_colour_schemes(page: Any, scheme: str) -> None
 
     card = luminance(find(page, ".card"), "background-color")
     assert (card < 0.1) == (scheme == "dark")
-    for selector in (".tile-value", ".tile-gain", ".gain.better", ".gain.worse", ".readout"):
+    for selector in (
+        ".tile-value",
+        ".tile-gain",
+        ".gain.better",
+        ".gain.worse",
+        ".numbers > summary",
+    ):
         text = luminance(find(page, selector), "color")
         contrast = (max(text, card) + 0.05) / (min(text, card) + 0.05)
         assert contrast >= 4.5, selector

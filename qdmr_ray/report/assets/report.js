@@ -198,60 +198,85 @@
     }));
   }
 
-  // ---------------------------------------------------------------- reading the curves
-  const format = (number) => number === null ? "not finite"
-    : (number !== 0 && Math.abs(number) < 1e-3 ? number.toExponential(2) : String(Number(number.toPrecision(4)))).replace("-", "−");
-  const charts = read("chart-data");
-  for (const figure of document.querySelectorAll("[data-chart]")) {
-    const chart = charts[Number(figure.dataset.chart)];
-    const svg = figure.querySelector("svg"), plot = figure.querySelector(".plot");
-    const cursor = figure.querySelector(".cursor"), line = cursor.querySelector("line");
-    const circles = [...cursor.querySelectorAll("circle")];
-    const values = [...figure.querySelectorAll(".readout b")], where = figure.querySelector(".where");
-    const longest = chart.series.reduce((a, b) => (a.points.length >= b.points.length ? a : b)).points;
-    let position = longest.length - 1;
+  // ---------------------------------------------------------------- drawing the charts
+  // Figures name colours as var(--name); their values are those of the style sheet, in light and dark.
+  const root = document.documentElement;
+  const coloured = (value, style) => {
+    if (typeof value === "string") {
+      const name = /^var\((--[\w-]+)\)$/.exec(value)?.[1];
+      return name ? style.getPropertyValue(name).trim() : value;
+    }
+    if (Array.isArray(value)) return value.map((item) => coloured(item, style));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, coloured(item, style)]));
+  };
+  const { template, charts } = read("chart-data");
+  const config = { displayModeBar: false, responsive: true, doubleClick: "reset+autosize" };
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const plots = [...document.querySelectorAll("[data-chart]")];
+  const chartOf = (plot) => charts[Number(plot.dataset.chart)];
+  const drawn = new Set();
+  const draw = (plot) => {
+    const style = getComputedStyle(root), first = !drawn.has(plot), chart = chartOf(plot);
+    const { data, layout } = coloured({ data: chart.data, layout: { ...chart.layout, template } }, style);
+    // A finger that scrolls the page must not zoom the chart that it begins on.
+    if (touch && !layout.dragmode) layout.dragmode = false;
+    // What a user has enlarged or selected outlives a change of the colour scheme.
+    layout.uirevision = "kept";
+    if (plot.layout?.selections) layout.selections = plot.layout.selections;
+    drawn.add(plot);
+    Plotly.react(plot, data, layout, config);
+    if (first) plot.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
+  };
+  // Charts are drawn when they come near the window: those in a closed <details> have no width yet.
+  const seen = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      if (!drawn.has(target)) draw(target);
+    }
+  }, { rootMargin: "800px" });
+  window.addEventListener("DOMContentLoaded", () => plots.forEach((plot) => seen.observe(plot)));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach(draw));
 
-    const nearest = (points, x) => points.reduce((best, point) =>
-      Math.abs(point[2] - x) < Math.abs(best[2] - x) ? point : best);
-    const say = (x, iteration) => {
-      where.textContent = iteration === null ? "last" : `${chart.along ?? "iteration"} ${iteration}`;
-      chart.series.forEach((series, index) => {
-        const point = nearest(series.points, x);
-        values[index].textContent = format(point[1]) + (chart.unit ?? "");
-        circles[index].setAttribute("cx", point[2]);
-        circles[index].setAttribute("cy", point[3] ?? 0);
-        circles[index].setAttribute("visibility", point[3] === null ? "hidden" : "inherit");
-      });
-      line.setAttribute("x1", x);
-      line.setAttribute("x2", x);
-      cursor.setAttribute("visibility", iteration === null ? "hidden" : "visible");
-    };
-    // At rest a curve says where it ended; bars have no last value that matters.
-    const rest = () => {
-      say(chart.right, null);
-      if (!chart.rest) return;
-      where.textContent = chart.rest;
-      for (const shown of values) shown.textContent = "–";
-    };
-    const point = (index) => {
-      position = clamp(index, 0, longest.length - 1);
-      say(longest[position][2], longest[position][0]);
-    };
+  // On paper nothing can be opened, all is light, and a chart can't follow the width of the sheet.
+  window.addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details:not(.numbers)")) details.open = true;
+    root.classList.add("paper");
+    plots.forEach((plot) => { draw(plot); Plotly.Plots.resize(plot); });
+  });
+  window.addEventListener("afterprint", () => {
+    root.classList.remove("paper");
+    plots.forEach((plot) => { draw(plot); Plotly.Plots.resize(plot); });
+  });
 
-    plot.addEventListener("pointermove", (event) => {
-      const box = svg.getBoundingClientRect();
-      const x = (event.clientX - box.left) / box.width * chart.width;
-      point(longest.indexOf(nearest(longest, clamp(x, chart.left, chart.right))));
-    });
-    plot.addEventListener("pointerleave", rest);
-    plot.addEventListener("blur", rest);
-    plot.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: 10, PageDown: -10 }[event.key];
-      if (step === undefined) return;
-      event.preventDefault();
-      figure.querySelector(".readout").setAttribute("aria-live", "polite");
-      point(position + step);
-    });
-    rest();
+  // ---------------------------------------------------------------- the table behind each chart
+  const format = (number) => typeof number !== "number" ? number ?? "–"
+    : (number !== 0 && Math.abs(number) < 1e-3 ? number.toExponential(2) : String(Number(number.toPrecision(6)))).replace("-", "−");
+  // A column per line of the chart, a row per iteration.
+  const tableOf = ({ data, layout }) => {
+    const lines = data.filter((trace) => trace.hoverinfo !== "skip"), rows = new Map();
+    lines.forEach((trace, column) => trace.x.forEach((x, index) => {
+      if (!rows.has(x)) rows.set(x, [x, ...lines.map(() => null)]);
+      rows.get(x)[column + 1] = trace.y[index];
+    }));
+    const plain = (text) => new DOMParser().parseFromString(text, "text/html").body.textContent;
+    return {
+      head: [layout.xaxis.title.text, ...lines.map((trace) => plain(trace.name ?? "value"))],
+      rows: [...rows.values()].sort((a, b) => a[0] - b[0]),
+    };
+  };
+  for (const details of document.querySelectorAll("details.numbers")) {
+    details.addEventListener("toggle", () => {
+      const chart = chartOf(details.closest("figure").querySelector("[data-chart]"));
+      const { head, rows } = chart.table ?? tableOf(chart);
+      const numeric = head.map((_, column) => rows.some((row) => typeof row[column] === "number"));
+      const cell = (tag, column, text) =>
+        element(tag, { textContent: text, className: numeric[column] ? "number" : "", scope: tag === "th" ? "col" : "" });
+      details.querySelector(".scroll").replaceChildren(element("table", {},
+        element("thead", {}, element("tr", {}, ...head.map((text, column) => cell("th", column, text)))),
+        element("tbody", {}, ...rows.map((row) =>
+          element("tr", {}, ...row.map((value, column) => cell("td", column, format(value))))))));
+    }, { once: true });
   }
 })();

@@ -1,40 +1,85 @@
-"""Charts of a sweep over its trials and iterations, drawn as SVG without a library.
+"""Charts of a sweep as Plotly figures: over its trials, iterations, parameters and variants.
 
-Whatever belongs to a trial carries ``data-trial``, so that the page's script can show one trial in
-all charts, and a title that tells its settings.
+Optuna has plots of these names (``optuna.visualization``), and each was tried. They are not used,
+because a user would lose something by every one of them:
+
+- history, slice and Pareto front leave out trials that were stopped, fail or still run, and tell
+  neither the baseline nor a trial's settings; a trial whose settings lie outside the search space
+  (the experiment's own often do) can't be made an Optuna trial at all;
+- intermediate values gives every trial a colour of its own, so that best, baseline and stopped
+  trials aren't told apart;
+- parallel coordinates are a WebGL trace that compiles code at run time, which the page's content
+  policy forbids, and that says nothing about the line under the pointer;
+- importances would be computed anew, by a random forest, where ``sweep.json`` holds those that the
+  search reported.
+
+A point or a line carries its trial's id, in ``customdata`` or ``meta``: ``sweep.js`` shows the same
+trial in every chart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from qdmr_ray.report.axes import BOTTOM, RIGHT, TOP, Axes
+import plotly.graph_objects as go
+
+from qdmr_ray.report.charts import (
+    LOG_AXIS,
+    VALUE_AXIS,
+    Chart,
+    ChartTable,
+    Strip,
+    draw_strips,
+    figure,
+    iteration_axis,
+    plain,
+    row_axis,
+    strips_height,
+)
 from qdmr_ray.report.sweep.data import (
     FAILED,
     FINISHED,
+    MISSING,
     RUNNING,
     STATE_LABELS,
     STOPPED,
+    Objective,
     Sweep,
     Trial,
     setting_text,
 )
-from qdmr_ray.report.sweep.scales import Scale, metric_scale
+from qdmr_ray.report.sweep.scales import NOT_USED, Scale, metric_scale, parameter_scale
 
-# All lengths in the SVG's own units.
-WIDTH, HEIGHT, LEFT = 560, 300, 56
+# Heights in CSS pixels.
+TALL, LOW, PARALLEL_HEIGHT = 340, 250, 420
+ROW = 36
+# Axes closer than this would hide each other's labels; the chart becomes wider instead.
+AXIS_DISTANCE = 108
+NARROWEST_PARALLEL = 700
 # More points of a curve than this cannot be told apart.
 MOST_POINTS = 120
-# States differ in shape, not in colour alone. Each is drawn around 0, 0.
-SHAPES = {
-    FINISHED: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
-    STOPPED: "M-4.8 -3.6h9.6l-4.8 8.4z",
-    RUNNING: "M0 -5.2l5.2 5.2l-5.2 5.2l-5.2 -5.2z",
-    FAILED: "M-3.8 -3.8l7.6 7.6M3.8 -3.8l-7.6 7.6",
+# States differ in shape, not in colour alone.
+SYMBOLS = {
+    FINISHED: ("circle", "var(--s0)"),
+    STOPPED: ("triangle-down-open", "var(--s5)"),
+    RUNNING: ("diamond-open", "var(--s1)"),
+    FAILED: ("x", "var(--bad)"),
 }
-BEST_RING = "M-8.5 0a8.5 8.5 0 1 0 17 0a8.5 8.5 0 1 0 -17 0z"
-BASELINE_RING = "M-7.5 -7.5h15v15h-15z"
+BEST_COLOUR, BASELINE_COLOUR = "var(--best)", "var(--s2)"
+# Shades of a line from the worst value to the best.
+SHADES = 7
+# A golden share spreads the trials of a category evenly, whatever their number.
+GOLDEN = 0.6180339887
+# How much of a category's width its trials, and lines that still have to meet, are spread over.
+SPREAD, LINE_SPREAD = 0.6, 0.3
+FEWEST_FOR_MEDIAN = 3
+# Labels of choices longer than this are cut; the label under the pointer has them whole.
+LONGEST_LABEL = 16
+
+Place = tuple[Trial, float, float, str]
 
 
 def describe(sweep: Sweep, trial: Trial) -> str:
@@ -48,26 +93,6 @@ def describe(sweep: Sweep, trial: Trial) -> str:
     state = STATE_LABELS.get(trial.state, trial.state)
     reason = [trial.error] if trial.error else []
     return "\n".join([f"{trial.title}, {state}", *values, *settings, *reason])
-
-
-def mark(sweep: Sweep, trial: Trial, x: float, y: float, title: str) -> str:
-    """The sign of a trial: its state's shape, in a ring if it is the best, a square if it is the
-    baseline."""
-    rings = (
-        (trial is sweep.best, "best", BEST_RING),
-        (trial is sweep.baseline, "own", BASELINE_RING),
-    )
-    drawn = "".join(f'<path class="ring {kind}" d="{path}"/>' for on, kind, path in rings if on)
-    return (
-        f'<g class="mark {state_class(trial.state)}" data-trial="{escape(trial.id)}" '
-        f'transform="translate({x:.1f} {y:.1f})"><title>{escape(title)}</title>{drawn}'
-        f'<path d="{SHAPES.get(trial.state, SHAPES[RUNNING])}"/></g>'
-    )
-
-
-def state_class(state: str) -> str:
-    """The class that colours a state; a word from a file is no class."""
-    return state if state in SHAPES else RUNNING
 
 
 def running_best(sweep: Sweep, index: int) -> list[tuple[int, float]]:
@@ -84,75 +109,337 @@ def running_best(sweep: Sweep, index: int) -> list[tuple[int, float]]:
     return steps
 
 
-def draw_history(sweep: Sweep, index: int) -> str:
+def draw_history(sweep: Sweep, index: int) -> Chart | None:
     """The value of each trial over its number; those that failed without one stand on the axis.
 
-    Empty where no trial has a value.
+    ``None`` where no trial has a value.
     """
-    objective = sweep.objectives[index]
-    trials = sweep.searched
+    objective, trials = sweep.objectives[index], sweep.searched
     known = [value for trial in trials if (value := trial.values[index]) is not None]
     if not known:
-        return ""
-    numbers = [trial.number for trial in trials]
-    scale = metric_scale(sweep.scale_values(index), objective.style.better)
-    axes = plot_axes(min(numbers) - 0.5, max(numbers) + 0.5, scale)
-    ticks = Scale(low=min(numbers), high=max(numbers), whole=True).numbers
-    parts = [axes.draw("trial", [(tick, f"{tick:.0f}") for tick in ticks])]
-    steps = [] if sweep.is_ablation else running_best(sweep, index)
-    if steps:
-        (x, y), *corners = [(axes.x(number), value_y(axes, value)) for number, value in steps]
-        path = f"M{x:.1f} {y:.1f}" + "".join(f"H{x:.1f}V{y:.1f}" for x, y in corners)
-        parts.append(f'<path class="so-far" d="{path}H{WIDTH - RIGHT}"/>')
-    parts.append(_baseline(sweep, index, axes))
+        return None
+    scale = _objective_scale(sweep, index)
+    places: list[Place] = []
     for trial in trials:
         value = trial.values[index]
         if value is not None or trial.state == FAILED:
-            y = HEIGHT - BOTTOM if value is None else value_y(axes, value)
-            parts.append(mark(sweep, trial, axes.x(trial.number), y, describe(sweep, trial)))
+            y = scale.low if value is None else scale.held(value)
+            places.append((trial, trial.number, y, describe(sweep, trial)))
+    first, last = trials[0].number, trials[-1].number
+    traces = []
+    steps = [] if sweep.is_ablation else running_best(sweep, index)
+    if steps:
+        corners = [*steps, (last, steps[-1][1])]
+        line = {"shape": "hv", "color": BEST_COLOUR, "width": 2}
+        traces.append(_plain_line(corners, line, "best so far"))
+    own = sweep.baseline.values[index] if sweep.baseline else None
+    if own is not None:
+        level = scale.held(own)
+        line = {"dash": "dash", "color": BASELINE_COLOUR, "width": 1.5}
+        traces.append(_plain_line([(first, level), (last, level)], line, "baseline's value"))
     best = f", the best {objective.text(steps[-1][1])} in trial {steps[-1][0]}" if steps else ""
-    summary = f"{objective.label} of {len(known)} trials by number{best}"
-    return svg(WIDTH, HEIGHT, summary, parts)
+    return Chart(
+        title=f"{objective.label} of each trial",
+        remark=objective.style.direction,
+        summary=f"{objective.label} of {len(known)} trials by number{best}",
+        figure=figure(
+            traces + _marks(sweep, places),
+            xaxis={**iteration_axis([first, last]), "title": {"text": "trial"}},
+            yaxis=_value_axis(scale),
+            hovermode="closest",
+            showlegend=True,
+        ),
+        height=TALL,
+        table=_by_trial(
+            sweep, [place[0] for place in places], [(objective.label, lambda t: t.values[index])]
+        ),
+    )
 
 
-def draw_learning_curves(sweep: Sweep, index: int) -> str:
-    """What each trial reported over its iterations; empty where none has reported anything."""
+def draw_learning_curves(sweep: Sweep, index: int) -> Chart | None:
+    """What each trial reported over its iterations; ``None`` where none has reported anything."""
     objective = sweep.objectives[index]
     curves = [
-        (trial, [(step, y) for step, values in trial.history if (y := values[index]) is not None])
+        (
+            trial,
+            sorted(
+                (line.iteration, y)
+                for line in trial.history
+                if (y := line.values[index]) is not None
+            ),
+        )
         for trial in sweep.searched
     ]
     curves = [(trial, thinned(points)) for trial, points in curves if points]
     if not curves:
-        return ""
+        return None
     # Those that matter are drawn last, above the others.
     curves.sort(key=lambda curve: (curve[0] is sweep.best, curve[0] is sweep.baseline))
-    steps = [step for _, points in curves for step, _ in points]
     # Trials that were stopped early, or went wrong, may leave the picture.
     counting = [points for trial, points in curves if sweep.counts(trial)]
     values = [y for points in counting or [points for _, points in curves] for _, y in points]
-    axes = plot_axes(min(steps), max(steps), metric_scale(values, objective.style.better))
-    # A nested drawing cuts off what lies beyond the axes.
-    plot = f"{LEFT} {TOP} {axes.width} {axes.height}"
-    inside = 'x="{}" y="{}" width="{}" height="{}"'.format(*plot.split())
-    parts = [axes.draw("iteration"), f'<svg {inside} viewBox="{plot}">']
-    for trial, points in curves:
-        places = [(axes.x(step), axes.y(value)) for step, value in points]
-        # A line of length 0 with round caps is a dot.
-        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) + "h0"
-        end = ""
-        if trial.state in (STOPPED, FAILED):
-            x, y = places[-1]
-            place = f'transform="translate({x:.1f} {y:.1f}) scale(0.7)"'
-            end = f'<path class="end" {place} d="{SHAPES[trial.state]}"/>'
-        parts.append(
-            f'<g class="curve {state_class(trial.state)}{_role(sweep, trial)}" '
-            f'data-trial="{escape(trial.id)}"><title>{escape(describe(sweep, trial))}</title>'
-            f'<path class="hit" d="{path}"/><path class="line" d="{path}"/>{end}</g>'
+    named: set[str] = set()
+    traces = []
+    for place, (trial, points) in enumerate(curves):
+        name, line = _curve_style(sweep, trial)
+        ends = trial.state in (STOPPED, FAILED) or len(points) == 1
+        traces.append(
+            go.Scatter(
+                x=[step for step, _ in points],
+                y=[value for _, value in points],
+                mode="lines+markers" if ends else "lines",
+                line=line,
+                opacity=1.0 if name in ("best", "baseline") else 0.6,
+                # A sign at the end alone: there the trial was stopped.
+                marker={
+                    "symbol": SYMBOLS[_known_state(trial)][0],
+                    "size": [0] * (len(points) - 1) + [8],
+                    "color": line["color"],
+                },
+                name=name,
+                legendgroup=name,
+                showlegend=name not in named,
+                uid=f"curve{place}",
+                meta=trial.id,
+                hovertext=plain(describe(sweep, trial)),
+                hovertemplate="iteration %{x}: %{y}<br>%{hovertext}<extra></extra>",
+            )
         )
-    parts.append("</svg>")
-    summary = f"{objective.label} of {len(curves)} trials over the iteration"
-    return svg(WIDTH, HEIGHT, summary, parts)
+        named.add(name)
+    return Chart(
+        title=f"{objective.label} while training",
+        remark=objective.style.direction,
+        summary=f"{objective.label} of {len(curves)} trials over the iteration",
+        figure=figure(
+            traces,
+            xaxis=iteration_axis([step for _, points in curves for step, _ in points]),
+            yaxis=_value_axis(metric_scale(values, objective.style.better)),
+            hovermode="closest",
+            showlegend=True,
+        ),
+        height=TALL,
+        table=ChartTable(
+            head=["Trial", "Iteration", objective.label],
+            rows=[[trial.label, step, y] for trial, points in curves for step, y in points],
+        ),
+    )
+
+
+def draw_parallel(sweep: Sweep) -> Chart | None:
+    """A line per trial across one axis per parameter and one per objective.
+
+    The most important parameter stands beside the objectives. Trials that lack a value have no
+    line; ``None`` where all do.
+    """
+    trials = [trial for trial in sweep.searched if None not in trial.values]
+    names = sweep.parameters[::-1]
+    if not trials or not names:
+        return None
+    scales = [_parameter_scale(sweep, name) for name in names]
+    scales += [_objective_scale(sweep, index) for index in range(len(sweep.objectives))]
+    labels = [
+        sweep.short[name] + (" (log)" if sweep.space[name].get("log") else "") for name in names
+    ]
+    labels += [objective.label for objective in sweep.objectives]
+    # The best is drawn last, above the others.
+    better = sweep.objectives[0].style.better
+    order = sorted(trials, key=lambda trial: (trial is sweep.best, (trial.values[0] or 0) * better))
+    traces = []
+    for place, trial in enumerate(order):
+        settings = [trial.settings.get(name, MISSING) for name in names]
+        across = zip(scales, [*settings, *trial.values], strict=True)
+        tone = shade(trial.values[0] or 0.0, scales[len(names)], better)
+        best = trial is sweep.best
+        traces.append(
+            go.Scatter(
+                x=list(range(len(scales))),
+                y=[round(jittered(trial, scale, v, LINE_SPREAD), 4) for scale, v in across],
+                mode="lines",
+                line={
+                    "color": BEST_COLOUR if best else f"var(--v{tone})",
+                    "width": 3 if best else 1.8,
+                    "dash": "dot" if trial.state == STOPPED else "solid",
+                },
+                uid=f"thread{place}",
+                meta=trial.id,
+                hovertext=plain(describe(sweep, trial)),
+                hoverinfo="text",
+            )
+        )
+    ticks = [
+        {
+            "x": x,
+            "y": round(place, 4),
+            "text": _short(text),
+            "showarrow": False,
+            "xanchor": "left",
+            "xshift": 4,
+            "bgcolor": "var(--card)",
+            "opacity": 0.85,
+            "borderpad": 1,
+            "font": {"color": "var(--ink)", "size": 11},
+        }
+        for x, scale in enumerate(scales)
+        for place, text in scale.ticks
+    ]
+    upright = {"type": "line", "y0": 0, "y1": 1, "line": {"color": "var(--axis)", "width": 1.5}}
+    return Chart(
+        title="All parameters together",
+        remark="a line per trial; draw a box over a part of an axis to select the trials there, "
+        "with Shift another box; a double click clears",
+        summary=f"{len(trials)} trials across {', '.join(labels)}",
+        figure=figure(
+            traces,
+            xaxis={
+                "side": "top",
+                "tickvals": list(range(len(scales))),
+                "ticktext": [f"<b>{plain(_short(text, 24))}</b>" for text in labels],
+                "ticks": "",
+                "showline": False,
+                "range": [-0.45, len(scales) - 0.4],
+            },
+            yaxis={"visible": False, "range": [-0.03, 1.03]},
+            shapes=[{**upright, "x0": x, "x1": x} for x in range(len(scales))],
+            annotations=ticks,
+            dragmode="select",
+            hovermode="closest",
+            showlegend=False,
+        ),
+        height=PARALLEL_HEIGHT,
+        width=max(NARROWEST_PARALLEL, AXIS_DISTANCE * len(scales)),
+        table=_by_trial(
+            sweep,
+            order[::-1],
+            [
+                *((sweep.short[name], lambda t, name=name: _taken(t, name)) for name in names),
+                *((o.label, lambda t, i=i: t.values[i]) for i, o in enumerate(sweep.objectives)),
+            ],
+        ),
+    )
+
+
+def draw_slices(sweep: Sweep, index: int) -> list[Chart]:
+    """Objective ``index`` over each parameter, the most important first; empty without values."""
+    trials = [trial for trial in sweep.searched if trial.values[index] is not None]
+    return [_slice(sweep, index, name, trials) for name in sweep.parameters] if trials else []
+
+
+def draw_importances(sweep: Sweep) -> Chart | None:
+    """A bar per parameter, the longest first; ``None`` where they are not known."""
+    shares = sorted(sweep.importances.items(), key=lambda item: -item[1])
+    if not shares:
+        return None
+    names = [sweep.short[name] for name, _ in shares]
+    words = ", ".join(f"{sweep.short[name]} {100 * share:.0f} %" for name, share in shares)
+    bars = go.Bar(
+        x=[100 * share for _, share in shares],
+        y=list(range(len(names))),
+        orientation="h",
+        marker={"color": "var(--s0)"},
+        text=[f"{100 * share:.1f} %" for _, share in shares],
+        textposition="outside",
+        cliponaxis=False,
+        hovertext=[f"{plain(name)}: {100 * share:.1f} %" for name, share in shares],
+        hoverinfo="text",
+    )
+    longest = max(100 * shares[0][1], 1e-9)
+    return Chart(
+        title=f"Importance for {sweep.objectives[0].label}",
+        remark="share of the differences that it explains",
+        summary=f"Importance of each parameter: {words}",
+        figure=figure(
+            [bars],
+            xaxis={"visible": False, "range": [0, 1.2 * longest]},
+            yaxis=row_axis(names),
+            bargap=0.5,
+            hovermode="closest",
+        ),
+        height=ROW * len(shares) + 24,
+        table=ChartTable(
+            head=["Parameter", "Importance %"],
+            rows=[[name, round(100 * share, 2)] for name, share in shares],
+        ),
+    )
+
+
+def draw_front(sweep: Sweep, first: int, other: int) -> Chart | None:
+    """Two objectives against each other, the Pareto front connected where they are the only two.
+
+    ``None`` where no trial has both values.
+    """
+    across, up = sweep.objectives[other], sweep.objectives[first]
+    x_scale, y_scale = _objective_scale(sweep, other), _objective_scale(sweep, first)
+    both = [
+        (trial, x_scale.held(x), y_scale.held(y), describe(sweep, trial))
+        for trial in sweep.searched
+        if (x := trial.values[other]) is not None and (y := trial.values[first]) is not None
+    ]
+    if not both:
+        return None
+    front = sorted([(x, y) for trial, x, y, _ in both if trial in sweep.front])
+    traces = []
+    if front and len(sweep.objectives) == 2:
+        corners = _staircase(front, (across.style.better, up.style.better))
+        line = {"color": BEST_COLOUR, "width": 2}
+        traces.append(_plain_line(corners, line, "Pareto front"))
+    return Chart(
+        title=f"{up.style.label} and {across.style.label}",
+        remark=f"up: {up.label}, {up.style.direction}",
+        summary=f"{up.label} against {across.label} of {len(both)} trials; {len(front)} on the "
+        "front",
+        figure=figure(
+            traces + _marks(sweep, both),
+            xaxis={
+                **_value_axis(x_scale),
+                "title": {"text": plain(f"{across.label} ({across.style.direction})")},
+            },
+            yaxis=_value_axis(y_scale),
+            hovermode="closest",
+            showlegend=True,
+        ),
+        height=TALL,
+        table=_by_trial(
+            sweep,
+            [trial for trial, *_ in both],
+            [(up.label, lambda t: t.values[first]), (across.label, lambda t: t.values[other])],
+        ),
+    )
+
+
+def draw_variants(sweep: Sweep, index: int) -> Chart | None:
+    """A strip per variant with a dot per seed and a bar at the mean; ``None`` without values.
+
+    A dotted line marks the first variant's mean.
+    """
+    objective, variants = sweep.objectives[index], sweep.searched
+    seeded = [sweep.seeded(trial, index) for trial in variants]
+    if not any(seeded):
+        return None
+    means = [sweep.spread(trial, index).mean for trial in variants]
+    words = [f"{t.label} {objective.text(mean)}" for t, mean in zip(variants, means, strict=True)]
+    strips = [
+        Strip(
+            name=trial.label,
+            colour="var(--s0)",
+            dots=[(describe(sweep, seed), value, seed.id) for seed, value in seeds],
+        )
+        for trial, seeds in zip(variants, seeded, strict=True)
+    ]
+    return Chart(
+        title=objective.label,
+        remark="a dot per seed, a bar at the mean, dotted the first variant's",
+        summary=f"{objective.label} of each variant: {'; '.join(words)}",
+        figure=draw_strips(strips, axis=objective.label, line=means[0]),
+        height=strips_height(strips),
+        table=ChartTable(
+            head=["Variant", "Seed", objective.label],
+            rows=[
+                [trial.label, str(seed.seed), value]
+                for trial, seeds in zip(variants, seeded, strict=True)
+                for seed, value in seeds
+            ],
+        ),
+    )
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -161,34 +448,200 @@ def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return list(points[::-1][::step][::-1])
 
 
-def svg(width: int, height: int, summary: str, parts: Sequence[str]) -> str:
-    """The drawing, with its summary in words for those who can't see it."""
-    label = escape(summary)
-    body = "".join(parts)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{body}</svg>'
+def shade(value: float, scale: Scale, better: int) -> int:
+    """From 0 for the worst values of the scale to ``SHADES - 1`` for the best."""
+    fraction = scale.place(value) if better > 0 else 1.0 - scale.place(value)
+    return min(SHADES - 1, int(fraction * SHADES))
 
 
-def plot_axes(x_low: float, x_high: float, scale: Scale) -> Axes:
-    """Axes of a chart of the size that all but the small ones have."""
-    return Axes(
-        x_low, x_high, scale.low, scale.high, scale.logarithmic, left=LEFT, size=(WIDTH, HEIGHT)
+def jittered(trial: Trial, scale: Scale, value: object, spread: float = SPREAD) -> float:
+    """Place of ``value``, moved by the trial's number within a share of its category's width."""
+    offset = (trial.number * GOLDEN) % 1.0 - 0.5
+    return scale.place(value) + offset * spread * scale.room(value)
+
+
+def _slice(sweep: Sweep, index: int, name: str, trials: list[Trial]) -> Chart:
+    objective, short = sweep.objectives[index], sweep.short[name]
+    x_scale, y_scale = _parameter_scale(sweep, name), _objective_scale(sweep, index)
+    places: list[Place] = []
+    for trial in trials:
+        value = trial.values[index]
+        assert value is not None
+        x = round(jittered(trial, x_scale, trial.settings.get(name, MISSING)), 4)
+        text = f"{trial.title}: {short} {_taken(trial, name)}, {objective.text(value)}"
+        places.append((trial, x, y_scale.held(value), text))
+    remarks = ["log"] if x_scale.logarithmic else []
+    # Importances are those of the first objective.
+    if index == 0 and name in sweep.importances:
+        remarks.append(f"importance {100 * sweep.importances[name]:.1f} %")
+    ticks = x_scale.ticks
+    return Chart(
+        title=short,
+        remark=", ".join(remarks),
+        summary=f"{objective.label} of {len(trials)} trials over {name}",
+        figure=figure(
+            _marks(sweep, places),
+            shapes=_medians(sweep, index, name, x_scale, y_scale),
+            xaxis={
+                "tickvals": [place for place, _ in ticks],
+                "ticktext": [plain(_short(text)) for _, text in ticks],
+                "range": [-0.05, 1.05],
+            },
+            yaxis=_value_axis(y_scale),
+            hovermode="closest",
+            showlegend=False,
+        ),
+        height=LOW,
+        table=_by_trial(
+            sweep,
+            trials,
+            [(short, lambda t: _taken(t, name)), (objective.label, lambda t: t.values[index])],
+        ),
     )
 
 
-def value_y(axes: Axes, value: float) -> float:
-    """Place of ``value``; one beyond the axis stands at its end."""
-    low, high = axes.y_range
-    return axes.y(min(max(value, low), high))
+def _medians(
+    sweep: Sweep, index: int, name: str, x_scale: Scale, y_scale: Scale
+) -> list[dict[str, Any]]:
+    """A bar at the median of each category, of the trials that count."""
+    by_place: dict[float, tuple[float, list[float]]] = {}
+    for trial in filter(sweep.counts, sweep.searched):
+        setting, value = trial.settings.get(name, MISSING), trial.values[index]
+        room = x_scale.room(setting)
+        if room and value is not None:
+            by_place.setdefault(x_scale.place(setting), (room, []))[1].append(value)
+    line = {"color": "var(--ink)", "width": 2}
+    return [
+        {
+            "type": "line",
+            "x0": place - SPREAD * room / 2,
+            "x1": place + SPREAD * room / 2,
+            "y0": y_scale.held(statistics.median(values)),
+            "y1": y_scale.held(statistics.median(values)),
+            "opacity": 0.55,
+            "line": line,
+        }
+        for place, (room, values) in by_place.items()
+        if len(values) >= FEWEST_FOR_MEDIAN
+    ]
 
 
-def _role(sweep: Sweep, trial: Trial) -> str:
-    return " best" if trial is sweep.best else " own" if trial is sweep.baseline else ""
+def _marks(sweep: Sweep, places: Sequence[Place]) -> list[go.Scatter]:
+    """A sign per trial, a trace per state; rings around the best and the baseline."""
+    traces = []
+    for state, (symbol, tone) in SYMBOLS.items():
+        shown = [place for place in places if _known_state(place[0]) == state]
+        if shown:
+            traces.append(
+                go.Scatter(
+                    x=[x for _, x, _, _ in shown],
+                    y=[y for _, _, y, _ in shown],
+                    mode="markers",
+                    # A sign at the very edge stands for a value beyond it.
+                    cliponaxis=False,
+                    marker={
+                        "symbol": symbol,
+                        "size": 10,
+                        "color": tone,
+                        # Signs that lie upon another stay apart.
+                        "line": {"width": 1, "color": "var(--card)"},
+                    },
+                    name=STATE_LABELS[state],
+                    uid=f"mark-{state}",
+                    customdata=[trial.id for trial, *_ in shown],
+                    hovertext=[plain(text) for *_, text in shown],
+                    hoverinfo="text",
+                )
+            )
+    rings = (
+        (sweep.best, "best", "circle-open", BEST_COLOUR),
+        (sweep.baseline, "baseline", "square-open", BASELINE_COLOUR),
+    )
+    for ringed, name, symbol, tone in rings:
+        for trial, x, y, _ in places:
+            if trial is ringed:
+                marker = {"symbol": symbol, "size": 17, "color": tone, "line": {"width": 2.5}}
+                traces.append(
+                    go.Scatter(
+                        x=[x],
+                        y=[y],
+                        mode="markers",
+                        cliponaxis=False,
+                        marker=marker,
+                        name=name,
+                        hoverinfo="skip",
+                    )
+                )
+    return traces
 
 
-def _baseline(sweep: Sweep, index: int, axes: Axes) -> str:
-    """A dashed line at the value of the experiment's own settings, where there is one."""
-    value = sweep.baseline.values[index] if sweep.baseline else None
-    if value is None:
-        return ""
-    y = value_y(axes, value)
-    return f'<line class="baseline" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+def _curve_style(sweep: Sweep, trial: Trial) -> tuple[str, dict[str, Any]]:
+    if trial is sweep.best:
+        return "best", {"color": BEST_COLOUR, "width": 3}
+    if trial is sweep.baseline:
+        return "baseline", {"color": BASELINE_COLOUR, "width": 2.5, "dash": "dash"}
+    state = _known_state(trial)
+    dash = "dot" if state == STOPPED else "solid"
+    return STATE_LABELS[state], {"color": SYMBOLS[state][1], "width": 1.5, "dash": dash}
+
+
+def _known_state(trial: Trial) -> str:
+    return trial.state if trial.state in SYMBOLS else RUNNING
+
+
+def _plain_line(
+    corners: Sequence[tuple[float, float]], line: dict[str, Any], name: str
+) -> go.Scatter:
+    x, y = [x for x, _ in corners], [y for _, y in corners]
+    return go.Scatter(x=x, y=y, mode="lines", line=line, name=name, hoverinfo="skip")
+
+
+def _value_axis(scale: Scale) -> dict[str, Any]:
+    low, high = scale.ends
+    return {**(LOG_AXIS if scale.logarithmic else VALUE_AXIS), "range": [low, high]}
+
+
+def _by_trial(
+    sweep: Sweep, trials: Iterable[Trial], columns: Sequence[tuple[str, Any]]
+) -> ChartTable:
+    """A row per trial: its name, its state, and a column per ``(head, cell of a trial)``."""
+    return ChartTable(
+        head=["Trial", "State", *(head for head, _ in columns)],
+        rows=[
+            [t.label, STATE_LABELS.get(t.state, t.state), *(cell(t) for _, cell in columns)]
+            for t in trials
+        ],
+    )
+
+
+def _taken(trial: Trial, name: str) -> str:
+    value = trial.settings.get(name, MISSING)
+    return NOT_USED if value is MISSING else setting_text(value)
+
+
+def _short(text: str, longest: int = LONGEST_LABEL) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _staircase(
+    places: Sequence[tuple[float, float]], better: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """The edge of what the front dominates: corners at the worse of two neighbours' values."""
+    corners = [places[0]]
+    for before, after in itertools.pairwise(places):
+        worse = [
+            min(pair) if sign > 0 else max(pair)
+            for pair, sign in zip(zip(before, after, strict=True), better, strict=True)
+        ]
+        corners += [(worse[0], worse[1]), after]
+    return corners
+
+
+def _parameter_scale(sweep: Sweep, name: str) -> Scale:
+    observed = [trial.settings.get(name, MISSING) for trial in sweep.searched if trial.has_value]
+    return parameter_scale(sweep.space[name], observed)
+
+
+def _objective_scale(sweep: Sweep, index: int) -> Scale:
+    objective: Objective = sweep.objectives[index]
+    return metric_scale(sweep.scale_values(index), objective.style.better)

@@ -10,26 +10,31 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from qdmr_ray.report.evaluation import Figures, finite
-from qdmr_ray.report.figures import MetricStyle
+from qdmr_ray.evaluate.metrics.metric import MetricInfo
+from qdmr_ray.evaluate.sweep_file import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    SweepFile,
+    TrialRecord,
+    Values,
+    finite,
+)
 from qdmr_ray.storage import Location
 
-FINISHED, STOPPED, RUNNING, WAITING, FAILED = "finished", "stopped", "running", "waiting", "failed"
 STATE_LABELS = {
     FINISHED: "finished",
     STOPPED: "stopped early",
     RUNNING: "running",
-    WAITING: "waiting",
     FAILED: "failed",
 }
 # In place of a conditional parameter that did not apply; ``None`` is a value that it may have.
 MISSING = object()
 
-Values = list[float | None]
-
 
 @dataclass(frozen=True, kw_only=True)
-class PlainStyle(MetricStyle):
+class PlainMetric(MetricInfo):
     """A metric of unknown size and unit: four significant digits; a change is never too small."""
 
     digits: int = 300
@@ -44,7 +49,7 @@ class Objective:
     """A metric that the sweep optimises; ``style.better`` is 1 to maximise it, -1 to minimise."""
 
     name: str
-    style: MetricStyle
+    style: MetricInfo
 
     @property
     def label(self) -> str:
@@ -60,25 +65,10 @@ class Objective:
         return f"{text}\N{NO-BREAK SPACE}{self.style.unit}"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trial:
-    """One trial: ``values`` has an entry for each objective, each entry of ``history`` is
-    ``(iteration, values)``. ``trained`` are the stages that it trained itself, of ``stages``."""
+class Trial(TrialRecord):
+    """A trial as its report shows it: ``values`` has an entry for each objective."""
 
-    id: str
-    number: int
-    name: str
-    seed: int | None
-    state: str
-    settings: dict[str, Any]
     values: Values
-    history: list[tuple[int, Values]]
-    iterations: int | None
-    seconds: float | None
-    stages: list[str]
-    trained: list[str]
-    error: str
-    run: str
 
     @property
     def has_value(self) -> bool:
@@ -107,15 +97,6 @@ class Repeats:
     std: Values
 
 
-@dataclass(frozen=True, kw_only=True)
-class UnseenFigures:
-    """Figures on ``images`` that the search never saw, of the input and by trial."""
-
-    images: int
-    input: Figures
-    trials: dict[str, Figures]
-
-
 class Spread(NamedTuple):
     """Mean and standard deviation over seeds, the second ``None`` of a single one."""
 
@@ -123,7 +104,7 @@ class Spread(NamedTuple):
     std: float | None
     seeds: int
 
-    def text(self, style: MetricStyle) -> str:
+    def text(self, style: MetricInfo) -> str:
         """``27.10 ± 0.08``, without the second where it isn't known."""
         mean = style.text(self.mean)
         return mean if self.mean is None or self.std is None else f"{mean} ± {style.text(self.std)}"
@@ -134,23 +115,30 @@ class Sweep:
     """``sweep.json`` and ``best.yaml``; ``problems`` says what could not be read."""
 
     place: Location
-    name: str
-    code_version: str
+    content: SweepFile
     objectives: list[Objective]
-    sampler: str
-    stopping: dict[str, Any]
-    space: dict[str, dict[str, Any]]
     trials: list[Trial]
     best: Trial | None
     front: list[Trial]
     baseline: Trial | None
     repeats: list[Repeats]
-    unseen: UnseenFigures | None
-    importances: dict[str, float]
-    stages_trained: dict[str, int]
-    seconds: float | None
     best_text: str = ""
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The sweep's name, else its folder's."""
+        return self.content.name or self.place.name
+
+    @property
+    def space(self) -> dict[str, dict[str, Any]]:
+        """What was searched, by parameter."""
+        return self.content.space
+
+    @property
+    def importances(self) -> dict[str, float]:
+        """Shares of the differences that each parameter explains, as far as they are known."""
+        return self.content.importances
 
     @property
     def is_ablation(self) -> bool:

@@ -72,17 +72,19 @@ def tiles(sweep: Sweep) -> list[Tile]:
         if own is not None and own is not best and len(sweep.objectives) == 1:
             name = "First" if own is not sweep.baseline else "Baseline"
             shown.append(_value_tile(sweep, name, index, own))
-    trained = sum(sweep.stages_trained.values())
+    trained = sum(sweep.content.stages_trained.values())
     if trained:
-        stages = ", ".join(f"{count} {name}" for name, count in sweep.stages_trained.items())
+        stages = ", ".join(
+            f"{count} {name}" for name, count in sweep.content.stages_trained.items()
+        )
         taken = stages_taken(sweep)
         saved = f"; {counted(taken, 'stage')} taken from the store instead of training"
         note = f"{stages}{saved if taken else ''}"
         shown.append(Tile(label="Stages trained", value=str(trained), note=note))
-    if sweep.seconds is not None:
+    if sweep.content.seconds is not None:
         together = sum(trial.seconds or 0.0 for trial in sweep.trials)
         note = f"the trials took {duration(together)} together" if together else ""
-        shown.append(Tile(label="Time", value=duration(sweep.seconds), note=note))
+        shown.append(Tile(label="Time", value=duration(sweep.content.seconds), note=note))
     return shown
 
 
@@ -92,15 +94,16 @@ def facts(sweep: Sweep) -> list[tuple[str, str]]:
         f"{objective.name}, {'maximised' if objective.style.better > 0 else 'minimised'}"
         for objective in sweep.objectives
     )
+    rule = sweep.content.stopping
     stopping = [
         setting_text(value) if key == "rule" else f"{key} {setting_text(value)}"
-        for key, value in sweep.stopping.items()
+        for key, value in (rule.model_dump() if rule else {}).items()
     ]
     known = [
         ("Metrics" if len(sweep.objectives) > 1 else "Metric", metrics),
-        ("Sampler", sweep.sampler),
+        ("Sampler", sweep.content.sampler),
         ("Early stopping", ", ".join(stopping)),
-        ("Code", sweep.code_version),
+        ("Code", sweep.content.code_version),
     ]
     return [(name, text) for name, text in known if text]
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from qdmr_ray.evaluate.sweep_file import BEST_FILE
+from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.document import located, render, write_page
-from qdmr_ray.report.sweep import charts, comparisons, figures, parameters, tables, trials
-from qdmr_ray.report.sweep.data import FAILED, STATE_LABELS, Objective, Sweep, Trial
-from qdmr_ray.report.sweep.folder import BEST_FILE, read_sweep
-from qdmr_ray.report.sweep.parameters import Slice
+from qdmr_ray.report.sweep import charts, figures, tables, trials
+from qdmr_ray.report.sweep.data import Objective, Sweep
+from qdmr_ray.report.sweep.folder import read_sweep
 from qdmr_ray.report.sweep.pictures import BASELINE, ROLE_LABELS, compared_photographs
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
@@ -19,30 +19,13 @@ from qdmr_ray.storage import Location
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSection:
-    """The charts of one objective; an SVG is empty where there is nothing to draw."""
+    """The charts of one objective; ``None`` where there is nothing to draw."""
 
     objective: Objective
-    history: str
-    curves: str
-    slices: list[Slice]
-    variants: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontSection:
-    """The first objective against another."""
-
-    title: str
-    svg: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class StateKey:
-    """A state in the legend: its sign and its name."""
-
-    key: str
-    label: str
-    path: str
+    history: Chart | None
+    curves: Chart | None
+    slices: list[Chart]
+    variants: Chart | None
 
 
 def sweep_page(sweep: Location | Path | str, out: Location | Path | str | None = None) -> str:
@@ -76,15 +59,10 @@ def _render(sweep: Sweep) -> str:
         seeds=tables.seed_table(sweep),
         evaluation=evaluation,
         sections=[_objective_section(sweep, index) for index in range(len(sweep.objectives))],
-        signs=_state_keys(sweep.searched, lambda trial: trial.has_value or trial.state == FAILED),
-        valued=_state_keys(sweep.searched, lambda trial: trial.has_value),
-        lines=_state_keys(sweep.searched, lambda trial: bool(trial.history)),
-        ring=charts.BEST_RING,
-        square=charts.BASELINE_RING,
-        parallel=parameters.draw_parallel(sweep),
-        shades=range(parameters.SHADES),
+        parallel=charts.draw_parallel(sweep),
+        shades=range(charts.SHADES),
         without_value=sum(None in trial.values for trial in sweep.searched),
-        importances=comparisons.draw_importances(sweep),
+        importances=charts.draw_importances(sweep),
         variants=tables.variant_table(sweep),
         fronts=_fronts(sweep),
         front_table=trials.trial_table(sweep, sweep.front),
@@ -92,7 +70,6 @@ def _render(sweep: Sweep) -> str:
         trials=trials.trial_table(sweep, sweep.trials),
         best_file=BEST_FILE,
         best_link=f"data:text/yaml;charset=utf-8,{quote(sweep.best_text)}",
-        charts=[],
         **compared,
     )
 
@@ -102,26 +79,12 @@ def _objective_section(sweep: Sweep, index: int) -> ObjectiveSection:
         objective=sweep.objectives[index],
         history=charts.draw_history(sweep, index),
         curves=charts.draw_learning_curves(sweep, index),
-        slices=parameters.draw_slices(sweep, index),
-        variants=comparisons.draw_variants(sweep, index) if sweep.is_ablation else "",
+        slices=charts.draw_slices(sweep, index),
+        variants=charts.draw_variants(sweep, index) if sweep.is_ablation else None,
     )
 
 
-def _fronts(sweep: Sweep) -> list[FrontSection]:
+def _fronts(sweep: Sweep) -> list[Chart]:
     """The first objective with each of the others; none where no trial has both values."""
-    first, *others = [objective.style.label for objective in sweep.objectives]
-    drawn = [
-        FrontSection(title=f"{first} and {name}", svg=comparisons.draw_front(sweep, 0, index))
-        for index, name in enumerate(others, start=1)
-    ]
-    return [section for section in drawn if section.svg]
-
-
-def _state_keys(trials: Sequence[Trial], is_drawn: Callable[[Trial], bool]) -> list[StateKey]:
-    """The legend of the states that occur among the trials that are drawn."""
-    drawn = {charts.state_class(trial.state) for trial in trials if is_drawn(trial)}
-    return [
-        StateKey(key=state, label=STATE_LABELS[state], path=path)
-        for state, path in charts.SHAPES.items()
-        if state in drawn
-    ]
+    drawn = [charts.draw_front(sweep, 0, index) for index in range(1, len(sweep.objectives))]
+    return [chart for chart in drawn if chart]

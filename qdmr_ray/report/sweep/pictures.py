@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
-from qdmr_ray.models.layout import EVALUATION_FILE
-from qdmr_ray.report.evaluation import Evaluation, ImageResult, parse_evaluation
+from qdmr_ray.evaluate.results import Evaluation, ImageValues, PhotographResult
+from qdmr_ray.report.evaluation import last_stage, read_evaluation
 from qdmr_ray.report.figures import primary_metric
 from qdmr_ray.report.pictures import Photograph, embedded, lies_below, load_pictures
-from qdmr_ray.report.run_folder import RunData, read_json
+from qdmr_ray.report.run_folder import RunData
 from qdmr_ray.report.sweep.data import Sweep, Trial
 from qdmr_ray.report.sweep.figures import reference
 
@@ -44,13 +44,8 @@ def _evaluated(sweep: Sweep, trial: Trial) -> RunData | None:
     folder = sweep.place.join(trial.run)
     if not trial.run or not lies_below(folder, sweep.place, trial.run):
         return None
-    file = f"{trial.run}/{EVALUATION_FILE}"
-    content = read_json(sweep.place, file, dict, sweep.problems)
-    if content is None:
-        return None
-    evaluation = parse_evaluation(content, trial.stages)
+    evaluation = read_evaluation(folder, list(trial.stages), sweep.problems)
     if evaluation is None or not evaluation.stages:
-        sweep.problems.append(f"{file} holds no figures of a stage")
         return None
     run = RunData(place=folder, config={}, config_text="", problems=sweep.problems)
     run.evaluation = evaluation
@@ -58,23 +53,22 @@ def _evaluated(sweep: Sweep, trial: Trial) -> RunData | None:
 
 
 def _merged(runs: dict[str, RunData]) -> Evaluation:
-    figures: dict[str, dict[str, float | None]] = {}
-    images: dict[str, dict[str, dict[str, float | None]]] = {}
+    means: ImageValues = {}
+    images: dict[str, ImageValues] = {}
     for role, run in runs.items():
         evaluation = run.evaluation
         assert evaluation is not None
-        last = evaluation.stages[-1]
-        for key, stage in ((INPUT, INPUT), (role, last)):
-            if stage in evaluation.figures:
-                figures[key] = evaluation.figures[stage]
+        for key, stage in ((INPUT, INPUT), (role, last_stage(evaluation) or INPUT)):
+            means[key] = evaluation.means[stage]
             for image in evaluation.per_image:
                 row = images.setdefault(image.name, {})
-                if stage in image.figures:
-                    row[key] = image.figures[stage]
+                if stage in image.values:
+                    row[key] = image.values[stage]
     return Evaluation(
         images=len(images),
-        figures=figures,
-        per_image=[ImageResult(name=name, figures=row) for name, row in images.items()],
+        input=means.pop(INPUT),
+        stages=means,
+        per_image=tuple(PhotographResult(name=n, values=row) for n, row in images.items()),
     )
 
 
@@ -87,7 +81,11 @@ def _pictures(runs: dict[str, RunData], name: str, problems: list[str]) -> dict[
         if name not in {image.name for image in evaluation.per_image}:
             continue
         loaded = load_pictures(run, name)
-        for key, kind in ((INPUT, INPUT), (role, evaluation.stages[-1]), (GROUND_TRUTH,) * 2):
+        for key, kind in (
+            (INPUT, INPUT),
+            (role, last_stage(evaluation) or INPUT),
+            (GROUND_TRUTH,) * 2,
+        ):
             if kind in loaded:
                 pictures[key] = loaded[kind]
     if len({picture.shape for picture in pictures.values()}) > 1:

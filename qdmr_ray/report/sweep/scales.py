@@ -6,12 +6,10 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
-from qdmr_ray.report.axes import round_ticks, tick_text
 from qdmr_ray.report.charts import wants_log
-from qdmr_ray.report.evaluation import is_figure
+from qdmr_ray.report.run_folder import is_number
 from qdmr_ray.report.sweep.data import MISSING, setting_text
 
 NOT_USED = "not used"
@@ -23,9 +21,7 @@ FENCE = 3.0
 FEWEST_FOR_FENCE = 8
 # Whole numbers in a range of at most this many stand side by side, as choices do.
 MOST_WHOLE = 12
-# Widths in the SVG's own units: of a character of a tick's label, of the narrowest label.
-CHARACTER = 5.6
-NARROWEST_LABEL = 24.0
+WANTED_TICKS, MOST_LOG_TICKS = 5, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +73,18 @@ class Scale:
             return [tick for tick in ticks if tick == round(tick)] or [self.low, self.high]
         return ticks
 
-    def fitted_ticks(self, length: float) -> list[tuple[float, str]]:
-        """Places with labels as markup, as many and as long as an axis of ``length`` has room."""
-        slots, others = self.ticks[: len(self.slots)], self.ticks[len(self.slots) :]
-        fitted = [(place, fit(text, SLOT * length)) for place, text in slots]
-        if not self.choices:
-            return fitted + [(place, escape(text)) for place, text in others]
-        room = self._step * length
-        kept = math.ceil(NARROWEST_LABEL / room)
-        return fitted + [(place, fit(text, kept * room)) for place, text in others[::kept]]
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The range as a Plotly axis takes it: a logarithmic one by its exponents."""
+        return (
+            (math.log10(self.low), math.log10(self.high))
+            if self.logarithmic
+            else (self.low, self.high)
+        )
+
+    def held(self, value: float) -> float:
+        """``value`` within the ends."""
+        return min(max(value, self.low), self.high)
 
     @property
     def _start(self) -> float:
@@ -100,7 +99,7 @@ class Scale:
             return (self.choices.index(setting_text(value)) + 0.5) / len(self.choices)
         if self.low == self.high:
             return 0.5
-        low, high, value = self.low, self.high, min(max(value, self.low), self.high)
+        low, high, value = self.low, self.high, self.held(value)
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / (high - low)
@@ -160,12 +159,25 @@ def metric_scale(values: Sequence[float], better: int) -> Scale:
     return Scale(low=low - margin, high=high + margin)
 
 
-def fit(text: str, width: float, character: float = CHARACTER) -> str:
-    """As much of ``text`` as the width has room for, escaped; the rest appears when pointed at."""
-    length = max(2, int(width / character))
-    if len(text) <= length:
-        return escape(text)
-    return f"{escape(text[: length - 1])}…<title>{escape(text)}</title>"
+def round_ticks(low: float, high: float, *, logarithmic: bool) -> list[float]:
+    """Round numbers inside the range: steps of 1, 2 or 5, or decades."""
+    if logarithmic:
+        exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
+            ticks = [f * 10.0**e for e in exponents for f in factors if low <= f * 10.0**e <= high]
+            if len(ticks) >= WANTED_TICKS - 2:
+                break
+        return ticks[:: math.ceil(len(ticks) / MOST_LOG_TICKS)] if ticks else [low]
+    rough = (high - low) / WANTED_TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(f * power for f in (1.0, 2.0, 5.0, 10.0) if f * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_text(value: float) -> str:
+    """Up to ten digits, so that neighbouring ticks never read the same."""
+    return f"{value:.10g}".replace("e-0", "e-").replace("-", "−")
 
 
 def _with_slots(scale: Scale, observed: Sequence[Any]) -> Scale:
@@ -200,4 +212,4 @@ def _is_range(ends: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return is_figure(value) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qdmr_ray.evaluate.metrics.metric import MetricInfo
+from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT, label
 from qdmr_ray.report.figures import (
     Cell,
     ColumnGroup,
-    MetricStyle,
     Row,
     Table,
     change,
-    metric_style,
     verdict,
 )
 from qdmr_ray.report.sweep.data import MISSING, Repeats, Spread, Sweep, Trial, setting_text, spread
@@ -57,7 +57,7 @@ def unseen_table(sweep: Sweep) -> Table | None:
 
     Means over the seeds of a trial, where there are several. Gains are against the baseline.
     """
-    unseen = sweep.unseen
+    unseen = sweep.content.test
     if unseen is None:
         return None
     trials = [trial for trial in sweep.searched if _unseen_figures(sweep, trial)]
@@ -69,7 +69,7 @@ def unseen_table(sweep: Sweep) -> Table | None:
     if not metrics or not (trials or unseen.input):
         return None
     own = reference(sweep)
-    styles = [(name, metric_style(name)) for name in metrics]
+    styles = [(name, metric_info(name)) for name in metrics]
     columns = []
     for name, style in styles:
         seeds = [_unseen_values(sweep, trial, name) for trial in trials]
@@ -87,7 +87,7 @@ def unseen_table(sweep: Sweep) -> Table | None:
 
 def unseen_caption(sweep: Sweep) -> str:
     """What the table's figures are."""
-    count = sweep.unseen.images if sweep.unseen else 0
+    count = sweep.content.test.images if sweep.content.test else 0
     own = reference(sweep)
     gains = f"the change from {own.name or 'the baseline'} in small print, " if own else ""
     return f"Means over {counted(count, 'image')}; {gains}the best figure in bold."
@@ -153,7 +153,7 @@ def called(sweep: Sweep, trial: Trial) -> str:
 
 def _unseen_figures(sweep: Sweep, trial: Trial) -> list[dict[str, float | None]]:
     """Of the trial and its repeats with other seeds."""
-    known = sweep.unseen.trials if sweep.unseen else {}
+    known = sweep.content.test.trials if sweep.content.test else {}
     return [known[seeded.id] for seeded in sweep.with_number(trial.number) if seeded.id in known]
 
 
@@ -163,7 +163,7 @@ def _unseen_values(sweep: Sweep, trial: Trial, metric: str) -> list[float]:
 
 
 def _column(
-    style: MetricStyle, spreads: Sequence[Spread], own: int | None, notes: Sequence[str]
+    style: MetricInfo, spreads: Sequence[Spread], own: int | None, notes: Sequence[str]
 ) -> list[Cell]:
     """A cell per row, with its change from row ``own`` and with the best marked."""
     known = [row.mean * style.better for row in spreads if row.mean is not None]
@@ -200,7 +200,7 @@ def _seed_row(sweep: Sweep, repeats: Repeats, index: int, seeds: list[str]) -> S
     )
 
 
-def _seeds_text(style: MetricStyle, values: list[float]) -> str:
+def _seeds_text(style: MetricInfo, values: list[float]) -> str:
     """``3 seeds: 26.65, 26.62, 26.66``; nothing of none."""
     if not values:
         return ""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qdmr_ray.report.document import duration
-from qdmr_ray.report.evaluation import is_figure
 from qdmr_ray.report.figures import Cell, sortable
+from qdmr_ray.report.run_folder import is_number
 from qdmr_ray.report.sweep.data import MISSING, STATE_LABELS, Sweep, Trial, setting_text
 from qdmr_ray.report.sweep.tables import NOTHING
 
@@ -77,7 +77,7 @@ def trial_table(sweep: Sweep, trials: Sequence[Trial]) -> TrialTable:
 def _ranks(trials: Sequence[Trial], name: str) -> dict[str, int]:
     """What texts among a setting's values sort by; empty where all are numbers."""
     values = [trial.settings[name] for trial in trials if name in trial.settings]
-    if all(map(is_figure, values)):
+    if all(map(is_number, values)):
         return {}
     return {text: rank for rank, text in enumerate(sorted(set(map(setting_text, values))))}
 
