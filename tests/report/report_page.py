@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,16 @@ def wait_for(page: Any, selector: str) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 
     return WebDriverWait(page, 20).until(lambda page: find(page, selector))
+
+
+def settled(page: Any, selector: str, wanted: Callable[[list[str]], bool]) -> list[str]:
+    """The texts of the elements once they are as ``wanted``: a redrawn chart has new ones."""
+    from selenium.common.exceptions import StaleElementReferenceException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    waiting = WebDriverWait(page, 20, ignored_exceptions=[StaleElementReferenceException])
+    waiting.until(lambda page: wanted(texts(page, selector)))
+    return texts(page, selector)
 
 
 def find(page: Any, selector: str) -> Any:

@@ -19,6 +19,7 @@ from report_page import (
     find,
     open_browser,
     resize,
+    settled,
     texts,
     tick_labels,
     wait_for,
@@ -261,11 +262,10 @@ def test_a_chart_is_read_by_the_pointer_and_enlarged_by_dragging(page: Any) -> N
     before = texts(page, f"{chart} .xtick text")
     drag = ActionChains(page).move_to_element(plot).click_and_hold().move_by_offset(60, 0)
     drag.release().perform()
-    assert texts(page, f"{chart} .xtick text") != before
+    kept = settled(page, f"{chart} .xtick text", lambda found: bool(found) and found != before)
     # What was enlarged stays so when the colours change.
-    kept = texts(page, f"{chart} .xtick text")
     emulate(page, "dark")
-    assert texts(page, f"{chart} .xtick text") == kept
+    assert settled(page, f"{chart} .xtick text", bool) == kept
 
 
 def test_charts_follow_the_colour_scheme(page: Any) -> None:
