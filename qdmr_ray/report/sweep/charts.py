@@ -136,7 +136,9 @@ def draw_history(sweep: Sweep, index: int) -> Chart | None:
     if own is not None:
         level = scale.held(own)
         line = {"dash": "dash", "color": BASELINE_COLOUR, "width": 1.5}
-        traces.append(_plain_line([(first, level), (last, level)], line, "baseline's value"))
+        traces.append(
+            _plain_line([(first, level), (last, level)], line, "baseline").update(showlegend=False)
+        )
     best = f", the best {objective.text(steps[-1][1])} in trial {steps[-1][0]}" if steps else ""
     return Chart(
         title=f"{objective.label} of each trial",
