@@ -63,7 +63,11 @@ def demo_experiment(folder: Path) -> dict[str, Any]:
     return {
         "run": ["vqgan", "uda"],
         "data": {"path": str(folder / "packed")},
-        "stages": {name: {"crop": 16, "lpips": 0} for name in ("vqgan", "uda")},
+        "network": {"widths": [8, 16], "swin": {"heads": 2, "window": 4}},
+        "stages": {
+            "vqgan": {"crop": 16, "lpips": 0, "semantic": 0},
+            "uda": {"crop": 16, "lpips": 0},
+        },
         "logging": {"validation_interval": 3},
         "evaluation": {"validation_share": 0.5},
         "scaling": {"cpus_per_worker": 0.5},
