@@ -1,4 +1,4 @@
-"""The search space of a sweep: which settings vary, between which values, and when.
+"""The search space of a sweep: the settings that vary, their values, and their conditions.
 
     space = Space.parse({"network.codebook_size": {"choice": [256, 1024]},
                          "stages.uda.gan": {"float": [0.001, 0.1], "log": True}})
@@ -107,7 +107,7 @@ class Space:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Space:
-        """The space in a sweep's file.
+        """Returns the space that a sweep's file describes.
 
         Raises:
             SettingsError: an unknown kind, an empty range, conditions in a circle.
@@ -129,7 +129,7 @@ class Space:
         return cls(_ordered(found))
 
     def sample(self, value_of: Callable[[Parameter], Any]) -> dict[str, Any]:
-        """Settings with a value for each parameter that applies beside the others."""
+        """Returns settings with a value for each parameter that applies beside the others."""
         settings: dict[str, Any] = {}
         for parameter in self.parameters.values():
             if parameter.applies(settings):
@@ -137,7 +137,7 @@ class Space:
         return settings
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """Every combination once, the last parameter varying fastest."""
+        """Yields every combination once; the last parameter varies fastest."""
         seen = set()
         for values in itertools.product(*(p.values() for p in self.parameters.values())):
             row = dict(zip(self.parameters, values, strict=True))
@@ -148,7 +148,7 @@ class Space:
                 yield settings
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
-        """Whether these are values of parameters that all apply."""
+        """Returns whether these are values of all parameters that apply, and of no others."""
         inside = self.sample(lambda parameter: settings.get(parameter.name))
         return set(settings) <= set(inside) and all(
             self.parameters[name].holds(value) for name, value in settings.items()

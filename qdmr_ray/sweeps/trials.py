@@ -1,4 +1,4 @@
-"""The trials of a sweep: which there are, which is to be trained next, and how far each one is.
+"""The trials of a sweep: their records, the next one to train, and the budget.
 
 Every change is on storage before it counts: a trial has its record before it begins. So a sweep
 that is killed at any moment finds each of its trials once when it is started again.
@@ -30,7 +30,7 @@ from qdmr_ray.sweeps.plan import VARIANT, Plan
 from qdmr_ray.sweeps.trial import TrialReport
 
 TIME_FILE = "seconds.json"
-# The time that a sweep has taken is written down at most so often.
+# The shortest time between two updates of TIME_FILE.
 _TIME_SECONDS = 5.0
 
 Say = Callable[[str], None]
@@ -50,13 +50,13 @@ class Trials:
         self._began = time.monotonic()
         self._earlier = self._seconds_before()
         self._time_written = -_TIME_SECONDS
-        # Trials handed out by this process, and when.
+        # When this process began each trial that is running.
         self._running: dict[str, float] = {}
         self._failed_in_a_row = 0
         self._repeats: list[TrialRecord] | None = None
         self._wanted = self._first_settings()
 
-    # -- what is to be done ------------------------------------------------------------------
+    # -- the next trial ----------------------------------------------------------------------
 
     def next(self) -> TrialRecord | None:
         """Returns the next trial to train, one that was interrupted or a new one, with its record
@@ -137,7 +137,7 @@ class Trials:
             chosen = [self.records[name] for name in dict.fromkeys(names)]
         return [record for record in chosen if record.state == FINISHED]
 
-    # -- what happens ------------------------------------------------------------------------
+    # -- reports of trials -------------------------------------------------------------------
 
     def progressed(self, name: str, report: TrialReport) -> None:
         """Notes a report of a trial."""
@@ -208,7 +208,7 @@ class Trials:
             self._time_written = now
             self.write_time()
 
-    # -- what came out -----------------------------------------------------------------------
+    # -- the state of the sweep --------------------------------------------------------------
 
     def front(self) -> list[str]:
         """Returns the ids of the finished trials that no other one beats in every metric, those
