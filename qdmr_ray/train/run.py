@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def train_run(
     watch: Watch | None = None,
     say: Callable[[str], None] = print,
 ) -> Location:
-    """Trains ``stages`` (all of ``experiment.run`` by default); gives the run folder.
+    """Trains ``stages`` (all of ``experiment.run`` by default) and returns the run folder.
 
     With ``store``, a folder or ``s3://…`` that runs share, each stage is taken from there when any
     run has trained it, and trained there when none has; the run gets a copy of its result.
@@ -77,7 +77,6 @@ def train_run(
     ensure_ray()
     check_cpus(experiment)
     gpu = uses_gpu(experiment)
-    start = partial(launch, gpu=gpu, watch=watch)
     claims = Claims(run.join(CLAIMS_FOLDER), endpoint=endpoint)
     # Two commands of one name, perhaps of two people, would write into each other's checkpoints.
     claim = claims.acquire(lambda: False, lambda whom: say(f"{run.uri}: {whom}, who trains it"))
@@ -85,43 +84,66 @@ def train_run(
     with claim:
         # Once more: whoever held the claim may have begun this run with other settings meanwhile.
         _check_earlier_run(experiment, run, names, digests)
-        _train_stages(experiment, run, names, digests, store, start, gpu, watch, say)
+        _write_run_files(experiment, run, gpu)
+        start = partial(launch, gpu=gpu, watch=watch)
+        stages_of_run = _Stages(experiment, run, digests, start, store, say)
+        for name in names:
+            stages_of_run.finish(name)
+            if watch is not None:
+                _replay(run, name, watch)
     return run
 
 
-def _train_stages(
-    experiment: Experiment,
-    run: Location,
-    names: Sequence[str],
-    digests: Mapping[str, str],
-    store: str | None,
-    start: Callable[[Experiment, Task], None],
-    gpu: bool,
-    watch: Watch | None,
-    say: Callable[[str], None],
-) -> None:
-    endpoint = experiment.data.s3_endpoint
-    _write_run_files(experiment, run, gpu)
-    for name in names:
-        if _is_finished(run, name):
-            say(f"{name}: finished before, kept")
+@dataclass(frozen=True)
+class _Stages:
+    """The stages of one run, with what it takes to train them."""
+
+    experiment: Experiment
+    run: Location
+    digests: Mapping[str, str]
+    launch: Callable[[Experiment, Task], None]
+    store: str | None
+    say: Callable[[str], None]
+
+    def finish(self, name: str) -> None:
+        """Leaves the stage's result in the run folder, unless it is there already."""
+        if _is_finished(self.run, name):
+            self.say(f"{name}: finished before, kept")
+            return
+        if self.store is None:
+            self._train(name, self.run)
         else:
-            train = partial(_train_stage, experiment, run, name, digests[name], start)
-            if store is None:
-                train(run)
-            else:
-                shared = StageStore(open_location(store, endpoint=endpoint), endpoint=endpoint)
-                _take(shared, run, name, digests[name], experiment, train, say)
-            say(f"{name}: {experiment.stage(name).iterations} iterations done")
-        if watch is not None:
-            _replay(run, name, watch)
+            self._take(name, self.store)
+        self.say(f"{name}: {self.experiment.stage(name).iterations} iterations done")
+
+    def _take(self, name: str, store_uri: str) -> None:
+        """Copies the stage's result from the store, which trains it where no run has."""
+        endpoint, digest = self.experiment.data.s3_endpoint, self.digests[name]
+        store = StageStore(open_location(store_uri, endpoint=endpoint), endpoint=endpoint)
+        begun = Begun(digest=digest, store=store.place(name, digest).uri)
+        begun.write(self.run.join(name, BEGUN_FILE))
+        settings = asdict(self.experiment.stage(name))
+        place = store.provide(name, digest, settings, partial(self._train, name), self.say)
+        store.note_use(place, self.run.uri)
+        copy_stage(place, self.run, name)
+
+    def _train(self, name: str, root: Location) -> None:
+        """Trains into the run folder ``root``, from what this run has trained before."""
+        digest = self.digests[name]
+        Begun(digest=digest).write(root.join(name, BEGUN_FILE))
+        needs = {needed: self.run.join(needed, FINAL_FOLDER).uri for needed in STAGES[name].needs}
+        self.launch(self.experiment, Task(self.experiment.to_dict(), name, root.uri, digest, needs))
+        if not _is_finished(root, name):
+            uri = root.join(name).uri
+            raise QdmrError(f"{uri}: training ended without a result; see Ray's logs")
 
 
 def check_run(
     experiment: Experiment, stages: Sequence[str] | None = None
 ) -> tuple[Experiment, Manifest]:
-    """Checks all that ``stages`` need before anything starts: data, crops, weights; gives the
-    experiment with absolute paths, and the data's manifest.
+    """Checks all that ``stages`` need before anything starts: data, crops and weights.
+
+    Returns the experiment with absolute paths, and the data's manifest.
 
     Raises:
         QdmrError: what is missing or doesn't fit.
@@ -148,7 +170,7 @@ def check_run(
 
 
 def stage_digests(experiment: Experiment, run: Location, manifest_digest: str) -> dict[str, str]:
-    """What identifies each stage's result in a run folder, which may hold imported stages."""
+    """The digest of each stage's settings and data in a run, which may hold imported stages."""
     imported = _imported(run)
     return {n: stage_digest(experiment, n, manifest_digest, imported) for n in STAGES}
 
@@ -163,23 +185,6 @@ def _imported(run: Location) -> dict[str, str]:
     """The digests of a run's stages that were not trained here."""
     found = {name: read_description(run.join(name, FINAL_FOLDER)) for name in STAGES}
     return {n: d["digest"] for n, d in found.items() if d and d["digest"].startswith(IMPORTED)}
-
-
-def _take(
-    store: StageStore,
-    run: Location,
-    stage: str,
-    digest: str,
-    experiment: Experiment,
-    train: Callable[[Location], None],
-    say: Callable[[str], None],
-) -> None:
-    """The stage from the store, which trains it where it must, into the run."""
-    begun = Begun(digest=digest, store=store.place(stage, digest).uri)
-    begun.write(run.join(stage, BEGUN_FILE))
-    place = store.provide(stage, digest, asdict(experiment.stage(stage)), train, say)
-    store.note_use(place, run.uri)
-    copy_stage(place, run, stage)
 
 
 def _checked_stages(experiment: Experiment, stages: Sequence[str] | None) -> list[str]:
@@ -295,20 +300,3 @@ def _switched_off(experiment: Experiment) -> list[str]:
 
 def _is_finished(run: Location, stage: str) -> bool:
     return read_description(run.join(stage, FINAL_FOLDER)) is not None
-
-
-def _train_stage(
-    experiment: Experiment,
-    run: Location,
-    stage: str,
-    digest: str,
-    launch: Callable[[Experiment, Task], None],
-    root: Location,
-) -> None:
-    """Trains into the run folder ``root``, starting from what ``run`` has trained before."""
-    place = root.join(stage)
-    Begun(digest=digest).write(place.join(BEGUN_FILE))
-    needs = {needed: run.join(needed, FINAL_FOLDER).uri for needed in STAGES[stage].needs}
-    launch(experiment, Task(experiment.to_dict(), stage, root.uri, digest, needs))
-    if not _is_finished(root, stage):
-        raise QdmrError(f"{place.uri}: training ended without a result; see Ray's logs")

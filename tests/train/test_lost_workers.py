@@ -20,7 +20,7 @@ from tiny_training import bare_loop, metrics_of, settings
 
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.train import ray_trainer as launch
+from qdmr_ray.train import run as driver
 from qdmr_ray.train.loop import Task
 from qdmr_ray.train.run import train_run
 
@@ -205,7 +205,7 @@ def test_a_worker_may_be_killed_as_it_is_told_what_to_do(
 ) -> None:
     """Ray Train takes that for a failure of its own, and leaves the other worker where it is."""
     notes = tmp_path / "notes"
-    monkeypatch.setattr(launch, "Task", deadly_task(1, notes))
+    monkeypatch.setattr(driver, "Task", deadly_task(1, notes))
     experiment = long_run(tiny_dataset, "run", workers=2, iterations=40, max_failures=1)
     train_run(experiment, storage=str(tmp_path), say=lambda _: None)
     assert len([*notes.iterdir()]) == 1
@@ -218,7 +218,7 @@ def test_such_a_death_counts_as_a_failure(
     cluster: None, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes = tmp_path / "notes"
-    monkeypatch.setattr(launch, "Task", deadly_task(2, notes))
+    monkeypatch.setattr(driver, "Task", deadly_task(2, notes))
     experiment = long_run(tiny_dataset, "run", workers=1, iterations=40, max_failures=1)
     with pytest.raises(QdmrError, match="stage source_only failed: ActorDiedError"):
         train_run(experiment, storage=str(tmp_path), say=lambda _: None)

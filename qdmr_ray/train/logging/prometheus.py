@@ -1,4 +1,4 @@
-"""The logged figures as Ray metrics, for Prometheus and the Ray dashboard."""
+"""Logged metrics as Ray metrics, for Prometheus and the Ray dashboard."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
-# Figures whose names say a part (loss terms by domain, phases by name) become one metric with the
-# part as its tag, so that a board needs no list of them.
+# Logged metrics of one kind (loss terms by domain, phases by name) become one Ray metric, with the
+# rest of the name as its tag ``figure``, so that a board needs no list of them.
 _PREFIX = "qdmr"
 _TAGS = ("run", "stage", "figure")
 _KINDS = {
@@ -26,23 +26,23 @@ _LOSS = "loss"
 
 
 class Gauges:
-    """Metrics of one stage, each with the tags ``run``, ``stage`` and ``figure``.
+    """Ray metrics of one stage, each with the tags ``run``, ``stage`` and ``figure``.
 
     Gauges: ``qdmr_loss``, ``qdmr_step_phase_seconds``, ``qdmr_codebook``, ``qdmr_validation``,
-    ``qdmr_learning_rate``, ``qdmr_gradient_norm`` and the figures without parts. Counter:
-    ``qdmr_non_finite``.
+    ``qdmr_learning_rate``, ``qdmr_gradient_norm``, and ``qdmr_`` with the name of each metric that
+    is of no kind. Counter: ``qdmr_non_finite``.
     """
 
     def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}
         self._gauges: dict[str, Gauge] = {}
         self._non_finite = Counter(
-            f"{_PREFIX}_non_finite", "logged figures that were not finite", tag_keys=_TAGS
+            f"{_PREFIX}_non_finite", "logged metrics that were not finite", tag_keys=_TAGS
         )
 
-    def set(self, iteration: int, figures: Mapping[str, float]) -> None:
-        """Shows the newest figures."""
-        for name, value in {**figures, "iteration": float(iteration)}.items():
+    def set(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Shows the newest metrics."""
+        for name, value in {**metrics, "iteration": float(iteration)}.items():
             metric, figure = gauge_of(name)
             if math.isfinite(value):
                 self._gauge(metric).set(value, {**self._tags, "figure": figure})
@@ -51,7 +51,7 @@ class Gauges:
                 self.not_finite(name)
 
     def not_finite(self, name: str) -> None:
-        """Counts a figure that ends the training before it is logged."""
+        """Counts a metric that ends the training before it is logged."""
         metric, figure = gauge_of(name)
         self._non_finite.inc(1, {**self._tags, "figure": figure or metric})
 
@@ -78,7 +78,7 @@ class PreemptionCounter:
 
 
 def gauge_of(name: str) -> tuple[str, str]:
-    """The metric (without its prefix) that a logged figure belongs to, and its ``figure`` tag."""
+    """The Ray metric (without its prefix) that a logged metric belongs to, and its tag."""
     if name in _ALONE:
         return name, ""
     kind, _, rest = name.partition("/")
