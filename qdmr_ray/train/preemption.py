@@ -14,15 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
 
 from qdmr_ray.patience import ASK_RAY
 from qdmr_ray.train.ranks import Ranks
 
-# Ranks compare what they know every so many iterations; a notice leaves 30 s (Google) to 2 min
-# (Amazon).
+# Ranks compare what they know every so many iterations, as each time the slowest one is waited for.
+# A notice leaves 30 s (Google) to 2 min (Amazon).
 AGREE_ITERATIONS = 8
 
 _terminated = threading.Event()
@@ -88,36 +87,20 @@ class Notice:
         # Not in each iteration, as all ranks wait for Ray's answer.
         self._ask_after = ASK_RAY.seconds
         self._hurry = False
-        self._pending: tuple[Any, torch.Tensor] | None = None
 
     def given(self, iteration: int) -> bool:
         """Whether to stop after ``iteration``; every rank calls it once per iteration."""
-        terminated, ask = self._agreed(iteration)
-        if ask:
+        if self._ranks.world_size > 1 and iteration % AGREE_ITERATIONS:
+            return False
+        # Rank 0's clock alone decides when Ray is asked, unless somebody is in a hurry.
+        due = self._ranks.rank == 0 and time.monotonic() - self._asked >= self._ask_after
+        terminated = _terminated.is_set() or self._asked_to_stop()
+        terminated, ask = self._ranks.any_of(terminated, self._hurry or due)
+        if ask and not terminated:
             self._asked = time.monotonic()
-            return terminated or self._is_leaving()
+            return self._is_leaving()
         return terminated
 
     def hurry(self) -> None:
         """Asks Ray at every occasion from now on."""
         self._hurry = True
-
-    def _own(self) -> tuple[bool, bool]:
-        # Otherwise rank 0's clock alone decides when Ray is asked.
-        due = self._ranks.rank == 0 and time.monotonic() - self._asked >= self._ask_after
-        return _terminated.is_set() or self._asked_to_stop(), self._hurry or due
-
-    def _agreed(self, iteration: int) -> tuple[bool, bool]:
-        if self._ranks.world_size == 1:
-            return self._own()
-        answer = (False, False)
-        if self._pending is not None:
-            # Started an iteration ago, so that there is next to nothing to wait for.
-            work, flags = self._pending
-            work.wait()
-            self._pending = None
-            answer = (bool(flags[0]), bool(flags[1]))
-        elif iteration % AGREE_ITERATIONS == 0:
-            flags = torch.tensor(self._own(), dtype=torch.int32)
-            self._pending = (self._ranks.begin_largest(flags), flags)
-        return answer

@@ -47,6 +47,8 @@ class Ranks:
             torch.distributed.all_reduce(values, ReduceOp.MIN, group=self._group)
         return values
 
-    def begin_largest(self, values: Tensor) -> Any:
-        """Begins to put the largest of all ranks into ``values``; wait for what is returned."""
-        return torch.distributed.all_reduce(values, ReduceOp.MAX, group=self._group, async_op=True)
+    def any_of(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on any rank."""
+        return [
+            bool(flag) for flag in self.smallest(torch.tensor([not f for f in flags]).int()) == 0
+        ]
