@@ -49,6 +49,5 @@ class Ranks:
 
     def any_of(self, *flags: bool) -> list[bool]:
         """Whether each flag is set on any rank."""
-        return [
-            bool(flag) for flag in self.smallest(torch.tensor([not f for f in flags]).int()) == 0
-        ]
+        unset = torch.tensor([not flag for flag in flags], dtype=torch.int32)
+        return [value == 0 for value in self.smallest(unset).tolist()]
