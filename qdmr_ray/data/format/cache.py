@@ -39,9 +39,9 @@ def default_cache_folder() -> Path:
 class ShardCache:
     """Copies in ``folder`` of the first ``limit`` bytes of ``files``, which lie in ``location``.
 
-    Without ``fills`` only copies are used that others made. Not usable for writing; safe for use
-    by several threads and processes at once. File names carry their content's checksum, so
-    datasets share the folder without collisions.
+    Without ``fills`` it makes no copies and uses those of other processes. Safe for use by several
+    threads and processes at once. File names carry their content's checksum, so datasets share
+    the folder without collisions.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ShardCache:
         self._thread: threading.Thread | None = None
 
     def path(self, name: str) -> Path | None:
-        """The copy of a file; ``None`` while there is none, which is then made by and by."""
+        """The copy of a file; ``None`` while there is none, and then the thread makes one."""
         file = self._wanted.get(name)
         if file is None:
             return None
@@ -135,13 +135,13 @@ class ShardCache:
                 raise QdmrError(f"the disk has {disk.free / 1e9:.1f} GB left; set data.cache_dir")
             data = self._location.join(file.file).read_bytes()
             if hashlib.sha256(data).hexdigest() != file.sha256:
-                # Left in the store: its records are checked, and named, as they are read.
+                # The shard is read from the store, where broken records are found one by one.
                 _log.warning("%s: wrong checksum, not kept", self._location.join(file.file).uri)
                 return
             write_file_atomic(target, data)
 
     def _drop_other_datasets(self) -> None:
-        """Makes room: files that this dataset doesn't want, the longest unused first."""
+        """Makes room: deletes files that this dataset doesn't want, the longest unused first."""
         # An index is small, and may be another training run's.
         shards = self._folder.glob("*.parquet")
         others = [file for file in shards if file.name not in self._wanted]
@@ -151,14 +151,14 @@ class ShardCache:
         for file, found in sorted(sizes.items(), key=lambda item: item[1].st_atime):
             if excess <= 0:
                 return
-            # Who has it mapped keeps it; the disk gets it back afterwards.
+            # A process that has mapped the file keeps it; the disk space is freed afterwards.
             file.unlink(missing_ok=True)
             excess -= found.st_size
 
 
 @contextlib.contextmanager
 def _claimed(lock: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone may do what ``lock`` stands for; freed even when it is killed.
+    """Yields whether this process holds the file lock ``lock``, which ends with the process.
 
     The file stays: removing it would let a third process lock another one of the same name.
     """

@@ -24,7 +24,7 @@ from qdmr_ray.storage import Location
 
 CHANNELS = 3
 BAND_ROWS = 64
-# What a record without ground truth has for its ground truth's offset.
+# The ground truth's offset of a record without ground truth.
 _NONE = -1
 
 INDEX_SCHEMA = pa.schema(
@@ -77,7 +77,7 @@ class RecordEntry:
 
 @dataclass(frozen=True)
 class ImageColumns:
-    """What reading one kind of image needs, by record: the photographs or the ground truths.
+    """Places and checksums of one kind of image by record: the photographs or the ground truths.
 
     ``offsets`` int64 (N,), -1 where there is none; the checksums of record i are
     ``bands[first_bands[i] : first_bands[i + 1]]``, uint32.
@@ -118,7 +118,7 @@ class SetIndex:
         )
 
     def origin(self, position: int) -> str:
-        """The file that a record came from, for messages."""
+        """The path of a record's photograph below the packed folder, for messages."""
         return self._columns["origin"][position].as_py()
 
     def _image_columns(self, kind: str) -> ImageColumns:

@@ -22,7 +22,7 @@ from qdmr_ray.data.format.manifest import ShardEntry, read_manifest
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import ObjectReader, open_location
 
-# A piece that differs from its checksum may have been damaged on its way: it is fetched again.
+# A piece that differs from its checksum may have been damaged in transit: it is fetched again.
 _FETCHES = 2
 
 
@@ -40,8 +40,8 @@ class RecordReader:
 
     ``endpoint`` is the address of an S3-compatible store. ``cache_bytes`` bounds what this node
     keeps of a dataset in a store, in ``cache_folder``; 0 keeps nothing. Without ``fill_cache`` this
-    reader copies no shards but uses what others copied. Every band of pixels is
-    checked against its checksum the first time that it is read. Safe for use by several threads.
+    reader copies no shards but uses the copies of others. Every band of pixels is checked against
+    its checksum the first time that it is read. Safe for use by several threads.
 
     Raises:
         QdmrError: there is no dataset, or its manifest is damaged.
@@ -105,15 +105,16 @@ class RecordReader:
         table = self.index(set_name)
         self._find(set_name, index)
         height = int(table.heights[index])
+
+        def pixels(*, ground_truth: bool) -> np.ndarray:
+            lines = self.lines(set_name, index, 0, height, ground_truth=ground_truth)
+            return np.ascontiguousarray(lines.transpose(0, 2, 1))
+
         paired = self.manifest.set(set_name).paired
-        images = [
-            self.lines(set_name, index, 0, height, ground_truth=ground_truth)
-            for ground_truth in (False, True)[: 1 + paired]
-        ]
         return Record(
             name=table[index].name,
-            image=_interleaved(images[0]),
-            ground_truth=_interleaved(images[1]) if paired else None,
+            image=pixels(ground_truth=False),
+            ground_truth=pixels(ground_truth=True) if paired else None,
         )
 
     def lines(
@@ -134,17 +135,17 @@ class RecordReader:
             raise QdmrError(f"the {set_name} set of {self._location.uri} has no ground truth")
         height, width = int(table.heights[index]), int(table.widths[index])
         # Whole bands, because only those can be checked.
-        first = top - top % BAND_ROWS
-        end = min(-(-bottom // BAND_ROWS) * BAND_ROWS, height)
-        row_bytes = CHANNELS * width
-        expected = _Expected(columns.bands, int(columns.first_bands[index]) + first // BAND_ROWS)
+        first_band, end_band = top // BAND_ROWS, -(-bottom // BAND_ROWS)
+        first, end = first_band * BAND_ROWS, min(end_band * BAND_ROWS, height)
+        start = int(columns.first_bands[index])
+        bands = slice(start + first_band, start + end_band)
         try:
             lines = self._checked_bytes(
                 shard,
-                offset + first * row_bytes,
+                offset + first * CHANNELS * width,
                 (end - first, CHANNELS, width),
-                expected,
-                self._checked_bands(set_name, ground_truth, columns),
+                columns.bands[bands],
+                self._checked_bands(set_name, ground_truth, columns)[bands],
             )
         except QdmrError as error:
             raise QdmrError(f"{error} (row {row}, {table.origin(index)})") from error
@@ -188,15 +189,18 @@ class RecordReader:
         shard: ShardEntry,
         offset: int,
         shape: tuple[int, int, int],
-        expected: _Expected,
+        bands: np.ndarray,
         checked: np.ndarray,
     ) -> np.ndarray:
-        """Whole bands of pixels, uint8 ``shape``, that agree with their checksums."""
+        """Whole bands of pixels, uint8 ``shape``, that agree with their checksums ``bands``.
+
+        ``checked`` tells which bands need no comparing any more; those compared here are marked.
+        """
         length = math.prod(shape)
         mapped = self._mapping(shard)
         if mapped is not None:
             lines = mapped[offset : offset + length].reshape(shape)
-            if expected.agrees(lines, checked):
+            if _agree(lines, bands, checked):
                 return lines
         else:
             for _ in range(_FETCHES):
@@ -204,7 +208,7 @@ class RecordReader:
                 if len(data) == length:
                     lines = np.frombuffer(data, dtype=np.uint8).reshape(shape)
                     # Fetched anew each time, so checked each time.
-                    if expected.agrees(lines, np.zeros_like(checked)):
+                    if _agree(lines, bands, np.zeros_like(checked)):
                         return lines
         place = self._location.join(shard.file).uri
         raise QdmrError(f"{place}: wrong checksum; pack the dataset again")
@@ -250,27 +254,15 @@ class RecordReader:
         return self._checked[key]
 
 
-@dataclass(frozen=True)
-class _Expected:
-    """The checksums of some bands: ``bands[start]`` is the first one's."""
-
-    bands: np.ndarray
-    start: int
-
-    def agrees(self, lines: np.ndarray, checked: np.ndarray) -> bool:
-        """Compares the bands of ``lines`` that are not ``checked`` yet, and marks them."""
-        start, end = self.start, self.start + -(-len(lines) // BAND_ROWS)
-        for band in (np.flatnonzero(~checked[start:end]) + start).tolist():
-            top = (band - start) * BAND_ROWS
-            if zlib.crc32(lines[top : top + BAND_ROWS].data) != self.bands[band]:
-                return False
-            checked[band] = True
-        return True
+def _agree(lines: np.ndarray, bands: np.ndarray, checked: np.ndarray) -> bool:
+    """Compares the bands of ``lines`` that are not ``checked`` yet with theirs, and marks them."""
+    for band in np.flatnonzero(~checked).tolist():
+        top = band * BAND_ROWS
+        if zlib.crc32(lines[top : top + BAND_ROWS].data) != bands[band]:
+            return False
+        checked[band] = True
+    return True
 
 
 def _wrong_size(place: str, size: int, shard: ShardEntry) -> QdmrError:
     return QdmrError(f"{place}: has {size} bytes instead of {shard.bytes}; pack the dataset again")
-
-
-def _interleaved(lines: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(lines.transpose(0, 2, 1))

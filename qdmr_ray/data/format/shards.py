@@ -43,9 +43,9 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.photographs.decode import read_image
 from qdmr_ray.storage import open_location
 
-# As many digits of the checksum as keep the names of different contents apart.
+# Digits of the checksum in a file name: enough to keep different contents apart.
 DIGEST_DIGITS = 16
-# Values of a uint8 pixel.
+# A uint8 pixel has so many values.
 LEVELS = 256
 _SCHEMA = pa.schema(
     [
@@ -66,7 +66,7 @@ _GROUND_TRUTH_COLUMN = _SCHEMA.get_field_index("ground_truth")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """What one packing task does: these records of this set become shard ``number``.
+    """The arguments of one packing task: these records of this set become shard ``number``.
 
     Origins are paths below ``root``. With ``leave_out`` a record that cannot be used is left
     out; else it is an error.
@@ -79,7 +79,7 @@ class ShardJob:
     leave_out: bool = False
 
     def origin(self, path: Path) -> str:
-        """How a file is named in the dataset."""
+        """The name of a file in the dataset."""
         return origin_of(path, self.root)
 
     def paths(self) -> list[Path]:
@@ -90,7 +90,7 @@ class ShardJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedShard:
-    """What came of a job.
+    """The result of a job.
 
     ``shard`` is ``None`` when every record was left out. ``image_levels`` and
     ``ground_truth_levels`` are int64 (3, 256): how many pixels of each channel have each value.
@@ -103,20 +103,6 @@ class PackedShard:
     left_out: tuple[LeftOut, ...]
 
 
-@dataclass(frozen=True)
-class _Pixels:
-    """A record, decoded: uint8 (H, 3, W) each."""
-
-    files: RecordFiles
-    origin: str
-    ground_truth_origin: str | None
-    image: np.ndarray
-    ground_truth: np.ndarray | None
-
-    def digest(self) -> bytes:
-        return record_digest(self.image, self.ground_truth)
-
-
 def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> PackedShard:
     """Decodes the job's files and writes its shard; the same files give the same bytes.
 
@@ -127,7 +113,7 @@ def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> 
         QdmrError: an image is unreadable, constant or not of the size that its header promised,
             or the shard cannot be written.
     """
-    levels = np.zeros((2, CHANNELS, LEVELS), dtype=np.int64)
+    image_levels, truth_levels = np.zeros((2, CHANNELS, LEVELS), dtype=np.int64)
     left_out: list[LeftOut] = []
     entries: list[RecordEntry] = []
     sink = pa.BufferOutputStream()
@@ -136,7 +122,10 @@ def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> 
     ) as writer:
         for row, files in enumerate(job.records):
             try:
-                pixels = _decode(job, files, levels)
+                image, counted = _lines(files, files.image)
+                truth, truth_counted = None, np.zeros_like(counted)
+                if files.ground_truth is not None:
+                    truth, truth_counted = _lines(files, files.ground_truth)
             except QdmrError as error:
                 if not job.leave_out:
                     place = f"{job.set_name} shard {job.number}, row {row}"
@@ -144,18 +133,23 @@ def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> 
                 origin = job.origin(files.image)
                 left_out.append(LeftOut(set=job.set_name, origin=origin, reason=str(error)))
                 continue
-            writer.write_table(_row(job.set_name, pixels))
-            entries.append(_entry(pixels))
+            image_levels += counted
+            truth_levels += truth_counted
+            entries.append(_entry(job, files, image, truth))
+            writer.write_table(_row(job, entries[-1], image, truth))
     data = memoryview(sink.getvalue())
     shard = None
     if entries:
         entries = _located(entries, data)
-        shard = _write(job, data, len(entries), folder_uri, endpoint)
+        checksum = hashlib.sha256(data).hexdigest()
+        file = f"{job.set_name}-{job.number:06d}-{checksum[:DIGEST_DIGITS]}.parquet"
+        open_location(folder_uri, endpoint=endpoint).join(file).write_bytes_atomic(data)
+        shard = ShardEntry(file=file, bytes=len(data), sha256=checksum, rows=len(entries))
     return PackedShard(
         shard=shard,
         index=index_table(entries),
-        image_levels=levels[0],
-        ground_truth_levels=levels[1],
+        image_levels=image_levels,
+        ground_truth_levels=truth_levels,
         left_out=tuple(left_out),
     )
 
@@ -185,20 +179,6 @@ def record_pixels(entry: RecordEntry, data: np.ndarray) -> tuple[np.ndarray, np.
     return image, truth.reshape(shape)
 
 
-def _decode(job: ShardJob, files: RecordFiles, levels: np.ndarray) -> _Pixels:
-    """The record's pixels; their values are counted into ``levels``, int64 (2, 3, 256)."""
-    image, image_levels = _lines(files, files.image)
-    counted = [image_levels]
-    ground_truth, truth_origin = None, None
-    if files.ground_truth is not None:
-        truth_origin = job.origin(files.ground_truth)
-        ground_truth, truth_levels = _lines(files, files.ground_truth)
-        counted.append(truth_levels)
-    # Only now: a record that is left out must not be counted in part.
-    levels[: len(counted)] += np.stack(counted)
-    return _Pixels(files, job.origin(files.image), truth_origin, image, ground_truth)
-
-
 def _lines(files: RecordFiles, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The file's pixels as lines (H, 3, W), and how often each channel has each value."""
     pixels = read_image(path)
@@ -215,37 +195,39 @@ def _lines(files: RecordFiles, path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(pixels.transpose(0, 2, 1)), levels
 
 
-def _row(set_name: str, pixels: _Pixels) -> pa.Table:
-    files, truth = pixels.files, pixels.ground_truth
-    row = {
-        "set": set_name,
-        "name": files.name,
-        "origin": pixels.origin,
-        "ground_truth_origin": pixels.ground_truth_origin,
-        "height": files.height,
-        "width": files.width,
-        "image": pixels.image.data,
-        "ground_truth": None if truth is None else truth.data,
-    }
-    return pa.Table.from_pylist([row], schema=_SCHEMA)
-
-
-def _entry(pixels: _Pixels) -> RecordEntry:
-    """The record's entry; where its pixels lie is known when the shard is complete."""
-    files, truth = pixels.files, pixels.ground_truth
+def _entry(
+    job: ShardJob, files: RecordFiles, image: np.ndarray, truth: np.ndarray | None
+) -> RecordEntry:
+    """The record's entry; the offsets of its pixels are known when the shard is complete."""
     none = np.empty(0, dtype=np.uint32)
     return RecordEntry(
         name=files.name,
         height=files.height,
         width=files.width,
-        origin=pixels.origin,
-        ground_truth_origin=pixels.ground_truth_origin,
+        origin=job.origin(files.image),
+        ground_truth_origin=None if files.ground_truth is None else job.origin(files.ground_truth),
         image_offset=0,
         ground_truth_offset=None if truth is None else 0,
-        sha256=pixels.digest(),
-        image_bands=band_checksums(pixels.image),
+        sha256=record_digest(image, truth),
+        image_bands=band_checksums(image),
         ground_truth_bands=none if truth is None else band_checksums(truth),
     )
+
+
+def _row(
+    job: ShardJob, entry: RecordEntry, image: np.ndarray, truth: np.ndarray | None
+) -> pa.Table:
+    row = {
+        "set": job.set_name,
+        "name": entry.name,
+        "origin": entry.origin,
+        "ground_truth_origin": entry.ground_truth_origin,
+        "height": entry.height,
+        "width": entry.width,
+        "image": image.data,
+        "ground_truth": None if truth is None else truth.data,
+    }
+    return pa.Table.from_pylist([row], schema=_SCHEMA)
 
 
 def _located(entries: list[RecordEntry], data: memoryview) -> list[RecordEntry]:
@@ -263,15 +245,6 @@ def _located(entries: list[RecordEntry], data: memoryview) -> list[RecordEntry]:
             raise RuntimeError("this version of pyarrow lays out Parquet pages in another way")
         located.append(entry)
     return located
-
-
-def _write(
-    job: ShardJob, data: memoryview, rows: int, folder_uri: str, endpoint: str | None
-) -> ShardEntry:
-    checksum = hashlib.sha256(data).hexdigest()
-    file = f"{job.set_name}-{job.number:06d}-{checksum[:DIGEST_DIGITS]}.parquet"
-    open_location(folder_uri, endpoint=endpoint).join(file).write_bytes_atomic(data)
-    return ShardEntry(file=file, bytes=len(data), sha256=checksum, rows=rows)
 
 
 def _value_offset(chunk: pq.ColumnChunkMetaData, length: int) -> int:

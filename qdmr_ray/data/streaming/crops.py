@@ -1,12 +1,12 @@
-"""Cutting the samples of some iterations out of a packed dataset: one function of its arguments.
+"""Cutting the samples of some iterations out of a packed dataset.
 
-Both streams use it, in this process or in Ray's, so their batches are the same numbers.
+The result depends on the arguments alone. Both streams cut with this code, in the training process
+or in Ray's tasks, so their batches hold the same numbers.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,14 +19,14 @@ from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops, worker_positions
 from qdmr_ray.errors import QdmrError
 
-# Which images each set brings: column -> (set, whether it is the ground truth).
+# Column of images -> (its set, whether it is the ground truth).
 FIELDS = {
     "source": ("source", False),
     "ground_truth": ("source", True),
     "target": ("target", False),
 }
 _WORD_BYTES = 8
-# So many broken records in a row are not bad luck: the store or the disk is.
+# With so many broken records in a row, the store or the disk is at fault.
 _MOST_SKIPPED_IN_A_ROW = 100
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CropRequest:
-    """Everything that a loading task must know; also the key under which it keeps its reader."""
+    """The arguments of a loading task, and the key under which its process keeps the reader."""
 
     uri: str
     endpoint: str | None
@@ -54,18 +54,21 @@ class CropRequest:
 
     def reader(self, *, fill_cache: bool = True) -> RecordReader:
         """Opens the dataset."""
-        folder = Path(self.cache_folder) if self.cache_folder else None
         return RecordReader(
             self.uri,
             endpoint=self.endpoint,
             cache_bytes=self.cache_bytes,
-            cache_folder=folder,
+            cache_folder=Path(self.cache_folder) if self.cache_folder else None,
             fill_cache=fill_cache,
         )
 
 
 class Cutter:
-    """Computes and cuts the samples of some iterations; opens the dataset where not given."""
+    """Computes and cuts the samples of some iterations; opens the dataset unless a reader is given.
+
+    Raises:
+        QdmrError: the dataset was packed again since the request was made.
+    """
 
     def __init__(self, request: CropRequest, reader: RecordReader | None = None) -> None:
         self._request = request
@@ -121,21 +124,16 @@ class Cutter:
                     skipped[row] += 1
                     if skipped[row] >= min(_MOST_SKIPPED_IN_A_ROW, self._reader.count(name)):
                         raise
-                    chosen = self._next(name, int(positions[row]), chosen.index)
+                    # The next record at the same position: always the same one stands in.
+                    following = (chosen.index + 1) % self._reader.count(name)
+                    chosen = self._plan.instead(name, int(positions[row]), following)
             index[row] = chosen.index
             place[row] = self._place(name, chosen)
 
-        self._each(cut_one, range(count))
-        return images | {f"{name}_index": index, f"{name}_place": place, f"{name}_skipped": skipped}
-
-    def _each(self, work: Callable[[int], None], rows: Iterable[int]) -> None:
-        mapped = map(work, rows) if self._threads is None else self._threads.map(work, rows)
-        for _ in mapped:
+        run = map if self._threads is None else self._threads.map
+        for _ in run(cut_one, range(count)):
             pass
-
-    def _next(self, name: str, position: int, index: int) -> Crop:
-        """The sample at ``position`` with the record after ``index``: always the same one."""
-        return self._plan.instead(name, position, (index + 1) % self._reader.count(name))
+        return images | {f"{name}_index": index, f"{name}_place": place, f"{name}_skipped": skipped}
 
     def _place(self, name: str, crop: Crop) -> tuple[float, float]:
         table, half = self._reader.index(name), self._request.crop / 2
@@ -144,14 +142,8 @@ class Cutter:
 
     def _cut_into(self, image: np.ndarray, field: str, crop: Crop) -> None:
         set_name, ground_truth = FIELDS[field]
-        view = self._reader.crop(
-            set_name,
-            crop.index,
-            top=crop.top,
-            left=crop.left,
-            size=self._request.crop,
-            ground_truth=ground_truth,
-        )
+        place = {"top": crop.top, "left": crop.left, "size": self._request.crop}
+        view = self._reader.crop(set_name, crop.index, **place, ground_truth=ground_truth)
         if crop.flip_horizontal:
             view = _mirrored(view)
         if crop.flip_vertical:
@@ -186,7 +178,7 @@ def crop_plan(request: CropRequest, indexes: dict[str, SetIndex]) -> CropPlan:
 
 
 def checked_fields(sets: tuple[str, ...], fields: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The images that are wanted: ``fields``, or all that ``sets`` bring.
+    """The columns of images that are wanted: ``fields``, or all of ``sets``.
 
     Raises:
         ValueError: a set or field is unknown, or a field belongs to a set that is not asked for.

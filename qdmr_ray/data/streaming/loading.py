@@ -1,7 +1,7 @@
 """One bounded piece of an endless stream: a Ray Data execution over some iterations.
 
 A row says which iterations a block covers; a task computes their samples (``plan``), cuts them
-out of the mapped shards (``cutter``) and returns one block of several batches. The rows go in as
+out of the mapped shards (``crops``) and returns one block of several batches. The rows go in as
 ready blocks, not as ``ray.data.range``: its read tasks want a whole CPU each, which a node full of
 training workers does not have, and they add a second to every segment (1.2 s against 0.2 s to
 the first block).
@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 # The label that Ray itself gives to every node.
 _NODE_LABEL = "ray.io/node-id"
-# The column of a block that says why there is none.
+# The column of a block that holds an error instead of samples.
 _ERROR = "error"
 # A worker that waits this long for its data is probably short of CPUs; it says so once.
 _PATIENCE_SECONDS = 60.0
@@ -42,9 +41,9 @@ class Segment:
     """One Ray Data execution over iterations ``first`` .. ``end - 1``, started by a thread.
 
     The thread takes every block's reference as soon as it is there, so that the execution ends
-    with its last task. One that waits for its consumer doesn't sleep: inside the training process
-    it would hold the interpreter lock half of the time (measured on 2 cores: four times as long
-    for a step). The blocks lie in the object store until they are used.
+    with its last task. An execution that waits for its consumer doesn't sleep: inside the training
+    process it would hold the interpreter lock half of the time (measured on 2 cores: a step takes
+    four times as long). The blocks lie in the object store until they are used.
     """
 
     def __init__(
@@ -58,23 +57,29 @@ class Segment:
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"segment-{first}")
         self._thread.start()
 
-    def blocks(self) -> Iterator[dict[str, np.ndarray]]:
-        """The blocks in order, as read-only arrays in shared memory."""
-        while (item := self._next()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            accessor = BlockAccessor.for_block(ray.get(item))
-            block: dict[str, np.ndarray] = accessor.to_batch_format("numpy")
-            if _ERROR in block:
-                raise QdmrError(str(block[_ERROR][0]))
-            yield block
+    def next_block(self) -> dict[str, np.ndarray] | None:
+        """The next block as read-only arrays in shared memory; ``None`` at the end or when stopped.
+
+        Raises:
+            QdmrError: a shard is missing or damaged.
+        """
+        item = self._next_item()
+        if item is None:
+            return None
+        if isinstance(item, Exception):
+            raise item
+        block: dict[str, np.ndarray]
+        block = BlockAccessor.for_block(ray.get(item)).to_batch_format("numpy")
+        if _ERROR in block:
+            raise QdmrError(str(block[_ERROR][0]))
+        return block
 
     def stop(self) -> None:
         """Ends the execution and its thread."""
         self._stopping.set()
         self._thread.join(timeout=5.0)
 
-    def _next(self) -> ray.ObjectRef | Exception | None:
+    def _next_item(self) -> ray.ObjectRef | Exception | None:
         warned = False
         while not self._stopping.is_set():
             try:
@@ -98,7 +103,7 @@ class Segment:
                 if self._stopping.is_set():
                     return
             self._queue.put(None)
-        except Exception as error:  # Handed to the consumer, who raises it.
+        except Exception as error:  # The consumer raises it.
             self._queue.put(error)
         finally:
             # A generator: closing it ends the execution at once.
@@ -147,5 +152,5 @@ def _quiet_console() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
-    # Counts as said: Ray warns once per process that progress bars are off, as they should be.
+    # Marks as already said Ray's warning, once per process, that progress bars are off.
     log_once("ray_data_progress_manager_disabled")
