@@ -1,4 +1,4 @@
-"""The plain build of a stage, which the others are compared with: one forward per image set."""
+"""The plain build of a stage, the baseline of the bench: one forward pass per image set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def one_set_at_a_time(stage: Stage, batch: int) -> None:
     The losses are the same; a stage joins its sets (real and fake, source and target) otherwise.
     """
     for module in [*stage.generator.networks.values(), *stage.auxiliary]:
-        # A QDMR network's parts are called one by one.
+        # A stage calls a QDMR network's submodules one by one.
         for name in ("encode", "decode") if isinstance(module, QDMR) else ("forward",):
             setattr(module, name, _each(getattr(module, name), batch))
     for discriminator in stage.discriminators.networks.values():
@@ -36,7 +36,7 @@ def _each(forward: Callable[..., Any], batch: int) -> Callable[..., Any]:
 
 def _each_pass(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def run(x: Tensor, passes: int = 1) -> Tensor:
-        return torch.cat([forward(part) for part in x.chunk(passes)])
+        return torch.cat([forward(one) for one in x.chunk(passes)])
 
     return run
 

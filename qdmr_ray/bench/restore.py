@@ -3,35 +3,32 @@
     qdmr bench restore --height 640 --width 960
     python -m qdmr_ray.bench.restore --height 4000 --width 6000 --device cuda --dtype bfloat16
 
-The second form needs PyTorch and NumPy alone. The network is full-size, the image random; the floor
-is what PyTorch's flop counter says of the network's forward pass, over the rate of a large matrix
-product in the same run.
+The second form needs PyTorch and NumPy alone. The network is full-size, the image random. The floor
+is the arithmetic of the network's forward pass, by PyTorch's flop counter, over the rate of a large
+matrix product in the same run.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 from dataclasses import asdict, dataclass
 from functools import partial
+from statistics import median
 
 import numpy as np
 import torch
 
-from qdmr_ray.bench.step import (
-    COUNTED_SIDE,
-    GIGA,
-    PRESETS,
-    SEED,
+from qdmr_ray.bench.machine import (
+    FloorFigures,
+    against_floor,
     convolution_rate,
     device_name,
     flop_of,
     matrix_rate,
     peak_memory,
+    run_alone,
     timed,
 )
-from qdmr_ray.errors import SettingsError
+from qdmr_ray.bench.step import COUNTED_SIDE, PRESETS, SEED
 from qdmr_ray.nets import QDMR
 from qdmr_ray.restore.device import usable_device
 from qdmr_ray.restore.streamed import DEFAULT_MEMORY, restore_pixels
@@ -42,7 +39,7 @@ DTYPES = (FLOAT32, BFLOAT16)
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreBench:
-    """What is timed: the median of ``repeats`` photographs, after a small one."""
+    """The settings of the bench: the median of ``repeats`` photographs, after a small one."""
 
     height: int = 640
     width: int = 960
@@ -55,25 +52,11 @@ class RestoreBench:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestoreFigures:
-    """``ratio`` is seconds / floor_seconds, ``ratio_convolution`` the same with the rate of a
-    convolution; peak memory is the allocator's on a GPU, the process's otherwise."""
+class RestoreFigures(FloorFigures, RestoreBench):
+    """The settings in force, and the result."""
 
     seconds: float
     megapixels_per_second: float
-    peak_memory_bytes: int
-    gflop_needed: float
-    gflops_measured: float
-    floor_seconds: float
-    ratio: float
-    gflops_convolution: float
-    ratio_convolution: float
-    height: int
-    width: int
-    device: str
-    dtype: str
-    threads: int
-    torch: str
 
 
 def bench_restore(bench: RestoreBench) -> RestoreFigures:
@@ -82,7 +65,7 @@ def bench_restore(bench: RestoreBench) -> RestoreFigures:
     Raises:
         SettingsError: the device is unknown or not there.
     """
-    device = usable_device(bench.device)
+    device, compute = usable_device(bench.device), ComputeSettings(dtype=bench.dtype)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
     torch.manual_seed(SEED)
@@ -93,28 +76,16 @@ def bench_restore(bench: RestoreBench) -> RestoreFigures:
         restore_pixels, network, memory=bench.memory, bfloat16=bench.dtype == BFLOAT16
     )
     correct(image[: network.multiple, : network.multiple])
-    seconds = [timed(lambda: correct(image), device) for _ in range(bench.repeats)]
+    seconds = median(timed(lambda: correct(image), device) for _ in range(bench.repeats))
     peak = peak_memory(device)
-    rate = matrix_rate(device, bench.dtype)
-    convolution = convolution_rate(device, ComputeSettings(dtype=bench.dtype))
-    needed = needed_flop_of_photograph(bench.preset, bench.height, bench.width) / GIGA
-    median = statistics.median(seconds)
+    needed = needed_flop_of_photograph(bench.preset, bench.height, bench.width)
+    rates = matrix_rate(device, compute), convolution_rate(device, compute)
+    in_force = {"device": device_name(device), "threads": torch.get_num_threads()}
     return RestoreFigures(
-        seconds=median,
-        megapixels_per_second=bench.height * bench.width / 1e6 / median,
-        peak_memory_bytes=peak,
-        gflop_needed=needed,
-        gflops_measured=rate,
-        floor_seconds=needed / rate,
-        ratio=median * rate / needed,
-        gflops_convolution=convolution,
-        ratio_convolution=median * convolution / needed,
-        height=bench.height,
-        width=bench.width,
-        device=device_name(device),
-        dtype=bench.dtype,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        **asdict(bench) | in_force,
+        **against_floor(seconds, needed, *rates, peak),
+        seconds=seconds,
+        megapixels_per_second=bench.height * bench.width / 1e6 / seconds,
     )
 
 
@@ -130,19 +101,8 @@ def needed_flop_of_photograph(preset: str, height: int, width: int) -> float:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line where the ``qdmr`` command and what it needs are not installed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    default = RestoreBench()
-    parser.add_argument("--preset", choices=PRESETS, default=default.preset)
-    parser.add_argument("--dtype", choices=DTYPES, default=default.dtype)
-    parser.add_argument("--device", default=default.device)
-    for name in ("height", "width", "memory", "repeats", "threads"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
-    bench = RestoreBench(**vars(parser.parse_args(arguments)))
-    try:
-        figures = bench_restore(bench)
-    except SettingsError as error:
-        parser.error(str(error))
-    print(json.dumps(asdict(figures), indent=1))
+    choices = {"preset": PRESETS, "dtype": DTYPES}
+    run_alone(RestoreBench(), bench_restore, choices=choices, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,185 @@
+"""This machine's rates, the arithmetic of a network, and the command lines of the benches."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from qdmr_ray.errors import SettingsError
+from qdmr_ray.nets import UNetDiscriminator
+from qdmr_ray.stages import ComputeSettings
+from qdmr_ray.stages.compute import BFLOAT16, tensor_float_32
+
+GIGA = 1e9
+# Side of the matrices whose product gives the machine's rate: large enough to be bound by
+# arithmetic, small enough to take under a second.
+_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+_REPEATS = 12
+# Larger than the last cache.
+_COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FloorFigures:
+    """A measured time beside the time that its arithmetic takes at the machine's rate.
+
+    ``ratio`` is seconds / floor_seconds. Convolutions may run faster than the matrix product (on
+    AMD's processors they do, by other libraries): ``ratio_convolution`` is the same with the rate
+    of a convolution. Peak memory is the allocator's on a GPU, the process's otherwise.
+    """
+
+    gflop_needed: float
+    gflops_measured: float
+    floor_seconds: float
+    ratio: float
+    gflops_convolution: float
+    ratio_convolution: float
+    peak_memory_bytes: int
+    torch: str
+
+
+def against_floor(
+    seconds: float, needed: float, rate: float, convolution: float, peak: int
+) -> dict[str, Any]:
+    """The fields of ``FloorFigures``; ``needed`` in floating-point operations, rates in GFLOP/s."""
+    needed /= GIGA
+    return {
+        "gflop_needed": needed,
+        "gflops_measured": rate,
+        "floor_seconds": needed / rate,
+        "ratio": seconds * rate / needed,
+        "gflops_convolution": convolution,
+        "ratio_convolution": seconds * convolution / needed,
+        "peak_memory_bytes": peak,
+        "torch": torch.__version__,
+    }
+
+
+def matrix_rate(device: torch.device, compute: ComputeSettings) -> float:
+    """GFLOP/s of a large matrix product: the best of some repeats."""
+    side = _MATRIX_SIDE[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=_kind(compute)) for _ in range(2))
+    work = partial(torch.mm, a, b, out=torch.empty_like(a))
+    with tensor_float_32(compute, device):
+        return 2 * side**3 / _best(work, device) / GIGA
+
+
+def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
+    """GFLOP/s of a 3 x 3 convolution of 256 channels: the best of some repeats."""
+    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+    batch, channels, side = 4, 256, 64
+    shapes = (batch, channels, side, side), (channels, channels, 3, 3)
+    images, weight = (
+        torch.randn(shape, device=device, dtype=_kind(compute)).contiguous(memory_format=layout)
+        for shape in shapes
+    )
+    work = partial(nn.functional.conv2d, images, weight, padding=1)
+    with tensor_float_32(compute, device):
+        return 2 * batch * side**2 * channels**2 * 9 / _best(work, device) / GIGA
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes read and written per second when a large tensor is copied."""
+    values = torch.zeros(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    return 2 * values.numel() / _best(partial(torch.empty_like(values).copy_, values), device)
+
+
+def flop_of(
+    network: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    *,
+    to_input: bool = False,
+    to_weights: bool = False,
+) -> float:
+    """Operations of a forward pass, and of a backward pass to the input, the weights or both.
+
+    A discriminator's estimates of its spectral norms are left out: they don't grow with the image.
+    """
+    inputs = inputs.clone().requires_grad_(to_input)
+    if isinstance(network, nn.Module):
+        network.requires_grad_(to_weights)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.set_grad_enabled(to_input or to_weights):
+        out = network(inputs)
+        if to_input or to_weights:
+            out.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    if isinstance(network, UNetDiscriminator):
+        counts.pop(torch.ops.aten.mm, None)
+    return float(sum(counts.values()))
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that ``work`` takes, with the GPU's queue empty before and after."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Imported here: Windows has no such module.
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def run_alone(
+    default: Any,
+    measure: Callable[[Any], Any],
+    *,
+    choices: Mapping[str, Iterable[str]],
+    arguments: list[str] | None,
+    **others: Callable[[Any], Any],
+) -> None:
+    """The command line of a bench without ``qdmr``: an option for every field of ``default``.
+
+    Prints the figures of ``measure`` as JSON. ``choices`` are the allowed values of some fields;
+    the option ``--NAME`` of each of ``others`` prints the text that it returns instead.
+    """
+    parser = argparse.ArgumentParser(description=type(default).__doc__)
+    for field in dataclasses.fields(default):
+        value = getattr(default, field.name)
+        options: dict[str, Any] = {"type": str if isinstance(value, str) else int}
+        if isinstance(value, bool):
+            options = {"action": argparse.BooleanOptionalAction}
+        elif field.name in choices:
+            options["choices"] = choices[field.name]
+        parser.add_argument("--" + field.name.replace("_", "-"), default=value, **options)
+    for name, other in others.items():
+        parser.add_argument(f"--{name}", action="store_const", const=other, dest="measure")
+    values = vars(parser.parse_args(arguments))
+    measure = values.pop("measure", None) or measure
+    try:
+        figures = measure(dataclasses.replace(default, **values))
+    except SettingsError as error:
+        parser.error(str(error))
+    is_text = isinstance(figures, str)
+    print(figures if is_text else json.dumps(dataclasses.asdict(figures), indent=1))
+
+
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    return min(timed(work, device) for _ in range(_REPEATS))
+
+
+def _kind(compute: ComputeSettings) -> torch.dtype:
+    return torch.bfloat16 if compute.dtype == BFLOAT16 else torch.float32
