@@ -1,6 +1,7 @@
 """The discriminator's elementwise work on GPUs: one pass over memory where PyTorch takes several.
 
-Its maps are the largest of a training step. Computed in float32, whatever the maps' type.
+The discriminator's feature maps are the largest of a training step. The kernels compute in float32,
+whatever the maps' type.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ _WARPS = 8
 
 
 def scaled_leaky_relu(x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
-    """``leaky_relu(x * scale) + added`` for maps (B, C, H, W); B falls into as many equal parts as
-    there are ``scales`` (float32). Of the type of ``x``."""
+    """``leaky_relu(x * scale) + added`` for maps (B, C, H, W), of the type of ``x``.
+
+    ``scales`` is float32 (passes,): the batch holds so many passes of equal size, one after the
+    other, and each has its own scale.
+    """
     y: Tensor = _ScaledLeakyReLU.apply(x, scales, leak, added)
     return y
 

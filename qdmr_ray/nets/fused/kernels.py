@@ -1,7 +1,8 @@
-"""Triton kernels for images channels last on GPUs; what calls them says what they compute.
+"""Triton kernels for channels-last images on GPUs; ``norm`` and ``discriminator`` launch them.
 
-An image is a matrix of rows (its pixels, line by line) and channels. Kernels compute in float32
-whatever they read and write, and add nothing atomically, so runs are repeatable.
+An image is a matrix of rows (its pixels, line by line) and channels; a reduction splits the rows of
+an image into chunks, one for each program. Kernels compute in float32 whatever they read and
+write, and add nothing atomically, so runs are repeatable.
 """
 
 # Triton reads these functions' source: their arguments have no Python types.
@@ -13,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def tile_of(first, last, start, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Offsets of a tile that starts at row ``start``, and what of it there is."""
+    """Offsets of the tile that starts at row ``start``, and a mask of those inside the image."""
     row = start + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
     inside = (row < last)[:, None] & (channel < channels)[None, :]
@@ -25,13 +26,13 @@ def norm_moments(
     x, means, squares, rows, rows_each, channels,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Means and sums of squared distances from them, of each channel over some rows.
+    """The mean, and the sum of squared distances from it, of each channel over a chunk of rows.
 
     Welford's recurrence in each place of the tile, then Chan's formula over the places: sums
-    of squares would lose what is small beside the mean.
+    of squares would lose deviations that are small beside the mean.
     """
-    part, image = tl.program_id(0), tl.program_id(1)
-    first = part * rows_each
+    chunk, image = tl.program_id(0), tl.program_id(1)
+    first = chunk * rows_each
     last = tl.minimum(first + rows_each, rows)
     channel = tl.arange(0, CHANNELS)
     mean = tl.zeros((ROWS, CHANNELS), tl.float32)
@@ -49,7 +50,7 @@ def norm_moments(
     seen = tl.maximum((last - first - place + ROWS - 1) // ROWS, 0).to(tl.float32)[:, None]
     whole = tl.sum(mean * seen, 0) / (last - first)
     apart = mean - whole[None, :]
-    out = (image * tl.num_programs(0) + part) * channels + channel
+    out = (image * tl.num_programs(0) + chunk) * channels + channel
     tl.store(means + out, whole, channel < channels)
     tl.store(squares + out, tl.sum(square + seen * apart * apart, 0), channel < channels)
 
@@ -57,36 +58,36 @@ def norm_moments(
 @triton.jit
 def norm_statistics(
     means, squares, bias, weight, offset, channel_mean, mean, rstd, scale, shift,
-    parts, rows, rows_each, channels, groups, eps,
-    PARTS: tl.constexpr, WIDTH: tl.constexpr,
+    chunks, rows, rows_each, channels, groups, eps,
+    CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One group of one image: its mean and 1 / standard deviation from the parts' moments, and
-    what they make of its channels: ``norm(x + bias) = x * scale + shift``."""
+    """Mean and 1 / standard deviation of one group of one image, from its chunks' moments, and the
+    scale and shift of its channels: ``norm(x + bias) = x * scale + shift``."""
     image, group = tl.program_id(0), tl.program_id(1)
     width = channels // groups
-    part, place = tl.arange(0, PARTS), tl.arange(0, WIDTH)
+    chunk, place = tl.arange(0, CHUNKS), tl.arange(0, WIDTH)
     channel = group * width + place
     real = place < width
-    at = (image * parts + part)[:, None] * channels + channel[None, :]
-    inside = (part < parts)[:, None] & real[None, :]
+    at = (image * chunks + chunk)[:, None] * channels + channel[None, :]
+    inside = (chunk < chunks)[:, None] & real[None, :]
     added = tl.load(bias + channel, real, 0.0).to(tl.float32)
-    part_mean = tl.load(means + at, inside, 0.0) + added[None, :]
-    count = tl.where(inside, tl.minimum(rows_each, rows - part * rows_each)[:, None], 0)
+    chunk_mean = tl.load(means + at, inside, 0.0) + added[None, :]
+    count = tl.where(inside, tl.minimum(rows_each, rows - chunk * rows_each)[:, None], 0)
     count = count.to(tl.float32)
-    own = tl.sum(part_mean * count, 0) / rows
+    own = tl.sum(chunk_mean * count, 0) / rows
     total = tl.sum(tl.where(real, own, 0.0), 0) / width
-    apart = part_mean - total
+    apart = chunk_mean - total
     square = tl.load(squares + at, inside, 0.0) + count * apart * apart
     variance = tl.sum(tl.sum(square, 1), 0) / (rows * width)
     inverse = 1.0 / tl.sqrt(variance + eps)
     tl.store(mean + image * groups + group, total)
     tl.store(rstd + image * groups + group, inverse)
     out = image * channels + channel
-    steep = tl.load(weight + channel, real, 0.0).to(tl.float32) * inverse
-    high = tl.load(offset + channel, real, 0.0).to(tl.float32)
+    own_scale = tl.load(weight + channel, real, 0.0).to(tl.float32) * inverse
+    own_offset = tl.load(offset + channel, real, 0.0).to(tl.float32)
     tl.store(channel_mean + out, own, real)
-    tl.store(scale + out, steep, real)
-    tl.store(shift + out, high + (added - total) * steep, real)
+    tl.store(scale + out, own_scale, real)
+    tl.store(shift + out, own_offset + (added - total) * own_scale, real)
 
 
 @triton.jit
@@ -96,33 +97,33 @@ def norm_activate(x, scale, shift, y, rows, channels, ROWS: tl.constexpr, CHANNE
     at, inside = tile_of(image.to(tl.int64) * rows, rows, tile * ROWS, channels, ROWS, CHANNELS)
     channel = tl.arange(0, CHANNELS)
     own = image * channels + channel
-    steep = tl.load(scale + own, channel < channels, 0.0)[None, :]
-    high = tl.load(shift + own, channel < channels, 0.0)[None, :]
-    z = tl.load(x + at, inside, 0.0).to(tl.float32) * steep + high
+    own_scale = tl.load(scale + own, channel < channels, 0.0)[None, :]
+    own_shift = tl.load(shift + own, channel < channels, 0.0)[None, :]
+    z = tl.load(x + at, inside, 0.0).to(tl.float32) * own_scale + own_shift
     tl.store(y + at, (z / (1.0 + tl.exp(-z))).to(y.dtype.element_ty), inside)
 
 
 @triton.jit
-def normalised_gradient(value, grad, steep, high, mean, rstd):
+def normalised_gradient(value, grad, own_scale, own_shift, mean, rstd):
     """The gradient before the activation, and the normalised value before weight and bias."""
-    z = value * steep + high
+    z = value * own_scale + own_shift
     gate = 1.0 / (1.0 + tl.exp(-z))
     return grad * gate * (1.0 + z * (1.0 - gate)), (value - mean) * rstd
 
 
 @triton.jit
 def norm_constants(bias, scale, shift, mean, rstd, image, channels, groups, CHANNELS: tl.constexpr):
-    """Of an image's channels, each (1, CHANNELS): what ``normalised_gradient`` needs."""
+    """The arguments of ``normalised_gradient`` by channel of an image, (1, CHANNELS) each."""
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
     own = image * channels + channel
     group = image * groups + channel // (channels // groups)
-    steep = tl.load(scale + own, real, 0.0)[None, :]
-    high = tl.load(shift + own, real, 0.0)[None, :]
+    own_scale = tl.load(scale + own, real, 0.0)[None, :]
+    own_shift = tl.load(shift + own, real, 0.0)[None, :]
     added = tl.load(bias + channel, real, 0.0).to(tl.float32)
     centre = (tl.load(mean + group, real, 0.0) - added)[None, :]
     inverse = tl.load(rstd + group, real, 0.0)[None, :]
-    return steep, high, centre, inverse
+    return own_scale, own_shift, centre, inverse
 
 
 @triton.jit
@@ -130,14 +131,14 @@ def norm_gradient_sums(
     x, dy, bias, scale, shift, mean, rstd, sums, products, rows, rows_each, channels, groups,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Of each channel over some rows: the sums of the gradient before the activation, and of
-    its products with the normalised values."""
-    part, image = tl.program_id(0), tl.program_id(1)
-    first = part * rows_each
+    """Sums by channel over a chunk of rows: of the gradient before the activation, and of its
+    products with the normalised values."""
+    chunk, image = tl.program_id(0), tl.program_id(1)
+    first = chunk * rows_each
     last = tl.minimum(first + rows_each, rows)
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
-    steep, high, centre, inverse = norm_constants(
+    own_scale, own_shift, centre, inverse = norm_constants(
         bias, scale, shift, mean, rstd, image, channels, groups, CHANNELS
     )
     one = tl.zeros((ROWS, CHANNELS), tl.float32)
@@ -146,10 +147,10 @@ def norm_gradient_sums(
         at, inside = tile_of(image.to(tl.int64) * rows, last, start, channels, ROWS, CHANNELS)
         value = tl.load(x + at, inside, 0.0).to(tl.float32)
         grad = tl.load(dy + at, inside, 0.0).to(tl.float32)
-        dz, normal = normalised_gradient(value, grad, steep, high, centre, inverse)
+        dz, normal = normalised_gradient(value, grad, own_scale, own_shift, centre, inverse)
         one += dz
         two += dz * normal
-    out = (image * tl.num_programs(0) + part) * channels + channel
+    out = (image * tl.num_programs(0) + chunk) * channels + channel
     tl.store(sums + out, tl.sum(one, 0), real)
     tl.store(products + out, tl.sum(two, 0), real)
 
@@ -157,24 +158,24 @@ def norm_gradient_sums(
 @triton.jit
 def norm_gradient_statistics(
     sums, products, weight, channel_mean, mean, rstd, whole, mean_sum, mean_product,
-    parts, rows, channels, groups, images,
-    PARTS: tl.constexpr, WIDTH: tl.constexpr,
+    chunks, rows, channels, groups, images,
+    CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """One group of one image: what is subtracted from its gradients; and of its channels the
-    gradients of weight, offset and bias, into ``whole`` (3, images, channels)."""
+    """For one group of one image: the two means that its gradients subtract, and its channels'
+    gradients of weight, offset and bias, which go into ``whole`` (3, images, channels)."""
     image, group = tl.program_id(0), tl.program_id(1)
     width = channels // groups
-    part, place = tl.arange(0, PARTS), tl.arange(0, WIDTH)
+    chunk, place = tl.arange(0, CHUNKS), tl.arange(0, WIDTH)
     channel = group * width + place
     real = place < width
-    at = (image * parts + part)[:, None] * channels + channel[None, :]
-    inside = (part < parts)[:, None] & real[None, :]
+    at = (image * chunks + chunk)[:, None] * channels + channel[None, :]
+    inside = (chunk < chunks)[:, None] & real[None, :]
     one = tl.sum(tl.load(sums + at, inside, 0.0), 0)
     two = tl.sum(tl.load(products + at, inside, 0.0), 0)
-    steep = tl.load(weight + channel, real, 0.0).to(tl.float32)
+    own_weight = tl.load(weight + channel, real, 0.0).to(tl.float32)
     size = rows * width
-    a = tl.sum(steep * one, 0) / size
-    b = tl.sum(steep * two, 0) / size
+    a = tl.sum(own_weight * one, 0) / size
+    b = tl.sum(own_weight * two, 0) / size
     tl.store(mean_sum + image * groups + group, a)
     tl.store(mean_product + image * groups + group, b)
     inverse = tl.load(rstd + image * groups + group)
@@ -185,7 +186,7 @@ def norm_gradient_statistics(
     tl.store(whole + out, two, real)
     tl.store(whole + layer + out, one, real)
     # The sum of the gradients of x.
-    tl.store(whole + 2 * layer + out, inverse * (steep * one - rows * (a + normal * b)), real)
+    tl.store(whole + 2 * layer + out, inverse * (own_weight * one - rows * (a + normal * b)), real)
 
 
 @triton.jit
@@ -199,25 +200,26 @@ def norm_gradient(
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
     group = image * groups + channel // (channels // groups)
-    steep, high, centre, inverse = norm_constants(
+    own_scale, own_shift, centre, inverse = norm_constants(
         bias, scale, shift, mean, rstd, image, channels, groups, CHANNELS
     )
     a = tl.load(mean_sum + group, real, 0.0)[None, :]
     b = tl.load(mean_product + group, real, 0.0)[None, :]
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
     grad = tl.load(dy + at, inside, 0.0).to(tl.float32)
-    dz, normal = normalised_gradient(value, grad, steep, high, centre, inverse)
-    out = dz * steep - inverse * (a + normal * b)
+    dz, normal = normalised_gradient(value, grad, own_scale, own_shift, centre, inverse)
+    out = dz * own_scale - inverse * (a + normal * b)
     tl.store(dx + at, out.to(dx.dtype.element_ty), inside)
 
 
 @triton.jit
 def leaky(x, scales, added, y, size, leak, BLOCK: tl.constexpr, ADDED: tl.constexpr):
-    block, part = tl.program_id(0), tl.program_id(1)
+    """``y = leaky_relu(x * scale) + added``, with one scale for each pass in the batch."""
+    block, pass_number = tl.program_id(0), tl.program_id(1)
     place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
-    at = part.to(tl.int64) * size + place
-    z = tl.load(x + at, inside, 0.0).to(tl.float32) * tl.load(scales + part)
+    at = pass_number.to(tl.int64) * size + place
+    z = tl.load(x + at, inside, 0.0).to(tl.float32) * tl.load(scales + pass_number)
     z = tl.where(z > 0, z, z * leak)
     if ADDED:
         z += tl.load(added + at, inside, 0.0).to(tl.float32)
@@ -226,40 +228,41 @@ def leaky(x, scales, added, y, size, leak, BLOCK: tl.constexpr, ADDED: tl.conste
 
 @triton.jit
 def leaky_gradient(x, dy, scales, dx, sums, size, leak, BLOCK: tl.constexpr):
-    block, part = tl.program_id(0), tl.program_id(1)
+    """The gradient of ``x``, and sums over blocks for the gradient of each pass's scale."""
+    block, pass_number = tl.program_id(0), tl.program_id(1)
     place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
-    at = part.to(tl.int64) * size + place
+    at = pass_number.to(tl.int64) * size + place
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
     grad = tl.load(dy + at, inside, 0.0).to(tl.float32)
-    scale = tl.load(scales + part)
+    scale = tl.load(scales + pass_number)
     grad = tl.where(value * scale > 0, grad, grad * leak)
     tl.store(dx + at, (grad * scale).to(dx.dtype.element_ty), inside)
-    tl.store(sums + part * tl.num_programs(0) + block, tl.sum(grad * value, 0))
+    tl.store(sums + pass_number * tl.num_programs(0) + block, tl.sum(grad * value, 0))
 
 
 @triton.jit
 def pixels(height, width, PIXELS: tl.constexpr):
-    """Rows and columns of a program's pixels of the smaller map, and which there are."""
+    """Rows and columns of a program's pixels in the smaller map, and a mask of those inside it."""
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     return pixel // width, pixel % width, pixel < height * width
 
 
 @triton.jit
 def offsets_of(image, row, column, height, width, channels, CHANNELS: tl.constexpr):
-    """Offsets (pixels, channels) in a map channels last."""
+    """Offsets (pixels, channels) in a channels-last map."""
     pixel = (image.to(tl.int64) * height + row) * width + column
     return pixel[:, None] * channels + tl.arange(0, CHANNELS)[None, :]
 
 
 @triton.jit
 def double(x, y, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Each program makes the four pixels that each of its pixels becomes."""
+    """Bilinear interpolation to twice the size: four pixels of ``y`` for each pixel of ``x``."""
     image = tl.program_id(1)
     row, column, real = pixels(height, width, PIXELS)
     inside = real[:, None] & (tl.arange(0, CHANNELS) < channels)[None, :]
     for down in tl.static_range(2):
-        # The other row that counts: above for the first pixel, below for the second.
+        # The second row that contributes: above for the upper pixels, below for the lower ones.
         other = tl.minimum(tl.maximum(row + 2 * down - 1, 0), height - 1)
         near = offsets_of(image, row, column, height, width, channels, CHANNELS)
         far = offsets_of(image, other, column, height, width, channels, CHANNELS)
@@ -281,8 +284,10 @@ def double(x, y, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.con
 
 @triton.jit
 def double_weight(place, size, STEP: tl.constexpr):
-    """What the larger map's line ``2 * place + STEP`` takes from line ``place``, STEP from -1
-    to 2: 1/4, 3/4, 3/4, 1/4; at an edge the line itself stands for the one beyond."""
+    """The weight of line ``place`` in the larger map's line ``2 * place + STEP``.
+
+    1/4, 3/4, 3/4, 1/4 for STEP from -1 to 2; at an edge the line itself stands for the one beyond.
+    """
     if STEP < 1:
         within = place > 0
     else:
@@ -296,6 +301,7 @@ def double_weight(place, size, STEP: tl.constexpr):
 
 @triton.jit
 def double_gradient(dy, dx, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The gradient of ``double``'s input: each pixel gathers from 4 x 4 pixels of ``dy``."""
     image = tl.program_id(1)
     row, column, real = pixels(height, width, PIXELS)
     inside = real[:, None] & (tl.arange(0, CHANNELS) < channels)[None, :]

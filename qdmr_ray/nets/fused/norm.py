@@ -1,12 +1,13 @@
-"""Bias, group normalisation and SiLU in one operation, for images channels last on GPUs.
+"""Bias, group normalisation and SiLU in one operation, for channels-last images on GPUs.
 
 PyTorch's own group normalisation on CUDA works on contiguous images and, under autocast, in
-float32: each of its calls turned the images over twice and widened and narrowed them, which took
-more of a bfloat16 training step than its convolutions (``tests/benchmarks/README.md``). Here the
-images stay as they lie and as narrow as they are; everything is computed in float32.
+float32: each call changed the memory format twice and the type twice, which took more of a bfloat16
+training step than its convolutions (``tests/benchmarks/README.md``). Here the images keep memory
+format and type, and everything is computed in float32.
 
-Both passes begin with a kernel whose programs reduce some rows of one image channel by channel; a
-small one puts their parts together, group by group; a third does the elementwise work.
+The forward and the backward pass are three kernels each: the first reduces chunks of an image's
+rows channel by channel, the second, a small one, combines the chunks group by group, and the third
+does the elementwise work.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ except ImportError:  # Where PyTorch comes without Triton, for example on Window
     kernels = None  # type: ignore[assignment]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Values that a program holds at once, and what keeps its rows from becoming too few.
+# Values that a program holds at once; MOST_CHANNELS keeps its rows from becoming too few.
 _TILE = 4096
 _WARPS = 8
 MOST_CHANNELS = 1024
-# Programs that reduce one batch: some for each of a large GPU's 132 multiprocessors.
+# Programs that reduce one batch: eight for each of a large GPU's 132 multiprocessors.
 _PROGRAMS = 1056
-_MOST_PARTS = 128
+_MOST_CHUNKS = 128
 
 
 def fits(x: Tensor) -> bool:
@@ -53,16 +54,17 @@ def group_norm_silu(
     """``silu(group_norm(x + bias, groups, weight, offset, eps))`` for images (B, C, H, W) that fit;
     ``weight``, ``offset`` and ``bias`` are (C,).
 
-    Of the type of ``x``. The gradient of ``bias`` follows from sums that are taken anyway.
+    The result has the type of ``x``. The gradient of ``bias`` needs no further pass: it follows
+    from sums that the other gradients take.
     """
     bias = torch.zeros_like(weight) if bias is None else bias
     y: Tensor = _GroupNormSiLU.apply(x, bias, weight, offset, groups, eps)
     return y
 
 
-def parts_of(images: int, rows: int, tile_rows: int) -> tuple[int, int]:
+def chunks_of(images: int, rows: int, tile_rows: int) -> tuple[int, int]:
     """Programs per image that reduce its rows, and the rows of each (whole tiles)."""
-    wanted = min(_MOST_PARTS, max(1, _PROGRAMS // images))
+    wanted = min(_MOST_CHUNKS, max(1, _PROGRAMS // images))
     tiles = ceil_div(rows, tile_rows)
     tiles_each = ceil_div(tiles, wanted)
     return ceil_div(tiles, tiles_each), tiles_each * tile_rows
@@ -89,18 +91,18 @@ def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
 def _forward(
     x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``silu(norm(x + bias))``; with it (3, B, C) and (2, B, groups), which the gradients need."""
+    """``silu(norm(x + bias))``, and what the gradients need: (3, B, C) and (2, B, groups)."""
     images, rows, channels, tile = _sizes(x)
-    parts, rows_each = parts_of(images, rows, tile["ROWS"])
+    chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
     y = torch.empty_like(x)
-    by_part = x.new_empty((2, images, parts, channels), dtype=torch.float32)
+    by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
     by_channel = x.new_empty((3, images, channels), dtype=torch.float32)
     by_group = x.new_empty((2, images, groups), dtype=torch.float32)
-    kernels.norm_moments[(parts, images)](x, *by_part, rows, rows_each, channels, **tile)
+    kernels.norm_moments[(chunks, images)](x, *by_chunk, rows, rows_each, channels, **tile)
     kernels.norm_statistics[(images, groups)](
-        *(*by_part, bias, weight, offset, by_channel[0], *by_group, *by_channel[1:]),
-        *(parts, rows, rows_each, channels, groups, eps),
-        **_group_tile(parts, channels // groups),
+        *(*by_chunk, bias, weight, offset, by_channel[0], *by_group, *by_channel[1:]),
+        *(chunks, rows, rows_each, channels, groups, eps),
+        **_group_tile(chunks, channels // groups),
     )
     tiles = ceil_div(rows, tile["ROWS"])
     kernels.norm_activate[(tiles, images)](x, *by_channel[1:], y, rows, channels, **tile)
@@ -116,21 +118,21 @@ def _backward(
     by_group: Tensor,
     groups: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of ``x``, and float32 (3, C) of weight, offset and bias."""
+    """The gradient of ``x``, and those of weight, offset and bias as float32 (3, C)."""
     images, rows, channels, tile = _sizes(x)
-    parts, rows_each = parts_of(images, rows, tile["ROWS"])
+    chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
     dx = torch.empty_like(x)
-    by_part = x.new_empty((2, images, parts, channels), dtype=torch.float32)
+    by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
     whole = torch.empty_like(by_channel)
     subtracted = torch.empty_like(by_group)
     known = (bias, *by_channel[1:], *by_group)
-    kernels.norm_gradient_sums[(parts, images)](
-        x, dy, *known, *by_part, rows, rows_each, channels, groups, **tile
+    kernels.norm_gradient_sums[(chunks, images)](
+        x, dy, *known, *by_chunk, rows, rows_each, channels, groups, **tile
     )
     kernels.norm_gradient_statistics[(images, groups)](
-        *(*by_part, weight, by_channel[0], *by_group, whole, *subtracted),
-        *(parts, rows, channels, groups, images),
-        **_group_tile(parts, channels // groups),
+        *(*by_chunk, weight, by_channel[0], *by_group, whole, *subtracted),
+        *(chunks, rows, channels, groups, images),
+        **_group_tile(chunks, channels // groups),
     )
     tiles = ceil_div(rows, tile["ROWS"])
     kernels.norm_gradient[(tiles, images)](
@@ -139,9 +141,9 @@ def _backward(
     return dx, whole.sum(1)
 
 
-def _group_tile(parts: int, width: int) -> dict[str, int]:
+def _group_tile(chunks: int, width: int) -> dict[str, int]:
     return {
-        "PARTS": power_of_2_from(parts),
+        "CHUNKS": power_of_2_from(chunks),
         "WIDTH": power_of_2_from(width),
         "num_warps": 4,
     }

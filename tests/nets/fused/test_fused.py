@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton", reason="PyTorch came without Triton")
 TOLERANCES = {"float32": 5e-6, "bfloat16": 5e-3}
 POINTER, NARROW, COUNT, NUMBER = "*fp32", "*bf16", "i32", "fp32"
 ROWS, PIXELS = {"ROWS": 64, "CHANNELS": 64}, {"PIXELS": 32, "CHANNELS": 64}
-GROUP = {"PARTS": 128, "WIDTH": 2}
+GROUP = {"CHUNKS": 128, "WIDTH": 2}
 KERNELS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "norm_moments": ([NARROW, *[POINTER] * 2, *[COUNT] * 3], ROWS),
     "norm_statistics": ([*[POINTER] * 10, *[COUNT] * 5, NUMBER], GROUP),
@@ -67,11 +67,11 @@ def test_kernels_can_be_built_for_a_gpu(name: str) -> None:
     assert built.asm["cubin"]
 
 
-def test_every_row_is_in_one_part() -> None:
+def test_every_row_is_in_one_chunk() -> None:
     for images, rows, tile in ((1, 1, 64), (8, 65536, 64), (12, 1024, 16), (2000, 77, 32)):
-        parts, rows_each = fused_norm.parts_of(images, rows, tile)
+        chunks, rows_each = fused_norm.chunks_of(images, rows, tile)
         assert rows_each % tile == 0
-        assert (parts - 1) * rows_each < rows <= parts * rows_each
+        assert (chunks - 1) * rows_each < rows <= chunks * rows_each
 
 
 def test_nothing_is_fused_on_the_cpu() -> None:
