@@ -57,7 +57,7 @@ from qdmr_ray.report.sweep.scales import NOT_USED, Scale, metric_scale, paramete
 TALL, LOW, PARALLEL_HEIGHT = 340, 250, 420
 ROW = 36
 # Axes closer than this would hide each other's labels; the chart becomes wider instead.
-AXIS_DISTANCE = 108
+AXIS_DISTANCE = 150
 NARROWEST_PARALLEL = 700
 # More points of a curve than this cannot be told apart.
 MOST_POINTS = 120
@@ -294,6 +294,7 @@ def draw_parallel(sweep: Sweep) -> Chart | None:
             traces,
             xaxis={
                 "side": "top",
+                "tickangle": 0,
                 "tickvals": list(range(len(scales))),
                 "ticktext": [f"<b>{plain(_short(text, 24))}</b>" for text in labels],
                 "ticks": "",
