@@ -117,6 +117,7 @@ def evaluate(
     out: Place | None = None,
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
+    codebook_progress: Progress | None = None,
 ) -> Evaluation:
     """Restores and measures a test set with a run's stages; returns what ``evaluation.json`` holds.
 
@@ -128,6 +129,7 @@ def evaluate(
         out: the folder that the evaluation is written to; the run's by default.
         overrides: settings such as ``"evaluation.lpips=true"`` in place of the run's.
         progress: is called with the photographs that are done.
+        codebook_progress: is called with the crops that are encoded for the codebook's view.
 
     Raises:
         QdmrError: nothing is trained there, there is no test set, or a file is damaged.
@@ -141,6 +143,7 @@ def evaluate(
         out=None if out is None else _text(out),
         overrides=overrides,
         progress=progress,
+        codebook_progress=codebook_progress,
     )
 
 

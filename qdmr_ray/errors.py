@@ -1,5 +1,8 @@
 """The error that users see: one line that names file, setting and value, and says what to do."""
 
+# Set in the environment by ``-v``, which shows the traceback of an error; Ray's processes read it.
+VERBOSE_VARIABLE = "QDMR_VERBOSE"
+
 
 class QdmrError(Exception):
     """A failure that the user can mend; the command line prints its message without a traceback."""

@@ -18,7 +18,7 @@ import torch
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.data.streaming.stream import required_cpus
-from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.errors import VERBOSE_VARIABLE, QdmrError, SettingsError
 
 # A worker, and a CPU for Ray Data beside it.
 SMALLEST_LOCAL_CPUS = 2
@@ -27,8 +27,6 @@ AUTOSCALING = "autoscaling"
 # How often a local Ray is started, and what Ray says where it wasn't there in time.
 _STARTS = 3
 _TOO_SLOW = "timed out during startup"
-# Set by the command line's -v.
-VERBOSE_VARIABLE = "QDMR_VERBOSE"
 
 # Settings of Ray's that a user's own environment overrides.
 _EVERYWHERE = {

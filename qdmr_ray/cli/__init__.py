@@ -1,1 +1,1 @@
-"""The bodies of ``qdmr`` commands that stand alone; ``qdmr_ray.cli.main`` registers them."""
+"""The ``qdmr`` command: one file per group of commands, which ``main.py`` assembles."""

@@ -9,31 +9,30 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from qdmr_ray.cli.output import Endpoint, Overrides, bars, in_megabytes, print_table, say
+from qdmr_ray.cli.options import DATA, App, Domain, Endpoint, Overrides, TargetSet
+from qdmr_ray.cli.output import bars, in_megabytes, print_table, say, working
 from qdmr_ray.errors import QdmrError
 
-data_app = typer.Typer(
+app = App(
+    "data",
+    panel=DATA,
     help="Fetch, simulate, pack and inspect datasets.",
     epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1",
-    no_args_is_help=True,
-    rich_markup_mode=None,
 )
 
 
-@data_app.command(epilog="Example:  qdmr data simulate photos --lens prescription --out data/mine")
+@app.command(example="data simulate photos --lens prescription --out data/mine")
 def simulate(
     source: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Folder of clean photographs.")],
     lens: Annotated[str, typer.Option(help="A shipped lens, a lens .yaml, or PSFs in an .npz.")],
     out: Annotated[Path, typer.Option(help="Folder for the Realab layout.")],
-    domain: Annotated[
-        str, typer.Option(help="Which set it becomes: source, target or test.")
-    ] = "source",
+    domain: Annotated[Domain, typer.Option(help="Which set they become.")] = "source",
     lens_name: Annotated[
         str | None, typer.Option(help="Name of the lens's folder; the lens's own by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sensor's noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sensor's noise.")] = 0,
 ) -> None:
-    """Clean photographs to aberrated ones, by a lens model."""
+    """Turn clean photographs into pairs of clean and aberrated ones, by a lens model."""
     from qdmr_ray.data.simulation import simulate_folder
 
     with bars() as progress:
@@ -49,7 +48,7 @@ def simulate(
     say(f"{count} photographs through {lens} into {out}")
 
 
-@data_app.command(epilog="Example:  qdmr data fetch-realab --out data/Realab")
+@app.command("fetch-realab", example="data fetch-realab --out data/Realab")
 def fetch_realab(
     out: Annotated[Path, typer.Option(help="Folder for the benchmark.")] = Path("data/Realab"),
     endpoint: Annotated[
@@ -86,19 +85,21 @@ def fetch_realab(
         say(line)
 
 
-@data_app.command(epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1")
+@app.command(example="data pack Realab --out data/realab-s1 --lens S1")
 def pack(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder in the Realab layout.")],
     out: Annotated[str, typer.Option(help="Where the shards go: a folder or s3://bucket/path.")],
     lens: Annotated[str | None, typer.Option(help="Lens folder, such as S1.")] = None,
     target_set: Annotated[
-        str | None, typer.Option(help="Target photographs: Real-Sim or Real-Snap.")
+        TargetSet | None, typer.Option(help="Folder of target photographs.")
     ] = None,
     endpoint: Endpoint = None,
     overrides: Overrides = None,
 ) -> None:
-    """Image folders to shards and a manifest. --set source_images=… and so on name folders of
-    another layout."""
+    """Pack folders of images into shards and a manifest.
+
+    --set source_images=FOLDER and so on name folders of another layout.
+    """
     from pydantic import TypeAdapter
 
     from qdmr_ray.data.packing.pack import PackSettings
@@ -126,7 +127,7 @@ def pack(
     _print_dataset(out, endpoint)
 
 
-@data_app.command(epilog="Example:  qdmr data inspect data/realab-s1 --verify")
+@app.command(example="data inspect data/realab-s1 --verify")
 def inspect(
     uri: Annotated[str, typer.Argument(metavar="URI", help="A packed dataset.")],
     verify: Annotated[
@@ -138,7 +139,7 @@ def inspect(
     ] = None,
     endpoint: Endpoint = None,
 ) -> None:
-    """What a packed dataset holds: a table, a histogram of sizes, and a contact sheet (PNG)."""
+    """Show what a packed dataset holds: a table, a histogram of sizes, a contact sheet (PNG)."""
     from qdmr_ray.data.contact_sheet import contact_sheet
     from qdmr_ray.data.format.reader import RecordReader
     from qdmr_ray.data.format.verify import verify as verify_records
@@ -146,7 +147,8 @@ def inspect(
 
     _print_dataset(uri, endpoint)
     file = sheet or Path(f"{uri.rstrip('/').rsplit('/', 1)[-1]}-sheet.png")
-    write_png(file, contact_sheet(RecordReader(uri, endpoint=endpoint)))
+    with working("contact sheet"):
+        write_png(file, contact_sheet(RecordReader(uri, endpoint=endpoint)))
     say(f"contact sheet {file}")
     if not verify:
         return

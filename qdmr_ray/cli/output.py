@@ -1,4 +1,4 @@
-"""What commands share: how they print lines, tables, progress and figures, and how they import."""
+"""How commands print: lines, tables, measurements, evaluations, progress bars."""
 
 from __future__ import annotations
 
@@ -7,29 +7,24 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-Endpoint = Annotated[
-    str | None,
-    typer.Option(help="Address of an S3-compatible store; AWS_ENDPOINT_URL by default."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; may be repeated."),
-]
+if TYPE_CHECKING:
+    from qdmr_ray.evaluate.results import Evaluation
 
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Without garbage collection, which imports of half a million objects set off again and again:
-    PyTorch and Ray are there half a second, a sixth of the time, sooner."""
+    """Switches garbage collection off, which importing half a million objects sets off repeatedly.
+
+    PyTorch and Ray are imported half a second, a sixth of the time, sooner.
+    """
     gc.disable()
     try:
         yield
@@ -38,19 +33,18 @@ def quick_imports() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """A line on standard output, at once."""
+    """Prints a line on standard output, without buffering."""
     print(text, flush=True)
 
 
 def print_table(table: Table) -> None:
-    """A table on standard output."""
-    # Lines of a table must not be folded where a program reads them.
+    """Prints a table on standard output, its rows unfolded where a program reads them."""
     width = None if sys.stdout.isatty() else 200
     Console(width=width).print(table)
 
 
 def print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
-    """Names and values, a line each; also as JSON into a file."""
+    """Prints names and values, a line each, and writes them as JSON into ``json_file``."""
     for name, value in figures.items():
         say(f"{name:34} {value:.5g}" if isinstance(value, float) else f"{name:34} {value}")
     if json_file:
@@ -61,9 +55,12 @@ def print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars when a person watches, a line per finished step when not."""
-    console = Console(stderr=True)
-    if not console.is_terminal or os.environ.get("TERM") == "dumb":
+    """A progress bar for each step when a person watches, a line per finished step when not.
+
+    The yielded function takes a step's name, what is done and what there is in all.
+    """
+    console = watched_console()
+    if console is None:
         yield _line_when_done
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -78,8 +75,22 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         yield update
 
 
+@contextmanager
+def working(step: str) -> Iterator[None]:
+    """A moving sign beside the name of a step whose length is unknown, when a person watches."""
+    console = watched_console()
+    with console.status(step) if console else nullcontext():
+        yield
+
+
+def watched_console() -> Console | None:
+    """Standard error, if it is a terminal on which progress can be drawn."""
+    console = Console(stderr=True)
+    return console if console.is_terminal and os.environ.get("TERM") != "dumb" else None
+
+
 def in_megabytes(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """The same bar for a step that counts bytes; it is full only when the last byte is done."""
+    """Makes a bar of megabytes from a step that counts bytes; the last byte fills it."""
 
     def update(step: str, done: int, total: int) -> None:
         megabytes = -(-total // 10**6)
@@ -91,3 +102,43 @@ def in_megabytes(progress: Callable[[str, int, int], None]) -> Callable[[str, in
 def _line_when_done(step: str, done: int, total: int) -> None:
     if done == total:
         print(f"{step}: done", file=sys.stderr, flush=True)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """A row of means for the input and each stage, then what a reader must know about them."""
+    from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
+
+    primary = metric_info(PRIMARY)
+    headings = (metric_info(name).label for name in evaluation.input)
+    table = Table("", *headings, f"{primary.label} gain")
+    before = evaluation.input.get(PRIMARY)
+    for name, values in evaluation.means.items():
+        after = values.get(PRIMARY)
+        gain = f"{after - before:+.{primary.digits}f} {primary.unit}" if after and before else ""
+        cells = ["-" if value is None else f"{value:.4g}" for value in values.values()]
+        table.add_row(name, *cells, gain if name in evaluation.stages else "")
+    print_table(table)
+    say(f"means over {evaluation.images} test images")
+    for note in evaluation_notes(evaluation):
+        say(note)
+    for failure in evaluation.failed:
+        print(f"qdmr: {failure.name}: {failure.reason}", file=sys.stderr)
+
+
+def evaluation_notes(evaluation: Evaluation) -> list[str]:
+    """A line per metric that some photographs don't count for, and per file that a metric compares
+    with: without these, nobody can say whether two tables are comparable."""
+    from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
+
+    notes = []
+    for metric in dict.fromkeys(row.metric for row in evaluation.left_out):
+        rows = [row for row in evaluation.left_out if row.metric == metric]
+        count, first = evaluation.images - len(rows), rows[0]
+        notes.append(
+            f"{metric_info(metric).label}: over {count} of them; {first.name}: {first.reason}"
+            + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
+        )
+    for info in (metric.info for metric in METRICS.values()):
+        if file := evaluation.reference(info.name):
+            notes.append(f"{info.label} with {file}")
+    return notes

@@ -1,26 +1,72 @@
-"""What ``qdmr restore`` shows while it works."""
+"""``qdmr restore`` and ``qdmr export``: using a trained network."""
 
 from __future__ import annotations
 
 import math
-import os
-import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+import typer
 
+from qdmr_ray.cli.options import EXIT_FAILED, RESTORE, App, ExportForm, RestoringDtype
+from qdmr_ray.cli.output import say
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.restore.restoration import Failure, Report
 
-INTERRUPTED = 130
+app = App(panel=RESTORE)
 
 
-class Interrupted(SystemExit):
-    """Stopped by the user, who has been told already what is done."""
+@app.command(example="restore photos/*.jpg --checkpoint runs/demo/uda/final --out out")
+def restore(
+    # A file that can't be read is a failure of that file alone: the others are restored.
+    files: Annotated[
+        list[Path], typer.Argument(help="Photographs, folders or patterns.", readable=False)
+    ],
+    checkpoint: Annotated[str, typer.Option(help="A trained base, uda or source_only model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the corrected photographs.")],
+    memory: Annotated[
+        float,
+        typer.Option(help="GiB for maps between layers; larger ones lie in scratch files.", min=0),
+    ] = 2.0,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for those files; the system's by default.")
+    ] = None,
+    dtype: Annotated[RestoringDtype, typer.Option(help="Precision of the network.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU by default where there is one.")
+    ] = None,
+) -> None:
+    """Correct photographs of any size; bits, transparency, EXIF data and colour profile stay."""
+    from qdmr_ray import api
+    from qdmr_ray.cli.restore_display import shown
+    from qdmr_ray.restore.restoration import RestoreSettings
+
+    settings = RestoreSettings(memory=bytes_of(memory), scratch=scratch, dtype=dtype, device=device)
+    with shown(out) as report:
+        failures = api.restore(files, checkpoint, out=out, settings=settings, report=report)
+    if failures:
+        raise typer.Exit(EXIT_FAILED)
+    say(f"corrected photographs in {out}")
+
+
+@app.command(example="export runs/demo/uda/final --to onnx --out qdmr.onnx")
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A trained model.")],
+    to: Annotated[ExportForm, typer.Option(help="Form of the file; authors: their .pth.")],
+    out: Annotated[str, typer.Option(metavar="F", help="The file: a path or s3://…")],
+) -> None:
+    """Write the generator alone as one file, which is compared with the network first.
+
+    The images it takes are RGB in 0 … 1, (batch, 3, height, width); height and width are
+    multiples of the file's "multiple" (64 in the paper's network), twice that at least.
+    """
+    from qdmr_ray.models.export import export_model
+    from qdmr_ray.storage import open_location
+
+    checks = export_model(checkpoint, to, open_location(out), say)
+    for check in checks:
+        batch, _, height, width = check.shape
+        say(f"{batch} x 3 x {height} x {width}: largest difference {check.difference:.1e}")
+    say(f"{to} of {checkpoint} into {out}")
 
 
 def bytes_of(memory: float) -> int:
@@ -32,91 +78,3 @@ def bytes_of(memory: float) -> int:
     if not math.isfinite(memory):
         raise SettingsError(f"--memory {memory}: give a number of GiB, such as 2")
     return round(memory * 2**30)
-
-
-class Lines(Report):
-    """A line per file as it is finished, on standard error."""
-
-    def __init__(self) -> None:
-        self.done = self.number = self.total = 0
-
-    def begun(self, path: Path, number: int, total: int) -> None:
-        self.number, self.total = number, total
-
-    def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
-        self.done += 1
-        for line in lost:
-            _print(f"qdmr: {line}")
-        self.finished(path, result)
-
-    def finished(self, path: Path, result: Path) -> None:
-        """Says so."""
-        _print(f"restored {path} as {result} ({self.number} of {self.total})")
-
-    def so_far(self, out: Path) -> str:
-        """What there is, and what the same command would do."""
-        if not self.done:
-            return "nothing is restored yet"
-        return (
-            f"{self.done} of {self.total} photographs are restored, in {out}; the same command "
-            "does them all again, so name those that are left"
-        )
-
-    def failed(self, failure: Failure) -> None:
-        if os.environ.get("QDMR_VERBOSE") and failure.error is not None:
-            traceback.print_exception(failure.error)
-        _print(f"qdmr: {failure.reason}")
-
-
-class Bar(Lines):
-    """One bar over all photographs, from the first moment, with the name of the one in work."""
-
-    def __init__(self, progress: Progress) -> None:
-        super().__init__()
-        self._progress = progress
-        self._task = progress.add_task("restore", total=None)
-
-    def begun(self, path: Path, number: int, total: int) -> None:
-        super().begun(path, number, total)
-        text = f"restore {path.name} ({number} of {total})"
-        done = number - 1
-        # At once: what follows may leave the thread that draws no time for a while.
-        self._progress.update(
-            self._task, description=text, total=total, completed=done, refresh=True
-        )
-
-    def advanced(self, share: float) -> None:
-        self._progress.update(self._task, completed=self.number - 1 + share)
-
-    def finished(self, path: Path, result: Path) -> None:
-        self.advanced(1)
-
-    def failed(self, failure: Failure) -> None:
-        super().failed(failure)
-        # A folder without photographs fails before the first of them.
-        if self.number:
-            self.advanced(1)
-
-
-@contextmanager
-def shown(out: Path) -> Iterator[Report]:
-    """A bar when a person watches, lines when not; and what is true when it is interrupted."""
-    console = Console(stderr=True)
-    report = Lines()
-    try:
-        if not console.is_terminal or os.environ.get("TERM") == "dumb":
-            yield report
-            return
-        # A file's name may have the brackets of rich's markup.
-        columns = (TextColumn("{task.description}", markup=False), BarColumn())
-        times = (TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, *times, console=console, transient=True) as progress:
-            report = Bar(progress)
-            yield report
-    except KeyboardInterrupt:
-        _print(f"qdmr: interrupted; {report.so_far(out)}")
-        raise Interrupted(INTERRUPTED) from None
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

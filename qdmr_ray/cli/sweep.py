@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from qdmr_ray.cli.output import Overrides, bars, print_table, quick_imports, say
+from qdmr_ray.cli.options import TRAIN, App, Overrides
+from qdmr_ray.cli.output import bars, print_table, quick_imports, say
 
 if TYPE_CHECKING:
     from qdmr_ray.sweeps.plan import Plan
 
-EPILOG = "Example:  qdmr sweep experiments/sweeps/demo.yaml --name try1"
-# Where `qdmr demo` keeps its data, which sweeps of the demo's experiment use, too.
+app = App(panel=TRAIN)
+# `qdmr demo` keeps its data here; sweeps of the demo's experiment use the same.
 DEMO_FOLDER = Path("runs/demo")
 
 
+@app.command(example="sweep experiments/sweeps/demo.yaml --name try1")
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="SWEEP.yaml")],
-    name: Annotated[str | None, typer.Option(help="Sweep name; the file's by default.")] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="SWEEP.yaml", help="Experiment, search space and budget.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the sweep; the file's by default.")
+    ] = None,
     storage: Annotated[
         str, typer.Option(help="Where sweeps lie: a folder or s3://…")
     ] = "runs/sweeps",
@@ -29,37 +35,42 @@ def sweep(
     ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Search settings, or compare variants, with Ray Tune and Optuna; stages are shared, and with
-    the same name and storage again it resumes. --set trials=32 replaces a setting of the sweep."""
+    """Search settings, or compare variants, with Ray Tune and Optuna; trials share stages.
+
+    The same name and storage again resume the sweep. --set trials=32 replaces a setting of the
+    sweep.
+    """
     with quick_imports():
-        from qdmr_ray.report import build_report
-        from qdmr_ray.sweeps.plan import load_sweep
+        from qdmr_ray import api
+        from qdmr_ray.report.document import REPORT_FILE
     from qdmr_ray.storage import open_location
 
-    plan = load_sweep(file, overrides or (), name=name)
+    plan = api.load_sweep(file, overrides or (), name=name)
     endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
     folder = open_location(storage, endpoint=endpoint).join(plan.settings.name)
     # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
     say(f"sweep folder {folder.uri}")
     with quick_imports():
-        from qdmr_ray.sweeps.run import sweep_run
+        import qdmr_ray.sweeps.run  # noqa: F401
 
     with bars() as progress:
         plan = _with_demo_data(plan, file, progress)
-        results = sweep_run(
+        results = api.sweep(
             plan,
             storage=storage,
             retry_failed=retry_failed,
             say=say,
             progress=lambda done, total: progress("trials", done, total),
         )
-    page = build_report(folder)
     _print_results(results.to_dict())
-    say(f"sweep folder {folder.uri}, report {page}")
+    say(f"sweep folder {folder.uri}, report {folder.join(REPORT_FILE).uri}")
 
 
 def _with_demo_data(plan: Plan, file: Path, progress: Any) -> Plan:
-    """The demo's experiment names no data: they are made where `qdmr demo` makes them."""
+    """The plan, with data where it varies the demo's experiment, which itself names none.
+
+    The data are made where ``qdmr demo`` makes them, unless they are there already.
+    """
     from dataclasses import replace
 
     from qdmr_ray.demo import find_experiment, make_demo_data

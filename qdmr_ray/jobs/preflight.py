@@ -1,46 +1,110 @@
-"""The places in S3 that a job is to read and write, looked at before it starts.
+"""What is checked about a command before it becomes a job: where it writes, and what it reads.
 
-for place in places_of(words, parse_command(words, qdmr), Path("."), {}):
-    check_bucket(place.uri, place.endpoint)
+The command line is read by ``qdmr``'s own parser, as the job will read it.
+
+    command = parse_command(["qdmr", "train", "x.yaml", "--storage", "s3://b/runs"], qdmr)
+    check_places(command)
+    check_buckets(places_of(words, command, Path("."), {}), print)
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from qdmr_ray.errors import QdmrError
-from qdmr_ray.jobs.command import Command, check_setting
+from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.jobs.transfer import Unreachable, check_bucket, read_object
 from qdmr_ray.storage import ENDPOINT_VARIABLE, S3_SCHEME
 
+# Options and arguments that name the places where a command writes, or resumes from.
+WRITES = {
+    "train": {"storage": "--storage", "store": "--store"},
+    "sweep": {"storage": "--storage"},
+    "demo": {"out": "--out"},
+    "evaluate": {"run": "RUN", "out": "--out"},
+}
+# These commands write to disks only.
+ON_DISKS_ONLY = ("demo",)
+_ANYWHERE = ("-v", "--verbose")
 _ENDPOINT_SETTING = "data.s3_endpoint="
 
 
+@dataclass(frozen=True)
+class Command:
+    """``qdmr NAME`` with the values of its options and arguments, defaults included."""
+
+    name: str
+    values: Mapping[str, Any]
+    given: frozenset[str]
+
+
 class Place(NamedTuple):
-    """A place in S3 and the store's address; without one, what the environment says."""
+    """A place in S3 and the store's address; without an address, the environment's counts."""
 
     uri: str
     endpoint: str | None
 
 
-def buckets_of(words: Sequence[str]) -> list[str]:
-    """The s3 addresses among a command's words, such as ``--storage s3://…``."""
-    found = [word[word.index(S3_SCHEME) :] for word in words if S3_SCHEME in word]
-    return list(dict.fromkeys(found))
+def parse_command(words: Sequence[str], qdmr: Any) -> Command | None:
+    """Parses the words of a ``qdmr`` command of WRITES; returns None for any other command.
+
+    ``qdmr`` is the command line's root group.
+
+    Raises:
+        SettingsError: the usage of the command is wrong.
+    """
+    if words[:1] != ["qdmr"]:
+        return None
+    # Options of ``qdmr`` itself stand before the command's name.
+    rest = list(words[1:])
+    while rest and rest[0] in _ANYWHERE:
+        rest.pop(0)
+    if not rest or rest[0] not in WRITES or "--help" in rest:
+        return None
+    name = rest[0]
+    try:
+        context = qdmr.commands[name].make_context(name, rest[1:])
+    except Exception as error:
+        # typer's errors of usage have this method; its class of them is private.
+        if not hasattr(error, "format_message"):
+            raise
+        told = " ".join(error.format_message().split())
+        raise SettingsError(f"qdmr {name}: {told}; qdmr {name} --help shows its usage") from None
+    sources = {key: context.get_parameter_source(key) for key in context.params}
+    given = frozenset(key for key, source in sources.items() if source.name != "DEFAULT")
+    return Command(name, context.params, given)
+
+
+def check_places(command: Command) -> None:
+    """Checks that what the job writes stays after it, where the next job finds it.
+
+    Raises:
+        SettingsError: it would lie in the folder that Ray makes for the job.
+    """
+    on_disk = command.name in ON_DISKS_ONLY
+    for key, flag in WRITES[command.name].items():
+        value = command.values.get(key)
+        if value is None or _stays(str(value), on_disk):
+            continue
+        given = f"{flag} {value}" if key in command.given else f"{flag} is {value} by default and"
+        raise _temporary(f"qdmr {command.name}: {given}", on_disk)
 
 
 def places_of(
     words: Sequence[str], command: Command | None, code: Path, variables: Mapping[str, str]
 ) -> list[Place]:
-    """Of a command of ours all that it and its experiment name, of others what stands in their
-    words; one per bucket and store.
+    """The places in S3 that a job will use, one per bucket and store.
+
+    For a ``qdmr`` command these are the places that it and its experiment name; for any other
+    command, the s3 addresses among its words.
 
     Args:
-        command: the same words as a command of ours, if they are one.
-        code: the folder that goes along, in which the job starts.
+        command: what :func:`parse_command` returned for ``words``.
+        code: the folder that is uploaded, in which the job starts.
         variables: the job's environment.
 
     Raises:
@@ -51,9 +115,9 @@ def places_of(
     own = variables.get(ENDPOINT_VARIABLE)
     found = None
     if command is not None and command.name in read:
-        found = read[command.name](command, code, own)
+        found = read[command.name](command.values, code, own)
     if found is None:
-        found = [(uri, None) for uri in buckets_of(words)]
+        found = [(word[word.index(S3_SCHEME) :], None) for word in words if S3_SCHEME in word]
     places: dict[tuple[str, str | None], Place] = {}
     for uri, endpoint in found:
         if uri and uri.startswith(S3_SCHEME):
@@ -63,9 +127,10 @@ def places_of(
     return list(places.values())
 
 
-def check_places_in_s3(places: Iterable[Place], warn: Callable[[str], None]) -> None:
-    """Looks at each bucket; a store that doesn't answer here may be one of the cluster's own, and
-    is only warned about.
+def check_buckets(places: Iterable[Place], warn: Callable[[str], None]) -> None:
+    """Checks that each bucket exists and can be read with this machine's credentials.
+
+    A store that doesn't answer here may be one that only the cluster reaches: a warning is given.
 
     Raises:
         QdmrError: no such bucket, no credentials, no right to it.
@@ -77,14 +142,15 @@ def check_places_in_s3(places: Iterable[Place], warn: Callable[[str], None]) -> 
             warn(f"{error}; going on, as the cluster may reach it (--no-check doesn't look)")
 
 
-# Places, here or in S3, with the store's address where settings name one; None: nobody here knows.
+# Places, here or in S3, with the store's address where settings name one; None if this machine
+# can't tell.
 _Found = list[tuple[str | None, str | None]] | None
+_Values = Mapping[str, Any]
 
 
-def _of_experiment(command: Command, code: Path, _: str | None) -> _Found:
+def _of_experiment(values: _Values, code: Path, _: str | None) -> _Found:
     from qdmr_ray.config import load_experiment
 
-    values = command.values
     file = code / values["experiment"]
     if _is_elsewhere(file, values["experiment"]):
         return None
@@ -92,37 +158,36 @@ def _of_experiment(command: Command, code: Path, _: str | None) -> _Found:
     return [(uri, data.s3_endpoint) for uri in (values["storage"], values["store"], data.path)]
 
 
-def _of_sweep(command: Command, code: Path, _: str | None) -> _Found:
+def _of_sweep(values: _Values, code: Path, _: str | None) -> _Found:
     from qdmr_ray.sweeps.plan import load_sweep
 
-    values = command.values
     file = code / values["file"]
     if _is_elsewhere(file, values["file"]):
         return None
     plan = load_sweep(file, values["overrides"] or (), name=values["name"])
-    if plan.settings.store is not None:
-        check_setting(values["file"], "store", plan.settings.store)
+    store = plan.settings.store
+    if store is not None and not _stays(store, on_disk=False):
+        raise _temporary(f"{values['file']}: store={store}", on_disk=False)
     data = plan.experiment({}, name="trial", seed=0).data
-    uris = (values["storage"], plan.settings.store, data.path)
-    return [(uri, data.s3_endpoint) for uri in uris]
+    return [(uri, data.s3_endpoint) for uri in (values["storage"], store, data.path)]
 
 
-def _of_run(command: Command, code: Path, own: str | None) -> _Found:
+def _of_run(values: _Values, code: Path, own: str | None) -> _Found:
     """The data of a run are those that its own settings name, if they can be read from here."""
     from qdmr_ray.config import experiment_of_run
 
-    run, data, out = (command.values[key] for key in ("run", "data", "out"))
+    run, data, out = (values[key] for key in ("run", "data", "out"))
     endpoint = None
     text = _config_text(run, own)
     if text is not None:
-        # Settings of another version are no obstacle here; the job will say what it can't use.
+        # Settings of another version don't matter here; the job itself reports what it can't use.
         with contextlib.suppress(QdmrError):
             settings = experiment_of_run(text, run).data
             data, endpoint = data or settings.path, settings.s3_endpoint
-    for override in command.values["overrides"] or ():
+    for override in values["overrides"] or ():
         if override.startswith(_ENDPOINT_SETTING):
             endpoint = override.removeprefix(_ENDPOINT_SETTING)
-    # The run itself is looked for before its settings are known.
+    # The run itself is opened before its settings are known.
     return [(run, None), (data, endpoint), (out, endpoint)]
 
 
@@ -134,5 +199,19 @@ def _config_text(run: str, endpoint: str | None) -> str | None:
 
 
 def _is_elsewhere(file: Path, named: Path) -> bool:
-    """Whether a file is one of the cluster's: such as one in its image."""
+    """Whether a file lies on the cluster only, such as one in its image."""
     return named.is_absolute() and not file.is_file()
+
+
+def _temporary(given: str, on_disk: bool) -> SettingsError:
+    places = "" if on_disk else "s3://BUCKET/… or "
+    return SettingsError(
+        f"{given} lies in the job's temporary folder, which Ray deletes and the next job doesn't "
+        f"see; name {places}an absolute path on a disk that all nodes share"
+    )
+
+
+def _stays(place: str, on_disk: bool) -> bool:
+    if place.startswith("s3://"):
+        return not on_disk
+    return os.path.isabs(place.removeprefix("file://"))

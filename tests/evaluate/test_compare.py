@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qdmr_ray.cli.compare import compare as command
+from qdmr_ray.cli.judge import compare as command
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.compare import (
     Comparison,

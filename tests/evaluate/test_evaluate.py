@@ -20,8 +20,8 @@ import torch
 from local_ray import local_ray
 
 import qdmr_ray.evaluate.evaluate as evaluate_module
-from qdmr_ray.cli.evaluation import evaluation_notes
 from qdmr_ray.cli.main import main
+from qdmr_ray.cli.output import evaluation_notes
 from qdmr_ray.config import EvaluationSettings, code_version
 from qdmr_ray.data.format.index import set_index
 from qdmr_ray.data.format.manifest import read_manifest

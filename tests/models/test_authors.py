@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 from typer.testing import CliRunner
 
-from qdmr_ray.cli.weights import import_weights
+from qdmr_ray.cli.train import import_weights
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.authors import authors_state, import_authors, infer_settings, read_authors
 from qdmr_ray.models.files import EXTRAS_FILE, build_network, load_model, save_model

@@ -15,7 +15,7 @@ import typer
 from torch import Tensor
 from typer.testing import CliRunner
 
-from qdmr_ray.cli.weights import export
+from qdmr_ray.cli.restore import export
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models import export as module
 from qdmr_ray.models.authors import read_authors

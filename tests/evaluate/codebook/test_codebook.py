@@ -277,7 +277,7 @@ def test_a_vqgan_without_a_run_takes_a_dataset(run: Location, tiny_dataset: Path
 def test_the_command_prints_and_writes(
     run: Location, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qdmr_ray.cli.codebook import codebook
+    from qdmr_ray.cli.judge import codebook
 
     codebook(run.uri, crops=2, out=str(tmp_path / "out"))
 

@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.special import gamma
 from typer.testing import CliRunner
 
-from qdmr_ray.cli.niqe import niqe_fit
+from qdmr_ray.cli.judge import niqe_fit
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.metrics.niqe import PristineFit, block_features, halve, niqe
 from qdmr_ray.evaluate.metrics.pristine import PristineModel, load_pristine, save_pristine

@@ -9,37 +9,48 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from qdmr_ray.cli.output import Endpoint, bars, print_table, say
+from qdmr_ray.cli.options import CLUSTER, App, Endpoint
+from qdmr_ray.cli.output import bars, print_table, say
 from qdmr_ray.errors import QdmrError, SettingsError
 
-SUBMIT_EPILOG = (
-    "Example:  qdmr submit --follow -- qdmr train experiments/demo.yaml --storage s3://bucket/runs"
-)
 Address = Annotated[
     str | None,
-    typer.Option(help="Jobs API, http://HOST:8265; RAY_API_SERVER_ADDRESS or the config's else."),
+    typer.Option(
+        metavar="URL",
+        help="Jobs API, http://HOST:8265; else RAY_API_SERVER_ADDRESS or the config file.",
+    ),
 ]
-JobName = Annotated[str, typer.Argument(metavar="JOB")]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 
-jobs_app = typer.Typer(
+app = App(panel=CLUSTER)
+jobs_app = App(
+    "jobs",
+    panel=CLUSTER,
     help="Follow jobs on a cluster, stop them, fetch what they made.",
     epilog="Example:  qdmr jobs list",
-    no_args_is_help=True,
-    rich_markup_mode=None,
 )
 
 
+@app.command(
+    example="submit --follow -- qdmr train experiments/demo.yaml --storage s3://bucket/runs",
+    # From its first word on, everything belongs to the submitted command, `-v` and `--help` too.
+    context_settings={"allow_interspersed_args": False},
+)
 def submit(
     context: typer.Context,
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND…", help="The command and its arguments.")
+    ],
     address: Address = None,
     follow: Annotated[
         bool,
-        typer.Option("--follow", help="Show the log until the job ends; outlives broken tunnels."),
+        typer.Option(
+            "--follow", help="Show the log until the job ends, also through a broken tunnel."
+        ),
     ] = False,
     name: Annotated[str | None, typer.Option(help="The job's id; made up by default.")] = None,
     code: Annotated[
-        Path, typer.Option(help="Folder that goes along and that the command starts in.")
+        Path, typer.Option(help="Folder that is uploaded and that the command starts in.")
     ] = Path(),
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable for the job.")
@@ -49,20 +60,19 @@ def submit(
         typer.Option(metavar="NAME", help="A variable that the cluster must provide."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would go along and what not.")
+        bool, typer.Option("--dry-run", help="Only show what would be uploaded and what not.")
     ] = False,
     check: Annotated[
         bool,
-        typer.Option(
-            "--check/--no-check", help="Whether the experiment and its buckets are looked at first."
-        ),
+        typer.Option("--check/--no-check", help="Check the experiment and its buckets first."),
     ] = True,
 ) -> None:
-    """Run a command on a cluster as a Ray job, with this folder's code but no data or runs. What
-    it writes has to go to s3:// or to an absolute path on a disk that all nodes share."""
+    """Run a command on a cluster as a Ray job, with this folder's code but no data or runs.
+
+    What it writes has to go to s3:// or to an absolute path on a disk that all nodes share.
+    """
     from qdmr_ray.jobs.client import Jobs, check_variables, find_address
-    from qdmr_ray.jobs.command import check_places, parse_command
-    from qdmr_ray.jobs.preflight import check_places_in_s3, places_of
+    from qdmr_ray.jobs.preflight import check_buckets, check_places, parse_command, places_of
     from qdmr_ray.jobs.upload import plan_upload
 
     parsed = parse_command(command, context.find_root().command)
@@ -83,7 +93,7 @@ def submit(
         return
     if check:
         places = places_of(command, parsed, code, variables)
-        check_places_in_s3(places, lambda line: typer.echo(f"qdmr: warning: {line}", err=True))
+        check_buckets(places, lambda line: typer.echo(f"qdmr: warning: {line}", err=True))
     jobs = Jobs(find_address(address))
     job = jobs.submit(command, upload, variables=variables, name=name)
     say(f"job {job}")
@@ -93,9 +103,9 @@ def submit(
         say(f"qdmr jobs logs {job} --follow shows its log")
 
 
-@jobs_app.command("list", epilog="Example:  qdmr jobs list --address http://127.0.0.1:8265")
+@jobs_app.command("list", example="jobs list --address http://127.0.0.1:8265")
 def list_jobs(address: Address = None) -> None:
-    """All jobs of the cluster, the newest first."""
+    """List the cluster's jobs, the newest first."""
     from qdmr_ray.jobs.client import Jobs, find_address
 
     table = Table("job", "state", "user", "began", "minutes", "command")
@@ -107,13 +117,15 @@ def list_jobs(address: Address = None) -> None:
     print_table(table)
 
 
-@jobs_app.command("logs", epilog="Example:  qdmr jobs logs JOB --follow")
+@jobs_app.command("logs", example="jobs logs JOB --follow")
 def logs(
     job: JobName,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until it ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Show the log until the job ends.")
+    ] = False,
     address: Address = None,
 ) -> None:
-    """What a job has printed; with --follow also what it prints until it ends."""
+    """Show what a job has printed; with --follow also what it prints until it ends."""
     from qdmr_ray.jobs.client import Jobs, find_address
 
     jobs = Jobs(find_address(address))
@@ -123,7 +135,7 @@ def logs(
         typer.echo(jobs.logs(job), nl=False)
 
 
-@jobs_app.command("stop", epilog="Example:  qdmr jobs stop JOB")
+@jobs_app.command("stop", example="jobs stop JOB")
 def stop(job: JobName, address: Address = None) -> None:
     """End a job; run folders stay, and the same command goes on from them."""
     from qdmr_ray.jobs.client import Jobs, find_address
@@ -135,15 +147,17 @@ def stop(job: JobName, address: Address = None) -> None:
         raise QdmrError(f"job {job} is still {state} after a minute; see qdmr jobs logs {job}")
 
 
-@jobs_app.command("fetch", epilog="Example:  qdmr jobs fetch JOB --out runs/demo")
+@jobs_app.command("fetch", example="jobs fetch JOB --out runs/demo")
 def fetch(
     job: JobName,
     out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME by default.")] = None,
     address: Address = None,
     endpoint: Endpoint = None,
 ) -> None:
-    """Copy the run or sweep folder of a job here, whether it runs, failed or ended; files that are
-    here already stay."""
+    """Copy the run or sweep folder of a job here, whatever the job's state.
+
+    Files that are here already stay.
+    """
     from qdmr_ray.jobs.client import Jobs, find_address
     from qdmr_ray.jobs.transfer import fetch as fetch_folder
 

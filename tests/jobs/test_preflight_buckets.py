@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from qdmr_ray.cli.main import app
 from qdmr_ray.config import dump_experiment, load_experiment
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.jobs.command import parse_command
-from qdmr_ray.jobs.preflight import Place, places_of
+from qdmr_ray.jobs.preflight import Place, parse_command, places_of
 
 NOBODY = "http://127.0.0.1:9"
 

@@ -1,0 +1,180 @@
+"""``qdmr evaluate``, ``report``, ``compare``, ``codebook``, ``niqe-fit``: how good results are."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from qdmr_ray.cli.options import EXIT_FAILED, JUDGE, App, Overrides, TableFormat
+from qdmr_ray.cli.output import bars, print_evaluation, print_table, quick_imports, say, working
+
+app = App(panel=JUDGE)
+
+
+@app.command(example="evaluate runs/demo")
+def evaluate(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, or one trained model."),
+    ],
+    data: Annotated[str | None, typer.Option(help="Packed dataset; the run's by default.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for the results; the run's by default.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure and restore a test set, spread over the cluster; run again, it continues.
+
+    --set evaluation.niqe=FILE, evaluation.workers=4 and so on replace the run's settings.
+    """
+    with quick_imports():
+        import qdmr_ray.evaluate.evaluate  # noqa: F401
+        from qdmr_ray import api
+    from qdmr_ray.storage import open_location
+
+    # As `train` does, for `qdmr jobs fetch`.
+    say(f"run folder {open_location(out or run).uri}")
+    with bars() as progress:
+        evaluation = api.evaluate(
+            run,
+            data=data,
+            out=out,
+            overrides=overrides or (),
+            progress=lambda done, total: progress("evaluate", done, total),
+            codebook_progress=lambda done, total: progress("codebook", done, total),
+        )
+    print_evaluation(evaluation)
+    if evaluation.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command(example="report runs/demo")
+def report(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Folder of a run, an evaluation or a sweep, or s3://…"),
+    ],
+    out: Annotated[str | None, typer.Option(help="File; RUN/report.html by default.")] = None,
+) -> None:
+    """Write one self-contained page with metrics, curves, pictures, codebook and settings."""
+    from qdmr_ray.report import build_report
+
+    with working("report"):
+        page = build_report(run, out)
+    say(page)
+
+
+@app.command(example="compare runs/a runs/b --format latex --reference a/base")
+def compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_EVALUATION...",
+            help="Run folders, folders that evaluate wrote to, or evaluation.json files.",
+        ),
+    ],
+    style: Annotated[
+        TableFormat, typer.Option("--format", help="LaTeX tables are written for booktabs.")
+    ] = "plain",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Such as psnr; may be repeated; all by default."),
+    ] = None,
+    reference: Annotated[
+        str, typer.Option(metavar="NAME", help="Row that the others are tested against: RUN/STAGE.")
+    ] = "input",
+) -> None:
+    """Tabulate evaluations of one test set: means, 95 % intervals and paired significance."""
+    from qdmr_ray.api import compare as tabulate
+    from qdmr_ray.evaluate.compare_text import comparison_text
+
+    table = tabulate(evaluations, metrics=metric or (), reference=reference)
+    print(comparison_text(table, style), end="", flush=True)
+
+
+@app.command(example="codebook runs/demo")
+def codebook(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN_OR_VQGAN", help="Run folder, or a VQGAN's with --data.")
+    ],
+    data: Annotated[str | None, typer.Option(help="Packed dataset; the run's by default.")] = None,
+    crops: Annotated[int, typer.Option(min=1, help="Crops taken from each domain.")] = 64,
+    out: Annotated[str | None, typer.Option(help="Folder; RUN_OR_VQGAN by default.")] = None,
+) -> None:
+    """Measure how source and target use a trained codebook, and draw an atlas of its codes."""
+    from qdmr_ray.evaluate.codebook.compute import ATLAS_FILE, codebook_view, write_view
+    from qdmr_ray.evaluate.codebook.usage import GROUP_LABELS
+    from qdmr_ray.storage import open_location
+
+    place = open_location(run)
+    with bars() as progress:
+        view = codebook_view(
+            place,
+            data=data,
+            crops=crops,
+            progress=lambda done, total: progress("codebook", done, total),
+        )
+    to = open_location(out) if out else place
+    write_view(view, to)
+    usage = view.usage
+    table = Table("set", "photographs", "crops", "codes used", "perplexity")
+    for name, used in (("source", usage.source), ("target", usage.target)):
+        table.add_row(
+            name,
+            str(used.photographs),
+            str(used.crops),
+            f"{used.used} of {usage.codes}",
+            f"{used.perplexity:.1f}",
+        )
+    print_table(table)
+    groups = [f"{GROUP_LABELS[group]} {size}" for group, size in usage.group_sizes().items()]
+    say(f"codes: {', '.join(groups)}")
+    say(
+        f"{usage.target_on_source_codes:.1%} of the target's choices fall on codes that the source "
+        f"chooses too; divergence {usage.divergence:.3f} bits of at most 1"
+    )
+    say(f"atlas {to.join(ATLAS_FILE).uri}")
+
+
+@app.command("niqe-fit", example="niqe-fit photos --out pristine.npz")
+def niqe_fit(
+    images: Annotated[list[Path], typer.Argument(help="Clean photographs, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="File for the pristine model, an .npz.")],
+) -> None:
+    """Fit NIQE's pristine model, which images are measured against, to clean photographs.
+
+    A photograph that can't be used is named and left out, and the exit code is then 1.
+    """
+    from qdmr_ray.data.packing.folders import list_images
+    from qdmr_ray.errors import QdmrError
+    from qdmr_ray.evaluate.metrics.niqe import PristineFit, save_pristine
+    from qdmr_ray.evaluate.metrics.pristine import check_target
+    from qdmr_ray.photographs.decode import read_image
+
+    check_target(out)
+    listed = (list_images(path) if path.is_dir() else [path] for path in images)
+    # Each photograph once: a file may be named beside its folder.
+    paths = dict.fromkeys(path for some in listed for path in some)
+    fit = PristineFit()
+    left_out = 0
+    with bars() as progress:
+        for done, path in enumerate(paths, start=1):
+            try:
+                fit.add(read_image(path))
+            except QdmrError as error:
+                left_out += 1
+                text = str(error)
+                reason = text if str(path) in text else f"{path}: {text}"
+                print(f"qdmr: {reason}", file=sys.stderr, flush=True)
+            progress("niqe-fit", done, len(paths))
+    named = ", ".join(str(path) for path in images)
+    counted = f"{fit.images} images and {fit.blocks} blocks"
+    save_pristine(out, fit.model(f"{counted} of {named}"))
+    say(f"{counted} went into {out}")
+    if left_out:
+        print(f"qdmr: {left_out} of {len(paths)} photographs were left out", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED)

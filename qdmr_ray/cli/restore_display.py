@@ -1,0 +1,107 @@
+"""What ``qdmr restore`` shows while it works; imported when it runs, as it imports PyTorch."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from qdmr_ray.cli.options import EXIT_INTERRUPTED, show_tracebacks
+from qdmr_ray.cli.output import watched_console
+from qdmr_ray.restore.restoration import Failure, Report
+
+
+class Interrupted(SystemExit):
+    """The user has interrupted the command, and has been told already what is done."""
+
+
+class Lines(Report):
+    """Prints a line on standard error for each file that is finished."""
+
+    def __init__(self) -> None:
+        self.done = self.number = self.total = 0
+
+    def begun(self, path: Path, number: int, total: int) -> None:
+        self.number, self.total = number, total
+
+    def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
+        self.done += 1
+        for line in lost:
+            _print(f"qdmr: {line}")
+        self.finished(path, result)
+
+    def finished(self, path: Path, result: Path) -> None:
+        """Prints that a photograph is restored."""
+        _print(f"restored {path} as {result} ({self.number} of {self.total})")
+
+    def so_far(self, out: Path) -> str:
+        """Returns what is restored already, and what the same command would do again."""
+        if not self.done:
+            return "nothing is restored yet"
+        return (
+            f"{self.done} of {self.total} photographs are restored, in {out}; the same command "
+            "does them all again, so name those that are left"
+        )
+
+    def failed(self, failure: Failure) -> None:
+        if show_tracebacks() and failure.error is not None:
+            traceback.print_exception(failure.error)
+        _print(f"qdmr: {failure.reason}")
+
+
+class Bar(Lines):
+    """Draws one bar over all photographs, with the name of the one in work."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._task = progress.add_task("restore", total=None)
+
+    def begun(self, path: Path, number: int, total: int) -> None:
+        super().begun(path, number, total)
+        text = f"restore {path.name} ({number} of {total})"
+        done = number - 1
+        # Drawn at once: the arithmetic may leave the drawing thread no time for a while.
+        self._progress.update(
+            self._task, description=text, total=total, completed=done, refresh=True
+        )
+
+    def advanced(self, share: float) -> None:
+        self._progress.update(self._task, completed=self.number - 1 + share)
+
+    def finished(self, path: Path, result: Path) -> None:
+        self.advanced(1)
+
+    def failed(self, failure: Failure) -> None:
+        super().failed(failure)
+        # A folder without photographs fails before the first of them.
+        if self.number:
+            self.advanced(1)
+
+
+@contextmanager
+def shown(out: Path) -> Iterator[Lines]:
+    """Yields a bar when a person watches, lines when not; tells what is done if interrupted."""
+    console = watched_console()
+    report = Lines()
+    try:
+        if console is None:
+            yield report
+            return
+        # A file's name may have the brackets of rich's markup.
+        columns = (TextColumn("{task.description}", markup=False), BarColumn())
+        times = (TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, *times, console=console, transient=True) as progress:
+            report = Bar(progress)
+            yield report
+    except KeyboardInterrupt:
+        _print(f"qdmr: interrupted; {report.so_far(out)}")
+        raise Interrupted(EXIT_INTERRUPTED) from None
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

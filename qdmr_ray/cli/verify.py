@@ -1,0 +1,66 @@
+"""``qdmr verify`` and ``doctor``: whether this code and this installation do what they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from qdmr_ray.cli.options import DEVELOPERS, EXIT_FAILED, App, JsonFile, VerifyingDtype
+from qdmr_ray.cli.output import print_table, say, working
+from qdmr_ray.errors import QdmrError
+
+app = App(panel=DEVELOPERS)
+
+
+@app.command(example="verify tests/golden --dtype float64")
+def verify(
+    golden: Annotated[
+        Path, typer.Argument(metavar="GOLDEN_DIR", help="Folder of golden files, as tests/golden.")
+    ],
+    dtype: Annotated[
+        VerifyingDtype, typer.Option(help="Precision of the computation.")
+    ] = "float64",
+    json_file: JsonFile = None,
+) -> None:
+    """Compare networks, training steps and metrics with golden values of the authors' code."""
+    from qdmr_ray.verify.folder import verify_folder, write_comparisons
+
+    comparisons = verify_folder(golden, dtype, say)
+    table = Table("figure", "worst difference", "allowed", "")
+    for c in comparisons:
+        agrees = "agrees" if c.agrees else "DIFFERS"
+        table.add_row(c.figure, f"{c.difference:.1e}", f"{c.allowed:.0e}", agrees)
+    print_table(table)
+    if json_file:
+        write_comparisons(comparisons, json_file)
+    wrong = sum(not c.agrees for c in comparisons)
+    if wrong:
+        raise QdmrError(f"{golden}: {wrong} of {len(comparisons)} figures differ too much")
+    say(f"all {len(comparisons)} figures agree in {dtype}")
+
+
+@app.command(example="doctor --storage s3://bucket/runs")
+def doctor(
+    storage: Annotated[str, typer.Option(help="Also try to write here.")] = "runs",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Jobs API of a cluster, http://HOST:8265: is it open to strangers?",
+        ),
+    ] = None,
+) -> None:
+    """Check versions, devices, Ray, storage and weights, and say how to get what is missing."""
+    from qdmr_ray.doctor import examine
+
+    table = Table("what", "found", "state")
+    with working("doctor"):
+        findings = examine(storage, address)
+    for finding in findings:
+        table.add_row(finding.what, finding.found, "ok" if finding.ok else finding.remedy)
+    print_table(table)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(EXIT_FAILED)
