@@ -116,6 +116,9 @@ def test_others_are_found_by_their_words(code: Path) -> None:
         Place("s3://runs/a", "http://x"),
         Place("s3://lens", "http://x"),
     ]
+    # A command that writes to no known place names its buckets in the same way.
+    words = ("qdmr", "report", "s3://b/runs/x", "--set=data.path=s3://d/p")
+    assert places(code, *words) == [Place("s3://b/runs/x", None), Place("s3://d/p", None)]
 
 
 def submitted(code: Path, *words: str) -> Any:

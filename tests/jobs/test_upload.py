@@ -20,7 +20,6 @@ from qdmr_ray.jobs.client import (
     find_address,
     new_id,
 )
-from qdmr_ray.jobs.preflight import buckets_of
 from qdmr_ray.jobs.upload import plan_upload
 
 PROJECT = Path(__file__).parents[2]
@@ -234,8 +233,3 @@ def test_ids_of_two_jobs_differ_and_say_what_they_do() -> None:
     ids = {new_id(["qdmr", "train", "experiments/demo.yaml"]) for _ in range(50)}
     assert len(ids) == 50
     assert all("-train-" in name for name in ids)
-
-
-def test_buckets_are_found_in_a_command() -> None:
-    words = ["qdmr", "train", "x.yaml", "--storage", "s3://b/runs", "--set", "data.path=s3://d/p"]
-    assert buckets_of(words) == ["s3://b/runs", "s3://d/p"]
