@@ -1,4 +1,4 @@
-"""The demo: from photographs to a trained, judged and reported restorer in one call.
+"""The demo: photographs become a trained, judged and reported restorer in one call.
 
 qdmr demo --out runs/demo
 """
@@ -19,12 +19,12 @@ from qdmr_ray.errors import QdmrError
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.results import Evaluation
 
-# Called with a step's name, what is done and what there is in all.
+# Called with a step's name, the items that are done, and the items in all.
 Progress = Callable[[str, int, int], None]
 
 
 def find_experiment(name: str) -> Path:
-    """The shipped experiment ``name``, inside the installed package or beside it in a checkout.
+    """Returns the file of a shipped experiment, from the package or from a checkout beside it.
 
     Raises:
         QdmrError: there is none of that name.
@@ -38,14 +38,14 @@ def find_experiment(name: str) -> Path:
 
 
 def demo_experiment(out: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The demo's experiment on the data that :func:`make_demo_data` packs below ``out``."""
+    """The demo's experiment, on the data that :func:`make_demo_data` packs below ``out``."""
     experiment = load_experiment(find_experiment("demo"), overrides, name=out.name)
     path = experiment.data.path or str(out / "data" / "packed")
     return replace(experiment, data=replace(experiment.data, path=path))
 
 
 def make_demo_data(out: Path, progress: Progress) -> None:
-    """Simulates and packs the demo's photographs below ``out``, once.
+    """Simulates and packs the demo's photographs below ``out``, unless they are there already.
 
     Raises:
         QdmrError: ``out`` can't be written to, or the photographs' packages are incomplete.
@@ -67,14 +67,14 @@ def make_demo_data(out: Path, progress: Progress) -> None:
 def run_demo(
     out: Path, *, overrides: Sequence[str] = (), say: Callable[[str], None], progress: Progress
 ) -> Evaluation:
-    """Builds the data, trains the stages, evaluates and reports into ``out``; gives the figures.
+    """Builds the data, trains the stages, evaluates and reports into ``out``.
 
-    Run again on the same folder, it goes on where it stopped.
+    Returns the evaluation. Called again on the same folder, it continues where it stopped.
 
     Raises:
         QdmrError: the first step that fails.
     """
-    # Ray is slow to import, and a wrong setting should be told at once.
+    # Ray is imported after the settings are checked: it is slow to import.
     experiment = demo_experiment(out, overrides)
     from qdmr_ray.evaluate.evaluate import evaluate_run
     from qdmr_ray.report import build_report

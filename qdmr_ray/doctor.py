@@ -1,4 +1,4 @@
-"""``qdmr doctor``: what this installation has, and how to get what it lacks."""
+"""Examines an installation: what it has, and how to get what it lacks (``qdmr doctor``)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
 
 PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow", "pydantic", "safetensors", "lpips")
-OLDEST_PYTHON = (3, 10)
-# Ray's object store lies here; with less, it falls back to a slow disk.
+OLDEST_PYTHON = (3, 11)
+# Ray keeps its object store in shared memory; with too little of it, Ray uses a slow disk.
 SHARED_MEMORY = "/dev/shm"
 LEAST_SHARED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table; ``needed`` says whether a run fails without it."""
+    """The result of one check; a run fails without what is ``needed``."""
 
     what: str
     found: str
@@ -38,9 +38,10 @@ class Finding:
 
 
 def examine(storage: str, address: str | None = None) -> list[Finding]:
-    """Every check, none of which stops the others; writes and deletes one file in ``storage``.
+    """Runs every check; none of them stops the others.
 
-    With ``address``, the jobs API of a cluster, also whether strangers could use it.
+    One file is written into ``storage`` and deleted. With ``address``, the jobs API of a cluster,
+    a check tells whether strangers could use that API.
     """
     return [
         *(_dashboard(address) if address else ()),
@@ -58,7 +59,7 @@ def examine(storage: str, address: str | None = None) -> list[Finding]:
 
 def _python() -> Finding:
     ok = sys.version_info >= OLDEST_PYTHON
-    return Finding("Python", platform.python_version(), ok, "install Python 3.10 or newer")
+    return Finding("Python", platform.python_version(), ok, "install Python 3.11 or newer")
 
 
 def _package(name: str) -> Finding:
@@ -104,7 +105,8 @@ def _ray() -> Finding:
 
 
 def _dashboard(address: str) -> list[Finding]:
-    """Whoever reaches a dashboard that asks for no token may run any code on the cluster."""
+    """Checks for a token and for an address that isn't public: anybody who reaches a dashboard
+    without a token can run any code on the cluster."""
     host = urlsplit(address).hostname or ""
     request = urllib.request.Request(f"{address.rstrip('/')}/api/jobs/")
     try:
@@ -135,7 +137,7 @@ def _dashboard(address: str) -> list[Finding]:
 
 
 def _is_public(host: str) -> bool:
-    """Whether a name or address leads to one that the internet reaches."""
+    """Whether a host's name or address is one that the internet reaches."""
     try:
         found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
     except OSError:

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: submitting a command, following it, fetching what it made.
+"""Jobs on a Ray cluster: submitting a command, following it, finding the folder that it wrote.
 
 jobs = Jobs(find_address(None))
 job = jobs.submit(["qdmr", "train", "experiments/demo.yaml"], plan_upload(Path(".")))
@@ -32,11 +32,11 @@ from qdmr_ray.jobs.upload import Upload
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONFIG_VARIABLE = "QDMR_CONFIG"
 CONFIG_FILE = Path("~/.config/qdmr/config.yaml")
-# In a job's environment: names of variables that its machine must provide.
+# Set in a job's environment: the names of variables that its machine must provide.
 SECRETS_VARIABLE = "QDMR_SECRETS"
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY", re.I)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# How commands of this package name the folder that they write, at their start and at their end.
+# The lines in which commands of this package name the folder that they write.
 _FOLDER = re.compile(
     r"^(?:run|sweep) folder (?P<folder>(?:/|s3://).*?)(?:, report (?P=folder)/report\.html)?$", re.M
 )
@@ -45,7 +45,7 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """A job as a list shows it; times in seconds since 1970."""
+    """A job as a list shows it; times are in seconds since 1970."""
 
     id: str
     state: str
@@ -57,11 +57,11 @@ class Job:
 
 
 def find_address(flag: str | None) -> str:
-    """The jobs API's address: the flag's, ``RAY_API_SERVER_ADDRESS``, or ``address`` in
-    ``~/.config/qdmr/config.yaml``.
+    """Returns the jobs API's address: the flag's, that of ``RAY_API_SERVER_ADDRESS``, or
+    ``address`` in ``~/.config/qdmr/config.yaml``.
 
     Raises:
-        SettingsError: there is none, or it is no http address.
+        SettingsError: no address is set, or it is no http address.
     """
     file = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).expanduser()
     address = flag or os.environ.get(ADDRESS_VARIABLE) or _configured(file)
@@ -91,11 +91,11 @@ def _configured(file: Path) -> str | None:
 
 
 def check_variables(pairs: Sequence[str], secret_names: Sequence[str]) -> dict[str, str]:
-    """The variables of ``NAME=value`` texts, and those that a job must find on its machine.
+    """Returns a job's environment: ``NAME=value`` pairs, and the names that its machine provides.
 
     Raises:
-        SettingsError: no pair, no name, or a value that looks like a secret: it would stand in the
-            dashboard and in the cluster's logs.
+        SettingsError: a pair or a name is malformed, or a name looks like a secret's, whose value
+            everybody could read in the dashboard and in the cluster's logs.
     """
     variables = {}
     for pair in pairs:
@@ -117,7 +117,7 @@ def check_variables(pairs: Sequence[str], secret_names: Sequence[str]) -> dict[s
 
 
 def check_secrets() -> None:
-    """Called by commands: whether this machine provides what the job was promised.
+    """Checks, inside a job, that its machine provides the variables given with ``--secret``.
 
     Raises:
         QdmrError: a variable is missing.
@@ -141,7 +141,7 @@ class Jobs:
         from ray.job_submission import JobSubmissionClient
 
         self.address = address
-        # Ray prefers these variables to what it is given; find_address has weighed them already.
+        # Ray prefers this variable to its argument; find_address has chosen between them already.
         before = os.environ.get(ADDRESS_VARIABLE)
         os.environ[ADDRESS_VARIABLE] = address
         try:
@@ -159,14 +159,14 @@ class Jobs:
         variables: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> str:
-        """Starts a command with the uploaded files as its folder; gives the job's id."""
+        """Starts a command in a folder with the uploaded files, and returns the job's id."""
         job = name or new_id(command)
         with tempfile.TemporaryDirectory(prefix="qdmr-job-") as folder:
             upload.copy_to(Path(folder))
             environment = {"env_vars": dict(variables or {}), "working_dir": folder}
             self._asked(
                 lambda: self._client.submit_job(
-                    # Ray hands it to a shell: quoted, every argument stays what it is.
+                    # Ray passes this to a shell; quoting keeps every argument as it is.
                     entrypoint=shlex.join(_runnable(command)),
                     submission_id=job,
                     runtime_env=environment,
@@ -177,12 +177,12 @@ class Jobs:
         return job
 
     def list(self) -> list[Job]:
-        """All jobs that the cluster knows, the newest first."""
+        """Returns all jobs that the cluster knows, the newest first."""
         found = [_job(details) for details in self._asked(self._client.list_jobs)]
         return sorted(found, key=lambda job: -(job.began or 0))
 
     def job(self, name: str) -> Job:
-        """One job.
+        """Returns one job.
 
         Raises:
             QdmrError: there is no such job.
@@ -190,15 +190,16 @@ class Jobs:
         return _job(self._asked(lambda: self._client.get_job_info(name), name))
 
     def logs(self, name: str) -> str:
-        """What the job has printed so far."""
+        """Returns what the job has printed so far."""
         text: str = self._asked(lambda: self._client.get_job_logs(name), name)
         return text
 
     def follow(
         self, name: str, show: Callable[[str], None], note: Callable[[str], None] = print
     ) -> str:
-        """Shows what the job prints until it ends, also over a connection that breaks; gives its
-        state. ``note`` is given a line when the connection is lost.
+        """Shows what the job prints until it ends, over breaking connections too.
+
+        Returns the job's state. ``note`` receives a line when the connection is lost.
 
         Raises:
             QdmrError: there is no such job, or nothing answers for minutes.
@@ -207,7 +208,7 @@ class Jobs:
         return Follower(self._client, self.address, name, show, note).run()
 
     def stop(self, name: str, wait: float = 60.0) -> str:
-        """Asks the job to stop and waits for it; gives its state."""
+        """Asks the job to stop, waits for it, and returns its state."""
         self._asked(lambda: self._client.stop_job(name), name)
         end = time.monotonic() + wait
         while (state := self.job(name).state) not in ENDED and time.monotonic() < end:
@@ -215,10 +216,10 @@ class Jobs:
         return state
 
     def folder(self, name: str) -> str:
-        """The run or sweep folder that the job has named in its log, whatever state it is in.
+        """Returns the run or sweep folder that the job's log names, whatever state it is in.
 
         Raises:
-            QdmrError: it has named none (yet).
+            QdmrError: the log names none (yet).
         """
         job = self.job(name)
         named = [
@@ -241,22 +242,20 @@ class Jobs:
 
 
 def new_id(command: Sequence[str]) -> str:
-    """A job's name: who, what, when, and what tells it from every other one."""
+    """Returns a new job's name: user, command, time, and random digits."""
     what = next((word for word in command[1:] if word.isalpha()), "job")
     when = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return f"{re.sub(r'[^A-Za-z0-9_-]', '-', _user())}-{what}-{when}-{secrets.token_hex(2)}"
 
 
 def _runnable(command: Sequence[str]) -> list[str]:
-    # The uploaded package goes before an installed one; no script need be on the path.
+    # Run as a module, the uploaded package precedes an installed one, and needs no script on PATH.
     return ["python", "-m", "qdmr_ray.cli", *command[1:]] if command[0] == "qdmr" else [*command]
 
 
 def _may_write(command: str, folder: str) -> bool:
-    """Whether a job's command names the place of ``folder``; of others than ours nobody knows.
-
-    Libraries and file names get into a log as well, and may look like our line.
-    """
+    """Whether ``folder`` lies where the job's command writes; for other commands than ``qdmr``,
+    always. Libraries and file names may print lines that look like ours."""
     try:
         words = shlex.split(command)
     except ValueError:

@@ -1,6 +1,6 @@
-"""What has gone wrong with Ray's jobs API, by kinds of errors and status codes.
+"""Errors of Ray's jobs API as one line each, told apart by type and HTTP status.
 
-Never by searching in a text: it holds names of jobs, whose digits and words are anybody's.
+Their texts are not searched: they hold names of jobs, which may contain any digits and words.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from http import HTTPStatus
 
 from qdmr_ray.errors import QdmrError
 
-# How Ray's client tells of any other answer than a good one (dashboard_sdk.py, _raise_error).
+# Ray's client raises this text for any answer that isn't good (dashboard_sdk.py, _raise_error).
 _FAILED_REQUEST = re.compile(r"Request failed with status code (\d{3}):")
 
 
 def explained(error: Exception, address: str, job: str | None) -> QdmrError:
-    """One line instead of Ray's; ``job`` is the one that was asked for, or was to be new."""
+    """Returns the error as one line; ``job`` is the one that was asked for or submitted."""
     if isinstance(error, QdmrError):
         return error
     status, text = status_of(error), " ".join(str(error).split())
@@ -37,7 +37,7 @@ def explained(error: Exception, address: str, job: str | None) -> QdmrError:
 
 
 def status_of(error: Exception) -> int | None:
-    """The HTTP status that an error of Ray's client tells of."""
+    """Returns the HTTP status behind an error of Ray's client, or None."""
     status = getattr(error, "status", getattr(getattr(error, "response", None), "status_code", 0))
     if isinstance(status, int) and status:
         return status

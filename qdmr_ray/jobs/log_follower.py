@@ -1,7 +1,7 @@
 """Following a job's log over a connection that may break, as a tunnel from a laptop does.
 
-The log is asked for again from its beginning, and what was shown before is passed over, until the
-job has ended and all of its log has come.
+After a break the log is requested from its beginning again, and what was shown before is skipped,
+until the job has ended and its whole log has arrived.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from qdmr_ray.jobs.errors import explained, is_lost, status_of
 
 SUCCEEDED, FAILED, STOPPED = "SUCCEEDED", "FAILED", "STOPPED"
 ENDED = (SUCCEEDED, FAILED, STOPPED)
-# How long nothing may answer before following is given up: a laptop's way to another network.
+# Following ends after so long without any answer; a laptop may change networks meanwhile.
 PATIENCE_SECONDS = 300.0
-# A connection that has said nothing for so long may be dead without anybody having been told.
+# A connection that is silent for so long may have died without an error: it is opened again.
 QUIET_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 
 
 def how_to_come_back(job: str) -> str:
-    """What stands at the end of every line about a job that is left alone."""
+    """Returns the end of every line about a job that goes on unwatched."""
     return (
         f"job {job} goes on; qdmr jobs logs {job} --follow comes back, qdmr jobs stop {job} ends it"
     )
@@ -37,8 +37,8 @@ class Follower:
 
     Args:
         client: Ray's client of its jobs API, at ``address``.
-        show: is given the log, piece by piece.
-        note: is given a line when the connection is lost.
+        show: receives the log, piece by piece.
+        note: receives a line when the connection is lost.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Follower:
         self._shown = 0
 
     def run(self) -> str:
-        """Gives the state that the job has ended in.
+        """Follows the job to its end, and returns the state that it ended in.
 
         Raises:
             QdmrError: nothing answers for PATIENCE_SECONDS, or what answers refuses.
@@ -65,7 +65,7 @@ class Follower:
             has_log, has_answered, failure = asyncio.run(self._tail())
             try:
                 state = str(self._client.get_job_info(self._job).status.value)
-                # The state of a job that has ended is no reason to wait for its log forever.
+                # An ended job still answers; that must not prolong the wait for its log forever.
                 has_answered = has_answered or state not in ENDED
             except Exception as error:
                 failure = self._passing(error)
@@ -89,8 +89,8 @@ class Follower:
             time.sleep(pause)
 
     async def _tail(self) -> tuple[bool, bool, Exception | None]:
-        """Shows what is new: whether the log came to its end, whether any of it came, and what
-        broke it off."""
+        """Shows what is new. Returns whether the log reached its end, whether any of it arrived,
+        and the error that broke it off."""
         passed, came = 0, False
         async with aclosing(self._client.tail_job_logs(self._job)) as pieces:
             while True:
@@ -107,7 +107,7 @@ class Follower:
                 self._shown = max(self._shown, passed)
 
     def _passing(self, error: Exception) -> Exception:
-        """The error where trying again may help.
+        """Returns the error if trying again may help.
 
         Raises:
             QdmrError: where it can't.
@@ -116,7 +116,7 @@ class Follower:
 
         status = status_of(error)
         if status is None:
-            # Ray's client tells of a connection that broke off as a RuntimeError.
+            # Ray's client raises a RuntimeError for a connection that broke off.
             passing = is_lost(error) or isinstance(error, RuntimeError | aiohttp.ClientError)
         else:
             busy = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)

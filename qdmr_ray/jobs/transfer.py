@@ -1,7 +1,7 @@
-"""Runs in S3, by boto3: checking a bucket before a job starts, bringing a run folder home.
+"""Checks a bucket before a job starts, and copies a run folder from the cluster to this machine.
 
-Training itself reads and writes by pyarrow; boto3 knows credentials from more places and says what
-is wrong with them, and moves many files at once.
+Both use boto3 here: it finds credentials in more places than other clients do (SSO, profiles,
+processes), and explains what is wrong with them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import TEMPORARY_PREFIX
 
-# Files that travel at the same time.
+# Files that are copied at the same time.
 TRANSFERS = 16
-# What a store answers about an object that is not there any more.
+# Codes with which stores answer that an object doesn't exist.
 _GONE = ("404", "NoSuchKey")
 Progress = Callable[[int, int], None]
 
 
 class Unreachable(QdmrError):  # noqa: N818
-    """A store doesn't answer to this machine."""
+    """A store doesn't answer this machine."""
 
 
 def check_bucket(uri: str, endpoint: str | None = None) -> None:
-    """Whether this machine's credentials reach the bucket of ``uri``.
+    """Checks that this machine's credentials reach the bucket of ``uri``.
 
     Raises:
         Unreachable: no connection.
@@ -40,7 +40,7 @@ def check_bucket(uri: str, endpoint: str | None = None) -> None:
 
 
 def read_object(uri: str, endpoint: str | None = None) -> str | None:
-    """The text of an object; None where it is not there, or this machine may not read it."""
+    """Returns the text of an object, or None if this machine can't read it."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
@@ -52,11 +52,11 @@ def read_object(uri: str, endpoint: str | None = None) -> str | None:
 
 
 def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = None) -> int:
-    """Copies a run folder, local or in S3, to ``out``; gives how many files came.
+    """Copies a run folder, local or in S3, to ``out``; returns the number of files.
 
-    Files that are there already with the same size and an older or equal source stay; each file
-    appears whole or not at all. The run may go on meanwhile: what it deletes while this copies,
-    such as a checkpoint that a newer one has replaced, stays away.
+    Files that ``out`` holds already, with the same size and no older than their source, are kept;
+    each file appears whole or not at all. The run may go on meanwhile: a file that it deletes
+    during the copy, such as an old checkpoint, is left out.
 
     Raises:
         QdmrError: the folder is not there, or can't be reached from this machine.
@@ -115,7 +115,7 @@ def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) 
         try:
             client.download_file(bucket, item["Key"], str(part))
         except ClientError as error:
-            # It was listed a moment ago; a missing bucket was told then.
+            # The object was listed a moment ago, so its bucket exists: the run has deleted it.
             if error.response.get("Error", {}).get("Code") in _GONE:
                 return False
             raise
@@ -142,12 +142,12 @@ def _client(endpoint: str | None, connect_seconds: int = 10, attempts: int = 3) 
     config = Config(
         connect_timeout=connect_seconds, read_timeout=30, retries={"max_attempts": attempts}
     )
-    # A session of its own looks for credentials now, not when boto3 was first used.
+    # A new session looks for credentials now; boto3's default one keeps those it found first.
     return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
 
 
 def _hasty_client(endpoint: str | None) -> Any:
-    # A look in passing: a store inside of a cluster never answers, and nobody wants to wait for it.
+    # For a quick check: a store inside a cluster never answers, and must not be waited for.
     return _client(endpoint, connect_seconds=5, attempts=1)
 
 

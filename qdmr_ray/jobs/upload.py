@@ -1,8 +1,8 @@
-"""What a job takes along: the code and settings of a folder, without data, runs and secrets.
+"""The files that a job uploads: a folder's code and settings, without data, runs and secrets.
 
-In a git checkout these are the files that git tracks, and of the others that it does not ignore
-those above suspicion; elsewhere all but hidden ones and what is known to be none. They are copied
-to a folder of their own, so that what is shown is what is uploaded.
+In a git checkout these are the tracked files, and those untracked ones that git doesn't ignore and
+whose names don't suggest a secret. Elsewhere they are all files but hidden ones and known data. The
+files are copied into a folder of their own, so that exactly the files shown are uploaded.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from pathlib import Path, PurePosixPath
 
 from qdmr_ray.errors import QdmrError
 
-# All names are compared in lower case.
-# Folders that hold no code at the top of the project ...
+# Names are compared in lower case. These folders hold no code at the top of a project ...
 NO_CODE = ("data", "runs", "node_modules", "__pycache__", "venv", "build", "dist")
-# ... and these wherever they lie, unless git tracks them or they are packages of Python.
+# ... and these hold none at any depth, unless git tracks them or they are Python packages.
 NO_CODE_INSIDE = ("data", "runs", "node_modules", "venv", "build", "dist")
 # Weights and data.
 NO_FILES = (
     *("*.pth", "*.pt", "*.safetensors", "*.onnx", "*.parquet", "*.zip", "*.tar", "*.gz"),
     "*.tfevents.*",
 )
-# Where programs keep their users' keys, passwords and tokens.
+# Folders and files in which programs keep their users' keys, passwords and tokens.
 SECRET_FOLDERS = (
     *(".aws", ".azure", ".docker", ".gcloud", ".gnupg", ".huggingface", ".kube", ".oci", ".ssh"),
     *(".secrets", "secrets", ".credentials", "credentials", ".terraform"),
@@ -46,41 +45,41 @@ SECRET_FILES = (
     *("*-token.*", "secret", "secrets", "*.secret", "*.secrets", "secret.*", "secrets.*"),
     *("*_secret.*", "*_secrets.*", "*-secret.*", "*-secrets.*", "password*", "*passwords.*"),
 )
-# In the path of a file that nobody has put under git this is enough; where somebody has, it isn't.
+# These words in an untracked file's path suggest a secret; tracked files are meant to be shared.
 SUSPICIOUS = re.compile(
     r"secret|token|passw(or)?d|passphrase|credential|private|api[-_]?key|kubeconfig"
     r"|(?<![a-z])keys?(?![a-z])"
 )
-# A program's name says what it is about: nobody keeps a token in token.py.
+# Source files are never secrets: token.py is about tokens, and doesn't hold one.
 PROGRAMS = ("*.py", "*.pyi", "*.c", "*.cc", "*.cpp", "*.cu", "*.cuh", "*.h", "*.hpp")
-# The one hidden file that counts before it is tracked: Ray goes by it, too.
+# The one untracked hidden file that is uploaded: Ray follows it, too.
 HIDDEN_TAKEN = (".gitignore",)
-# Ray takes no more than this from a client.
+# The largest upload that Ray accepts.
 LARGEST_BYTES = 100 * 2**20
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Files to take along, relative to ``root``, and what was left out."""
+    """Files to upload with their sizes, relative to ``root``, and what is left out."""
 
     root: Path
     files: dict[PurePosixPath, int]
-    # What may hold a secret, to be told by name.
+    # Files that may hold a secret; users are told each name.
     secrets: tuple[PurePosixPath, ...]
     # Data, runs, weights, and other hidden or foreign things.
     left_out: tuple[PurePosixPath, ...]
 
     @property
     def bytes(self) -> int:
-        """Size of all files."""
+        """The size of all files."""
         return sum(self.files.values())
 
     def largest(self, count: int = 5) -> list[tuple[PurePosixPath, int]]:
-        """The largest files, for who wonders what takes so long."""
+        """Returns the largest files."""
         return sorted(self.files.items(), key=lambda item: -item[1])[:count]
 
     def left_out_counts(self) -> dict[str, int]:
-        """How many files of each folder at the top, and which at the top itself, stay."""
+        """Counts the files that are left out, by top-level folder; top-level files by name."""
         counts: dict[str, int] = {}
         for name in self.left_out:
             place = f"{name.parts[0]}/" if len(name.parts) > 1 else name.name
@@ -88,7 +87,7 @@ class Upload:
         return counts
 
     def copy_to(self, folder: Path) -> None:
-        """Puts the files below ``folder``."""
+        """Copies the files below ``folder``."""
         for name in self.files:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +95,10 @@ class Upload:
 
 
 def plan_upload(root: Path) -> Upload:
-    """What a job takes along from ``root``.
+    """Chooses the files that a job uploads from ``root``.
 
     Raises:
-        QdmrError: it is more than Ray takes; the largest files are named.
+        QdmrError: they are more than Ray accepts; the largest are named.
     """
     tracked = set(_git_files(root, "--cached"))
     others = set(_git_files(root, "--others", "--exclude-standard")) - tracked
@@ -109,7 +108,7 @@ def plan_upload(root: Path) -> Upload:
         path = root / name
         if not path.is_file():
             continue
-        # A link goes along as what it leads to.
+        # A link is uploaded as the file that it leads to.
         real = _real(root, name)
         if any(_may_be_secret(it, it in tracked) for it in {name, real or name}):
             secret.append(name)
@@ -159,7 +158,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _real(root: Path, name: PurePosixPath) -> PurePosixPath | None:
-    """Where a file really lies below ``root``; None where a link leads out of it."""
+    """Returns where a file really lies below ``root``, or None if a link leads out of it."""
     if not (root / name).is_symlink():
         return name
     try:
@@ -170,7 +169,7 @@ def _real(root: Path, name: PurePosixPath) -> PurePosixPath | None:
 
 
 def _git_files(root: Path, *which: str) -> list[PurePosixPath]:
-    """What git knows below ``root``; nothing where there is no git."""
+    """Returns the files that git lists below ``root``; none without git."""
     command = ["git", "-C", str(root), "ls-files", "-z", *which]
     try:
         done = subprocess.run(command, capture_output=True, check=False)
@@ -185,7 +184,7 @@ def _walked(root: Path, folder: Path) -> Iterator[PurePosixPath]:
     for path in sorted(folder.iterdir()):
         name = PurePosixPath(path.relative_to(root).as_posix())
         if path.is_dir():
-            # Not even looked into: data can be millions of files, and links lead anywhere.
+            # These aren't listed: data can be millions of files, and links lead anywhere.
             hidden = path.name.startswith(".") or path.is_symlink()
             if not hidden and name.parts[0].lower() not in NO_CODE:
                 yield from _walked(root, path)
