@@ -25,7 +25,9 @@ CLUSTER, DEVELOPERS = "Cluster", "Developers"
 
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Show the traceback of an error.", show_default=False),
+    typer.Option(
+        "--verbose", "-v", help="Show an error's traceback, and Ray's log.", show_default=False
+    ),
 ]
 Endpoint = Annotated[
     str | None,
