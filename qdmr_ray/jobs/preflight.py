@@ -57,10 +57,10 @@ def parse_command(words: Sequence[str], qdmr: Any) -> Command | None:
     Raises:
         SettingsError: the usage of the command is wrong.
     """
-    if words[:1] != ["qdmr"]:
+    program, *rest = words
+    if program != "qdmr":
         return None
     # Options of ``qdmr`` itself stand before the command's name.
-    rest = list(words[1:])
     while rest and rest[0] in _ANYWHERE:
         rest.pop(0)
     if not rest or rest[0] not in WRITES or "--help" in rest:

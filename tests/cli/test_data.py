@@ -147,7 +147,7 @@ def test_empty_and_missing_folders(tmp_path: Path, model: Path, qdmr: Command) -
         (("--set", "shard_records=0"), "shard_records must be at least 1; it is 0"),
         (("--set", "shard_records=few"), "shard_records is 'few'"),
         (("--set", "shard_records"), "--set shard_records: write --set"),
-        (("--target-set", "Real-Fake"), "target_set must be one of Real-Sim, Real-Snap"),
+        (("--set", "target_set=Real-Fake"), "target_set must be one of Real-Sim, Real-Snap"),
     ],
 )
 def test_bad_pack_settings(words: tuple[str, ...], hint: str, realab: Path, qdmr: Command) -> None:
