@@ -61,14 +61,17 @@ def schema(
     Keep it in a file (qdmr config schema > FILE.json), and name that in the first line of a YAML
     file: # yaml-language-server: $schema=FILE.json
     """
-    from qdmr_ray.config import VERSION_KEY, Experiment, load_experiment
+    from qdmr_ray.config import VERSION_KEY, experiment_type, load_experiment
     from qdmr_ray.sweeps.plan import SweepSettings
 
-    kind: type = SweepSettings if sweep else Experiment
-    if experiment is not None and not sweep:
-        kind = type(load_experiment(experiment))
+    kind: type = SweepSettings
+    if not sweep:
+        kind = experiment_type() if experiment is None else type(load_experiment(experiment))
     described = {"$schema": _DIALECT, "title": kind.__name__, **_section_schema(kind)}
     if not sweep:
+        # The sections under stages are the stages that there are, plugins' included.
+        stages = list(described["properties"]["stages"]["properties"])
+        described["properties"]["run"]["items"]["enum"] = stages
         # Stands in a run's config.yaml, which is an experiment as well.
         described["properties"] = {VERSION_KEY: {"type": "string"}, **described["properties"]}
     say(json.dumps(described, indent=1, ensure_ascii=False))

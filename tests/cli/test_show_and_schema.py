@@ -11,7 +11,7 @@ import yaml
 from command_line import Command
 from jsonschema import Draft202012Validator
 
-from qdmr_ray.config import Experiment, load_experiment
+from qdmr_ray.config import experiment_type, load_experiment
 from qdmr_ray.parsing import all_settings
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -46,7 +46,7 @@ def test_what_is_shown_loads_back_to_the_same_experiment(qdmr: Command, tmp_path
 def test_every_setting_is_shown_with_its_help_unit_limits_and_default(qdmr: Command) -> None:
     shown = qdmr("config", "show", EXPERIMENTS / "demo.yaml").out
     text = " ".join(line.strip().removeprefix("# ") for line in shown.splitlines())
-    for name, field in all_settings(Experiment):
+    for name, field in all_settings(experiment_type()):
         assert f"{name.rpartition('.')[2]}: " in shown
         assert field.metadata["help"] in text, name
     assert "averages logged (iterations; at least 1; default 100) log_interval: " in text
