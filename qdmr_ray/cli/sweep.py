@@ -12,6 +12,7 @@ from qdmr_ray.cli.options import TRAIN, App, Overrides
 from qdmr_ray.cli.output import bars, print_table, quick_imports, say
 
 if TYPE_CHECKING:
+    from qdmr_ray.evaluate.sweep_file import SweepFile
     from qdmr_ray.sweeps.plan import Plan
 
 app = App(panel=TRAIN)
@@ -62,7 +63,7 @@ def sweep(
             say=say,
             progress=lambda done, total: progress("trials", done, total),
         )
-    _print_results(results.to_dict())
+    _print_results(results)
     say(f"sweep folder {folder.uri}, report {folder.join(REPORT_FILE).uri}")
 
 
@@ -84,7 +85,9 @@ def _with_demo_data(plan: Plan, file: Path, progress: Any) -> Plan:
     return replace(plan, values={**plan.values, "data": data})
 
 
-def _print_results(results: dict[str, Any]) -> None:
+def _print_results(sweep: SweepFile) -> None:
+    """Prints a row for each trial that matters, the spread over seeds, and what was trained."""
+    results = sweep.to_dict()
     metrics = [metric["name"] for metric in results["metrics"]]
     table = Table("trial", "state", *metrics, "test PSNR", "settings")
     test = (results["test"] or {}).get("trials", {})
