@@ -60,7 +60,10 @@ def report(
     ],
     out: Annotated[str | None, typer.Option(help="File; RUN/report.html by default.")] = None,
 ) -> None:
-    """Write one self-contained page with metrics, curves, pictures, codebook and settings."""
+    """Write one self-contained page with metrics, curves, pictures, codebook and settings.
+
+    It only shows results: the codebook's part comes from qdmr evaluate or qdmr codebook.
+    """
     from qdmr_ray.report import build_report
 
     with working("report"):
