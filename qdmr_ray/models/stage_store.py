@@ -78,7 +78,7 @@ class StageStore:
             return read_description(place.join(stage, FINAL_FOLDER)) is not None
 
         if not finished():
-            claims = Claims(place.join(CLAIMS_FOLDER), endpoint=self._endpoint)
+            claims = Claims(place.join(CLAIMS_FOLDER))
             claim = claims.acquire(finished, lambda whom: say(f"{stage}: {whom}, who trains it"))
             if claim is not None:
                 with claim:
@@ -107,7 +107,7 @@ class StageStore:
                 raise QdmrError(f"{file.uri}: is damaged ({error}); delete its folder") from error
             final = place.join(stage, FINAL_FOLDER)
             done = read_description(final) is not None
-            holder = Claims(place.join(CLAIMS_FOLDER), endpoint=self._endpoint).holder()
+            holder = Claims(place.join(CLAIMS_FOLDER)).holder()
             alive = holder is not None and time.time() - holder["time"] < ALIVE_SECONDS
             yield Entry(
                 place=place,

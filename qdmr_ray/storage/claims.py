@@ -1,6 +1,6 @@
 """One process at a time does a piece of work, on a disk or in a store that several share.
 
-    claims = Claims(folder, endpoint=None)
+    claims = Claims(folder)
     claim = claims.acquire(finished=lambda: result.exists(), say=print)
     if claim is not None:            # None: somebody else has finished it meanwhile
         with claim:
@@ -11,8 +11,8 @@ a file beside it every few seconds. Whoever waits takes over, by making the next
 file has not changed for a while by its own clock: no two machines' clocks are compared. A holder
 on the same machine whose process has ended is replaced at once.
 
-A holder that was only asleep may wake and find itself replaced. Claims therefore suit work that
-may be done twice with the same result, as a stage's training may, not work that must not be.
+A holder that was only suspended may wake up and find itself replaced. Claims therefore suit work
+that may be done twice with the same result, such as training a stage, and no other work.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -40,7 +40,7 @@ _RELEASED = "released"
 
 
 class Claims:
-    """The claims in ``folder``; ``endpoint`` is that of an S3-compatible store.
+    """The claims in ``folder``.
 
     ``beat`` and ``stale`` are seconds between two signs of life, and without one until a holder
     counts as gone; by default those of ``qdmr_ray.patience``.
@@ -50,11 +50,10 @@ class Claims:
         self,
         folder: Location,
         *,
-        endpoint: str | None = None,
         beat: float | None = None,
         stale: float | None = None,
     ) -> None:
-        self._folder, self._endpoint = folder, endpoint
+        self._folder = folder
         self._beat = CLAIM_BEAT.seconds if beat is None else beat
         self._stale = CLAIM_STALE.seconds if stale is None else stale
         # The holder's number and sign of life, and when this process saw it change.
@@ -62,7 +61,7 @@ class Claims:
         self._seen_at = 0.0
 
     def acquire(self, finished: Callable[[], bool], say: Callable[[str], None]) -> Claim | None:
-        """Waits until the work is free or ``finished``, which gives None.
+        """Waits until the work is free and returns the claim, or None once it is ``finished``.
 
         ``say`` is told once for whom it waits.
 
@@ -84,7 +83,7 @@ class Claims:
         return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Who holds the claim (``owner``, and ``time`` of the last sign of life), if anybody."""
+        """Returns the holder (``owner``, ``time`` of its last sign of life), None without one."""
         number = self._highest()
         if number == 0:
             return None
@@ -99,7 +98,7 @@ class Claims:
         return max((int(match[1]) for match in matches if match), default=0)
 
     def _is_free(self, number: int) -> bool:
-        """Whether the holder has let go, or shows no sign of life."""
+        """Whether the holder has released its claim, or shows no sign of life."""
         try:
             sign = self._sign(number).read_bytes()
             found = json.loads(sign)
@@ -113,9 +112,10 @@ class Claims:
 
     def _try(self, number: int) -> Claim | None:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        text = json.dumps({"owner": owner}).encode()
+        # The random part makes each attempt's file another one, as `create` asks.
+        text = json.dumps({"owner": owner, "attempt": secrets.token_hex(8)}).encode()
         file = self._folder.join(f"{number:06}.json")
-        if not create(file, text, endpoint=self._endpoint):
+        if not file.create(text):
             return None
         return Claim(file, self._sign(number), owner, self._beat)
 
@@ -129,7 +129,7 @@ class Claims:
 
 
 class Claim:
-    """What :meth:`Claims.acquire` gives; a context that shows signs of life until it ends."""
+    """A held claim: a context that writes signs of life until it ends."""
 
     def __init__(self, file: Location, sign: Location, owner: str, beat: float) -> None:
         self._file, self._sign, self._owner, self._beat = file, sign, owner, beat
@@ -177,8 +177,10 @@ class Claim:
 
 
 def process_here(pid: int) -> dict[str, Any] | None:
-    """What tells a process from every other one, on whatever machine and in whatever container;
-    None where it has ended, or the system doesn't say."""
+    """Returns what identifies a process among all machines and containers.
+
+    None if the process has ended, or the system doesn't say.
+    """
     try:
         # The name in brackets may hold spaces; the start time is the 22nd field.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -190,13 +192,13 @@ def process_here(pid: int) -> dict[str, Any] | None:
 
 
 def _machine() -> dict[str, str]:
-    """This start of this machine, and the processes that can be seen in this container."""
+    """Returns ids of this boot of the machine and of this container's process namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {"boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
 
 
 def _has_ended(process: Any) -> bool:
-    """Whether a claim's process was one of this machine, and is no more."""
+    """Whether a claim's process ran on this machine and has ended."""
     if not isinstance(process, dict):
         return False
     try:
@@ -206,63 +208,3 @@ def _has_ended(process: Any) -> bool:
     if {name: process.get(name) for name in here} != here:
         return False
     return process_here(process["pid"]) != process
-
-
-def create(file: Location, data: bytes, *, endpoint: str | None = None) -> bool:
-    """Writes a small file unless there is one already; whether it did. Only one of several
-    processes that try at once does.
-
-    Raises:
-        QdmrError: the place is not writable.
-    """
-    path = file.local_path
-    try:
-        return _create_object(file, data, endpoint) if path is None else _create_file(path, data)
-    except (OSError, ValueError) as error:
-        raise QdmrError(f"{file.uri}: cannot be written ({error})") from error
-
-
-def _create_file(path: Path, data: bytes) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".claim-")
-    try:
-        with os.fdopen(descriptor, "wb") as made:
-            made.write(data)
-        # A link, unlike a rename, fails where there is a file; and nobody sees half of it.
-        os.link(name, path)
-    except FileExistsError:
-        return False
-    finally:
-        os.unlink(name)
-    return True
-
-
-def _create_object(file: Location, data: bytes, endpoint: str | None) -> bool:
-    # Imported here: it takes half a second, and most runs lie on disks.
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, _, key = file.path.partition("/")
-    try:
-        client = boto3.client("s3", endpoint_url=endpoint)
-        client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-    except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in (
-            "PreconditionFailed",
-            "ConditionalRequestConflict",
-        ):
-            return False
-        if error.response.get("Error", {}).get("Code") == "NotImplemented":
-            # A store without conditional writes leaves a gap of one request.
-            return _create_unconditionally(file, data)
-        raise ValueError(str(error)) from error
-    except BotoCoreError as error:
-        raise ValueError(str(error)) from error
-    return True
-
-
-def _create_unconditionally(file: Location, data: bytes) -> bool:
-    if file.exists():
-        return False
-    file.write_bytes_atomic(data)
-    return True

@@ -14,23 +14,25 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
-from pyarrow import fs
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import S3Store
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage.retry import (
-    LARGEST_SINGLE_REQUEST,
-    S3Store,
+    STORE_ERRORS,
+    Failure,
     ShortAnswer,
-    has_answered,
-    no_bucket,
+    Store,
     persistently,
-    s3_store,
     store_error,
 )
 
@@ -38,20 +40,30 @@ S3_SCHEME = "s3://"
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 TEMPORARY_PREFIX = ".tmp-"
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# More is sent in parts of this size, four at a time.
+LARGEST_SINGLE_REQUEST = 8 << 20
+_PARTS_AT_A_TIME = 4
+# More is given the time of an upload over a slow line.
+_SMALL = 1 << 20
+_NOT_IMPLEMENTED = 501
+_RANGE_REFUSED = 416
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder: ``filesystem`` and ``path`` are what pyarrow and Ray take.
+    """A file or folder on a disk of this machine, or in a ``store``.
 
-    ``path`` carries no ``s3://``: Ray and pyarrow refuse it when a filesystem is given.
+    ``path`` is absolute, or ``bucket/key`` in a store.
     """
 
-    filesystem: fs.FileSystem
     path: str
-    is_s3: bool = False
+    store: Store | None = None
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the place lies in a store."""
+        return self.store is not None
 
     @property
     def uri(self) -> str:
@@ -63,10 +75,15 @@ class Location:
         """The path on this machine, ``None`` in a store."""
         return None if self.is_s3 else Path(self.path)
 
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
     def join(self, *parts: str) -> Location:
         """The file or folder below this one."""
         path = "/".join([self.path.rstrip("/"), *(part.strip("/") for part in parts)])
-        return Location(self.filesystem, path, self.is_s3)
+        return Location(path, self.store)
 
     def read_bytes(self, offset: int = 0, length: int | None = None) -> bytes:
         """The file's content, or ``length`` bytes of it from ``offset``.
@@ -74,9 +91,34 @@ class Location:
         Raises:
             QdmrError: the file is missing, unreadable or ends before ``offset + length``.
         """
-        if self.is_s3:
-            return self._call("read", lambda store: self._read_object(store, offset, length))
-        return self._call("read", lambda disk: self._read_file(disk, offset, length))
+        data, size = self.read_piece(offset, length)
+        if length is not None and len(data) != length:
+            raise QdmrError(
+                f"{self.uri}: ends at byte {size} instead of {offset + length}; "
+                "the file is damaged, write it again"
+            )
+        return data
+
+    def read_piece(self, offset: int, length: int | None = None) -> tuple[bytes, int]:
+        """``length`` bytes from ``offset``, fewer where the file ends, and the file's size.
+
+        In a store that is one request.
+
+        Raises:
+            QdmrError: the file is missing or unreadable.
+        """
+
+        def read_file() -> tuple[bytes, int]:
+            with open(self.path, "rb") as file:
+                file.seek(offset)
+                data = file.read(-1 if length is None else length)
+                return data, os.fstat(file.fileno()).st_size
+
+        def read_object(bucket: S3Store, key: str) -> tuple[bytes, int]:
+            end = None if length is None else offset + length
+            return _read_object(bucket, key, offset, end)
+
+        return self._do("read", read_file, read_object)
 
     def write_bytes_atomic(self, data: bytes | memoryview) -> None:
         """Writes the file completely or not at all, making the folders above it.
@@ -84,155 +126,199 @@ class Location:
         Raises:
             QdmrError: the disk is full or the place is not writable.
         """
-        if self.is_s3:
-            self._write_object(data)
-            return
-        self._call("written", lambda _: Path(self.path).parent.mkdir(parents=True, exist_ok=True))
-        write_file_atomic(Path(self.path), data)
+        # Buffers of pyarrow would be taken for iterables of their bytes.
+        view = memoryview(data).cast("B")
+
+        def write_file() -> None:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            write_file_atomic(Path(self.path), data)
+
+        def write_object(bucket: S3Store, key: str) -> None:
+            # An object becomes visible when its upload is complete, never before.
+            obstore.put(
+                bucket,
+                key,
+                view,
+                use_multipart=view.nbytes > LARGEST_SINGLE_REQUEST,
+                chunk_size=LARGEST_SINGLE_REQUEST,
+                max_concurrency=_PARTS_AT_A_TIME,
+            )
+
+        self._do("written", write_file, write_object, uploading=view.nbytes > _SMALL)
+
+    def create(self, data: bytes) -> bool:
+        """Writes a small file unless there is one already; whether it did.
+
+        Only one of several processes that try at once does, if their ``data`` differ.
+
+        Raises:
+            QdmrError: the place is not writable.
+        """
+        attempts = 0
+
+        def create_file() -> bool:
+            path = Path(self.path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
+            try:
+                with os.fdopen(descriptor, "wb") as made:
+                    made.write(data)
+                # A link, unlike a rename, fails where there is a file; and nobody sees half of it.
+                os.link(name, path)
+            except FileExistsError:
+                return False
+            finally:
+                os.unlink(name)
+            return True
+
+        def create_object(bucket: S3Store, key: str) -> bool:
+            nonlocal attempts
+            attempts += 1
+            try:
+                obstore.put(bucket, key, data, mode="create")
+            except AlreadyExistsError:
+                # The answer to an attempt before may have been lost, and the object be ours.
+                return attempts > 1 and obstore.get(bucket, key).bytes().to_bytes() == data
+            except BaseError as error:
+                if Failure.of(error).status != _NOT_IMPLEMENTED:
+                    raise
+                # A store without conditional writes leaves a gap of one request.
+                if _object_size(bucket, key) is not None:
+                    return False
+                obstore.put(bucket, key, data)
+            return True
+
+        return self._do("written", create_file, create_object)
 
     def exists(self) -> bool:
         """Whether there is a file or folder here."""
-        info = self._call("read", lambda files: files.get_file_info(self.path))
-        return info.type != fs.FileType.NotFound
+        if self.size() is not None:
+            return True
+        # A folder of a store exists by what lies in it.
+        is_folder = self._do("read", lambda: os.path.isdir(self.path), lambda *_: False)
+        return is_folder or bool(self._entries())
 
     def size(self) -> int | None:
         """Bytes of the file, ``None`` when there is no file."""
-        info = self._call("read", lambda files: files.get_file_info(self.path))
-        return info.size if info.type == fs.FileType.File else None
+        return self._do("read", lambda: _file_size(self.path), _object_size)
 
     def list(self) -> list[Location]:
         """What lies directly in this folder, sorted by name; empty when there is no folder."""
-        return [
-            Location(self.filesystem, info.path, self.is_s3)
-            for info in sorted(self._listing(), key=lambda info: info.path)
-        ]
+        return [self.join(name) for name in sorted(self._entries())]
 
     def file_sizes(self) -> dict[str, int]:
         """Bytes of each file directly in this folder, by name, with one listing for all."""
-        return {
-            info.base_name: info.size for info in self._listing() if info.type == fs.FileType.File
-        }
+        return {name: size for name, size in self._entries().items() if size is not None}
+
+    def _entries(self) -> dict[str, int | None]:
+        """What lies directly in this folder: bytes of files, None for folders."""
+        return self._do("listed", lambda: _files_in(self.path), _objects_in)
 
     def delete(self) -> None:
         """Removes the file, or the folder with everything in it; nothing there is fine."""
-        self._call("deleted", self._delete)
 
-    @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.path.rstrip("/").rsplit("/", 1)[-1]
+        def delete_local() -> None:
+            path = Path(self.path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
-    def _listing(self) -> Sequence[fs.FileInfo]:
-        folder = fs.FileSelector(self.path, allow_not_found=True)
-        return self._call("listed", lambda files: files.get_file_info(folder))
+        def delete_objects(bucket: S3Store, key: str) -> None:
+            if _object_size(bucket, key) is not None:
+                obstore.delete(bucket, key)
+                return
+            for chunk in obstore.list(bucket, key or None):
+                obstore.delete(bucket, [item["path"] for item in chunk])
 
-    def _read_file(self, disk: fs.FileSystem, offset: int, length: int | None) -> bytes:
-        with disk.open_input_file(self.path) as file:
-            if length is None:
-                file.seek(offset)
-                return file.read()
-            data = file.read_at(length, offset)
-        if len(data) != length:
-            raise self._ends_early(offset + len(data), offset + length)
-        return data
+        self._do("deleted", delete_local, delete_objects)
 
-    def _read_object(self, store: fs.FileSystem, offset: int, length: int | None) -> bytes:
-        with store.open_input_file(self.path) as file:
-            size = file.size()
-            end = max(size, offset) if length is None else offset + length
-            if end > max(size, offset):
-                raise self._ends_early(size, end)
-            return _read_exactly(file, offset, end - offset)
-
-    def _ends_early(self, end: int, wanted: int) -> QdmrError:
-        return QdmrError(
-            f"{self.uri}: ends at byte {end} instead of {wanted}; "
-            "the file is damaged, write it again"
-        )
-
-    def _write_object(self, data: bytes | memoryview) -> None:
-        # An object becomes visible when its upload is complete, never before.
-        def write(store: fs.FileSystem) -> None:
-            with store.open_output_stream(self.path) as stream:
-                stream.write(data)
-
-        if memoryview(data).nbytes <= LARGEST_SINGLE_REQUEST:
-            self._call("written", write)
-            return
-        store = self.filesystem
-        if isinstance(store, S3Store) and not has_answered(store.address):
-            # The AWS library's own attempts would tell of a wrong address minutes later.
-            self._call("written", lambda files: files.get_file_info(self.path))
-        self._call("written", write, in_parts=True)
-
-    def _delete(self, files: fs.FileSystem) -> None:
-        kind = files.get_file_info(self.path).type
-        if kind == fs.FileType.Directory:
-            files.delete_dir(self.path)
-        elif kind == fs.FileType.File:
-            files.delete_file(self.path)
-
-    def _call(
-        self, what: str, operation: Callable[[fs.FileSystem], T], *, in_parts: bool = False
+    def _do(
+        self,
+        what: str,
+        on_disk: Callable[[], T],
+        in_store: Callable[[S3Store, str], T],
+        *,
+        uploading: bool = False,
     ) -> T:
-        """The result of ``operation``; its errors name this place and say what to do."""
-        store = self.filesystem
-        if not isinstance(store, S3Store):
+        """The result of the operation for this place; its errors name the place and say what to do.
+
+        ``what`` is the participle of what was wanted: read, written, listed, deleted.
+        """
+        if self.store is None:
             try:
-                return operation(store)
-            except (OSError, pa.ArrowException) as error:
+                return on_disk()
+            except OSError as error:
                 raise disk_error(self.uri, what, error) from error
-        files = store.uploading_in_parts() if in_parts else store.trying_once()
+        name, _, key = self.path.partition("/")
+        bucket = self.store.bucket(name, uploading=uploading)
         try:
-            return persistently(lambda: operation(files), address=store.address)
-        except (OSError, pa.ArrowException) as error:
-            if isinstance(error, FileNotFoundError) and self._bucket_is_missing(files):
-                raise no_bucket(self.uri, store.address) from error
-            explained = store_error(self.uri, what, store.address, error)
-            raise explained or disk_error(self.uri, what, error) from error
-
-    def _bucket_is_missing(self, store: fs.FileSystem) -> bool:
-        bucket = self.path.split("/")[0]
-        try:
-            return store.get_file_info(bucket).type == fs.FileType.NotFound
-        except (OSError, pa.ArrowException):
-            # Whoever may read an object need not be allowed to look at its bucket.
-            return False
+            return persistently(lambda: in_store(bucket, key), self.store.address)
+        except STORE_ERRORS as error:
+            raise store_error(self.uri, what, self.store.address, error) from error
 
 
-class ObjectReader:
-    """Pieces of one object of a store; its size is asked for once, a piece is one request.
+def _read_object(bucket: S3Store, key: str, start: int, end: int | None) -> tuple[bytes, int]:
+    """The bytes from ``start`` to ``end`` or the object's end, and the object's size."""
+    if start == end:
+        return b"", obstore.head(bucket, key)["size"]
+    wanted: obstore.OffsetRange | tuple[int, int] = (
+        {"offset": start} if end is None else (start, end)
+    )
+    try:
+        # A range even for the whole: its answer says how large the object is, which tells a body
+        # that a proxy has cut from one that is complete.
+        result = obstore.get(bucket, key, options={"range": wanted})
+    except BaseError as error:
+        # Nothing lies in the range, or the object is empty, which some stores send as a whole.
+        is_whole = "non-partial response" in str(error)
+        if Failure.of(error).status != _RANGE_REFUSED and not is_whole:
+            raise
+        size = obstore.head(bucket, key)["size"]
+        if start < size:
+            raise
+        return b"", size
+    size = result.meta["size"]
+    data = result.bytes().to_bytes()
+    if len(data) != (size if end is None else min(end, size)) - start:
+        raise ShortAnswer(f"{len(data)} bytes arrived of {size}")
+    return data, size
 
-    Unlike ``Location.read_bytes`` it does not notice a piece that arrives short (pyarrow fills it
-    up with junk): for readers who compare checksums. Safe for use by several threads.
-    """
 
-    def __init__(self, location: Location) -> None:
-        self._location = location
-        self._file: pa.NativeFile | None = None
+def _object_size(bucket: S3Store, key: str) -> int | None:
+    try:
+        return obstore.head(bucket, key)["size"] if key else None
+    except FileNotFoundError:
+        return None
 
-    def size(self) -> int:
-        """Bytes of the object.
 
-        Raises:
-            QdmrError: as ``Location.read_bytes``.
-        """
-        return self._location._call("read", lambda store: self._opened(store).size())
+def _objects_in(bucket: S3Store, key: str) -> dict[str, int | None]:
+    try:
+        listing = obstore.list_with_delimiter(bucket, key or None)
+    except BaseError as error:
+        if Failure.of(error).code == "NoSuchBucket":
+            return {}
+        raise
+    found: dict[str, int | None] = dict.fromkeys(listing["common_prefixes"])
+    found |= {item["path"]: item["size"] for item in listing["objects"]}
+    # A marker of an empty folder, which consoles make, has the folder's own name.
+    found.pop(key, None)
+    return {path.rstrip("/").rsplit("/", 1)[-1]: size for path, size in found.items()}
 
-    def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes from ``offset``; fewer where the object ends.
 
-        Raises:
-            QdmrError: as ``Location.read_bytes``.
-        """
-        return self._location._call(
-            "read", lambda store: self._opened(store).read_at(length, offset)
-        )
+def _file_size(path: str) -> int | None:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
-    def _opened(self, store: fs.FileSystem) -> pa.NativeFile:
-        if self._file is None:
-            self._file = store.open_input_file(self._location.path)
-        return self._file
+
+def _files_in(path: str) -> dict[str, int | None]:
+    try:
+        return {name: _file_size(os.path.join(path, name)) for name in os.listdir(path)}
+    except FileNotFoundError:
+        return {}
 
 
 def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
@@ -249,16 +335,14 @@ def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
         path = text[len(S3_SCHEME) :].strip("/")
         if not path:
             raise QdmrError(f"{text}: names no bucket; write s3://bucket/path")
-        return Location(
-            s3_store(endpoint or os.environ.get(ENDPOINT_VARIABLE), _region()), path, is_s3=True
-        )
+        return Location(path, Store(endpoint or os.environ.get(ENDPOINT_VARIABLE), _region()))
     if text.startswith("file://"):
         text = text[len("file://") :]
     if "://" in text:
         raise QdmrError(f"{text}: unknown kind of storage; use a local path or s3://bucket/path")
     if not text:
         raise QdmrError("the path of a file or folder is empty; name one")
-    return Location(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+    return Location(os.path.abspath(os.path.expanduser(text)))
 
 
 def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -283,39 +367,19 @@ def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _read_exactly(file: pa.NativeFile, offset: int, length: int) -> bytes:
-    """``length`` bytes of an object that has them.
-
-    pyarrow (26) takes a body shorter than asked for the whole and leaves the rest of the memory
-    as it was. So the last byte is marked: where the mark is still there afterwards, the byte
-    never came, or it happens to be the same; another mark settles that.
-    """
-    if not length:
-        return b""
-    data = bytearray(length)
-    for mark in (b"\xa5", b"\x5a"):
-        data[-1:] = mark
-        file.seek(offset)
-        if file.readinto(data) == length and not data.endswith(mark):
-            return bytes(data)
-    raise ShortAnswer(f"fewer than {length} bytes arrived")
-
-
 def _region() -> str | None:
     return next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
 
 
-def disk_error(uri: str, what: str, error: Exception) -> QdmrError:
+def disk_error(uri: str, what: str, error: OSError) -> QdmrError:
     """One line that names the file and what to do, from an error of the system.
 
     ``what`` is the participle of what was wanted: read, written, listed, deleted.
     """
-    number = getattr(error, "errno", None)
-    if number in _FULL_DISK:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return QdmrError(f"{uri}: the disk is full; free space there or choose another folder")
-    if number in (errno.ENOENT, errno.ENOTDIR) or isinstance(error, FileNotFoundError):
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return QdmrError(f"{uri}: no such file or folder; check the path")
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return QdmrError(f"{uri}: no permission, it cannot be {what}; choose another folder")
-    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-    return QdmrError(f"{uri}: cannot be {what} ({reason})")
+    return QdmrError(f"{uri}: cannot be {what} ({error.strerror or error})")

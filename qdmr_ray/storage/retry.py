@@ -1,9 +1,7 @@
 """Patience with an S3-compatible store: what is tried again, for how long, and what is said.
 
-    store = s3_store("http://minio:9000", None)
-    info = persistently(
-        lambda: store.trying_once().get_file_info("bucket/key"), address=store.address
-    )
+    store = Store("http://minio:9000", None)
+    size = persistently(lambda: obstore.head(store.bucket("photos"), "key")["size"], store.address)
 
 A store that worked before is given two minutes, so that its hiccups don't end a training run; an
 address that never answered is given a third of a minute, so that a wrong one is told soon.
@@ -12,17 +10,24 @@ address that never answered is given a third of a minute, so that a wrong one is
 from __future__ import annotations
 
 import logging
+import os
 import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
-from pyarrow import fs
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 
 from qdmr_ray.errors import QdmrError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,127 +45,121 @@ LONGEST_PAUSE_SECONDS = 5.0
 # Shorter failures are nobody's concern; longer ones explain why a run stands still.
 _WARN_AFTER_SECONDS = 5.0
 
-# pyarrow sends less than 10 MiB in one request when it may open late (measured with 21 and 26).
-LARGEST_SINGLE_REQUEST = 8 << 20
-# Bounds the handshake of https too. The library's own 1 s is little for a crowded network.
+# The handshake of https is part of connecting.
 _CONNECT_SECONDS = 5.0
-# On Linux: seconds without a byte. The library's own 3 are too few for a store under load.
+# Seconds without a byte; they count from the request to the answer, and between bytes of it.
 _ANSWER_SECONDS = 15.0
-# The store answers when a part of 10 MiB, or the object made of all parts, is on its disks.
-_UPLOAD_ANSWER_SECONDS = 30.0
-# Pauses between n attempts grow as 1, 2, 4, 8, 16, 20, 20, ... s, each times a random number from
-# 0 to 1: 3.5 s together on average for 4, 105 s for 15 (under 60 s once in 100 times).
+# An upload's answer comes after all bytes were sent, perhaps over a slow line.
+_UPLOAD_ANSWER_SECONDS = 120.0
+# A part of an upload that fails is no reason yet to send all others again.
 _PART_ATTEMPTS = 4
-_PATIENT_ATTEMPTS = 15
 # S3-compatible stores ignore the region, but a signature needs one.
 _DEFAULT_REGION = "us-east-1"
+# A run may outlast a session's credentials; botocore renews them 10 to 15 minutes before the end.
+_CREDENTIALS_TTL = timedelta(minutes=5)
 
-# How pyarrow words an error of the AWS library. An error without a document, such as any answer
-# to HEAD, has no name.
-_AWS_ERROR = re.compile(
-    r"AWS Error (?P<name>UNKNOWN|\[code \d+\]|[A-Z0-9_]+)(?: \(HTTP status (?P<status>\d+)\))?"
-    r" during \w+ operation: (?:curlCode: (?P<curl>\d+), )?(?P<text>.*)"
-)
-# What follows the reason: curl's details and the store's number of the request.
-_TRIMMINGS = re.compile(r"; Details: .*| \(Request ID: .*")
-_TRANSIENT_NAMES = {
-    "NETWORK_CONNECTION",
-    "SLOW_DOWN",
-    "THROTTLING",
-    "REQUEST_TIMEOUT",
-    "INTERNAL_FAILURE",
-    "SERVICE_UNAVAILABLE",
+STORE_ERRORS = (BaseError, FileNotFoundError)
+# obstore has a type for few answers only; the others are in its text. A HEAD has no document.
+_STATUS = re.compile(r"status code: (\d{3})")
+_DOCUMENT = re.compile(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", re.DOTALL)
+# The cause of a broken connection, as Rust prints it below the message.
+_CAUSE = re.compile(r'(?:message|error): "([^"]+)"|InvalidCertificate\(\s*([^}]*?)[\s,)]*\n\s+}')
+_REDIRECT = "Received redirect without LOCATION"
+_TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
+# These come with statuses of lasting failures.
+_TRANSIENT_CODES = {
+    "RequestTimeout",
+    "SlowDown",
+    "InternalError",
     # The upload was lost with the answer to its end, or with a server; it starts anew.
-    "NO_SUCH_UPLOAD",
+    "NoSuchUpload",
 }
-_TRANSIENT_STATUSES = {"408", "429", "500", "502", "503", "504"}
-# curl.se/libcurl/c/libcurl-errors.html: the other side's certificate, or ours to judge it by.
-_CERTIFICATE_CURL_CODES = {"51", "58", "60", "77", "83"}
-# Deleting many objects is one request, and each that failed is listed in this text.
-_DELETE_ERRORS = re.compile(r"Got the following \d+ errors when deleting objects.*\s+- (.*)")
-_CREDENTIAL_NAMES = {
-    "INVALID_ACCESS_KEY_ID",
-    "INVALID_CLIENT_TOKEN_ID",
-    "INVALID_SIGNATURE",
-    "INCOMPLETE_SIGNATURE",
-    "MISSING_AUTHENTICATION_TOKEN",
-    "SIGNATURE_DOES_NOT_MATCH",
-    "UNRECOGNIZED_CLIENT",
+_CREDENTIAL_CODES = {
+    "ExpiredToken",
+    "IncompleteSignature",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "MissingAuthenticationToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+    "UnrecognizedClientException",
 }
-_CREDENTIAL_TEXTS = re.compile(r"ExpiredToken|InvalidToken|TokenRefreshRequired")
 _CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile or the instance's role"
 
 _answered: set[str] = set()
 
 
-class S3Store(fs.S3FileSystem):
-    """A store as pyarrow and Ray get it: the AWS library itself tries each request for a while.
+@dataclass(frozen=True)
+class Store:
+    """An S3-compatible store; ``endpoint`` is None for Amazon's own."""
 
-    Ray Train copies checkpoints through it, out of reach of ``persistently``. ``Location`` does
-    its own trying and uses the two others, which belong to the same store.
-    """
-
-    def __init__(self, endpoint: str | None, region: str | None) -> None:
-        options = _s3_options(endpoint, region, _PATIENT_ATTEMPTS, _UPLOAD_ANSWER_SECONDS)
-        super().__init__(**options)
-        self._endpoint = endpoint
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # pyarrow's own forgets the attempts.
-        return s3_store, (self._endpoint, self.region)
+    endpoint: str | None
+    region: str | None
 
     @property
     def address(self) -> str:
         """What messages call the store."""
-        return self._endpoint or f"Amazon S3 ({self.region})"
+        return self.endpoint or f"Amazon S3 ({self.region or _DEFAULT_REGION})"
 
-    def trying_once(self) -> fs.S3FileSystem:
-        """Sends each request once, and up to LARGEST_SINGLE_REQUEST bytes in one request."""
-        return _s3_trying_once(self._endpoint, self.region)
+    def bucket(self, name: str, *, uploading: bool = False) -> S3Store:
+        """The bucket, opened once for each process; each request is sent once.
 
-    def uploading_in_parts(self) -> fs.S3FileSystem:
-        """For objects of more bytes: a part that fails is not yet a reason to send all again."""
-        return _s3_uploading_in_parts(self._endpoint, self.region)
-
-
-@lru_cache(maxsize=8)
-def s3_store(endpoint: str | None, region: str | None) -> S3Store:
-    """The store at ``endpoint`` (None: Amazon's own), one object for each process."""
-    return S3Store(endpoint, region)
+        ``uploading``: for large objects, with time for slow lines and several attempts at a part.
+        """
+        return _bucket(self, name, uploading)
 
 
-@lru_cache(maxsize=8)
-def _s3_trying_once(endpoint: str | None, region: str | None) -> fs.S3FileSystem:
-    options = _s3_options(endpoint, region, 1, _ANSWER_SECONDS)
-    try:
-        return fs.S3FileSystem(**options, allow_delayed_open=True)
-    except TypeError:
-        return fs.S3FileSystem(**options)  # pyarrow before 21: three requests for each object
-
-
-@lru_cache(maxsize=8)
-def _s3_uploading_in_parts(endpoint: str | None, region: str | None) -> fs.S3FileSystem:
-    # Opened late, an upload whose first request fails leaves an empty object behind (pyarrow 26).
-    return fs.S3FileSystem(**_s3_options(endpoint, region, _PART_ATTEMPTS, _UPLOAD_ANSWER_SECONDS))
-
-
-def _s3_options(
-    endpoint: str | None, region: str | None, attempts: int, answer_seconds: float
-) -> dict[str, Any]:
-    return {
-        "endpoint_override": endpoint,
-        "region": region if endpoint is None else region or _DEFAULT_REGION,
-        "connect_timeout": _CONNECT_SECONDS,
-        "request_timeout": answer_seconds,
-        "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+@lru_cache(maxsize=32)
+def _bucket(store: Store, name: str, uploading: bool) -> S3Store:
+    seconds = _UPLOAD_ANSWER_SECONDS if uploading else _ANSWER_SECONDS
+    options: ClientConfig = {
+        "allow_http": True,
+        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+        "read_timeout": timedelta(seconds=seconds),
+        # Of a whole request: an object of many gigabytes may take long.
+        "timeout": timedelta(days=1),
     }
+    authority = os.environ.get("AWS_CA_BUNDLE")
+    if authority:
+        options["root_certificate"] = Path(authority).read_bytes()
+    config: dict[str, Any] = {
+        "region": store.region or _DEFAULT_REGION,
+        "virtual_hosted_style_request": store.endpoint is None and "." not in name,
+        # Not every compatible store deletes many objects in one request.
+        "disable_bulk_delete": True,
+    }
+    if store.endpoint is not None:
+        config["endpoint"] = store.endpoint
+    if not os.environ.get("AWS_ACCESS_KEY_ID"):
+        config |= _from_aws_chain(store.region)
+    attempts = _PART_ATTEMPTS if uploading else 1
+    return S3Store(
+        name, client_options=options, retry_config={"max_retries": attempts - 1}, **config
+    )
 
 
-class ShortAnswer(OSError):  # noqa: N818
+def _from_aws_chain(region: str | None) -> dict[str, Any]:
+    """Credentials and region of a profile, an SSO session, a web identity or the instance's role.
+
+    Without any, requests are not signed: public data can be read.
+    """
+    # Imported here: it takes half a second, and most runs have keys in the environment.
+    import boto3
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3.Session()
+    found: dict[str, Any] = {"region": region or session.region_name or _DEFAULT_REGION}
+    if session.get_credentials() is None:
+        return found | {"skip_signature": True}
+    return found | {"credential_provider": Boto3CredentialProvider(session, ttl=_CREDENTIALS_TTL)}
+
+
+class ShortAnswer(BaseError):  # noqa: N818
     """The store sent fewer bytes than the object has."""
 
 
-class PatienceEnded(OSError):  # noqa: N818
+class PatienceEnded(BaseError):  # noqa: N818
     """A store kept failing for ``seconds``; ``before``: it had answered this process before."""
 
     def __init__(self, reason: str, seconds: float, before: bool) -> None:
@@ -168,66 +167,77 @@ class PatienceEnded(OSError):  # noqa: N818
         self.reason, self.seconds, self.before = reason, seconds, before
 
 
-def has_answered(address: str) -> bool:
-    """Whether the store at ``address`` has done anything for this process."""
-    return address in _answered
-
-
-def persistently(operation: Callable[[], T], *, address: str) -> T:
+def persistently(operation: Callable[[], T], address: str) -> T:
     """What ``operation`` returns; after a passing failure it is called again, from the start.
 
     Raises:
         PatienceEnded: it kept failing.
-        OSError, pa.ArrowException: what ``operation`` raised, when trying again cannot help.
+        BaseError, FileNotFoundError: obstore's, when trying again cannot help.
     """
     started = monotonic()
     attempts, warned = 0, False
     while True:
         try:
             result = operation()
-        except FileNotFoundError:
-            _answered.add(address)  # "there is no such file" is an answer too
-            raise
-        except (OSError, pa.ArrowException) as error:
-            if not is_transient(error):
+        except STORE_ERRORS as error:
+            failure = Failure.of(error)
+            if not failure.is_transient:
+                if isinstance(error, FileNotFoundError):
+                    _answered.add(address)  # "there is no such file" is an answer too
                 raise
-            failure = error
+            cause = error
         else:
             _answered.add(address)
             return result
         attempts += 1
-        spent, before = monotonic() - started, has_answered(address)
+        spent, before = monotonic() - started, address in _answered
         left = (PATIENCE_SECONDS if before else FIRST_CONTACT_SECONDS) - spent
         if left <= 0 and (not before or attempts >= LEAST_ATTEMPTS):
-            raise PatienceEnded(_reason(failure), spent, before) from failure
+            raise PatienceEnded(failure.reason, spent, before) from cause
         if spent >= _WARN_AFTER_SECONDS and not warned:
             warned = True
-            _log.warning("%s fails (%s); trying again for %.0f s", address, _reason(failure), left)
-        pause = random.uniform(0, _longest_pause(attempts))
+            _log.warning("%s fails (%s); trying again for %.0f s", address, failure.reason, left)
+        # The exponent is bounded since 2.0 ** 1024 is an error.
+        bound = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(attempts - 1, 64))
+        pause = random.uniform(0, bound)
         # The last attempt comes when patience ends, not a pause earlier.
         sleep(min(pause, left) if left > 0 else pause)
 
 
-def _longest_pause(attempts: int) -> float:
-    # The exponent is bounded since 2.0 ** 1024 is an error.
-    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(attempts - 1, 64))
+@dataclass(frozen=True)
+class Failure:
+    """What an error of obstore tells: the answer's HTTP status and S3 code, if one came."""
+
+    status: int | None
+    code: str
+    reason: str
+    is_transient: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Reads obstore's text, the only place where it keeps status and code."""
+        message, _, details = str(error).partition("\n\nDebug source:")
+        answer, document = _STATUS.search(message), _DOCUMENT.search(message)
+        status = int(answer[1]) if answer else None
+        code = document[1] if document else ""
+        if document is not None:
+            reason = f"{code}: {document[2]}"
+        elif status is not None:
+            reason = f"HTTP status {status}"
+        else:
+            causes = [match[1] or match[2] for match in _CAUSE.finditer(details)]
+            timeout = ["timeout"] if "TimedOut" in details else []
+            reason = " ".join([*causes, *timeout, message.rpartition(" - ")[2]][0].split())
+        if status is None and code not in _TRANSIENT_CODES:
+            lasting = ("InvalidCertificate", "BadScheme", _REDIRECT)
+            passing = not any(sign in str(error) for sign in lasting)
+        else:
+            passing = status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
+        return cls(status, code, reason, passing)
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later; False for every error that is not known."""
-    if isinstance(error, ShortAnswer):
-        return True
-    found = _AWS_ERROR.search(str(error))
-    if found is None:
-        text = str(error)
-        return _DELETE_ERRORS.search(text) is not None and "Access Denied" not in text
-    if found["curl"] in _CERTIFICATE_CURL_CODES:
-        return False
-    return found["name"] in _TRANSIENT_NAMES or found["status"] in _TRANSIENT_STATUSES
-
-
-def store_error(uri: str, what: str, address: str, error: Exception) -> QdmrError | None:
-    """One line that says what to do about an error of a store; None for any other error.
+def store_error(uri: str, what: str, address: str, error: Exception) -> QdmrError:
+    """One line that says what to do about an error of a store.
 
     ``what`` is the participle of what was wanted: read, written, listed, deleted.
     """
@@ -241,48 +251,27 @@ def store_error(uri: str, what: str, address: str, error: Exception) -> QdmrErro
             f"{uri}: cannot be {what}, {address} gave no usable answer for {error.seconds:.0f} s "
             f"({error.reason}); {remedy}"
         )
-    found = _AWS_ERROR.search(str(error))
-    if found is None:
-        failed = _DELETE_ERRORS.search(str(error))
-        return QdmrError(f"{uri}: cannot be {what} ({failed[1]})") if failed else None
-    name, status, reason = found["name"], found["status"], _reason(error)
-    if name == "NO_SUCH_BUCKET":
-        return no_bucket(uri, address)
-    if name in _CREDENTIAL_NAMES or _CREDENTIAL_TEXTS.search(found["text"]):
+    failure = Failure.of(error)
+    reason = failure.reason
+    if failure.code == "NoSuchBucket":
+        bucket = uri.split("/")[2]
+        return QdmrError(f"{uri}: {address} has no bucket {bucket}; create it or check the address")
+    if isinstance(error, FileNotFoundError):
+        return QdmrError(f"{uri}: no such file or folder; check the path")
+    if failure.code in _CREDENTIAL_CODES:
         return QdmrError(f"{uri}: {address} refuses the credentials ({reason}); set {_CREDENTIALS}")
-    if name == "ACCESS_DENIED" or status in ("401", "403"):
+    if failure.code == "RequestTimeTooSkewed":
+        return QdmrError(f"{uri}: cannot be {what} ({reason}); set this machine's clock")
+    if failure.status in (401, 403):
         return QdmrError(
             f"{uri}: access denied by {address}, it cannot be {what}; check the credentials "
             f"({_CREDENTIALS}) and what they allow"
         )
-    if name == "REQUEST_TIME_TOO_SKEWED":
-        return QdmrError(f"{uri}: cannot be {what} ({reason}); set this machine's clock")
-    if status == "301" or "AuthorizationHeaderMalformed" in found["text"]:
+    if _REDIRECT in str(error) or failure.code == "AuthorizationHeaderMalformed":
         return QdmrError(f"{uri}: the bucket lies in another region; set AWS_REGION to it")
-    if found["curl"] in _CERTIFICATE_CURL_CODES:
+    if "InvalidCertificate" in str(error):
         return QdmrError(
             f"{uri}: the certificate of {address} is not trusted ({reason}); add its authority to "
-            "this machine's certificates"
+            "this machine's certificates, or name its file in AWS_CA_BUNDLE"
         )
     return QdmrError(f"{uri}: {address} refuses that it is {what} ({reason})")
-
-
-def no_bucket(uri: str, address: str) -> QdmrError:
-    """Says that the bucket of ``uri``, an ``s3://`` address, does not exist."""
-    bucket = uri.split("/")[2]
-    return QdmrError(f"{uri}: {address} has no bucket {bucket}; create it or check the address")
-
-
-def _reason(error: Exception) -> str:
-    """The part of a store's error that tells a reader something."""
-    message = " ".join(str(error).split())
-    found = _AWS_ERROR.search(message)
-    if found is None:
-        return message
-    text = _TRIMMINGS.sub("", found["text"])
-    if found["curl"] is not None:
-        return text
-    if found["status"] is not None:
-        document = "" if text.startswith("No response body") else f": {text}"
-        return f"HTTP status {found['status']}{document}"
-    return text if found["name"].startswith("[") else f"{found['name']}: {text}"

@@ -87,7 +87,7 @@ def sweep_run(
     check_run(experiment)
     _check_same(sweep, plan)
     ensure_ray()
-    claims = Claims(sweep.join(CLAIMS_FOLDER), endpoint=endpoint)
+    claims = Claims(sweep.join(CLAIMS_FOLDER))
     claim = claims.acquire(lambda: False, lambda whom: say(f"{whom}, who runs this sweep"))
     assert claim is not None
     with (

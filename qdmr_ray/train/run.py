@@ -77,7 +77,7 @@ def train_run(
     ensure_ray()
     check_cpus(experiment)
     gpu = uses_gpu(experiment)
-    claims = Claims(run.join(CLAIMS_FOLDER), endpoint=endpoint)
+    claims = Claims(run.join(CLAIMS_FOLDER))
     # Two commands of one name, perhaps of two people, would write into each other's checkpoints.
     claim = claims.acquire(lambda: False, lambda whom: say(f"{run.uri}: {whom}, who trains it"))
     assert claim is not None

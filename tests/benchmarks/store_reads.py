@@ -52,7 +52,10 @@ class _Files(http.server.BaseHTTPRequestHandler):
             return
         size = file.stat().st_size
         wanted = self.headers.get("Range")
-        first, last = map(int, wanted[6:].split("-")) if wanted else (0, size - 1)
+        first, last = 0, size - 1
+        if wanted:
+            begin, _, end = wanted.removeprefix("bytes=").partition("-")
+            first, last = int(begin), min(int(end or last), last)
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(last - first + 1))
         self.send_header("ETag", '"x"')

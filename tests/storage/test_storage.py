@@ -8,13 +8,16 @@ import os
 import pickle
 import re
 import socket
+import ssl
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import boto3
-import pyarrow as pa
 import pytest
 from faulty_store import (
     Fault,
@@ -27,10 +30,11 @@ from faulty_store import (
     slow_down,
 )
 from moto.server import ThreadedMotoServer
-from pyarrow import fs
+from obstore.exceptions import GenericError
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location, open_location, retry, write_file_atomic
+from qdmr_ray.storage.location import LARGEST_SINGLE_REQUEST
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +155,8 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
 
 # What follows needs a store that fails, and mostly a clock that doesn't make the tests wait.
 
-# More than one request's worth: three parts of pyarrow's 10 MiB.
+# More than one request's worth: four parts.
 LARGE = bytes(range(256)) * (25 * 4096)
-
-
-OLD_PYARROW = int(pa.__version__.split(".")[0]) < 21
 
 
 class Clock:
@@ -175,7 +176,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(retry, "sleep", clock.sleep)
     monkeypatch.setattr(retry, "monotonic", lambda: clock.now)
-    # The AWS library's pauses between attempts at a part are real: leave them out.
+    # obstore's pauses between attempts at a part are real: leave them out.
     monkeypatch.setattr(retry, "_PART_ATTEMPTS", 1)
     return clock
 
@@ -195,22 +196,19 @@ def put_x(place: Location) -> None:
 OPERATIONS: dict[str, tuple[str, Callable[[Location], object], object]] = {
     "read": ("GET", lambda place: place.join("a").read_bytes(), b"12345"),
     "read a range": ("GET", lambda place: place.join("a").read_bytes(1, 3), b"234"),
-    "look at before reading": ("HEAD", lambda place: place.join("a").read_bytes(), b"12345"),
     "write": ("PUT", put_x, None),
     "exists": ("HEAD", lambda place: place.join("a").exists(), True),
     "size": ("HEAD", lambda place: place.join("a").size(), 5),
     "list": ("GET", lambda place: [found.name for found in place.list()], ["a"]),
     "sizes of all": ("GET", lambda place: place.file_sizes(), {"a": 5}),
     "delete": ("DELETE", lambda place: place.join("a").delete(), None),
-    "delete a folder": ("POST", lambda place: place.delete(), None),
+    "delete a folder": ("DELETE", lambda place: place.delete(), None),
 }
 AFTERWARDS = {
     "write": {"x/a": b"12345", "x/new": b"fresh"},
     "delete": {},
     "delete a folder": {},
 }
-# pyarrow leaves one behind so that deleting a file doesn't make its folder vanish.
-FOLDER_MARKER = "x/"
 ANSWERED = {
     "slow down": slow_down(),
     "internal error": answer(500, "InternalError", "We encountered an internal error."),
@@ -231,13 +229,11 @@ def test_a_passing_failure_is_not_seen(
     method, act, expected = OPERATIONS[operation]
     faulty_store.fail((ANSWERED | NETWORK)[fault], times=2, method=method)
     assert act(place) == expected
-    stored = {name: data for name, data in faulty_store.stored().items() if name != FOLDER_MARKER}
-    assert stored == AFTERWARDS.get(operation, {"x/a": b"12345"})
+    assert faulty_store.stored() == AFTERWARDS.get(operation, {"x/a": b"12345"})
     if fault in ANSWERED:
         assert faulty_store.count(method=method) == 3
         assert len(clock.pauses) == 2
     elif fault == "dropped":
-        # A connection that was used before and closes is tried again by curl itself.
         assert faulty_store.count(method=method) >= 3
 
 
@@ -259,12 +255,27 @@ def test_a_body_shorter_than_the_object_is_fetched_again(
     faulty_store.put("x/a", b"12345")
     faulty_store.fail(Fault(status=206, document=b"12"), times=2, method="GET")
     assert place.join("a").read_bytes() == b"12345"
-    assert len(clock.pauses) == 1
-    # For a sound body whose last byte looks like the mark of one that didn't come.
-    for last in range(256):
-        faulty_store.put("x/b", b"1234" + bytes([last]))
-        assert place.join("b").read_bytes() == b"1234" + bytes([last])
-    assert len(clock.pauses) == 1
+    assert len(clock.pauses) == 2
+
+
+def test_reading_is_one_request(faulty_store: FaultyStore, place: Location) -> None:
+    faulty_store.put("x/a", b"12345")
+    file = place.join("a")
+    assert file.read_piece(1, 3) == (b"234", 5)
+    assert file.read_piece(3, 9) == (b"45", 5)
+    assert file.read_bytes() == b"12345"
+    asked = [(request.method, request.range) for request in faulty_store.requests]
+    assert asked == [("GET", "bytes=1-3"), ("GET", "bytes=3-11"), ("GET", "bytes=0-")]
+
+
+def test_an_empty_object_is_read(faulty_store: FaultyStore, place: Location, clock: Clock) -> None:
+    faulty_store.put("x/a", b"")
+    assert place.join("a").read_bytes() == b""
+    assert place.join("a").size() == 0
+    # Some stores send an empty object as a whole, whatever range is asked for.
+    faulty_store.fail(Fault(status=200), times=1, method="GET")
+    assert place.join("a").read_bytes() == b""
+    assert clock.pauses == []
 
 
 def test_a_short_object_is_told_at_once(
@@ -300,11 +311,10 @@ def test_what_is_written_by_many_while_every_third_request_fails_is_whole(
     assert faulty_store.stored() == {f"x/{name}": data for name, data in contents.items()}
 
 
-@pytest.mark.skipif(OLD_PYARROW, reason="pyarrow before 21 takes three requests for it")
 def test_a_small_object_is_one_request(
     faulty_store: FaultyStore, place: Location, clock: Clock
 ) -> None:
-    place.join("a").write_bytes_atomic(memoryview(LARGE)[: retry.LARGEST_SINGLE_REQUEST])
+    place.join("a").write_bytes_atomic(memoryview(LARGE)[:LARGEST_SINGLE_REQUEST])
     assert [(request.method, request.query) for request in faulty_store.requests] == [("PUT", "")]
 
 
@@ -356,28 +366,29 @@ def test_parts_are_tried_again_one_by_one(faulty_store: FaultyStore, place: Loca
     place.join("a").write_bytes_atomic(LARGE)
     assert faulty_store.stored() == {"x/a": LARGE}
     assert faulty_store.count(path=r"\?uploads") == 1
-    assert faulty_store.count(method="PUT") == 4
+    assert faulty_store.count(method="PUT") == 5
 
 
 def test_deleting_many_goes_on_where_some_failed(
     faulty_store: FaultyStore, place: Location, clock: Clock
 ) -> None:
-    for name in ("a", "b"):
-        faulty_store.put(f"x/{name}", b"1")
-    document = (
-        b'<?xml version="1.0"?><DeleteResult><Error><Key>x/a</Key><Code>%s</Code>'
-        b"<Message>%s</Message></Error></DeleteResult>"
-    )
-    refusal = Fault(status=200, document=document % (b"AccessDenied", b"Access Denied"))
-    faulty_store.fail(refusal, times=1, method="POST")
-    with pytest.raises(QdmrError, match=r"x: cannot be deleted \(key 'x/a': Access Denied\)$"):
-        place.delete()
-    assert clock.pauses == []
-    hiccup = Fault(status=200, document=document % (b"SlowDown", b"Please reduce your rate."))
-    faulty_store.fail(hiccup, times=2, method="POST")
+    for number in range(20):
+        faulty_store.put(f"x/{number}", b"1")
+    faulty_store.fail(slow_down(), times=2, method="DELETE")
     place.delete()
     assert faulty_store.stored() == {}
-    assert len(clock.pauses) == 2
+    assert 1 <= len(clock.pauses) <= 2
+
+
+def test_deleting_what_may_not_be_deleted_is_told(
+    faulty_store: FaultyStore, place: Location, clock: Clock
+) -> None:
+    for name in ("a", "b"):
+        faulty_store.put(f"x/{name}", b"1")
+    faulty_store.fail(answer(403, "AccessDenied", "Access Denied"), method="DELETE")
+    with pytest.raises(QdmrError, match=r"x: access denied .* it cannot be deleted"):
+        place.delete()
+    assert clock.pauses == []
 
 
 CHECK = (
@@ -392,16 +403,15 @@ LASTING = {
     ),
     "unknown key": (
         answer(403, "InvalidAccessKeyId", "No such key."),
-        f"ADDRESS refuses the credentials (INVALID_ACCESS_KEY_ID: No such key.); {SET}",
+        f"ADDRESS refuses the credentials (InvalidAccessKeyId: No such key.); {SET}",
     ),
     "wrong secret": (
         answer(403, "SignatureDoesNotMatch", "Check your key."),
-        f"ADDRESS refuses the credentials (SIGNATURE_DOES_NOT_MATCH: Check your key.); {SET}",
+        f"ADDRESS refuses the credentials (SignatureDoesNotMatch: Check your key.); {SET}",
     ),
     "expired": (
         answer(400, "ExpiredToken", "It is too old."),
-        "ADDRESS refuses the credentials (HTTP status 400: Unable to parse ExceptionName: "
-        f"ExpiredToken Message: It is too old.); {SET}",
+        f"ADDRESS refuses the credentials (ExpiredToken: It is too old.); {SET}",
     ),
     "no bucket": (
         answer(404, "NoSuchBucket", "The specified bucket does not exist"),
@@ -409,7 +419,7 @@ LASTING = {
     ),
     "clock": (
         answer(403, "RequestTimeTooSkewed", "Too far."),
-        "cannot be written (REQUEST_TIME_TOO_SKEWED: Too far.); set this machine's clock",
+        "cannot be written (RequestTimeTooSkewed: Too far.); set this machine's clock",
     ),
     "region": (
         answer(301, "PermanentRedirect", "Elsewhere."),
@@ -417,8 +427,7 @@ LASTING = {
     ),
     "invalid": (
         answer(400, "InvalidArgument", "Not so."),
-        "ADDRESS refuses that it is written (HTTP status 400: Unable to parse ExceptionName: "
-        "InvalidArgument Message: Not so.)",
+        "ADDRESS refuses that it is written (InvalidArgument: Not so.)",
     ),
     "not implemented": (
         answer(501),
@@ -484,10 +493,9 @@ def test_an_address_that_never_answered_is_given_up_soon(clock: Clock, data: byt
     file = open_location("s3://photos/a", endpoint=address)
     with pytest.raises(QdmrError) as caught:
         file.write_bytes_atomic(data)
-    # Older versions of curl say couldn't.
-    assert str(caught.value).replace("Couldn't", "Could not") == (
-        f"s3://photos/a: cannot be written, {address} gave no usable answer for 20 s (Could not "
-        "connect to server); check the address (AWS_ENDPOINT_URL or s3_endpoint) and that the "
+    assert str(caught.value) == (
+        f"s3://photos/a: cannot be written, {address} gave no usable answer for 20 s (Connection "
+        "refused); check the address (AWS_ENDPOINT_URL or s3_endpoint) and that the "
         "store runs"
     )
     assert sum(clock.pauses) == pytest.approx(20)
@@ -503,12 +511,12 @@ def test_a_store_that_answered_before_is_waited_for(
         place.join("a").read_bytes()
     assert str(caught.value) == (
         f"{place.uri}/a: cannot be read, {faulty_store.endpoint} gave no usable answer for 120 s "
-        "(HTTP status 503); see that the store works, then start again"
+        "(SlowDown: Please reduce your request rate.); see that the store works, then start again"
     )
     assert sum(clock.pauses) == pytest.approx(120)
     (warning,) = [record for record in caplog.records if record.name == "qdmr_ray.storage.retry"]
-    told = f"{faulty_store.endpoint} fails (HTTP status 503); trying again for "
-    assert warning.getMessage().startswith(told)
+    told = f"{faulty_store.endpoint} fails (SlowDown: Please reduce your request rate.); trying"
+    assert warning.getMessage().startswith(f"{told} again for ")
 
 
 def test_a_missing_file_counts_as_an_answer(
@@ -540,27 +548,37 @@ def test_a_slow_operation_gets_its_attempts_too(clock: Clock) -> None:
     def upload() -> str:
         clock.now += 300
         if next(failures):
-            raise OSError("AWS Error SLOW_DOWN during UploadPart operation: Slowly.")
+            raise GenericError("Server returned non-2xx status code: 503 Service Unavailable: ")
         return "done"
 
     retry._answered.add("somewhere")
     assert retry.persistently(upload, address="somewhere") == "done"
 
 
-def test_certificates_are_no_passing_failure(clock: Clock) -> None:
-    error = OSError(
-        "AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 60, SSL peer "
-        "certificate or SSH remote key was not OK; Details: self-signed certificate"
+def test_an_untrusted_certificate_is_told_at_once(tmp_path: Path, clock: Clock) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run(
+        ["openssl", *made, "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
     )
-    assert not retry.is_transient(error)
-    told = retry.store_error("s3://b/k", "read", "https://minio", error)
-    assert str(told) == (
-        "s3://b/k: the certificate of https://minio is not trusted (SSL peer certificate or SSH "
-        "remote key was not OK); add its authority to this machine's certificates"
-    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"https://localhost:{server.server_port}"
+    with pytest.raises(QdmrError, match=rf"the certificate of {address} is not trusted \(.+\)"):
+        open_location("s3://photos/a", endpoint=address).exists()
+    server.shutdown()
+    server.server_close()
+    assert clock.pauses == []
 
 
-def test_local_failures_are_not_tried_again(tmp_path: Path, clock: Clock) -> None:
+def test_local_failures_are_not_tried_again(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = open_location(tmp_path)
     with pytest.raises(QdmrError, match="no such file"):
         place.join("gone").read_bytes()
@@ -569,15 +587,13 @@ def test_local_failures_are_not_tried_again(tmp_path: Path, clock: Clock) -> Non
         place.join("short").read_bytes(2, 4)
     calls = []
 
-    def broken(path: object) -> fs.FileInfo:
+    def broken(path: object) -> None:
         calls.append(path)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    class BrokenDisk(fs.LocalFileSystem):
-        get_file_info = staticmethod(broken)
-
-    with pytest.raises(QdmrError, match=r"cannot be read \(Input/output error\)"):
-        Location(BrokenDisk(), "/x").exists()
+    monkeypatch.setattr(os, "listdir", broken)
+    with pytest.raises(QdmrError, match=r"cannot be listed \(Input/output error\)"):
+        place.list()
     assert len(calls) == 1
     assert clock.pauses == []
 
@@ -593,14 +609,53 @@ def test_a_location_may_travel_to_another_process(
     assert len(clock.pauses) == 2
 
 
-def test_the_filesystem_that_ray_gets_is_patient_after_its_travel(
-    faulty_store: FaultyStore, place: Location
+CHAINS = {
+    "profile": ({"AWS_PROFILE": "lens"}, "profile-key"),
+    "environment": ({"AWS_ACCESS_KEY_ID": "env-key", "AWS_SECRET_ACCESS_KEY": "x"}, "env-key"),
+    "nothing": ({}, None),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_credentials_come_from_the_aws_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: str
 ) -> None:
-    filesystem = pickle.loads(pickle.dumps(place.filesystem))
-    assert isinstance(filesystem, fs.S3FileSystem)
-    # pyarrow's own would give up after three.
-    faulty_store.fail(slow_down(), times=3)
-    assert filesystem.get_file_info(place.path).type == fs.FileType.NotFound
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    profile = "[lens]\naws_access_key_id = profile-key\naws_secret_access_key = x\n"
+    (tmp_path / "credentials").write_text(profile)
+    (tmp_path / "config").write_text("[profile lens]\nregion = eu-west-3\n")
+    variables, key = CHAINS[chain]
+    found = {"SHARED_CREDENTIALS_FILE": "credentials", "CONFIG_FILE": "config"}
+    for name, file in found.items():
+        monkeypatch.setenv(f"AWS_{name}", str(tmp_path / file))
+    for name, value in {"AWS_EC2_METADATA_DISABLED": "true", **variables}.items():
+        monkeypatch.setenv(name, value)
+    signatures: list[str | None] = []
+
+    class Store(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            signatures.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Store)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = open_location("s3://photos/a", endpoint=f"http://127.0.0.1:{server.server_port}")
+    assert place.size() is None
+    server.shutdown()
+    server.server_close()
+    (signature,) = signatures
+    if key is None:
+        assert signature is None
+    else:
+        assert signature is not None
+        assert f"Credential={key}/" in signature
+        assert ("eu-west-3" in signature) == (chain == "profile")
 
 
 # On the real clock, with nothing replaced.
@@ -631,7 +686,7 @@ def test_a_store_that_answers_after_five_seconds_is_read(
 def test_an_address_where_nothing_listens_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_CONTACT_SECONDS", 1.0)
     begun = time.monotonic()
-    with pytest.raises(QdmrError, match=r"gave no usable answer for 1 s \(Could.* connect"):
+    with pytest.raises(QdmrError, match=r"gave no usable answer for 1 s \(Connection refused"):
         open_location("s3://photos/a", endpoint=free_address()).exists()
     assert time.monotonic() - begun < 5
 
@@ -645,5 +700,5 @@ def test_an_address_that_takes_connections_but_never_answers_is_told_in_time(
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(QdmrError, match=re.escape("(Timeout was reached); check the address")):
+        with pytest.raises(QdmrError, match=re.escape("(timeout); check the address")):
             open_location("s3://photos/a", endpoint=address).exists()

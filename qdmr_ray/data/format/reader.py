@@ -20,7 +20,7 @@ from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
 from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, ImageColumns, SetIndex, set_index
 from qdmr_ray.data.format.manifest import ShardEntry, read_manifest
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.storage import ObjectReader, open_location
+from qdmr_ray.storage import open_location
 
 # A piece that differs from its checksum may have been damaged in transit: it is fetched again.
 _FETCHES = 2
@@ -64,7 +64,6 @@ class RecordReader:
         }
         self._indexes: dict[str, SetIndex] = {}
         self._mapped: dict[str, np.ndarray] = {}
-        self._objects: dict[str, ObjectReader] = {}
         # Which bands have been checked, bool (bands of the set,) by set and kind of image.
         self._checked: dict[tuple[str, bool], np.ndarray] = {}
         self._cache: ShardCache | None = None
@@ -225,15 +224,11 @@ class RecordReader:
         return mapped
 
     def _fetch(self, shard: ShardEntry, offset: int, length: int) -> bytes:
-        reader = self._objects.get(shard.file)
-        if reader is None:
-            reader = ObjectReader(self._location.join(shard.file))
-            size = reader.size()
-            if size != shard.bytes:
-                raise _wrong_size(self._location.join(shard.file).uri, size, shard)
-            # Two threads may both make one: the later is kept, and both work.
-            self._objects[shard.file] = reader
-        return reader.read(offset, length)
+        place = self._location.join(shard.file)
+        data, size = place.read_piece(offset, length)
+        if size != shard.bytes:
+            raise _wrong_size(place.uri, size, shard)
+        return data
 
     def _map(self, shard: ShardEntry, path: Path) -> np.ndarray:
         try:
