@@ -133,12 +133,12 @@ def test_another_network_size_names_a_key_and_both_shapes(saved: Path) -> None:
 
 
 def test_another_kind_of_network_names_keys(saved: Path) -> None:
-    edit_description(saved, lambda d: d.update(kind="qdmr_base"))
+    edit_description(saved, lambda d: d.update(architecture="qdmr"))
     message = refusal(saved)
     assert "weights of another network" in message
     assert "missing (first: bottleneck." in message
     edit_description(saved, lambda d: d["settings"].update(residual_blocks=2))
-    edit_description(saved, lambda d: d.update(kind="vqgan"))
+    edit_description(saved, lambda d: d.update(architecture="vqgan"))
     assert "missing (first: decoder.levels.0.3." in refusal(saved)
 
 
@@ -216,3 +216,13 @@ def test_weights_can_be_read_by_others(saved: Path) -> None:
     state = safetensors.torch.load_file(saved / "model.safetensors")
     assert state["quantizer.codes"].shape == (16, 8)
     assert all(value.dtype == torch.float32 for value in state.values())
+
+
+def test_a_description_of_before_says_the_network_by_its_kind(saved: Path) -> None:
+    edit_description(saved, lambda d: (d.pop("architecture"), d["settings"].pop("kind")))
+    assert isinstance(load_model(saved).network, VQGAN)
+
+
+def test_an_unknown_kind_without_an_architecture_is_refused(saved: Path) -> None:
+    edit_description(saved, lambda d: (d.pop("architecture"), d.update(kind="other")))
+    assert "kind 'other' is none of vqgan, qdmr_base" in refusal(saved)

@@ -19,6 +19,7 @@ from qdmr_ray.nets import (
     UNetDiscriminator,
 )
 from qdmr_ray.nets.blocks import Decoder, Encoder, FeatureFusion, ResBlock, group_norm
+from qdmr_ray.nets.qdmr import SourceOnlyQDMR
 
 FULL = NetworkSettings()
 
@@ -229,7 +230,7 @@ def test_global_residual_leaves_the_vqgan_alone(tiny_network: NetworkSettings) -
 
 def test_without_domain_mixing_there_is_no_codebook(tiny_network: NetworkSettings) -> None:
     mixing = {name.split(".")[0] for name in QDMR(tiny_network).state_dict()}
-    network = QDMR(tiny_network, domain_mixing=False)
+    network = SourceOnlyQDMR(tiny_network)
     plain = {name.split(".")[0] for name in network.state_dict()}
     assert mixing - plain == {"before_quant", "quantizer", "after_quant", "fusion"}
     assert plain == {"encoder", "bottleneck", "decoder"}

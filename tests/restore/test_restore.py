@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,10 +18,17 @@ from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate import restore, restore_files, restore_tensor
-from qdmr_ray.evaluate import worker as restorer
 from qdmr_ray.evaluate.codebook import compute as codebook
+from qdmr_ray.evaluate.metrics.lpips import LPIPS
 from qdmr_ray.models.files import LoadedModel, save_model
-from qdmr_ray.nets import QDMR, VQGAN, NetworkSettings, SwinSettings
+from qdmr_ray.nets import (
+    QDMR,
+    VQGAN,
+    NetworkSettings,
+    RestorationNetwork,
+    RestorationNetworkSettings,
+    SwinSettings,
+)
 from qdmr_ray.photographs.decode import read_image, write_png
 from qdmr_ray.photographs.files import Photograph, read_photograph, write_photograph
 from qdmr_ray.restore import restoration, streamed
@@ -42,13 +50,13 @@ class Output(NamedTuple):
     image: Tensor
 
 
-class Brighten(nn.Module):
+class Brighten(RestorationNetwork):
     """Adds an amount to every pixel, and remembers the sizes and the mode that it was run in."""
 
     multiple = 16
 
     def __init__(self, amount: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(RestorationNetworkSettings())
         self.amount = nn.Parameter(torch.tensor(amount))
         self.sizes: list[tuple[int, ...]] = []
         self.modes: list[bool] = []
@@ -193,9 +201,9 @@ def counted(network: nn.Module) -> object:
 
 
 def measured(network: nn.Module) -> object:
-    worker = restorer.Restorer.__new__(restorer.Restorer)
-    worker.device, worker.lpips = "cpu", network  # type: ignore[assignment]
-    return worker._lpips(photograph(0), photograph(1))
+    with patch("qdmr_ray.nets.lpips.build_lpips", lambda *_: network):
+        measure = LPIPS(weights=None, reference="").open("cpu")
+    return measure(photograph(0), photograph(1))
 
 
 @pytest.mark.usefixtures("tf32_allowed")
@@ -216,7 +224,7 @@ def test_float32_is_float32_on_a_gpu_too(
     """Without a GPU: what is asked for a CPU is asked for one, and the switches are read from
     within the network."""
     exact = compute.tensor_float_32
-    for module in (restoration, streamed, codebook, restorer):
+    for module in (restoration, streamed, codebook, compute):
         monkeypatch.setattr(
             module, "tensor_float_32", lambda compute, _: exact(compute, torch.device("cuda"))
         )

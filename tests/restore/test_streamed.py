@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR, NetworkSettings, SwinSettings
+from qdmr_ray.nets.qdmr import SourceOnlyQDMR
 from qdmr_ray.restore import feature_maps
 from qdmr_ray.restore.feature_maps import Arena, GroupStatistics
 from qdmr_ray.restore.restoration import restore_tensor
@@ -125,7 +126,7 @@ def test_other_networks(changes: dict[str, object], monkeypatch: pytest.MonkeyPa
 def test_a_source_only_network_has_no_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_maps, "STRIP_BYTES", NARROW)
     torch.manual_seed(1)
-    net = QDMR(SETTINGS, domain_mixing=False).eval()
+    net = SourceOnlyQDMR(SETTINGS).eval()
     image = photograph(70, 90, np.uint8)
     scaled = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)[None] / 255
     expected = (restore_tensor(net, scaled)[0].permute(1, 2, 0).numpy() * 255).round()
