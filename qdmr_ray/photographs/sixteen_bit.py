@@ -26,7 +26,7 @@ def sixteen_bit_png(
 ) -> bytes:
     """A PNG's bytes; ``layers`` are uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA)."""
     pixels = layers[..., 0] if layers.shape[2] == 1 else layers
-    data = bytes(imagecodecs.png_encode(pixels, level=_PNG_LEVEL))
+    data = bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels), level=_PNG_LEVEL))
     chunks = png_extras(extras)
     if profile:
         chunks += png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))

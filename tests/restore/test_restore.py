@@ -283,8 +283,8 @@ def test_folders_patterns_and_files_are_restored_under_their_names(tmp_path: Pat
     names = ["a.png", "b.png", "c1.png", "c2.png", "d.jpg"]
     assert sorted(path.name for path in (tmp_path / "deep" / "out").iterdir()) == names
     assert np.array_equal(read_image(tmp_path / "deep" / "out" / "a.png"), photograph(ord("a")))
-    assert told.lines[:3] == ["begun a.png 1/5", "restored a.png", "begun b.png 2/5"]
-    assert told.lines[-2:] == ["begun d.jpg 5/5", "restored d.jpg"]
+    assert told.lines[:4] == ["begun a.png 1/5", "1.0", "restored a.png", "begun b.png 2/5"]
+    assert told.lines[-3:] == ["begun d.jpg 5/5", "1.0", "restored d.jpg"]
 
 
 def test_a_photograph_is_told_from_its_beginning_to_its_end(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_a_photograph_that_is_named_twice_is_restored_once(
     assert restore_files(named, loaded(Brighten()), Path("out"), told) == []
 
     # Another name is another result.
-    assert told.lines[::2] == ["begun a.png 1/2", "begun b.png 2/2"]
+    assert told.lines[::3] == ["begun a.png 1/2", "begun b.png 2/2"]
 
 
 @pytest.mark.parametrize(
@@ -447,8 +447,8 @@ def test_what_a_result_lost_is_told(tmp_path: Path) -> None:
 
     assert restore_files([tmp_path], loaded(Brighten()), tmp_path / "out", told) == []
 
-    assert told.lines[1] == "restored a.jpg"
-    assert told.lines[3].startswith(f"restored b.jpg {tmp_path / 'b.jpg'}: its EXIF data")
+    assert told.lines[2] == "restored a.jpg"
+    assert told.lines[5].startswith(f"restored b.jpg {tmp_path / 'b.jpg'}: its EXIF data")
 
 
 def test_an_out_folder_that_cannot_be_written_to_is_seen_before_the_network_runs(
