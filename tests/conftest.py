@@ -55,10 +55,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
     with_browser = {item.path for item in items if item.get_closest_marker("browser")}
     _sharing_ray.update(item.path for item in items if _shares_ray(item))
+    # Their Ray knows the store's address, and so is another one.
+    with_store = {
+        item.path
+        for item in items
+        if item.get_closest_marker("ray") and {"s3_endpoint", "faulty_store"} & {*item.fixturenames}
+    }
 
-    def turn(item: pytest.Item) -> tuple[bool, bool, bool]:
+    def turn(item: pytest.Item) -> tuple[bool, ...]:
         path = item.path
-        return path not in with_ray, path in _sharing_ray, path not in with_browser
+        shares = path in _sharing_ray
+        return path not in with_ray, shares, path in with_store, path not in with_browser
 
     items.sort(key=turn)
 
