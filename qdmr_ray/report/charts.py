@@ -51,7 +51,8 @@ Points = list[tuple[float, float | None]]
 # Labels of a linear axis keep as many digits as tell its ticks apart (2×10⁻⁴); those of a
 # logarithmic one are written out, where Plotly would shorten them to their first digit.
 VALUE_AXIS = {"exponentformat": "power", "separatethousands": False}
-LOG_AXIS = {"type": "log", "tickformat": "~g", "nticks": 7}
+# From four on, Plotly labels all nine digits of a decade, which don't fit on a small chart.
+LOG_AXIS = {"type": "log", "tickformat": "~g", "nticks": 3}
 ITERATION_AXIS = {"title": {"text": "iteration"}, "exponentformat": "none"}
 
 _TEXT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12}

@@ -29,6 +29,7 @@ from qdmr_ray.evaluate.codebook.atlas import atlas_picture
 from qdmr_ray.evaluate.codebook.compute import CodebookView, write_view
 from qdmr_ray.evaluate.codebook.usage import CodebookUsage, SetUsage
 from qdmr_ray.report import build_report
+from qdmr_ray.report.charts import LOG_AXIS
 from qdmr_ray.storage import open_location
 
 HOSTILE = "<img src=x onerror=pwned=1>"
@@ -224,6 +225,25 @@ def test_axes_are_labelled_right_at_200_000_iterations_and_at_2e_4(page: Any) ->
     assert len(values) >= 3
     assert steps == pytest.approx(steps[0])
     assert 1e-4 <= min(values) < max(values) <= 2e-4
+
+
+def test_a_curve_over_two_decades_has_few_labels(page: Any) -> None:
+    """All nine digits of each decade were labelled, one over the other."""
+    labels = page.execute_script(
+        """
+        const place = document.createElement('div');
+        place.style.width = '330px';
+        place.style.height = '200px';
+        document.body.append(place);
+        const axis = {...arguments[0], range: [Math.log10(0.0003), Math.log10(0.02)]};
+        Plotly.newPlot(place, [{x: [1, 300], y: [0.02, 0.0003]}], {yaxis: axis});
+        const texts = [...place.querySelectorAll('.ytick text')].map((text) => text.textContent);
+        place.remove();
+        return texts;
+        """,
+        LOG_AXIS,
+    )
+    assert [float(label) for label in labels] == [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]
 
 
 def test_the_numbers_behind_a_chart_are_a_table(page: Any) -> None:

@@ -1,7 +1,7 @@
 """Charts of a sweep as Plotly figures: over its trials, iterations, parameters and variants.
 
-Optuna has plots of these names (``optuna.visualization``), and each was tried. They are not used,
-because a user would lose something by every one of them:
+Optuna has plots of these names (``optuna.visualization``). By their code, a user would lose
+something by every one of them:
 
 - history, slice and Pareto front leave out trials that were stopped, fail or still run, and tell
   neither the baseline nor a trial's settings; a trial whose settings lie outside the search space
