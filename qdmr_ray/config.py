@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from qdmr_ray.data.streaming.stream import DataSettings
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings, RestorationNetworkSettings
-from qdmr_ray.nets.registry import SEPARATOR, restoration_class
+from qdmr_ray.nets.registry import module_of, restoration_class
 from qdmr_ray.nets.settings import DEFAULT_KIND
 from qdmr_ray.parsing import apply_override, parse_settings, read_yaml
 from qdmr_ray.settings import Settings, setting
@@ -263,8 +263,8 @@ class Experiment(Settings):
     @property
     def outside_modules(self) -> tuple[str, ...]:
         """The user's modules that define stages and the network, which workers import, too."""
-        module, separator, _ = self.network.kind.partition(SEPARATOR)
-        return (*self.plugins, *([module] if separator else []))
+        module = module_of(self.network.kind)
+        return (*self.plugins, *([module] if module else []))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""

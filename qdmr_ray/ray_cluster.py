@@ -7,10 +7,12 @@ gpu = uses_gpu(experiment)
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -59,11 +61,12 @@ _QUIETLY = {
 }
 
 
-def ensure_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
+def ensure_ray(modules: Iterable[str] = ()) -> None:
     """Joins the cluster that ``RAY_ADDRESS`` names, or starts an embedded local Ray.
 
-    Nothing happens where Ray runs in this process already. ``runtime_env`` is what Ray's workers
-    need beside this package, such as ``{"py_modules": [...]}``.
+    Nothing happens where Ray runs in this process already. ``modules`` names the user's modules
+    that workers import (stages and networks from outside): their packages are sent to a cluster's
+    nodes; workers of a local Ray find them where this process does.
 
     Raises:
         QdmrError: the cluster can't be reached.
@@ -80,13 +83,23 @@ def ensure_ray(runtime_env: Mapping[str, Any] | None = None) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
     try:
-        _start_or_join(address, verbose=verbose, runtime_env=dict(runtime_env or {}))
+        _start_or_join(address, verbose=verbose, runtime_env=outside_code(modules))
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         hint = ""
         if address and os.environ.get("RAY_AUTH_MODE") != "token":
             hint = " (where the cluster asks for a token, set RAY_AUTH_MODE=token)"
         raise QdmrError(f"{where} can't be used: {' '.join(str(error).split())}{hint}") from error
+
+
+def outside_code(modules: Iterable[str]) -> dict[str, Any]:
+    """The runtime environment that takes the packages of ``modules`` to the nodes of a cluster."""
+    if not joins_a_cluster():
+        return {}
+    packages = [importlib.import_module(name) for name in {m.partition(".")[0] for m in modules}]
+    paths = [str(Path(package.__file__ or "")) for package in packages]
+    folders = [str(Path(p).parent) if Path(p).name == "__init__.py" else p for p in paths]
+    return {"py_modules": sorted(folders)} if folders else {}
 
 
 def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str, Any]) -> None:

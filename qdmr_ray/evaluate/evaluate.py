@@ -41,6 +41,7 @@ from qdmr_ray.evaluate.statistics import summarize
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
 from qdmr_ray.models.files import read_description
 from qdmr_ray.models.layout import CONFIG_FILE, EVALUATION_FILE, EVALUATION_FOLDER, FINAL_FOLDER
+from qdmr_ray.nets.registry import module_of
 from qdmr_ray.parsing import apply_override
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.stages import STAGES
@@ -225,6 +226,14 @@ def _complete(pictures: Location, names: Mapping[int, str], wanted: set[str]) ->
         return {i for i, whole in zip(names, pool.map(complete, names), strict=True) if whole}
 
 
+def _outside_modules(task: EvaluationTask) -> list[str]:
+    """The user's modules that define the networks of the models to judge."""
+    places = [open_location(uri, endpoint=task.endpoint) for uri in task.models.values()]
+    found = [description for place in places if (description := read_description(place))]
+    modules = [module_of(description["architecture"]) for description in found]
+    return [module for module in modules if module]
+
+
 def _judge_missing(
     task: EvaluationTask,
     names: Mapping[int, str],
@@ -235,7 +244,7 @@ def _judge_missing(
     missing = [{"index": i, "name": n} for i, n in names.items() if i not in results.rows]
     reasons: dict[int, str] = {}
     if missing:
-        ensure_ray()
+        ensure_ray(_outside_modules(task))
         spread = spread_over(ray.nodes(), task.settings.workers, len(missing))
         spread_task = replace(task, gpu=spread.gpus > 0, sharing=spread.sharing)
         for row in _judged(spread_task, missing, spread):

@@ -108,6 +108,12 @@ def architecture_of(network: type[nn.Module]) -> str:
     return kind or f"{network.__module__}{SEPARATOR}{network.__qualname__}"
 
 
+def module_of(architecture: str) -> str | None:
+    """The user's module that defines a network of this name; None for a network of ours."""
+    module, separator, _ = architecture.partition(SEPARATOR)
+    return module if separator else None
+
+
 def network_class(architecture: str) -> type[nn.Module]:
     """The class with this name: a ``kind`` of this package or ``module:Class``.
 

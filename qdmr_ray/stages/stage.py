@@ -51,6 +51,9 @@ class NeededPass:
 class Stage:
     """One training stage on one device, built from its settings and ``Components``.
 
+    A step draws no random numbers but those of a generator that is seeded by ``iteration``: a
+    checkpoint holds no random states, and a resumed run ends with the same bits.
+
     Subclasses build their networks, define ``generator_loss`` and ``discriminator_loss``, and set:
 
     - ``name``: the stage's name in ``run`` and below ``stages`` of an experiment;

@@ -86,7 +86,7 @@ def sweep_run(
     sweep = open_location(storage, endpoint=endpoint).join(plan.settings.name)
     check_run(experiment)
     _check_same(sweep, plan)
-    ensure_ray()
+    ensure_ray(experiment.outside_modules)
     claims = Claims(sweep.join(CLAIMS_FOLDER))
     claim = claims.acquire(lambda: False, lambda whom: say(f"{whom}, who runs this sweep"))
     assert claim is not None

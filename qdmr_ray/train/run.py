@@ -74,7 +74,7 @@ def train_run(
     experiment, manifest = check_run(experiment, names)
     digests = stage_digests(experiment, run, manifest.digest)
     _check_earlier_run(experiment, run, names, digests)
-    ensure_ray()
+    ensure_ray(experiment.outside_modules)
     check_cpus(experiment)
     gpu = uses_gpu(experiment)
     claims = Claims(run.join(CLAIMS_FOLDER))

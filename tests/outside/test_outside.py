@@ -25,6 +25,7 @@ from qdmr_ray.config import Experiment, dump_experiment, experiment_from_dict, s
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.models.authors import import_authors
 from qdmr_ray.models.files import load_model, save_model
+from qdmr_ray.ray_cluster import outside_code
 from qdmr_ray.restore.restoration import restore, restore_tensor
 from qdmr_ray.restore.tiled import restore_tiled
 from qdmr_ray.stages import STAGES
@@ -176,6 +177,15 @@ def test_a_new_version_of_stage_or_network_is_another_result(
     wider = replace(experiment, network=replace(experiment.network, width=5))
     digests.add(stage_digest(wider, "edges", "0"))
     assert len(digests) == 4
+
+
+def test_its_package_is_sent_to_the_nodes_of_a_cluster(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert outside_code(experiment.outside_modules) == {}
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert outside_code(experiment.outside_modules) == {"py_modules": [str(PACKAGE)]}
+    assert outside_code(experiment_from_dict({}).outside_modules) == {}
 
 
 def test_tiles_are_the_whole_photograph_where_the_network_reaches_no_farther() -> None:
