@@ -1,18 +1,18 @@
-"""One process at a time does a piece of work, on a disk or in a store that several share.
+"""Claims let one process at a time do a piece of work, on a disk or in a store that several share.
 
     claims = Claims(folder)
     claim = claims.acquire(finished=lambda: result.exists(), say=print)
-    if claim is not None:            # None: somebody else has finished it meanwhile
+    if claim is not None:            # None: another process has finished the work meanwhile
         with claim:
             work()
 
-A claim is a numbered file that can be made once only; the highest number holds. Its holder rewrites
-a file beside it every few seconds. Whoever waits takes over, by making the next number, when that
-file has not changed for a while by its own clock: no two machines' clocks are compared. A holder
-on the same machine whose process has ended is replaced at once.
+A claim is a numbered file that can be made only once; the highest number holds. Its holder rewrites
+a file beside it every few seconds. A waiting process takes over, by making the next number, when
+that file has not changed for a while by the waiting process's own clock: no two machines' clocks
+are compared. A holder on the same machine whose process has ended is replaced at once.
 
-A holder that was only suspended may wake up and find itself replaced. Claims therefore suit work
-that may be done twice with the same result, such as training a stage, and no other work.
+A holder that was only suspended may wake up after it was replaced. Claims therefore suit only work
+that may be done twice with the same result, such as training a stage.
 """
 
 from __future__ import annotations
@@ -40,11 +40,8 @@ _RELEASED = "released"
 
 
 class Claims:
-    """The claims in ``folder``.
-
-    ``beat`` and ``stale`` are seconds between two signs of life, and without one until a holder
-    counts as gone; by default those of ``qdmr_ray.patience``.
-    """
+    """The claims in ``folder``. A holder gives a sign of life every ``beat`` seconds, and counts as
+    gone after ``stale`` seconds without one; both come from ``qdmr_ray.patience`` by default."""
 
     def __init__(
         self,
@@ -56,14 +53,13 @@ class Claims:
         self._folder = folder
         self._beat = CLAIM_BEAT.seconds if beat is None else beat
         self._stale = CLAIM_STALE.seconds if stale is None else stale
-        # The holder's number and sign of life, and when this process saw it change.
+        # The holder's number and sign of life, and when this process saw the sign change.
         self._seen: tuple[int, bytes] | None = None
         self._seen_at = 0.0
 
     def acquire(self, finished: Callable[[], bool], say: Callable[[str], None]) -> Claim | None:
-        """Waits until the work is free and returns the claim, or None once it is ``finished``.
-
-        ``say`` is told once for whom it waits.
+        """Waits until the work is free and returns the claim, or None once the work is
+        ``finished``. ``say`` receives one line that names the holder.
 
         Raises:
             QdmrError: the folder can't be read or written.
@@ -83,7 +79,8 @@ class Claims:
         return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Returns the holder (``owner``, ``time`` of its last sign of life), None without one."""
+        """Returns the holder (``owner``, ``time`` of its last sign of life), or None if there is
+        none."""
         number = self._highest()
         if number == 0:
             return None
@@ -98,7 +95,7 @@ class Claims:
         return max((int(match[1]) for match in matches if match), default=0)
 
     def _is_free(self, number: int) -> bool:
-        """Whether the holder has released its claim, or shows no sign of life."""
+        """Returns whether the holder has released its claim, or shows no sign of life."""
         try:
             sign = self._sign(number).read_bytes()
             found = json.loads(sign)
@@ -112,7 +109,7 @@ class Claims:
 
     def _try(self, number: int) -> Claim | None:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        # The random part makes each attempt's file another one, as `create` asks.
+        # The random part makes each attempt's content unique, which `create` requires.
         text = json.dumps({"owner": owner, "attempt": secrets.token_hex(8)}).encode()
         file = self._folder.join(f"{number:06}.json")
         if not file.create(text):
@@ -150,17 +147,18 @@ class Claim:
     ) -> None:
         self._over.set()
         self._thread.join()
-        # Whoever waits then need not wait until it looks dead.
+        # Waiting processes then need not wait until the holder looks dead.
         try:
             self._show(_RELEASED)
         except QdmrError:
-            # On a full disk nothing can be written, but the claim itself taken back.
+            # On a full disk this write fails, but the claim itself can still be removed.
             with suppress(QdmrError):
                 self._file.delete()
 
     def _run(self) -> None:
         while not self._over.wait(self._beat):
-            # A store that fails for a while must not end the work; at worst it is taken over.
+            # A store that fails for a while must not end the work; at worst, another process
+            # repeats it.
             with suppress(QdmrError):
                 self._show()
 
@@ -177,10 +175,8 @@ class Claim:
 
 
 def process_here(pid: int) -> dict[str, Any] | None:
-    """Returns what identifies a process among all machines and containers.
-
-    None if the process has ended, or the system doesn't say.
-    """
+    """Returns what identifies a process among all machines and containers, or None if the process
+    has ended or the system doesn't tell."""
     try:
         # The name in brackets may hold spaces; the start time is the 22nd field.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -198,7 +194,7 @@ def _machine() -> dict[str, str]:
 
 
 def _has_ended(process: Any) -> bool:
-    """Whether a claim's process ran on this machine and has ended."""
+    """Returns whether a claim's process ran on this machine and has ended."""
     if not isinstance(process, dict):
         return False
     try:

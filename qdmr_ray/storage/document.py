@@ -1,4 +1,4 @@
-"""The JSON files that we write and read back: one typed definition for writer and reader.
+"""JSON files that this package writes and reads back: one typed definition for writer and reader.
 
     class Begun(Document):
         '''Which stage a folder is for.'''
@@ -7,10 +7,10 @@
     Begun(digest="…").write(folder.join("begun.json"))
     begun = Begun.read(folder.join("begun.json"))
 
-Every file holds ``format``, the version of its schema. A file without one is of format 1, which
-is what was written before files said so. A file of a newer format is refused with a line that says
-to update; a field that this version doesn't know is left out, so that a newer version may add one
-without a new format. Standard JSON has no infinity and no NaN: both become ``null``.
+Every file holds ``format``, the version of its schema; a file without it is of format 1. A file of
+a newer format is refused with an error that says to update. A field that this version doesn't know
+is ignored, so that a newer version may add one without a new format. Standard JSON has no infinity
+and no NaN: both become ``null``.
 """
 
 from __future__ import annotations
@@ -34,19 +34,17 @@ class Part(BaseModel):
 
 
 class Document(Part):
-    """A JSON file, or a line of a ``.jsonl`` file; subclasses add fields.
-
-    ``FORMAT`` is raised when a file of the new schema would be misread by the code of before.
-    """
+    """A JSON file, or a line of a ``.jsonl`` file; subclasses add fields. ``FORMAT`` is raised when
+    the previous code would misread a file of the new schema."""
 
     FORMAT: ClassVar[int] = FIRST_FORMAT
 
     @classmethod
     def parse(cls, data: bytes | str, source: str) -> Self:
-        """The document in ``data``; ``source`` stands at the start of errors.
+        """Returns the document in ``data``; errors begin with ``source``.
 
         Raises:
-            QdmrError: no JSON, a newer format, or a field that is missing or of a wrong type.
+            QdmrError: it is no JSON, of a newer format, or a field is missing or of a wrong type.
         """
         try:
             values = json.loads(data)
@@ -56,7 +54,7 @@ class Document(Part):
 
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Self:
-        """The document with these plain values; raises as :meth:`parse`."""
+        """Returns the document with these plain values; raises as :meth:`parse`."""
         if not isinstance(values, dict):
             raise QdmrError(
                 f"{source}: holds a {type(values).__name__} where an object is expected"
@@ -79,7 +77,7 @@ class Document(Part):
 
     @classmethod
     def read(cls, file: Location) -> Self:
-        """The document in ``file``.
+        """Returns the document in ``file``.
 
         Raises:
             QdmrError: the file is missing or unreadable, or as :meth:`parse`.
@@ -88,21 +86,21 @@ class Document(Part):
 
     @classmethod
     def read_if_there(cls, file: Location) -> Self | None:
-        """The document in ``file``, None where there is no such file; raises as :meth:`read`."""
+        """Returns the document in ``file``, or None without such a file; raises as :meth:`read`."""
         return cls.read(file) if file.exists() else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as JSON holds them, ``format`` first."""
+        """Returns plain values as JSON holds them, ``format`` first."""
         values = {"format": self.FORMAT, **self.model_dump(mode="json")}
         cleaned: dict[str, Any] = _without_non_finite(values)
         return cleaned
 
     def to_json(self, *, indent: int | None = 1) -> str:
-        """The text of the file; ``indent=None`` gives one line."""
+        """Returns the text of the file; ``indent=None`` makes it one line."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     def write(self, file: Location) -> None:
-        """Writes ``file`` completely or not at all, making the folders above it.
+        """Writes ``file`` completely or not at all, and makes the folders above it.
 
         Raises:
             QdmrError: the disk is full or the place is not writable.

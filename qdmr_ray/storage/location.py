@@ -3,9 +3,9 @@
     location = open_location("s3://bucket/realab")
     location.join("manifest.json").write_bytes_atomic(b"...")
 
-Credentials come from the usual AWS chain (environment, profile, instance role); the endpoint of
-an S3-compatible store from ``endpoint`` or the environment variable ``AWS_ENDPOINT_URL``. What
-fails in a store is tried again as ``qdmr_ray.storage.retry`` says; what fails on a disk is not.
+Credentials come from the usual AWS chain (environment, profile, instance role), the endpoint of an
+S3-compatible store from ``endpoint`` or the environment variable ``AWS_ENDPOINT_URL``. Failed
+operations in a store are retried (``qdmr_ray.storage.retry``); those on a disk are not.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ S3_SCHEME = "s3://"
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
 _REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 TEMPORARY_PREFIX = ".tmp-"
-# More is sent in parts of this size, four at a time.
+# A larger object is uploaded in parts of this size, four at a time.
 LARGEST_SINGLE_REQUEST = 8 << 20
 _PARTS_AT_A_TIME = 4
-# More is given the time of an upload over a slow line.
+# A larger object gets the time of an upload over a slow line.
 _SMALL = 1 << 20
 _NOT_IMPLEMENTED = 501
 _RANGE_REFUSED = 416
@@ -52,10 +52,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder on a disk of this machine, or in a ``store``.
-
-    ``path`` is absolute, or ``bucket/key`` in a store.
-    """
+    """A file or folder on a disk of this machine (absolute ``path``) or in a ``store``
+    (``bucket/key``)."""
 
     path: str
     store: Store | None = None
@@ -67,7 +65,8 @@ class Location:
 
     @property
     def uri(self) -> str:
-        """What ``open_location`` takes: an absolute local path or ``s3://bucket/key``."""
+        """The address that ``open_location`` takes: an absolute local path or
+        ``s3://bucket/key``."""
         return f"{S3_SCHEME}{self.path}" if self.is_s3 else self.path
 
     @property
@@ -81,12 +80,12 @@ class Location:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     def join(self, *parts: str) -> Location:
-        """The file or folder below this one."""
+        """Returns the file or folder below this one."""
         path = "/".join([self.path.rstrip("/"), *(part.strip("/") for part in parts)])
         return Location(path, self.store)
 
     def read_bytes(self, offset: int = 0, length: int | None = None) -> bytes:
-        """The file's content, or ``length`` bytes of it from ``offset``.
+        """Returns the file's content, or ``length`` bytes of it from ``offset``.
 
         Raises:
             QdmrError: the file is missing, unreadable or ends before ``offset + length``.
@@ -100,9 +99,8 @@ class Location:
         return data
 
     def read_piece(self, offset: int, length: int | None = None) -> tuple[bytes, int]:
-        """``length`` bytes from ``offset``, fewer where the file ends, and the file's size.
-
-        In a store that is one request.
+        """Returns ``length`` bytes from ``offset``, fewer where the file ends, and the file's size;
+        in a store, this takes one request.
 
         Raises:
             QdmrError: the file is missing or unreadable.
@@ -121,12 +119,12 @@ class Location:
         return self._do("read", read_file, read_object)
 
     def write_bytes_atomic(self, data: bytes | memoryview) -> None:
-        """Writes the file completely or not at all, making the folders above it.
+        """Writes the file completely or not at all, and makes the folders above it.
 
         Raises:
             QdmrError: the disk is full or the place is not writable.
         """
-        # Buffers of pyarrow would be taken for iterables of their bytes.
+        # obstore would take pyarrow's buffers for iterables of their bytes.
         view = memoryview(data).cast("B")
 
         def write_file() -> None:
@@ -147,9 +145,8 @@ class Location:
         self._do("written", write_file, write_object, uploading=view.nbytes > _SMALL)
 
     def create(self, data: bytes) -> bool:
-        """Writes a small file unless there is one already; whether it did.
-
-        Only one of several processes that try at once does, if their ``data`` differ.
+        """Writes a small file unless it exists, and returns whether it wrote it. Of several
+        processes that try at once only one succeeds, provided that their ``data`` differ.
 
         Raises:
             QdmrError: the place is not writable.
@@ -163,7 +160,8 @@ class Location:
             try:
                 with os.fdopen(descriptor, "wb") as made:
                     made.write(data)
-                # A link, unlike a rename, fails where there is a file; and nobody sees half of it.
+                # A link, unlike a rename, fails if the file exists; and nobody sees half of the
+                # file.
                 os.link(name, path)
             except FileExistsError:
                 return False
@@ -177,7 +175,7 @@ class Location:
             try:
                 obstore.put(bucket, key, data, mode="create")
             except AlreadyExistsError:
-                # The answer to an attempt before may have been lost, and the object be ours.
+                # The answer to an earlier attempt may have been lost, and the object be ours.
                 return attempts > 1 and obstore.get(bucket, key).bytes().to_bytes() == data
             except BaseError as error:
                 if Failure.of(error).status != _NOT_IMPLEMENTED:
@@ -191,31 +189,32 @@ class Location:
         return self._do("written", create_file, create_object)
 
     def exists(self) -> bool:
-        """Whether there is a file or folder here."""
+        """Returns whether there is a file or folder here."""
         if self.size() is not None:
             return True
-        # A folder of a store exists by what lies in it.
+        # A store has a folder as long as something lies in it.
         is_folder = self._do("read", lambda: os.path.isdir(self.path), lambda *_: False)
         return is_folder or bool(self._entries())
 
     def size(self) -> int | None:
-        """Bytes of the file, ``None`` when there is no file."""
+        """Returns the file's size in bytes, ``None`` when there is no file."""
         return self._do("read", lambda: _file_size(self.path), _object_size)
 
     def list(self) -> list[Location]:
-        """What lies directly in this folder, sorted by name; empty when there is no folder."""
+        """Returns what lies directly in this folder, sorted by name; empty without a folder."""
         return [self.join(name) for name in sorted(self._entries())]
 
     def file_sizes(self) -> dict[str, int]:
-        """Bytes of each file directly in this folder, by name, with one listing for all."""
+        """Returns the bytes of each file directly in this folder, by name, from a single
+        listing."""
         return {name: size for name, size in self._entries().items() if size is not None}
 
     def _entries(self) -> dict[str, int | None]:
-        """What lies directly in this folder: bytes of files, None for folders."""
+        """Returns what lies directly in this folder: bytes of files, None for folders."""
         return self._do("listed", lambda: _files_in(self.path), _objects_in)
 
     def delete(self) -> None:
-        """Removes the file, or the folder with everything in it; nothing there is fine."""
+        """Removes the file, or the folder with everything in it; a missing one is no error."""
 
         def delete_local() -> None:
             path = Path(self.path)
@@ -241,10 +240,8 @@ class Location:
         *,
         uploading: bool = False,
     ) -> T:
-        """The result of the operation for this place; its errors name the place and say what to do.
-
-        ``what`` is the participle of what was wanted: read, written, listed, deleted.
-        """
+        """Returns the operation's result for this place; errors name the place and say what to do.
+        ``what`` is the participle of the operation: read, written, listed, deleted."""
         if self.store is None:
             try:
                 return on_disk()
@@ -259,18 +256,19 @@ class Location:
 
 
 def _read_object(bucket: S3Store, key: str, start: int, end: int | None) -> tuple[bytes, int]:
-    """The bytes from ``start`` to ``end`` or the object's end, and the object's size."""
+    """Returns the bytes from ``start`` to ``end`` or the object's end, and the object's size."""
     if start == end:
         return b"", obstore.head(bucket, key)["size"]
     wanted: obstore.OffsetRange | tuple[int, int] = (
         {"offset": start} if end is None else (start, end)
     )
     try:
-        # A range even for the whole: its answer says how large the object is, which tells a body
-        # that a proxy has cut from one that is complete.
+        # A range is requested even for the whole object: the answer to it holds the object's size,
+        # which tells a complete body from one that a proxy has cut.
         result = obstore.get(bucket, key, options={"range": wanted})
     except BaseError as error:
-        # Nothing lies in the range, or the object is empty, which some stores send as a whole.
+        # The range lies beyond the object, or the object is empty, which some stores send as a
+        # whole.
         is_whole = "non-partial response" in str(error)
         if Failure.of(error).status != _RANGE_REFUSED and not is_whole:
             raise
@@ -301,7 +299,7 @@ def _objects_in(bucket: S3Store, key: str) -> dict[str, int | None]:
         raise
     found: dict[str, int | None] = dict.fromkeys(listing["common_prefixes"])
     found |= {item["path"]: item["size"] for item in listing["objects"]}
-    # A marker of an empty folder, which consoles make, has the folder's own name.
+    # Consoles mark an empty folder by an object with the folder's own name.
     found.pop(key, None)
     return {path.rstrip("/").rsplit("/", 1)[-1]: size for path, size in found.items()}
 
@@ -322,10 +320,9 @@ def _files_in(path: str) -> dict[str, int | None]:
 
 
 def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
-    """The place that ``uri`` names: a local path (relative ones become absolute) or ``s3://…``.
-
-    ``endpoint`` is the address of an S3-compatible store, such as ``http://minio:9000``; without
-    it ``AWS_ENDPOINT_URL`` counts, and without that Amazon's own.
+    """Returns the place that ``uri`` names: a local path (made absolute) or ``s3://…``.
+    ``endpoint`` is the address of an S3-compatible store, such as ``http://minio:9000``; without it
+    ``AWS_ENDPOINT_URL`` counts, and without that Amazon's own.
 
     Raises:
         QdmrError: another scheme, or ``s3://`` without a bucket.
@@ -346,7 +343,7 @@ def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
 
 
 def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Writes a local file under a temporary name, then renames it; nothing half-written stays.
+    """Writes a local file under a temporary name, then renames it; no half-written file stays.
 
     Raises:
         QdmrError: the folder is missing or not writable, or the disk is full.
@@ -356,8 +353,8 @@ def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            # A rename may reach the disk before the data do; after a power cut the file would
-            # then be there, and empty.
+            # A rename may reach the disk before the data do; after a power cut the file would then
+            # exist, but be empty.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -372,10 +369,8 @@ def _region() -> str | None:
 
 
 def disk_error(uri: str, what: str, error: OSError) -> QdmrError:
-    """One line that names the file and what to do, from an error of the system.
-
-    ``what`` is the participle of what was wanted: read, written, listed, deleted.
-    """
+    """Returns a system error as one line that names the file and says what to do. ``what`` is the
+    participle of the operation: read, written, listed, deleted."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return QdmrError(f"{uri}: the disk is full; free space there or choose another folder")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):

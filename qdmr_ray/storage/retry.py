@@ -1,10 +1,10 @@
-"""Patience with an S3-compatible store: what is tried again, for how long, and what is said.
+"""Which failures of an S3-compatible store are retried, for how long, and what the user is told.
 
     store = Store("http://minio:9000", None)
     size = persistently(lambda: obstore.head(store.bucket("photos"), "key")["size"], store.address)
 
-A store that worked before is given two minutes, so that its hiccups don't end a training run; an
-address that never answered is given a third of a minute, so that a wrong one is told soon.
+A store that worked before gets two minutes, so that its hiccups don't end a training run; an
+address that never answered gets 20 seconds, so that a wrong one is reported soon.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# How long a failing operation is tried when the store has answered this process before ...
+# A failing operation is retried for so long if the store has answered this process before ...
 PATIENCE_SECONDS = 120.0
-# ... but at least so often: one upload of many gigabytes may take longer than that.
+# ... but at least so often: one upload of many gigabytes may take longer than that ...
 LEAST_ATTEMPTS = 4
-# How long when it never has.
+# ... and for so long if the store never has answered.
 FIRST_CONTACT_SECONDS = 20.0
-# Pauses are drawn from 0 to a bound ("full jitter", AWS Architecture Blog, "Exponential Backoff
-# And Jitter"), so that workers that failed together don't come back together.
+# Pauses are drawn from 0 to a bound ("full jitter", AWS Architecture Blog, "Exponential Backoff And
+# Jitter"), so that workers that failed together don't retry together.
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-# Shorter failures are nobody's concern; longer ones explain why a run stands still.
+# Shorter failures concern nobody; longer ones explain why a run stands still.
 _WARN_AFTER_SECONDS = 5.0
 
 # The handshake of https is part of connecting.
 _CONNECT_SECONDS = 5.0
-# Seconds without a byte; they count from the request to the answer, and between bytes of it.
+# Seconds without a byte, from the request to the answer and between bytes of the answer.
 _ANSWER_SECONDS = 15.0
 # An upload's answer comes after all bytes were sent, perhaps over a slow line.
 _UPLOAD_ANSWER_SECONDS = 120.0
-# A part of an upload that fails is no reason yet to send all others again.
+# A failed part of an upload is retried alone before the whole upload is.
 _PART_ATTEMPTS = 4
 # S3-compatible stores ignore the region, but a signature needs one.
 _DEFAULT_REGION = "us-east-1"
@@ -66,7 +66,7 @@ _DOCUMENT = re.compile(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", re.DOTA
 _CAUSE = re.compile(r'(?:message|error): "([^"]+)"|InvalidCertificate\(\s*([^}]*?)[\s,)]*\n\s+}')
 _REDIRECT = "Received redirect without LOCATION"
 _TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
-# These come with statuses of lasting failures.
+# These codes come with statuses of lasting failures.
 _TRANSIENT_CODES = {
     "RequestTimeout",
     "SlowDown",
@@ -99,14 +99,13 @@ class Store:
 
     @property
     def address(self) -> str:
-        """What messages call the store."""
+        """The store's name in messages."""
         return self.endpoint or f"Amazon S3 ({self.region or _DEFAULT_REGION})"
 
     def bucket(self, name: str, *, uploading: bool = False) -> S3Store:
-        """The bucket, opened once for each process; each request is sent once.
-
-        ``uploading``: for large objects, with time for slow lines and several attempts at a part.
-        """
+        """Returns the bucket, opened once for each process; each request is sent once.
+        ``uploading`` is for large objects: it leaves time for slow lines and tries each part
+        several times."""
         return _bucket(self, name, uploading)
 
 
@@ -117,7 +116,7 @@ def _bucket(store: Store, name: str, uploading: bool) -> S3Store:
         "allow_http": True,
         "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
         "read_timeout": timedelta(seconds=seconds),
-        # Of a whole request: an object of many gigabytes may take long.
+        # The limit of a whole request: an object of many gigabytes may take long.
         "timeout": timedelta(days=1),
     }
     authority = os.environ.get("AWS_CA_BUNDLE")
@@ -140,10 +139,8 @@ def _bucket(store: Store, name: str, uploading: bool) -> S3Store:
 
 
 def _from_aws_chain(region: str | None) -> dict[str, Any]:
-    """Credentials and region of a profile, an SSO session, a web identity or the instance's role.
-
-    Without any, requests are not signed: public data can be read.
-    """
+    """Returns credentials and region of a profile, an SSO session, a web identity or the instance's
+    role. Without any, requests are not signed: public data can be read."""
     # Imported here: it takes half a second, and most runs have keys in the environment.
     import boto3
     from obstore.auth.boto3 import Boto3CredentialProvider
@@ -168,7 +165,7 @@ class PatienceEnded(BaseError):  # noqa: N818
 
 
 def persistently(operation: Callable[[], T], address: str) -> T:
-    """What ``operation`` returns; after a passing failure it is called again, from the start.
+    """Returns what ``operation`` returns; after a transient failure, it is called again.
 
     Raises:
         PatienceEnded: it kept failing.
@@ -206,7 +203,8 @@ def persistently(operation: Callable[[], T], address: str) -> T:
 
 @dataclass(frozen=True)
 class Failure:
-    """What an error of obstore tells: the answer's HTTP status and S3 code, if one came."""
+    """What an error of obstore tells: the answer's HTTP status and S3 code, if there was an
+    answer."""
 
     status: int | None
     code: str
@@ -215,7 +213,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Reads obstore's text, the only place where it keeps status and code."""
+        """Parses obstore's text, the only place where it keeps status and code."""
         message, _, details = str(error).partition("\n\nDebug source:")
         answer, document = _STATUS.search(message), _DOCUMENT.search(message)
         status = int(answer[1]) if answer else None
@@ -237,10 +235,8 @@ class Failure:
 
 
 def store_error(uri: str, what: str, address: str, error: Exception) -> QdmrError:
-    """One line that says what to do about an error of a store.
-
-    ``what`` is the participle of what was wanted: read, written, listed, deleted.
-    """
+    """Returns a store's error as one line that says what to do. ``what`` is the participle of the
+    operation: read, written, listed, deleted."""
     if isinstance(error, PatienceEnded):
         remedy = (
             "see that the store works, then start again"
