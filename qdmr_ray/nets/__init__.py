@@ -1,4 +1,4 @@
-"""The networks of QDMR in pure PyTorch, built from typed settings; no Ray, no files needed.
+"""The networks of QDMR in pure PyTorch, built from typed settings without Ray or any file.
 
 >>> from qdmr_ray.nets import QDMR, NetworkSettings
 >>> network = QDMR(NetworkSettings())   # the paper's 33.8 M parameters

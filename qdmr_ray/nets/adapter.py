@@ -1,8 +1,9 @@
 """Maps state dicts between our names and those of the authors' code, both ways.
 
-``kind`` is one of ``vqgan`` (with semantic head and VGG19), ``s2t`` (the VQGAN alone),
-``qdmr_base``, ``qdmr_uda``, ``image_discriminator`` and ``feature_discriminator``. A VQGAN's
-semantic head and VGG19 stand under ``semantic.`` and ``vgg.`` in our names.
+``kind`` is one of ``vqgan`` (with semantic head and VGG19, which our names put under ``semantic.``
+and ``vgg.``), ``s2t`` (the VQGAN alone), ``qdmr_base``, ``qdmr_uda``, ``image_discriminator`` and
+``feature_discriminator``. Every function raises QdmrError for another kind and for a key that no
+network of that kind has.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _SWIN_BLOCK = {
     "mlp.0": "mlp.fc1",
     "mlp.2": "mlp.fc2",
 }
-# Keys that hold no weights: written on export, ignored on import.
+# These keys hold no weights: export writes them, import ignores them.
 _CONSTANT = re.compile(r"relative_position_index$|attn_mask$|^vgg_feat_extractor\.(mean|std)$")
 
 
 def _levels(ours: str, theirs: str) -> list[tuple[str, str]]:
-    """Rules for the layers of encoder or decoder levels; ``{}`` stands for a number."""
+    """Returns rules for the layers of encoder or decoder levels; ``{}`` stands for a number."""
     inner = [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in _RES_BLOCK.items()]
     return [*inner, (ours, theirs)]
 
@@ -118,7 +119,7 @@ _FROM = {kind: _compile([(b, a) for a, b in rules]) for kind, rules in _RULES.it
 
 
 def _rename(key: str, rules: list[tuple[re.Pattern[str], str]], kind: str) -> str:
-    """A rule names a whole key, or the layer that a weight or bias belongs to."""
+    """Renames ``key``; a rule names a whole key, or the layer that a weight or bias belongs to."""
     layer, _, leaf = key.rpartition(".")
     stems = [(key, ""), *([(layer, f".{leaf}")] if leaf in ("weight", "bias") else [])]
     for stem, suffix in stems:
@@ -135,42 +136,26 @@ def _check_kind(kind: str) -> None:
 
 
 def authors_key(kind: str, key: str) -> str:
-    """The authors' name of our ``key``.
-
-    Raises:
-        QdmrError: unknown kind, or a key that no such network has.
-    """
+    """Returns the authors' name of our ``key``."""
     _check_kind(kind)
     return _rename(key, _TO[kind], kind)
 
 
 def our_key(kind: str, key: str) -> str | None:
-    """Our name of the authors' ``key``, None for one of their constants.
-
-    Raises:
-        QdmrError: unknown kind, or a key that no such network has.
-    """
+    """Returns our name of the authors' ``key``, or None for one of their constants."""
     _check_kind(kind)
     return None if _CONSTANT.search(key) else _rename(key, _FROM[kind], kind)
 
 
 def from_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict from the authors'; their constants are dropped.
-
-    Raises:
-        QdmrError: unknown kind, or a key that no such network has.
-    """
+    """Returns our state dict from the authors', without their constants."""
     _check_kind(kind)
     kept = {key: value for key, value in state.items() if not _CONSTANT.search(key)}
     return {_rename(key, _FROM[kind], kind): value for key, value in kept.items()}
 
 
 def to_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' state dict from ours, with the constants that theirs holds.
-
-    Raises:
-        QdmrError: unknown kind, or a key that no such network has.
-    """
+    """Returns the authors' state dict from ours, with their constants."""
     _check_kind(kind)
     theirs = {_rename(key, _TO[kind], kind): value for key, value in state.items()}
     if kind in ("qdmr_base", "qdmr_uda"):

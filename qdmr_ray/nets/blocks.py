@@ -18,38 +18,34 @@ NORM_EPS = 1e-6
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups, or the largest divisor of ``channels`` below that."""
+    """Returns group normalisation with 32 groups, or the largest divisor of ``channels`` below."""
     groups = max(g for g in range(1, NORM_GROUPS + 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=NORM_EPS)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x``, or its float32 copy where autocast has made it narrower: for losses and outputs."""
+    """Returns ``x``, or a float32 copy where autocast has narrowed it; for losses and outputs."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def as_narrow_as_it_is(x: Tensor) -> AbstractContextManager[object]:
-    """For operations that autocast would do in float32 although they lose nothing in ``x``'s type:
-    because nothing is computed, or in float32 inside and rounded afterwards anyway."""
+    """Keeps autocast from computing in float32 an operation that loses nothing in ``x``'s type: one
+    that computes nothing, or one that computes in float32 inside and rounds its result anyway."""
     if x.dtype == torch.promote_types(x.dtype, torch.float32):
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def exporting() -> bool:
-    """Whether ``torch.export`` is tracing (``torch.compile`` does not count).
-
-    What depends on the size of the input then has to be computed in the graph, for every size.
-    """
+    """Returns whether ``torch.export`` (not ``torch.compile``) is tracing: its graph has to compute
+    all that depends on the input's size, for every size."""
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
 def apply_layers(layers: Iterable[nn.Module], x: Tensor, *args: Any, recompute: bool) -> Tensor:
-    """Applies ``layers`` one after the other, each with ``args``.
-
-    With ``recompute`` what a layer computes inside is forgotten and computed again for its
-    gradients (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016).
-    """
+    """Applies ``layers`` one after the other, each with ``args``. With ``recompute`` each discards
+    its inner activations and computes them again for the gradients (Chen et al., "Training Deep
+    Nets with Sublinear Memory Cost", 2016)."""
     for layer in layers:
         if recompute and torch.is_grad_enabled():
             x = checkpoint(layer, x, *args, use_reentrant=False)
@@ -63,9 +59,9 @@ def _norm_silu(norm: nn.GroupNorm, x: Tensor, bias: Tensor | None = None) -> Ten
 
 
 class ResBlock(nn.Module):
-    """``x + Conv3(SiLU(GN(Conv3(SiLU(GN(x))))))``, (B, C, H, W) to the same shape."""
+    """Maps (B, C, H, W) to ``x + Conv3(SiLU(GN(Conv3(SiLU(GN(x))))))`` of the same shape."""
 
-    # Whether images on a GPU are normalised by ``fused_norm``.
+    # Whether ``fused_norm`` normalises images on a GPU.
     fused = False
 
     def __init__(self, channels: int) -> None:
@@ -85,14 +81,14 @@ class ResBlock(nn.Module):
     def _fused(self, x: Tensor) -> Tensor:
         h = _norm_silu(self.norm1, x)
         h = nn.functional.conv2d(h, self.conv1.weight, padding=1)
-        # The second normalisation adds the first convolution's bias, too.
+        # The second normalisation also adds the first convolution's bias.
         h = _norm_silu(self.norm2, h, self.conv1.bias)
         out: Tensor = x + self.conv2(h)
         return out
 
 
 class Upsample(nn.Upsample):
-    """Twice the size, by repeating pixels; bfloat16 stays as narrow, since nothing is computed."""
+    """Doubles the size by repeating pixels, in the input's own type, since nothing is computed."""
 
     def __init__(self) -> None:
         super().__init__(scale_factor=2, mode="nearest")
@@ -103,13 +99,13 @@ class Upsample(nn.Upsample):
 
 
 class Encoder(nn.Module):
-    """Image (B, 3, H, W) to features (B, widths[-1], H / 2^n, W / 2^n), n = len(widths) - 1.
+    """Maps images (B, 3, H, W) to features (B, widths[-1], H / 2^n, W / 2^n), n = len(widths) - 1.
 
     The first convolution has kernel 4 and padding 1, so a 256 image becomes 255 before the first
     halving restores 128: the authors' code does so, and trained weights depend on it.
     """
 
-    # Whether activations are computed again instead of remembered, here and in what follows.
+    # Whether the backward pass computes activations again instead of keeping them; so in Decoder.
     recompute = False
 
     def __init__(self, widths: Sequence[int], residual_blocks: int) -> None:
@@ -128,10 +124,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (B, widths[-1], h, w) to an image (B, 3, h * 2^n, w * 2^n); no skip connections.
-
-    The image is float32 (or float64) under autocast, too.
-    """
+    """Maps features (B, widths[-1], h, w) to images (B, 3, h * 2^n, w * 2^n), float32 (or float64)
+    under autocast, too; has no skip connections."""
 
     recompute = False
 
@@ -154,10 +148,8 @@ class Decoder(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """SFT fusion ``x * gamma(q) + beta(q) + x`` of features ``x`` with code features ``q``.
-
-    Both (B, C, h, w). Spatial feature transform: Wang et al., CVPR 2018 (SFTGAN).
-    """
+    """Fuses features ``x`` and code features ``q``, both (B, C, h, w), to ``x * gamma(q) + beta(q)
+    + x``: the spatial feature transform of Wang et al., CVPR 2018 (SFTGAN)."""
 
     LEAK = 0.1
 

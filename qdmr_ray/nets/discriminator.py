@@ -11,24 +11,24 @@ from qdmr_ray.nets.fused import norm as fused_norm
 from qdmr_ray.nets.settings import DiscriminatorSettings
 
 LEAK = 0.2
-# Guards the division when a vector is normalised (PyTorch's spectral_norm has the same).
+# Guards the division that normalises a vector; PyTorch's spectral_norm has the same.
 NORM_EPS = 1e-12
-# Orders of a weight's dimensions (outputs, inputs, height, width), and the way back.
+# Orders of a weight's dimensions (outputs, inputs, height, width) to channels-last and back.
 AS_IT_IS, CHANNELS_LAST, CHANNELS_FIRST = (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class SpectralConv2d(nn.Module):
     """Bias-free convolution whose weight is divided by its largest singular value.
 
-    The value is estimated by one power iteration per training-mode pass (Miyato et al., 2018).
-    A batch may carry several ``passes``: equal, consecutive parts that are treated as if each had
-    been a forward of its own, every part with the estimate after one more iteration. Dividing the
-    output instead of the weight gives the same numbers, since the convolution is linear.
+    One power iteration per training-mode pass estimates the value (Miyato et al., 2018). A batch
+    may hold several ``passes``: equal, consecutive pieces, each treated as a forward of its own,
+    with the estimate after one more iteration. Dividing the output instead of the weight has the
+    same result, since the convolution is linear.
     """
 
     u: Tensor
     v: Tensor
-    # Whether what follows the convolution on a GPU is done by ``fused_discriminator``.
+    # Whether ``fused_discriminator`` does on a GPU what follows the convolution.
     fused = False
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1) -> None:
@@ -41,7 +41,7 @@ class SpectralConv2d(nn.Module):
         self.register_buffer("v", nn.functional.normalize(torch.randn(rest), dim=0))
 
     def forward(self, x: Tensor, passes: int = 1) -> Tensor:
-        # Times the inverse: the gradient of a quotient reads and writes twice as much memory.
+        # The inverse is a factor: the gradient of a quotient reads and writes twice as much memory.
         scales = 1 / self._largest_singular_values(passes)
         if passes == 1:
             return self._convolve(x, self.weight * scales)
@@ -49,7 +49,7 @@ class SpectralConv2d(nn.Module):
         return (each * scales.view(-1, 1, 1, 1, 1).to(each.dtype)).flatten(0, 1)
 
     def leaky(self, x: Tensor, passes: int, added: Tensor | None = None) -> Tensor:
-        """``leaky_relu(self(x, passes)) + added``."""
+        """Returns ``leaky_relu(self(x, passes)) + added``."""
         if not (self.fused and fused_norm.fits(x)):
             out = nn.functional.leaky_relu(self(x, passes), LEAK)
             return out if added is None else out + added
@@ -62,8 +62,8 @@ class SpectralConv2d(nn.Module):
         return nn.functional.conv2d(x, weight, stride=self.stride, padding=1)
 
     def _largest_singular_values(self, passes: int) -> Tensor:
-        """Estimates (passes,); in training mode the singular vectors advance before each."""
-        # Columns of the matrix in the order in which they lie in memory: nothing is copied.
+        """Returns estimates (passes,); training mode advances the singular vectors before each."""
+        # The matrix's columns have the order that they have in memory, so nothing is copied.
         innermost = self.weight.is_contiguous(memory_format=torch.channels_last)
         order, inverse = (CHANNELS_LAST, CHANNELS_FIRST) if innermost else (AS_IT_IS, AS_IT_IS)
         with torch.autocast(self.weight.device.type, enabled=False):
@@ -76,7 +76,7 @@ class SpectralConv2d(nn.Module):
                     u, v = _iterate(matrix.detach(), u)
                 left.append(u)
                 right.append(v)
-            # u^T W v of all passes: one product with the weight, and one for its gradient.
+            # u^T W v of all passes takes one product with the weight, and one for its gradient.
             estimates = (torch.stack(left) @ matrix * torch.stack(right)).sum(1)
             if self.training:
                 self.u.copy_(u)
@@ -86,15 +86,15 @@ class SpectralConv2d(nn.Module):
 
 @torch.no_grad()
 def _iterate(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The next estimates of the singular vectors of ``matrix`` (m, n): (m,) and (n,)."""
+    """Returns the next estimates (m,) and (n,) of the singular vectors of ``matrix`` (m, n)."""
     v = nn.functional.normalize(matrix.T @ u, dim=0, eps=NORM_EPS)
     return nn.functional.normalize(matrix @ v, dim=0, eps=NORM_EPS), v
 
 
 class UNetDiscriminator(nn.Module):
-    """Images or features (B, C, H, W) to per-pixel logits (B, 1, H, W); H, W multiples of 8.
+    """Maps images or features (B, C, H, W) to per-pixel logits (B, 1, H, W); H, W multiples of 8.
 
-    ``passes`` is the number of equal parts of the batch that count as forwards of their own.
+    ``passes`` is the number of equal pieces of the batch that count as forwards of their own.
     The logits are float32 (or float64) under autocast, too.
     """
 
@@ -125,7 +125,7 @@ class UNetDiscriminator(nn.Module):
 
 
 def _doubled(x: Tensor, *, fused: bool) -> Tensor:
-    """Twice the size, bilinear; the convolution that follows rounds its input anyway."""
+    """Doubles the size bilinearly; the convolution that follows rounds its input anyway."""
     if fused and fused_norm.fits(x):
         return fused_discriminator.doubled(x)
     with as_narrow_as_it_is(x):

@@ -4,8 +4,8 @@
     loss = distance(restored, ground_truth).mean()
 
 The heads are those inside the installed ``lpips`` package (version 0.1). That package's own module
-is not used because it downloads a missing backbone, and computes and differentiates the features
-of both images each time; the figures are the same.
+would return the same distances, but it downloads a missing backbone, and computes and
+differentiates the features of both images each time.
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", 2018.
 """
 
@@ -23,20 +23,20 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.weights import first_line, load_weight_file
 
-# ImageNet's mean and deviation, for images in [-1, 1]: constants of the trained heads.
+# ImageNet's mean and deviation for images in [-1, 1], constants of the trained heads.
 INPUT_SHIFT = (-0.030, -0.088, -0.188)
 INPUT_SCALE = (0.458, 0.448, 0.450)
-# Keeps a pixel whose features are all zero from dividing by zero; part of the trained metric.
+# Keeps a pixel whose features are all zero from a division by zero; part of the trained metric.
 NORM_EPSILON = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """One of torchvision's classifiers: its name there, weight file and layers that are compared.
+    """One of torchvision's classifiers: its name there, its weight file and the compared layers.
 
     ``taps`` are indices into its ``features``, each a ReLU; below ``smallest`` pixels a side the
-    last of them has no pixels left. ``setting`` is where a user names the file, ``switch`` what
-    turns off that which needs it.
+    last tap has no pixels left. ``setting`` is the setting that names the file, ``switch`` the
+    override that turns off what needs it.
     """
 
     model: str
@@ -68,10 +68,10 @@ BACKBONES = {
 
 
 class LPIPS(nn.Module):
-    """Distance per image of two batches; its own weights never train.
+    """LPIPS of each pair of images of two batches; its own weights never train.
 
     ``forward`` sends gradients to its first argument only. Where one target is compared with
-    several images, ``distance(features(x), features(target))`` saves its second pass.
+    several images, ``distance(features(x), features(target))`` computes its features once.
     """
 
     shift: Tensor
@@ -89,11 +89,8 @@ class LPIPS(nn.Module):
         self.eval()
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Unit-length features ``(B, C, H', W')`` of the five layers; ``x`` RGB in [0, 1].
-
-        Raises:
-            QdmrError: an image smaller than the backbone can see.
-        """
+        """Returns unit-length features ``(B, C, H', W')`` of the five layers; ``x`` is RGB in
+        [0, 1]. Raises QdmrError for an image smaller than the backbone can see."""
         if min(x.shape[-2:]) < self.backbone.smallest:
             raise QdmrError(
                 f"LPIPS needs images of at least {self.backbone.smallest} pixels a side with "
@@ -110,7 +107,7 @@ class LPIPS(nn.Module):
         return taken
 
     def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
-        """LPIPS per image, ``(B,)``, of two results of ``features``; 0 for identical images."""
+        """Returns LPIPS ``(B,)`` between two results of ``features``; 0 for identical images."""
         total = features_a[0].new_zeros(features_a[0].shape[0])
         # Under autocast the weighted sum over channels would be rounded.
         with torch.autocast(total.device.type, enabled=False):
@@ -120,23 +117,23 @@ class LPIPS(nn.Module):
         return total
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        """LPIPS per image, ``(B,)``; both ``(B, 3, H, W)`` RGB in [0, 1], not clamped."""
+        """Returns LPIPS ``(B,)`` of two ``(B, 3, H, W)`` RGB batches in [0, 1], not clamped."""
         with torch.no_grad():
             target_features = self.features(target)
         return self.distance(self.features(x), target_features)
 
 
 def build_lpips(net: str, backbone_weights: Path | None = None) -> LPIPS:
-    """LPIPS with the backbone ``"vgg"`` (training loss) or ``"alex"`` (reporting), in float32.
+    """Returns LPIPS with the backbone ``"vgg"`` (training loss) or ``"alex"`` (reporting).
 
-    Nothing is ever downloaded.
+    The network is in float32. Nothing is ever downloaded.
 
     Raises:
         QdmrError: the backbone's weights are missing, unreadable or another network's.
     """
     path = find_backbone_weights(net, backbone_weights)
     backbone = BACKBONES[net]
-    # Lazy: torchvision takes seconds to import and most runs of the small presets go without.
+    # Imported here: torchvision takes seconds to import, and most runs of small presets need none.
     import torchvision
 
     # On "meta" the classifier's 120 million weights are neither allocated nor initialised.
@@ -156,12 +153,12 @@ def build_lpips(net: str, backbone_weights: Path | None = None) -> LPIPS:
 
 
 def find_backbone_weights(net: str, backbone_weights: Path | None = None) -> Path:
-    """The backbone's weight file: the path given, else the one in torch's hub cache.
+    """Returns the backbone's weight file: the path given, else the one in torch's hub cache.
 
     A run calls this at its start, so that it doesn't fail hours later.
 
     Raises:
-        QdmrError: an unknown ``net``, or no such file; the message says how to get it.
+        QdmrError: ``net`` is unknown or the file is missing; the message tells how to get it.
     """
     if net not in BACKBONES:
         raise QdmrError(f"LPIPS knows the backbones {', '.join(BACKBONES)}; it was asked for {net}")
@@ -180,7 +177,7 @@ def find_backbone_weights(net: str, backbone_weights: Path | None = None) -> Pat
 
 
 def _load_heads(net: str) -> list[Tensor]:
-    """The five trained 1x1 convolutions, ``(1, C, 1, 1)``, read without importing ``lpips``."""
+    """Reads the five trained 1x1 convolutions ``(1, C, 1, 1)`` without importing ``lpips``."""
     spec = importlib.util.find_spec("lpips")
     if spec is None or spec.origin is None:
         raise QdmrError("LPIPS needs the Python package lpips, which holds its heads: install it")

@@ -1,4 +1,4 @@
-"""The restoration network of Base, UDA and source-only."""
+"""The restoration network of the Base, UDA and source-only stages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from qdmr_ray.nets.vqgan import VQGAN
 
 
 class Encoded(NamedTuple):
-    """``features`` (B, C, h, w) after the bottleneck; ``indices`` (B, h, w) and ``codebook_loss``
-    (B,) of the codebook, or None for the source-only network."""
+    """Holds ``features`` (B, C, h, w) after the bottleneck and the codebook's ``indices`` (B, h, w)
+    and ``codebook_loss`` (B,), which are None for the source-only network."""
 
     features: Tensor
     indices: Tensor | None
@@ -24,7 +24,7 @@ class Encoded(NamedTuple):
 
 
 class QDMROutput(NamedTuple):
-    """``image`` (B, 3, H, W), unclamped, and what :class:`Encoded` holds."""
+    """Holds ``image`` (B, 3, H, W), unclamped, and the entries of :class:`Encoded`."""
 
     image: Tensor
     features: Tensor
@@ -33,16 +33,14 @@ class QDMROutput(NamedTuple):
 
 
 class QDMR(RestorationNetwork):
-    """Encoder, codebook fusion, Swin bottleneck and decoder; images (B, 3, H, W) in [0, 1].
-
-    Height and width are multiples of ``multiple``.
-    """
+    """Encoder, codebook fusion, Swin bottleneck and decoder for images (B, 3, H, W) in [0, 1] whose
+    height and width are multiples of ``multiple``."""
 
     kind = "qdmr"
     settings_type = NetworkSettings
     restored = STREAMED
     settings: NetworkSettings
-    # Whether there is a codebook.
+    # Whether the network has a codebook.
     domain_mixing: ClassVar[bool] = True
 
     def __init__(self, settings: NetworkSettings) -> None:
@@ -64,18 +62,18 @@ class QDMR(RestorationNetwork):
 
     @classmethod
     def supervised(cls) -> type[RestorationNetwork]:
-        """Without the codebook."""
+        """Returns the network's class without the codebook."""
         return SourceOnlyQDMR
 
     def take_codebook(self, vqgan: VQGAN) -> None:
         """Copies the trained codebook (frozen here) and the layers around it (which train on)."""
         for name in ("quantizer", "before_quant", "after_quant"):
-            # Without fusion nothing follows the codes.
+            # Without fusion the network has no layer after the codes.
             if hasattr(self, name):
                 getattr(self, name).load_state_dict(getattr(vqgan, name).state_dict())
 
     def encode(self, x: Tensor) -> Encoded:
-        """Features after the bottleneck; images of several domains may share the batch."""
+        """Returns features after the bottleneck; images of several domains may share the batch."""
         features = self.encoder(x)
         if not self.domain_mixing:
             return Encoded(self.bottleneck(features), None, None)
@@ -85,7 +83,7 @@ class QDMR(RestorationNetwork):
         return Encoded(self.bottleneck(features), indices, loss)
 
     def decode(self, features: Tensor, x: Tensor) -> Tensor:
-        """Restored images (B, 3, H, W) from ``features`` of the images ``x`` (B, 3, H, W)."""
+        """Decodes ``features`` of the images ``x`` (B, 3, H, W) to restored images (B, 3, H, W)."""
         image: Tensor = self.decoder(features)
         return image + x if self.settings.global_residual else image
 

@@ -7,17 +7,18 @@ from torch import Tensor, nn
 
 from qdmr_ray.nets.blocks import at_least_float32, exporting
 
-# Rows compared with the codebook at once: bounds the distance matrix on whole photographs.
+# Rows compared with the codebook at once, which bounds the distance matrix of whole photographs.
 ROWS_AT_ONCE = 32768
 
 
 class VectorQuantizer(nn.Module):
-    """Nearest code by squared L2 distance, straight-through gradient (van den Oord et al., 2017).
+    """Chooses the nearest code by squared L2 distance, with a straight-through gradient (van den
+    Oord et al., 2017).
 
     ``quantized, indices, loss = quantizer(z)`` with ``z`` (B, D, h, w): ``quantized`` has the shape
-    of ``z``, ``indices`` is int64 (B, h, w), and ``loss`` is (B,): per image, the mean over all
-    elements of ``(z_q - sg z)^2 + beta (sg z_q - z)^2``. Images of one size may thus share a batch
-    and still have a loss for each domain.
+    of ``z``, ``indices`` is int64 (B, h, w), and ``loss`` (B,) is each image's mean over all
+    elements of ``(z_q - sg z)^2 + beta (sg z_q - z)^2``. Images of several domains may thus share a
+    batch and still have a loss for each domain.
     """
 
     def __init__(self, codebook_size: int, code_dim: int, commitment: float) -> None:
@@ -38,19 +39,19 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, rows: Tensor) -> Tensor:
-        """Index (N,) of the code nearest to each row of (N, D).
+        """Returns the index (N,) of the code nearest to each row of (N, D).
 
-        ``|z|^2`` is the same for every code, so it is left out of the distance.
+        The distance omits ``|z|^2``, which is the same for every code.
         """
         # Autocast would round the distances to bfloat16 and pick other codes.
         with torch.autocast(rows.device.type, enabled=False):
             codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
             half_norms = codes.square().sum(1) / 2
             rows = rows.to(codes.dtype)
-            # A graph has one number of chunks for all sizes.
+            # A graph must have the same number of chunks for every size.
             chunks = [rows] if exporting() else rows.split(ROWS_AT_ONCE)
             return torch.cat([(half_norms - chunk @ codes.T).argmin(1) for chunk in chunks])
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Codes (B, D, h, w) of ``indices`` (B, h, w)."""
+        """Returns the codes (B, D, h, w) at ``indices`` (B, h, w)."""
         return nn.functional.embedding(indices, self.codes).movedim(-1, 1)

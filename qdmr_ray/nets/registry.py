@@ -1,4 +1,4 @@
-"""Restoration networks by kind: a module of this package each, or a class from outside.
+"""Restoration networks by kind: each is a module of this package or a class from outside.
 
     network.kind: qdmr                        # qdmr_ray/nets/qdmr.py
     network.kind: my_package.my_net:MyNet     # a class of the user's
@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.nets.settings import DEFAULT_KIND, RestorationNetworkSettings
 
-# How a network corrects a photograph that is larger than its training crops.
+# The two ways to correct a photograph that is larger than the training crops.
 STREAMED, TILED = "streamed", "tiled"
-# Separates module and class in the kind of a network from outside.
+# Separates module and class in the kind of an outside network.
 SEPARATOR = ":"
 
 
@@ -43,19 +43,18 @@ class RestorationNetwork(nn.Module):
     """A network that corrects images (B, 3, H, W) in [0, 1]; height and width are multiples of
     ``multiple``.
 
-    ``forward`` returns the corrected images (B, 3, H, W), unclamped, or a named tuple whose
-    ``image`` they are. Subclasses set:
+    ``forward`` returns the corrected images (B, 3, H, W), unclamped, or a named tuple that holds
+    them as ``image``. Subclasses set:
 
     - ``settings_type``: the section ``network`` of an experiment with this kind;
-    - ``kind``: its name in ``network.kind``; a class from outside needs none, since it is named by
-      its module and class;
-    - ``restored``: ``STREAMED`` where ``qdmr_ray.restore.streamed`` can run it layer by layer,
-      which gives exactly the network on the whole photograph; ``TILED`` for every other;
-    - ``overlap``: pixels that neighbouring tiles share. A pixel closer to its tile's edge than a
-      quarter of it isn't used, so tiles are exact for networks whose receptive field reaches no
-      farther;
+    - ``kind``: the name in ``network.kind``; a class from outside needs none, since its module and
+      class name it;
+    - ``restored``: ``STREAMED`` where ``qdmr_ray.restore.streamed`` can run the network layer by
+      layer, with exactly the result on the whole photograph; ``TILED`` for every other network;
+    - ``overlap``: pixels that neighbouring tiles share. Pixels closer to a tile's edge than a
+      quarter of it aren't used, so tiles are exact where the receptive field reaches no farther;
     - ``version``: raised when a change of the code makes the same settings train another result;
-      part of the digest that shared stages are found by.
+      the digest that identifies shared stages contains it.
     """
 
     settings_type: ClassVar[type[RestorationNetworkSettings]]
@@ -63,7 +62,7 @@ class RestorationNetwork(nn.Module):
     restored: ClassVar[str] = TILED
     overlap: ClassVar[int] = 64
     version: ClassVar[int] = 1
-    # Sizes, of the type ``settings_type``.
+    # The sizes, of the type ``settings_type``.
     settings: Any
 
     def __init__(self, settings: RestorationNetworkSettings) -> None:
@@ -77,15 +76,15 @@ class RestorationNetwork(nn.Module):
 
     @classmethod
     def supervised(cls) -> type[RestorationNetwork]:
-        """The class that the supervised stage (``source_only``) trains: without the parts that
-        need a trained codebook."""
+        """Returns the class that the supervised stage (``source_only``) trains, without the parts
+        that need a trained codebook."""
         return cls
 
     @classmethod
     def from_foreign(cls, state: Mapping[str, Tensor], source: str) -> Self:
-        """The network whose weights stand in ``state`` under another program's names.
+        """Returns the network whose weights stand in ``state`` under another program's names.
 
-        ``qdmr import-weights --kind KIND`` calls it; ``source`` stands at the start of errors.
+        ``qdmr import-weights --kind KIND`` calls it; ``source`` starts error messages.
 
         Raises:
             QdmrError: the network reads no foreign weights, or these are not its own.
@@ -97,29 +96,26 @@ class RestorationNetwork(nn.Module):
 
 
 def image_of(output: Any) -> Tensor:
-    """The images (B, 3, H, W) in what a network's ``forward`` returned."""
+    """Returns the images (B, 3, H, W) in the result of a network's ``forward``."""
     image: Tensor = output if isinstance(output, Tensor) else output.image
     return image
 
 
 def architecture_of(network: type[nn.Module]) -> str:
-    """The name by which :func:`network_class` finds the class again."""
+    """Returns the name by which :func:`network_class` finds the class again."""
     kind: str | None = vars(network).get("kind")
     return kind or f"{network.__module__}{SEPARATOR}{network.__qualname__}"
 
 
 def module_of(architecture: str) -> str | None:
-    """The user's module that defines a network of this name; None for a network of ours."""
+    """Returns the user's module that defines the network, or None for a network of ours."""
     module, separator, _ = architecture.partition(SEPARATOR)
     return module if separator else None
 
 
 def network_class(architecture: str) -> type[nn.Module]:
-    """The class with this name: a ``kind`` of this package or ``module:Class``.
-
-    Raises:
-        SettingsError: there is no such network.
-    """
+    """Returns the class of this name, a ``kind`` of this package or ``module:Class``; raises
+    SettingsError where there is no such network."""
     built_in = built_in_networks()
     if architecture in built_in:
         return built_in[architecture]
@@ -139,11 +135,8 @@ def network_class(architecture: str) -> type[nn.Module]:
 
 
 def restoration_class(kind: str) -> type[RestorationNetwork]:
-    """The restoration network that ``network.kind`` names.
-
-    Raises:
-        SettingsError: there is no such network, or it restores nothing.
-    """
+    """Returns the restoration network that ``network.kind`` names; raises SettingsError where there
+    is no such network, or it restores nothing."""
     found = network_class(kind)
     if not issubclass(found, RestorationNetwork):
         raise SettingsError(f"network.kind is {kind!r}, which is no restoration network")
@@ -152,7 +145,7 @@ def restoration_class(kind: str) -> type[RestorationNetwork]:
 
 @cache
 def built_in_networks() -> dict[str, type[nn.Module]]:
-    """The networks of this package by kind: every class in its modules that sets ``kind``."""
+    """Returns this package's networks by kind: every class in its modules that sets ``kind``."""
     from qdmr_ray import nets
 
     networks: dict[str, type[nn.Module]] = {}
@@ -163,12 +156,12 @@ def built_in_networks() -> dict[str, type[nn.Module]]:
         for found in classes_of(module, nn.Module):
             if kind := vars(found).get("kind"):
                 networks[kind] = found
-    # The default first, as it stands in messages.
+    # The default comes first, as messages list the kinds in this order.
     return dict(sorted(networks.items(), key=lambda item: (item[0] != DEFAULT_KIND, item[0])))
 
 
 def classes_of(module: ModuleType, base: type) -> list[type[Any]]:
-    """The subclasses of ``base`` that ``module`` itself defines, in their order."""
+    """Returns the subclasses of ``base`` that ``module`` itself defines, in their order."""
     return [
         found
         for found in vars(module).values()
@@ -179,14 +172,11 @@ def classes_of(module: ModuleType, base: type) -> list[type[Any]]:
 
 
 def import_outside(name: str) -> ModuleType:
-    """A user's module, found as ``python -m`` finds it: in the current folder, too.
-
-    Raises:
-        SettingsError: it can't be imported.
-    """
+    """Imports a user's module, also from the current folder, as ``python -m`` does; raises
+    SettingsError where the import fails."""
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
-        # The qdmr command's own folder stands there instead.
+        # The qdmr command has its own folder on the path instead of the current one.
         sys.path.append(here)
     try:
         return importlib.import_module(name)

@@ -23,7 +23,7 @@ class SwinSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RestorationNetworkSettings(Settings):
-    """What the section ``network`` has whatever the kind of the network."""
+    """The settings that the section ``network`` has for every kind of network."""
 
     kind: str = setting(
         DEFAULT_KIND, "restoration network; one of your own is named package.module:Class"

@@ -10,12 +10,12 @@ from qdmr_ray.nets.settings import SwinSettings
 
 LAYER_NORM_EPS = 1e-5
 BIAS_STD = 0.02
-# Added to the logits between regions that only the roll has made neighbours.
+# Added to the logits between regions that are neighbours only through the roll.
 MASKED = -100.0
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each (query, key) pair of a window, int64 (w*w, w*w)."""
+    """Returns the bias table's row for each (query, key) pair of a window, int64 (w*w, w*w)."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     rows = y[:, None] - y[None, :] + window - 1
@@ -26,10 +26,10 @@ def relative_position_index(window: int) -> Tensor:
 def shift_mask(
     height: int, width: int, window: int, shift: int, device: torch.device | None = None
 ) -> Tensor:
-    """Logit offsets 0 or -100, float32 (windows, w*w, w*w), for a map rolled by ``-shift``.
+    """Returns logit offsets 0 or -100, float32 (windows, w*w, w*w), for a map rolled by ``-shift``.
 
     Each axis falls into three bands: all but the last window, the rest of it up to the shift, and
-    the ``shift`` rows that the roll brought round. Only positions of one band pair attend freely.
+    the ``shift`` rows that the roll moved there. Positions attend freely only within a band pair.
     """
     bands = [torch.arange(size, device=device) for size in (height, width)]
     labels = [(b >= b.numel() - window).int() + (b >= b.numel() - shift).int() for b in bands]
@@ -44,10 +44,8 @@ def shift_mask(
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention inside windows, with a learned relative position bias.
-
-    (windows, w*w, C) to the same shape; ``mask`` is what :func:`shift_mask` made, or None.
-    """
+    """Multi-head attention inside windows (windows, w*w, C) with a learned relative position bias;
+    ``mask`` is a result of :func:`shift_mask` or None."""
 
     position_index: Tensor
 
@@ -62,7 +60,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("position_index", index.flatten(), persistent=False)
 
     def logit_bias(self) -> Tensor:
-        """Bias (heads, w*w, w*w) gathered from the table."""
+        """Returns the bias (heads, w*w, w*w) gathered from the table."""
         side = round(self.position_index.numel() ** 0.5)
         # Columns of the transposed table: the gradient of indexing its rows took ten times as long.
         return self.bias_table.T.index_select(1, self.position_index).view(self.heads, side, side)
@@ -82,7 +80,7 @@ class WindowAttention(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer normalisation of tokens (..., C), in float32 inside and of the tokens' own type."""
+    """Layer normalisation of tokens (..., C) in their own type, computed in float32 inside."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
@@ -91,7 +89,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class SwinBlock(nn.Module):
-    """Attention and MLP, each after a layer norm and with a residual; tokens (B, h, w, C)."""
+    """Attention and MLP on tokens (B, h, w, C), each after a layer norm and with a residual."""
 
     def __init__(self, channels: int, settings: SwinSettings, *, shifted: bool) -> None:
         super().__init__()
@@ -123,7 +121,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinGroup(nn.Module):
-    """Swin blocks, then a 3x3 convolution, plus the group's input; (B, C, h, w)."""
+    """Swin blocks, then a 3x3 convolution, plus the group's input (B, C, h, w)."""
 
     def __init__(self, channels: int, settings: SwinSettings) -> None:
         super().__init__()
@@ -141,7 +139,7 @@ class SwinGroup(nn.Module):
 
 
 def recorded(x: Tensor) -> bool:
-    """Whether what is done with ``x`` is being recorded as a CUDA graph."""
+    """Returns whether a CUDA graph is recording the operations on ``x``."""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
@@ -154,7 +152,7 @@ class SwinBottleneck(nn.Module):
         super().__init__()
         self.window = settings.window
         self.groups = nn.ModuleList(SwinGroup(channels, settings) for _ in range(settings.groups))
-        # The mask depends on the map's size alone: keep the last one instead of rebuilding it.
+        # The mask depends on the map's size alone, so the last one is kept.
         self._mask: tuple[tuple[int, int, torch.device], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,8 +163,8 @@ class SwinBottleneck(nn.Module):
         if exporting():
             return shift_mask(height, width, self.window, self.window // 2).to(x.device)
         if recorded(x):
-            # A recording goes on reading the memory of the mask, which a map of another size
-            # (a photograph to validate with) would replace: it makes its own.
+            # A recording makes its own mask: it goes on reading the mask's memory, which a map of
+            # another size (a validation photograph) would free from the cache.
             return shift_mask(height, width, self.window, self.window // 2, x.device)
         key = (height, width, x.device)
         if self._mask is None or self._mask[0] != key:

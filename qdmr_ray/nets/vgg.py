@@ -1,4 +1,4 @@
-"""Frozen VGG19 up to ``relu4_4``: what the semantic term of the VQGAN is compared with."""
+"""Frozen VGG19 up to ``relu4_4``, whose features the VQGAN's semantic term predicts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ WEIGHTS_FILE = "vgg19-dcbb9e9d.pth"
 
 
 class VGG19Features(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] to ``relu4_4`` features (B, 512, H / 8, W / 8).
-
-    Keys are torchvision's (``features.0.weight``, …). Never trains.
-    """
+    """Maps images (B, 3, H, W) in [0, 1] to ``relu4_4`` features (B, 512, H / 8, W / 8); has
+    torchvision's keys (``features.0.weight``, …) and never trains."""
 
     mean: Tensor
     std: Tensor
@@ -50,11 +48,8 @@ class VGG19Features(nn.Module):
 
 
 def find_vgg19_weights(path: Path | None = None) -> Path:
-    """The weight file: ``path``, else the one in torch's hub cache; nothing is downloaded.
-
-    Raises:
-        QdmrError: there is no such file; the message says how to get it.
-    """
+    """Returns the weight file: ``path``, else the one in torch's hub cache. Downloads nothing;
+    raises QdmrError, which tells how to get the file, where it is missing."""
     cached = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
     file = path or cached
     if file.is_file():
@@ -69,11 +64,8 @@ def find_vgg19_weights(path: Path | None = None) -> Path:
 
 
 def load_vgg19(path: Path | None = None) -> VGG19Features:
-    """VGG19 with ImageNet weights from ``path``, or from torch's hub cache.
-
-    Raises:
-        QdmrError: the file is missing or is not torchvision's VGG19.
-    """
+    """Returns VGG19 with ImageNet weights from ``path`` or torch's hub cache; raises QdmrError
+    where the file is missing or is not torchvision's VGG19."""
     file = find_vgg19_weights(path)
     remedy = "name another file in the setting weights.vgg19"
     state = load_weight_file(file, remedy)

@@ -1,4 +1,4 @@
-"""The VQGAN: learns the domain-mixing codebook, and turns source images into s2t images."""
+"""The VQGAN learns the domain-mixing codebook and turns source images into s2t images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ATLAS_SIDE = 2
 
 
 class VQGANOutput(NamedTuple):
-    """What one pass gives: ``image`` (B, 3, H, W), unclamped; ``code`` (B, D, h, w), the
-    straight-through code; ``indices`` int64 (B, h, w); ``codebook_loss`` (B,)."""
+    """Holds ``image`` (B, 3, H, W), unclamped; the straight-through ``code`` (B, D, h, w);
+    ``indices`` int64 (B, h, w); and ``codebook_loss`` (B,)."""
 
     image: Tensor
     code: Tensor
@@ -27,7 +27,7 @@ class VQGANOutput(NamedTuple):
 
 
 class VQGAN(nn.Module):
-    """Encoder, quantizer and decoder; images (B, 3, H, W) in [0, 1] to their reconstruction."""
+    """Reconstructs images (B, 3, H, W) in [0, 1] by encoder, quantizer and decoder."""
 
     kind = "vqgan"
     settings_type = NetworkSettings
@@ -48,20 +48,18 @@ class VQGAN(nn.Module):
         return VQGANOutput(self.decoder(self.after_quant(code)), code, indices, loss)
 
     def encode_indices(self, x: Tensor) -> Tensor:
-        """The codes, int64 (B, h, w), that images (B, 3, H, W) choose; nothing is decoded."""
+        """Returns the codes' indices, int64 (B, h, w), of images (B, 3, H, W) without decoding."""
         indices: Tensor = self.quantizer(self.before_quant(self.encoder(x)))[1]
         return indices
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """Images (B, 3, H, W), unclamped, that the codes at ``indices`` (B, h, w) stand for."""
+        """Decodes the codes at ``indices`` (B, h, w) to images (B, 3, H, W), unclamped."""
         image: Tensor = self.decoder(self.after_quant(self.quantizer.lookup(indices)))
         return image
 
     def decode_codes(self, codes: Tensor | None = None) -> Tensor:
-        """The codebook atlas: each code (all of them by default) as a map of 2 x 2, decoded.
-
-        Images (K, 3, 2 * downsampling, 2 * downsampling), unclamped.
-        """
+        """Returns the codebook atlas: each code (by default all) decoded from a map of 2 x 2 to an
+        unclamped image, (K, 3, 2 * downsampling, 2 * downsampling)."""
         if codes is None:
             codes = torch.arange(self.settings.codebook_size, device=self.quantizer.codes.device)
         side = ATLAS_SIDE

@@ -1,4 +1,4 @@
-"""Reading weight files that come from outside: never more than tensors is unpickled."""
+"""Reads weight files from outside; unpickles tensors and nothing else."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
 
-# What files of torch.save begin with: since 1.6, and before.
+# The first bytes of torch.save's files: since PyTorch 1.6, and before.
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
-    """The state dict in ``path``, on the CPU; ``remedy`` ends each error message.
-
-    Raises:
-        QdmrError: the file can't be read, or holds something else.
-    """
+    """Returns the state dict in ``path``, on the CPU; raises QdmrError, whose message ends with
+    ``remedy``, where the file can't be read or holds something else."""
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load has no error of its own: a truncated file raises any of several types.
@@ -36,8 +33,8 @@ def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """In one line; PyTorch's own for a refused pickle tells how to run what is in it, and of a text
-    it says that it is such a pickle, or a number."""
+    """Returns the cause in one line. PyTorch's own message would tell how to run the content of a
+    refused pickle, and would call a text file such a pickle, or a number."""
     try:
         with path.open("rb") as file:
             start = file.read(len(_ZIP))
@@ -53,5 +50,5 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line."""
+    """Returns an error's message in one line, without a colon at its end."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(":")

@@ -23,18 +23,17 @@ _WARPS = 8
 
 
 def scaled_leaky_relu(x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
-    """``leaky_relu(x * scale) + added`` for maps (B, C, H, W), of the type of ``x``.
+    """Returns ``leaky_relu(x * scale) + added`` for maps (B, C, H, W), in the type of ``x``.
 
-    ``scales`` is float32 (passes,): the batch holds so many passes of equal size, one after the
-    other, and each has its own scale.
+    ``scales`` is float32 (passes,): the batch holds that many consecutive passes of equal size, and
+    each has its own scale.
     """
     y: Tensor = _ScaledLeakyReLU.apply(x, scales, leak, added)
     return y
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Bilinear interpolation to twice the size (pixel centres, edges repeated): (B, C, H, W) to
-    (B, C, 2 H, 2 W)."""
+    """Doubles maps (B, C, H, W) in size, bilinearly by pixel centres and with edges repeated."""
     y: Tensor = _Doubled.apply(x)
     return y
 
@@ -42,7 +41,7 @@ def doubled(x: Tensor) -> Tensor:
 class _ScaledLeakyReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
-        # A convolution may leave its map in another order than its input's.
+        # A convolution's output may have another memory order than its input.
         x = x.contiguous(memory_format=torch.channels_last)
         if added is not None:
             added = added.contiguous(memory_format=torch.channels_last)

@@ -1,11 +1,11 @@
 """Triton kernels for channels-last images on GPUs; ``norm`` and ``discriminator`` launch them.
 
-An image is a matrix of rows (its pixels, line by line) and channels; a reduction splits the rows of
-an image into chunks, one for each program. Kernels compute in float32 whatever they read and
-write, and add nothing atomically, so runs are repeatable.
+An image is a matrix of rows (its pixels, line by line) and channels; a reduction splits an image's
+rows into chunks, one per program. Kernels compute in float32 whatever they read and write, and use
+no atomic additions, so runs are repeatable.
 """
 
-# Triton reads these functions' source: their arguments have no Python types.
+# Triton reads these functions' source, so their arguments have no Python types.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call"
 
 import triton
@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def tile_of(first, last, start, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Offsets of the tile that starts at row ``start``, and a mask of those inside the image."""
+    """Returns offsets of the tile from row ``start`` on, and a mask of those inside the image."""
     row = start + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
     inside = (row < last)[:, None] & (channel < channels)[None, :]
@@ -26,9 +26,9 @@ def norm_moments(
     x, means, squares, rows, rows_each, channels,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The mean, and the sum of squared distances from it, of each channel over a chunk of rows.
+    """Computes each channel's mean and sum of squared deviations over a chunk of rows.
 
-    Welford's recurrence in each place of the tile, then Chan's formula over the places: sums
+    Each place of the tile uses Welford's recurrence, and Chan's formula combines the places: sums
     of squares would lose deviations that are small beside the mean.
     """
     chunk, image = tl.program_id(0), tl.program_id(1)
@@ -45,7 +45,7 @@ def norm_moments(
         before = value - mean
         mean = tl.where(inside, mean + before / count, mean)
         square = tl.where(inside, square + before * (value - mean), square)
-    # How many values each place has seen: the last tile may be cut off.
+    # The number of values that each place has seen: the last tile may be cut off.
     place = tl.arange(0, ROWS)
     seen = tl.maximum((last - first - place + ROWS - 1) // ROWS, 0).to(tl.float32)[:, None]
     whole = tl.sum(mean * seen, 0) / (last - first)
@@ -61,8 +61,8 @@ def norm_statistics(
     chunks, rows, rows_each, channels, groups, eps,
     CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Mean and 1 / standard deviation of one group of one image, from its chunks' moments, and the
-    scale and shift of its channels: ``norm(x + bias) = x * scale + shift``."""
+    """Computes mean and 1 / standard deviation of one group of one image from its chunks' moments,
+    and its channels' scale and shift: ``norm(x + bias) = x * scale + shift``."""
     image, group = tl.program_id(0), tl.program_id(1)
     width = channels // groups
     chunk, place = tl.arange(0, CHUNKS), tl.arange(0, WIDTH)
@@ -92,7 +92,7 @@ def norm_statistics(
 
 @triton.jit
 def norm_activate(x, scale, shift, y, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """``y = silu(x * scale + shift)``."""
+    """Computes ``y = silu(x * scale + shift)``."""
     tile, image = tl.program_id(0), tl.program_id(1)
     at, inside = tile_of(image.to(tl.int64) * rows, rows, tile * ROWS, channels, ROWS, CHANNELS)
     channel = tl.arange(0, CHANNELS)
@@ -105,7 +105,7 @@ def norm_activate(x, scale, shift, y, rows, channels, ROWS: tl.constexpr, CHANNE
 
 @triton.jit
 def normalised_gradient(value, grad, own_scale, own_shift, mean, rstd):
-    """The gradient before the activation, and the normalised value before weight and bias."""
+    """Returns the gradient before the activation, and the value normalised without weight, bias."""
     z = value * own_scale + own_shift
     gate = 1.0 / (1.0 + tl.exp(-z))
     return grad * gate * (1.0 + z * (1.0 - gate)), (value - mean) * rstd
@@ -113,7 +113,7 @@ def normalised_gradient(value, grad, own_scale, own_shift, mean, rstd):
 
 @triton.jit
 def norm_constants(bias, scale, shift, mean, rstd, image, channels, groups, CHANNELS: tl.constexpr):
-    """The arguments of ``normalised_gradient`` by channel of an image, (1, CHANNELS) each."""
+    """Returns arguments of ``normalised_gradient`` by channel of an image, (1, CHANNELS) each."""
     channel = tl.arange(0, CHANNELS)
     real = channel < channels
     own = image * channels + channel
@@ -131,8 +131,8 @@ def norm_gradient_sums(
     x, dy, bias, scale, shift, mean, rstd, sums, products, rows, rows_each, channels, groups,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sums by channel over a chunk of rows: of the gradient before the activation, and of its
-    products with the normalised values."""
+    """Sums by channel, over a chunk of rows, the gradient before the activation and its products
+    with the normalised values."""
     chunk, image = tl.program_id(0), tl.program_id(1)
     first = chunk * rows_each
     last = tl.minimum(first + rows_each, rows)
@@ -161,8 +161,8 @@ def norm_gradient_statistics(
     chunks, rows, channels, groups, images,
     CHUNKS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """For one group of one image: the two means that its gradients subtract, and its channels'
-    gradients of weight, offset and bias, which go into ``whole`` (3, images, channels)."""
+    """Computes for one group of one image the two means that its gradients subtract, and its
+    channels' gradients of weight, offset and bias, written to ``whole`` (3, images, channels)."""
     image, group = tl.program_id(0), tl.program_id(1)
     width = channels // groups
     chunk, place = tl.arange(0, CHUNKS), tl.arange(0, WIDTH)
@@ -185,7 +185,7 @@ def norm_gradient_statistics(
     layer = images * channels
     tl.store(whole + out, two, real)
     tl.store(whole + layer + out, one, real)
-    # The sum of the gradients of x.
+    # The bias's gradient is the sum of the gradients of x.
     tl.store(whole + 2 * layer + out, inverse * (own_weight * one - rows * (a + normal * b)), real)
 
 
@@ -194,7 +194,7 @@ def norm_gradient(
     x, dy, bias, scale, shift, mean, rstd, mean_sum, mean_product, dx, rows, channels, groups,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of ``x``."""
+    """Computes the gradient of ``x``."""
     tile, image = tl.program_id(0), tl.program_id(1)
     at, inside = tile_of(image.to(tl.int64) * rows, rows, tile * ROWS, channels, ROWS, CHANNELS)
     channel = tl.arange(0, CHANNELS)
@@ -214,7 +214,7 @@ def norm_gradient(
 
 @triton.jit
 def leaky(x, scales, added, y, size, leak, BLOCK: tl.constexpr, ADDED: tl.constexpr):
-    """``y = leaky_relu(x * scale) + added``, with one scale for each pass in the batch."""
+    """Computes ``y = leaky_relu(x * scale) + added``, with one scale for each pass in the batch."""
     block, pass_number = tl.program_id(0), tl.program_id(1)
     place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
@@ -228,7 +228,7 @@ def leaky(x, scales, added, y, size, leak, BLOCK: tl.constexpr, ADDED: tl.conste
 
 @triton.jit
 def leaky_gradient(x, dy, scales, dx, sums, size, leak, BLOCK: tl.constexpr):
-    """The gradient of ``x``, and sums over blocks for the gradient of each pass's scale."""
+    """Computes the gradient of ``x``, and by block the sums for each pass's scale gradient."""
     block, pass_number = tl.program_id(0), tl.program_id(1)
     place = block * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
@@ -243,26 +243,26 @@ def leaky_gradient(x, dy, scales, dx, sums, size, leak, BLOCK: tl.constexpr):
 
 @triton.jit
 def pixels(height, width, PIXELS: tl.constexpr):
-    """Rows and columns of a program's pixels in the smaller map, and a mask of those inside it."""
+    """Returns a program's rows and columns of the smaller map, and a mask of those inside it."""
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     return pixel // width, pixel % width, pixel < height * width
 
 
 @triton.jit
 def offsets_of(image, row, column, height, width, channels, CHANNELS: tl.constexpr):
-    """Offsets (pixels, channels) in a channels-last map."""
+    """Returns offsets (pixels, channels) in a channels-last map."""
     pixel = (image.to(tl.int64) * height + row) * width + column
     return pixel[:, None] * channels + tl.arange(0, CHANNELS)[None, :]
 
 
 @triton.jit
 def double(x, y, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """Bilinear interpolation to twice the size: four pixels of ``y`` for each pixel of ``x``."""
+    """Doubles the size bilinearly: four pixels of ``y`` for each pixel of ``x``."""
     image = tl.program_id(1)
     row, column, real = pixels(height, width, PIXELS)
     inside = real[:, None] & (tl.arange(0, CHANNELS) < channels)[None, :]
     for down in tl.static_range(2):
-        # The second row that contributes: above for the upper pixels, below for the lower ones.
+        # The second row that contributes lies above for upper pixels and below for lower ones.
         other = tl.minimum(tl.maximum(row + 2 * down - 1, 0), height - 1)
         near = offsets_of(image, row, column, height, width, channels, CHANNELS)
         far = offsets_of(image, other, column, height, width, channels, CHANNELS)
@@ -284,10 +284,8 @@ def double(x, y, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.con
 
 @triton.jit
 def double_weight(place, size, STEP: tl.constexpr):
-    """The weight of line ``place`` in the larger map's line ``2 * place + STEP``.
-
-    1/4, 3/4, 3/4, 1/4 for STEP from -1 to 2; at an edge the line itself stands for the one beyond.
-    """
+    """Returns the weight of line ``place`` in the larger map's line ``2 * place + STEP``: 1/4, 3/4,
+    3/4, 1/4 for STEP from -1 to 2; at an edge the line also counts for the one beyond."""
     if STEP < 1:
         within = place > 0
     else:
@@ -301,7 +299,7 @@ def double_weight(place, size, STEP: tl.constexpr):
 
 @triton.jit
 def double_gradient(dy, dx, height, width, channels, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The gradient of ``double``'s input: each pixel gathers from 4 x 4 pixels of ``dy``."""
+    """Computes the gradient of ``double``'s input: each pixel gathers 4 x 4 pixels of ``dy``."""
     image = tl.program_id(1)
     row, column, real = pixels(height, width, PIXELS)
     inside = real[:, None] & (tl.arange(0, CHANNELS) < channels)[None, :]

@@ -1,13 +1,13 @@
 """Bias, group normalisation and SiLU in one operation, for channels-last images on GPUs.
 
-PyTorch's own group normalisation on CUDA works on contiguous images and, under autocast, in
-float32: each call changed the memory format twice and the type twice, which took more of a bfloat16
-training step than its convolutions (``tests/benchmarks/README.md``). Here the images keep memory
-format and type, and everything is computed in float32.
+PyTorch's group normalisation on CUDA works on contiguous images and, under autocast, in float32:
+each call changed memory format and type twice, which took more of a bfloat16 training step than
+its convolutions (``tests/benchmarks/README.md``). Here images keep memory format and type, and the
+arithmetic is float32.
 
-The forward and the backward pass are three kernels each: the first reduces chunks of an image's
-rows channel by channel, the second, a small one, combines the chunks group by group, and the third
-does the elementwise work.
+The forward and the backward pass have three kernels each: the first reduces chunks of an image's
+rows by channel, the second, a small one, combines the chunks by group, and the third does the
+elementwise work.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOST_CHUNKS = 128
 
 
 def fits(x: Tensor) -> bool:
-    """Whether fused operations take images ``x`` (B, C, H, W)."""
+    """Returns whether the fused operations take images ``x`` (B, C, H, W)."""
     return (
         kernels is not None
         and x.is_cuda
@@ -51,19 +51,16 @@ def group_norm_silu(
     eps: float,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """``silu(group_norm(x + bias, groups, weight, offset, eps))`` for images (B, C, H, W) that fit;
-    ``weight``, ``offset`` and ``bias`` are (C,).
-
-    The result has the type of ``x``. The gradient of ``bias`` needs no further pass: it follows
-    from sums that the other gradients take.
-    """
+    """Returns ``silu(group_norm(x + bias, groups, weight, offset, eps))`` in the type of ``x``, for
+    images (B, C, H, W) that fit; ``weight``, ``offset`` and ``bias`` are (C,). The gradient of
+    ``bias`` needs no further pass: it follows from the other gradients' sums."""
     bias = torch.zeros_like(weight) if bias is None else bias
     y: Tensor = _GroupNormSiLU.apply(x, bias, weight, offset, groups, eps)
     return y
 
 
 def chunks_of(images: int, rows: int, tile_rows: int) -> tuple[int, int]:
-    """Programs per image that reduce its rows, and the rows of each (whole tiles)."""
+    """Returns the programs per image that reduce its rows, and the rows of each (whole tiles)."""
     wanted = min(_MOST_CHUNKS, max(1, _PROGRAMS // images))
     tiles = ceil_div(rows, tile_rows)
     tiles_each = ceil_div(tiles, wanted)
@@ -71,17 +68,17 @@ def chunks_of(images: int, rows: int, tile_rows: int) -> tuple[int, int]:
 
 
 def ceil_div(a: int, b: int) -> int:
-    """``a / b``, rounded up."""
+    """Returns ``a / b``, rounded up."""
     return -(-a // b)
 
 
 def power_of_2_from(count: int) -> int:
-    """The smallest power of 2 that isn't below ``count``."""
+    """Returns the smallest power of 2 that isn't below ``count``."""
     return 1 << (count - 1).bit_length()
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
-    """Images, rows and channels of ``x``, and the kernels' tile."""
+    """Returns images, rows and channels of ``x``, and the kernels' tile."""
     images, channels, height, width = x.shape
     wide = power_of_2_from(channels)
     tile = {"ROWS": max(1, _TILE // wide), "CHANNELS": wide, "num_warps": _WARPS}
@@ -91,7 +88,7 @@ def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
 def _forward(
     x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``silu(norm(x + bias))``, and what the gradients need: (3, B, C) and (2, B, groups)."""
+    """Returns ``silu(norm(x + bias))`` and the gradients' inputs (3, B, C) and (2, B, groups)."""
     images, rows, channels, tile = _sizes(x)
     chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
     y = torch.empty_like(x)
@@ -118,7 +115,7 @@ def _backward(
     by_group: Tensor,
     groups: int,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of ``x``, and those of weight, offset and bias as float32 (3, C)."""
+    """Returns the gradient of ``x``, and those of weight, offset and bias as float32 (3, C)."""
     images, rows, channels, tile = _sizes(x)
     chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
     dx = torch.empty_like(x)
