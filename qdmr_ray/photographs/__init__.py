@@ -1,1 +1,1 @@
-"""Reading and writing image files with all that belongs to them."""
+"""Reads and writes image files together with their metadata."""

@@ -1,15 +1,15 @@
-"""Reading and writing single photographs: any usual file becomes uint8 (H, W, 3) RGB.
+"""Reads and writes single photographs: any usual file becomes uint8 (H, W, 3) RGB.
 
-What is done to a file, and why:
+The reader treats a file as follows:
 
-- EXIF orientation is applied, so that a photograph is the way up that its viewer shows it.
-- Grey and palette images become RGB; 16-bit values become ``round(v / 257)``, which maps 0..65535
-  evenly onto 0..255 (cutting off the low byte would darken by half a level).
-- Transparency is composited on **white**, on the stored (gamma-encoded) values: that is what
+- It applies the EXIF orientation, so that a photograph is the way up that its viewer shows it.
+- It makes grey and palette images RGB; a 16-bit value becomes ``round(v / 257)``, which maps
+  0..65535 evenly onto 0..255 (cutting off the low byte would darken by half a level).
+- It composites transparency on **white**, on the stored (gamma-encoded) values: that is what
   "flatten image" and saving as JPEG do in photo editors, so a photographer sees nothing change.
-- Of a file with several frames, the first is read. Colour profiles are not applied: the numbers
-  in the file are the numbers that the networks see.
-- CMYK, Lab, HSV, 32-bit and floating-point images are refused: without a profile or a known range
+- It reads the first of several frames. It applies no colour profile: the networks see the numbers
+  that the file holds.
+- It refuses CMYK, Lab, HSV, 32-bit and floating-point images: without a profile or a known range
   there is no right way to turn them into RGB.
 """
 
@@ -35,13 +35,13 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SIXTEEN_TO_EIGHT = 257
 _SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 _CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr")
-# A TIFF's tags, and values of the third.
+# The tags of a TIFF that are read here, and two values of the third.
 _TIFF_BITS_PER_SAMPLE, _TIFF_ORIENTATION, _TIFF_EXTRA_SAMPLES = 258, 274, 338
 _NO_ALPHA, _PREMULTIPLIED = 0, 1
-# Values of 12 bits are spread over 16.
+# 12-bit values are spread over the 16-bit range.
 _TWELVE_BITS, _FULL_TWELVE, _FULL_SIXTEEN = 12, 4095, 65535
-# A PNG's bit depth lies at a fixed place: 8 bytes of signature, then the IHDR chunk's length,
-# name, width and height of 4 bytes each.
+# Offset of a PNG's bit depth: 8 bytes of signature, then the IHDR chunk's length, name, width and
+# height of 4 bytes each.
 _PNG_BIT_DEPTH_AT = 24
 # EXIF orientation -> (transpose, then flip vertically, then flip horizontally).
 _ORIENTATIONS = {
@@ -54,17 +54,14 @@ _ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-# zlib's fastest level: 6 takes three times as long (0.7 s at 1920 x 1280) for files that are 6 to
-# 14 % smaller, and pictures here are written more often than they are sent.
+# zlib's fastest level: level 6 takes three times as long (0.7 s at 1920 x 1280) for files that are
+# 6 to 14 % smaller, and pictures here are written more often than they are sent.
 _PNG_LEVEL = 1
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The photograph in ``path`` as a C-contiguous uint8 array of shape (H, W, 3), RGB.
-
-    Raises:
-        QdmrError: the file is missing, unreadable, truncated or of a kind that is refused.
-    """
+    """Returns the photograph in ``path`` as C-contiguous uint8 (H, W, 3), RGB; raises QdmrError
+    where it is missing, unreadable, truncated or of a kind that is refused."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -73,19 +70,15 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """The encoded image ``data`` as ``read_image`` would give it; ``name`` is for error messages.
-
-    Raises:
-        QdmrError: the data are no image, truncated or of a kind that is refused.
-    """
+    """Decodes ``data`` as ``read_image`` does, errors included; these call the image ``name``."""
     try:
         with warnings.catch_warnings():
-            # 100-megapixel photographs are photographs; the hard limit of Pillow stays in force.
+            # Photographs do have 100 megapixels; Pillow's hard limit stays in force.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
                 pixels = _on_white(stored_pixels(image, data, name))
-                # Only now: a PNG may carry its EXIF block after the pixels.
+                # Read after the pixels, behind which a PNG may carry its EXIF block.
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except QdmrError:
         raise
@@ -95,9 +88,9 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def probe_image(path: Path) -> tuple[int, int]:
-    """(height, width) that ``read_image`` will give, from the header alone, without decoding.
+    """Returns the (height, width) of ``read_image``'s result from the header, without decoding.
 
-    A PNG's checksums are compared too, so that most broken files are found in milliseconds.
+    For a PNG it also compares the checksums, so that most broken files are found in milliseconds.
 
     Raises:
         QdmrError: the file is missing, no image, or a PNG with a broken or missing part.
@@ -114,13 +107,13 @@ def probe_image(path: Path) -> tuple[int, int]:
                     image.verify()
     except Exception as error:
         raise unreadable(str(path), error) from error
-    # Pillow gives a TIFF's size as it will be turned, that of the others as it is stored.
+    # Pillow reports a TIFF's size after its orientation is applied, that of other files as stored.
     turned = image.format != "TIFF" and _ORIENTATIONS.get(orientation, (False,))[0]
     return (width, height) if turned else (height, width)
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """``image``, uint8 (H, W, 3) or (H, W), as a PNG file's bytes."""
+    """Encodes uint8 (H, W, 3) or (H, W) as the bytes of a PNG file."""
     if image.dtype != np.uint8:
         raise ValueError(f"encode_png takes uint8, not {image.dtype}")
     buffer = io.BytesIO()
@@ -129,34 +122,28 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def to_photograph(image: Tensor) -> np.ndarray:
-    """uint8 (H, W, 3) of one image (3, H, W): clamped to [0, 1], times 255, rounded."""
+    """Converts one image (3, H, W) to uint8 (H, W, 3): clamped to [0, 1], times 255, rounded."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round()
     return pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes uint8 (H, W, 3) or (H, W) as a PNG; the file is there completely or not at all.
-
-    Raises:
-        QdmrError: the folder is missing or not writable, or the disk is full.
-    """
+    """Writes uint8 (H, W, 3) or (H, W) as a PNG file, completely or not at all; raises QdmrError
+    where the folder is missing or not writable, or the disk is full."""
     write_file_atomic(path, encode_png(image))
 
 
 def unreadable(name: str, error: Exception) -> QdmrError:
-    """What a user is told when a decoder raises ``error``."""
+    """Returns the user's error for a decoder's exception."""
     unknown = isinstance(error, Image.UnidentifiedImageError)
     reason = "no image of a known kind" if unknown else one_line(error)
     return QdmrError(f"{name}: unreadable image ({reason}); replace or remove the file")
 
 
 def stored_pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
-    """uint8 or uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA) of a loaded image, in the
-    file's own orientation.
-
-    Raises:
-        QdmrError: a colour mode that has no way to RGB, or values that can't be read exactly.
-    """
+    """Returns a loaded image's pixels in the file's own orientation, as uint8 or uint16 (H, W, 1
+    grey | 2 grey, alpha | 3 RGB | 4 RGBA); raises QdmrError for a colour mode that has no way to
+    RGB and for values that can't be read exactly."""
     if image.mode not in _CONVERTIBLE + _SIXTEEN_BIT_GREY:
         raise QdmrError(
             f"{name}: colour mode {image.mode} is not supported; "
@@ -171,7 +158,7 @@ def stored_pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
 
 
 def _is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
-    """Whether the file has more bits than Pillow, which has no 16-bit colour mode, may give."""
+    """Whether the file has 16-bit values, for which Pillow has no colour mode."""
     if image.mode in _SIXTEEN_BIT_GREY:
         return True
     if image.format == "PNG":
@@ -181,13 +168,10 @@ def _is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
 
 
 def _read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
-    """uint16 (H, W, 1 grey | 2 grey, alpha | 3 RGB | 4 RGBA) of a PNG or a TIFF's page, turned as
-    ``image``, 65535 white.
-
-    Raises:
-        QdmrError: the values lie in a way that can't be read exactly.
-    """
-    # Only here, since few photographs need them.
+    """Returns the pixels of a PNG or of a TIFF's page as ``stored_pixels`` does, but uint16 with
+    65535 white and in the orientation of ``image``; raises QdmrError for a layout of the values
+    that can't be read exactly."""
+    # Imported here, since few photographs need them.
     import imagecodecs
     import tifffile
 
@@ -217,12 +201,12 @@ def _read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
         pixels = _FULL_SIXTEEN - pixels
     colours = pixels.shape[2] - len(extra)
     alpha = bool(extra) and extra[0] != _NO_ALPHA
-    # Pillow turns the TIFF files that it reads itself, too.
+    # Pillow also turns the TIFF files that it reads itself.
     return oriented(pixels[..., : colours + alpha], orientation)
 
 
 def _on_white(pixels: np.ndarray) -> np.ndarray:
-    """Any stored pixels as uint8 (H, W, 3) over a white ground."""
+    """Composites stored pixels on white, as uint8 (H, W, 3)."""
     height, width, channels = pixels.shape
     if channels in (2, 4):
         full_scale = float(np.iinfo(pixels.dtype).max)
@@ -235,7 +219,7 @@ def _on_white(pixels: np.ndarray) -> np.ndarray:
 
 
 def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """``pixels`` (H, W, C) turned upright; an orientation that EXIF does not know is ignored."""
+    """Turns ``pixels`` (H, W, C) upright; an orientation that EXIF does not define is ignored."""
     transpose, vertical, horizontal = _ORIENTATIONS.get(orientation, _ORIENTATIONS[1])
     if transpose:
         pixels = pixels.transpose(1, 0, 2)

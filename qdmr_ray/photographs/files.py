@@ -1,10 +1,9 @@
-"""Photographs that keep what their files hold: 8 or 16 bits, transparency, EXIF data, colour
-profile.
+"""Photographs that keep all that their files hold: bit depth, transparency, EXIF, colour profile.
 
     photograph = read_photograph(path)
     write_photograph(out, photograph, corrected)      # of the type and shape of photograph.pixels
 
-For training and measuring, ``decode.read_image`` gives 8 bits without any of these.
+Training and measuring use ``decode.read_image`` instead, which returns 8 bits and none of these.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from qdmr_ray.photographs.metadata import (
 from qdmr_ray.photographs.sixteen_bit import sixteen_bit_png, sixteen_bit_tiff
 from qdmr_ray.storage import write_file_atomic
 
-# How files of 8 bits other than PNG are written, by ending.
+# Pillow's save options for 8-bit files other than PNG, by ending.
 _JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
 _TIFF = {"format": "TIFF", "compression": "tiff_lzw"}
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -52,22 +51,22 @@ _SIXTEEN_BIT = {
     ".tiff": sixteen_bit_tiff,
 }
 _JPEG_ENDINGS = (".jpeg", ".jpg")
-# Longest sides in pixels: WebP's format has 14 bits for them, libjpeg its own limit.
+# Longest side in pixels: WebP stores it in 14 bits, libjpeg has a limit of its own.
 _LONGEST = {".webp": 16383, ".jpeg": 65500, ".jpg": 65500}
-# A segment's 65533 bytes without the name that XMP's begins with.
+# Room for XMP: a segment's 65533 bytes less the name that an XMP segment begins with.
 _JPEG_XMP = 65504
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
-# A TIFF page's own kind: a smaller copy of another, or a mask of it.
+# A TIFF page's kind: the flags say that it is a smaller copy of another page, or a mask of it.
 _SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4
 _limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:
-    """``pixels``, uint8 or uint16 (H, W, 3) RGB, upright; ``alpha``, of that type, (H, W) or None;
-    ``grey``: the file has one colour channel; ``exif`` (as it is to be written) and ``profile``
-    (ICC), empty where there is none; ``extras``: what else the file holds."""
+    """``pixels`` are uint8 or uint16 (H, W, 3) RGB, upright; ``alpha`` is of that type, (H, W) or
+    None; ``grey``: the file has one colour channel; ``exif`` (as it is to be written) and
+    ``profile`` (ICC) are empty where there is none; ``extras`` is what else the file holds."""
 
     pixels: np.ndarray
     alpha: np.ndarray | None
@@ -78,9 +77,8 @@ class Photograph:
 
 
 def read_photograph(path: Path) -> Photograph:
-    """The photograph in ``path``, of any size.
-
-    Of a camera's file with previews (MPO, or a TIFF with pages that say so) it is the main one.
+    """Reads the photograph in ``path``, of any size; of a camera's file with previews (MPO, or a
+    TIFF whose pages say so) it reads the main picture.
 
     Raises:
         QdmrError: missing, unreadable, animated, or of a colour mode that has no way to RGB.
@@ -96,7 +94,7 @@ def read_photograph(path: Path) -> Photograph:
             _choose_frame(image, str(path))
             image.load()
             pixels = stored_pixels(image, data, str(path))
-            # Only now: a PNG may carry its EXIF block after the pixels.
+            # Read after the pixels, behind which a PNG may carry its EXIF block.
             exif = image.getexif()
             pixels = np.ascontiguousarray(oriented(pixels, exif.get(_ORIENTATION, _UPRIGHT)))
             height, width = pixels.shape[:2]
@@ -120,11 +118,8 @@ def read_photograph(path: Path) -> Photograph:
 
 
 def check_fits(photograph: Photograph, suffix: str, name: str) -> None:
-    """Checks that a file with this ending can hold such a photograph, before it is corrected.
-
-    Raises:
-        QdmrError: 16 bits, transparency or a side that the format has no room for.
-    """
+    """Checks, before ``photograph`` is corrected, that a file with this ending can hold it; raises
+    QdmrError for 16 bits, transparency or a side that the format has no room for."""
     height, width = photograph.pixels.shape[:2]
     longest = _LONGEST.get(suffix)
     if photograph.pixels.dtype == np.uint16 and suffix not in _SIXTEEN_BIT:
@@ -141,11 +136,11 @@ def check_fits(photograph: Photograph, suffix: str, name: str) -> None:
 
 
 def write_photograph(path: Path, photograph: Photograph, pixels: np.ndarray) -> list[str]:
-    """Writes ``pixels`` in the format of the file's ending with all else that ``photograph`` has;
-    completely or not at all. Returns what had to be left out, a line each.
+    """Writes ``pixels`` with all else that ``photograph`` holds, completely or not at all.
 
-    PNG, TIFF, BMP and WebP lose nothing; JPEG is written at quality 95 without subsampled colour.
-    A TIFF of 16 bits keeps the texts of the EXIF data, not its tables.
+    The file's ending sets the format. PNG, TIFF, BMP and WebP lose nothing; JPEG is written at
+    quality 95 without subsampled colour. A 16-bit TIFF keeps the texts of the EXIF data, not its
+    tables. Returns what had to be left out, a line each.
 
     Raises:
         QdmrError: the format has no room for the pixels, the folder is missing or not writable, or
@@ -178,7 +173,7 @@ def _encoded(suffix: str, photograph: Photograph, layers: np.ndarray) -> bytes:
 
 
 def _choose_frame(image: Image.Image, name: str) -> None:
-    """Seeks the photograph among its previews; a file of several photographs is refused."""
+    """Seeks the photograph among its previews; refuses several photographs in one file."""
     count = getattr(image, "n_frames", 1)
     # The first frame of a camera's MPO file is the photograph, which JPEG viewers show.
     if image.format == "MPO" or count == 1:
@@ -201,8 +196,8 @@ def _kind(image: Image.Image, page: int) -> int:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Lifts Pillow's limit of 179 megapixels, which protects from strangers' pictures: the user
-    named these."""
+    """Lifts Pillow's limit of 179 megapixels, which guards against strangers' files; the user named
+    these."""
     with _limit_lock, warnings.catch_warnings():
         # Pillow also warns of odd EXIF data, which is no use to a user.
         warnings.simplefilter("ignore")
@@ -239,7 +234,7 @@ def _eight_bit_file(suffix: str, photograph: Photograph, layers: np.ndarray) -> 
         options["xmp"] = extras.xmp
     if form == "JPEG":
         options |= {"comment": extras.comment, "extra": extras.segments}
-    # A TIFF's own density stands among its tags.
+    # A TIFF keeps its own density among its tags.
     own = form == "TIFF" and ExifTags.Base.XResolution in exif
     if form in ("BMP", "JPEG", "TIFF") and extras.density and not own:
         options["dpi"] = extras.density
@@ -253,11 +248,11 @@ def _eight_bit_file(suffix: str, photograph: Photograph, layers: np.ndarray) -> 
 
 
 def _with_xmp(exif: Image.Exif, xmp: bytes) -> Image.Exif:
-    """A copy with the XMP among the tags, where a TIFF has it."""
+    """Returns a copy with the XMP among the tags, which is its place in a TIFF."""
     made = Image.Exif()
     made.endian = exif.endian
     for table in TABLES:
-        # Before the tags: once those are set, Pillow would look for the tables in a file.
+        # The tables come before the tags: once tags are set, Pillow looks for the tables in a file.
         made.get_ifd(table).update(exif.get_ifd(table))
     made.update({**exif, XMP_TAG: xmp})
     return made

@@ -1,4 +1,4 @@
-"""The metadata of a photograph's file, read so that they can be written into another file."""
+"""Reads the metadata of a photograph's file so that they can be written into another file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from PIL import ExifTags, Image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Where a PNG's first chunk ends, which every other follows.
+# Where a PNG's first chunk ends; all other chunks follow it.
 PNG_START = 33
 XMP_TAG = 700
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
 TABLES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
-# Tags that describe how the pixels lie in a TIFF file; they don't apply to another file.
+# Tags that describe how pixels lie in one TIFF file and don't apply to another file.
 _STRUCTURAL = frozenset(
     tag
     for first, last in (
@@ -30,22 +30,22 @@ _STRUCTURAL = frozenset(
 _PNG_KEPT = (b"cHRM", b"cICP", b"gAMA", b"iTXt", b"pHYs", b"sRGB", b"tEXt", b"zTXt")
 _PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _PNG_XMP = b"XML:com.adobe.xmp"
-# Texts that repeat EXIF data and XMP; they would be outdated once those are changed.
+# Texts that repeat EXIF data and XMP and would be outdated once those change.
 _PNG_COPIES = (
     _PNG_XMP,
     b"Raw profile type APP1",
     b"Raw profile type exif",
     b"Raw profile type xmp",
 )
-# Photoshop's segment, where JPEG files have their IPTC captions.
+# Photoshop's segment, in which JPEG files keep their IPTC captions.
 _JPEG_KEPT = {"APP13": b"\xff\xed"}
 _JPEG_DENSITIES = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extras:
-    """``xmp``; a JPEG's ``comment`` and ``segments``, ready to be written; ``density``, dots per
-    inch across and down; ``chunks`` of a PNG, ready to be written."""
+    """``comment`` and ``segments`` are a JPEG's, ``chunks`` a PNG's, both ready to be written;
+    ``density`` is in dots per inch, across and down."""
 
     xmp: bytes = b""
     comment: bytes = b""
@@ -55,8 +55,8 @@ class Extras:
 
 
 def portable_exif(exif: Image.Exif, height: int, width: int) -> Image.Exif:
-    """A copy without the tags that belong to the old file's pixels; the new pixels are upright and
-    ``height`` x ``width``. The file of a TIFF must still be open."""
+    """Returns a copy for upright pixels without the tags that belong to the old file's pixels; the
+    file of a TIFF must still be open."""
     made = Image.Exif()
     # The maker's notes inside the data may depend on this byte order.
     made.endian = exif.endian
@@ -79,7 +79,7 @@ def portable_exif(exif: Image.Exif, height: int, width: int) -> Image.Exif:
 
 
 def _with_interoperability(values: dict[int, object], exif: Image.Exif) -> dict[int, object]:
-    """The values with the interoperability table itself in place of its offset in the old file."""
+    """Replaces the interoperability table's offset in the old file by the table itself."""
     if ExifTags.IFD.Interop in values:
         inner = dict(exif.get_ifd(ExifTags.IFD.Interop))
         values = {tag: value for tag, value in values.items() if tag != ExifTags.IFD.Interop}
@@ -89,12 +89,13 @@ def _with_interoperability(values: dict[int, object], exif: Image.Exif) -> dict[
 
 
 def read_extras(image: Image.Image, data: bytes, height: int, width: int) -> Extras:
-    """The extras of the loaded ``image`` in ``data``, for upright ``height`` x ``width`` pixels."""
+    """Reads the extras of the loaded ``image`` in ``data``, for upright ``height`` x ``width``
+    pixels."""
     info = image.info
     xmp, comment, density = info.get("xmp"), info.get("comment"), info.get("dpi")
     jpeg = image.format in ("JPEG", "MPO")
     if jpeg and info.get("jfif_unit") not in _JPEG_DENSITIES:
-        # The file has none of its own: Pillow took it from the EXIF data, or took 72.
+        # The file has no density of its own: Pillow took it from the EXIF data, or assumed 72.
         density = None
     if image.format == "TIFF" and ExifTags.Base.XResolution not in image.tag_v2:  # type: ignore[attr-defined]
         density = None
@@ -108,7 +109,7 @@ def read_extras(image: Image.Image, data: bytes, height: int, width: int) -> Ext
 
 
 def _upright_xmp(xmp: bytes, height: int, width: int) -> bytes:
-    """The XMP with its copies of orientation and size made right, attributes or elements."""
+    """Corrects the XMP's copies of orientation and size, be they attributes or elements."""
     for name, value in (
         (b"tiff:Orientation", _UPRIGHT),
         (b"tiff:ImageWidth", width),
@@ -136,7 +137,7 @@ def _kept_chunks(data: bytes) -> bytes:
         for kind, body in _png_chunks(data)
         if kind in _PNG_KEPT
         and not (kind in _PNG_TEXTS and body.split(b"\0", 1)[0] in _PNG_COPIES)
-        # PNG doesn't allow both, and the profile is the more exact one.
+        # PNG forbids sRGB beside a profile, and the profile is the more exact one.
         and not (kind == b"sRGB" and profile)
     )
 
@@ -151,15 +152,15 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """A chunk with its length and checksum (W3C, PNG Specification)."""
+    """Returns a chunk with its length and checksum (W3C, PNG Specification)."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png_extras(extras: Extras) -> bytes:
-    """The chunks for a PNG, to be written before its pixels."""
+    """Returns the chunks that a PNG carries before its pixels."""
     chunks = extras.chunks
     if extras.xmp:
-        # The zero bytes: not compressed, and no language.
+        # The zero bytes mean: not compressed, no language.
         chunks += png_chunk(b"iTXt", _PNG_XMP + b"\0\0\0\0\0" + extras.xmp)
     if extras.density and not extras.chunks:
         per_metre = [round(dots / 0.0254) for dots in extras.density]
