@@ -1,1 +1,1 @@
-"""How fast this installation is: ``qdmr bench``."""
+"""Measures how fast this installation is (``qdmr bench``)."""

@@ -1,10 +1,10 @@
-"""Source pairs per second that reach a training worker, and what else could be had.
+"""Measures the source pairs per second that reach a training worker, beside a plain loader.
 
     qdmr bench data --json bench.json
 
 A Ray Train worker reads a packed dataset through ``CropStream``; the same process then reads the
 same shards through a plain ``torch.utils.data.DataLoader``, as a yardstick. Without ``data`` the
-dataset is made: noise, because no page of it can then be shared or compressed.
+bench packs a dataset of noise, because no page of it can then be shared or compressed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from qdmr_ray.storage import open_location
 from qdmr_ray.train.ray_trainer import Fit
 
 SEED = 0
-# The task of the training worker leaves its rate here.
+# The training worker leaves its rates in this file.
 _RESULT_FILE = "rates.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataBench:
-    """What is measured: ``seconds`` of batches after the first ``warm_up`` seconds of them."""
+    """The measurement covers ``seconds`` of batches after the first ``warm_up`` seconds of them."""
 
     data: str | None = None
     pairs: int = 32
@@ -69,11 +69,8 @@ class DataRates:
 
 
 def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> DataRates:
-    """Measures; starts Ray when it isn't running.
-
-    Raises:
-        QdmrError: ``data`` is no packed dataset with source pairs, or Ray can't be started.
-    """
+    """Measures both rates; starts Ray when it isn't running. Raises QdmrError where ``data`` is no
+    packed dataset with source pairs, or Ray can't be started."""
     with tempfile.TemporaryDirectory(prefix="qdmr-bench-") as folder:
         path = bench.data or _made_dataset(bench, Path(folder), say)
         manifest = read_manifest(open_location(path))
@@ -121,9 +118,9 @@ def _made_dataset(bench: DataBench, folder: Path, say: Callable[[str], None]) ->
 
 
 def _measure(config: dict[str, Any]) -> None:
-    """What the training worker does."""
+    """Runs in the training worker: measures both loaders and writes their rates."""
     bench = DataBench(**config["bench"])
-    # One thread, as a step on a GPU would leave it.
+    # A step on a GPU would leave the loader one thread.
     torch.set_num_threads(1)
     rates = {
         "stream": _rate(lambda: _stream(bench, config["path"]), bench),
@@ -133,7 +130,7 @@ def _measure(config: dict[str, Any]) -> None:
 
 
 def _rate(start: Callable[[], Iterator[Batch]], bench: DataBench) -> tuple[float, float]:
-    """(pairs per second once running, seconds to the first batch)."""
+    """Returns (pairs per second once running, seconds to the first batch)."""
     began = time.perf_counter()
     batches = start()
     next(batches)
@@ -172,7 +169,7 @@ def _stream(bench: DataBench, path: str) -> Iterator[Batch]:
 
 
 class _Samples(torch.utils.data.Dataset):
-    """The same samples as a map-style dataset, as a user of PyTorch would write it."""
+    """The stream's samples as a map-style dataset, as a user of PyTorch would write it."""
 
     def __init__(self, bench: DataBench, path: str) -> None:
         arguments = _arguments(bench) | {"batch_size": 1}

@@ -20,21 +20,21 @@ from qdmr_ray.stages import ComputeSettings
 from qdmr_ray.stages.compute import BFLOAT16, tensor_float_32
 
 GIGA = 1e9
-# Side of the matrices whose product gives the machine's rate: large enough to be bound by
-# arithmetic, small enough to take under a second.
+# Side of the multiplied matrices: arithmetic bounds so large a product, yet it takes under a
+# second.
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 _REPEATS = 12
-# Larger than the last cache.
+# Larger than the last-level cache.
 _COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FloorFigures:
-    """A measured time beside the time that its arithmetic takes at the machine's rate.
+    """A measured time beside its floor: the time that its arithmetic takes at the machine's rate.
 
-    ``ratio`` is seconds / floor_seconds. Convolutions may run faster than the matrix product (on
-    AMD's processors they do, by other libraries): ``ratio_convolution`` is the same with the rate
-    of a convolution. Peak memory is the allocator's on a GPU, the process's otherwise.
+    ``ratio`` is seconds / floor_seconds. ``ratio_convolution`` takes the rate of a convolution
+    instead of the matrix product's, since convolutions may run faster (on AMD's processors they do,
+    by other libraries). Peak memory is the allocator's on a GPU, the process's otherwise.
     """
 
     gflop_needed: float
@@ -50,7 +50,7 @@ class FloorFigures:
 def against_floor(
     seconds: float, needed: float, rate: float, convolution: float, peak: int
 ) -> dict[str, Any]:
-    """The fields of ``FloorFigures``; ``needed`` in floating-point operations, rates in GFLOP/s."""
+    """Returns the fields of ``FloorFigures``; ``needed`` is in operations, rates are in GFLOP/s."""
     needed /= GIGA
     return {
         "gflop_needed": needed,
@@ -65,7 +65,7 @@ def against_floor(
 
 
 def matrix_rate(device: torch.device, compute: ComputeSettings) -> float:
-    """GFLOP/s of a large matrix product: the best of some repeats."""
+    """Returns the GFLOP/s of a large matrix product, the best of ``_REPEATS``."""
     side = _MATRIX_SIDE[device.type]
     a, b = (torch.randn(side, side, device=device, dtype=_kind(compute)) for _ in range(2))
     work = partial(torch.mm, a, b, out=torch.empty_like(a))
@@ -74,7 +74,7 @@ def matrix_rate(device: torch.device, compute: ComputeSettings) -> float:
 
 
 def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
-    """GFLOP/s of a 3 x 3 convolution of 256 channels: the best of some repeats."""
+    """Returns the GFLOP/s of a 3 x 3 convolution of 256 channels, the best of ``_REPEATS``."""
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     batch, channels, side = 4, 256, 64
     shapes = (batch, channels, side, side), (channels, channels, 3, 3)
@@ -88,7 +88,7 @@ def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes read and written per second when a large tensor is copied."""
+    """Returns the bytes read and written per second when a large tensor is copied."""
     values = torch.zeros(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
     return 2 * values.numel() / _best(partial(torch.empty_like(values).copy_, values), device)
 
@@ -100,7 +100,8 @@ def flop_of(
     to_input: bool = False,
     to_weights: bool = False,
 ) -> float:
-    """Operations of a forward pass, and of a backward pass to the input, the weights or both.
+    """Counts operations of a forward pass, and of a backward pass to the input, the weights or
+    both.
 
     A discriminator's estimates of its spectral norms are left out: they don't grow with the image.
     """
@@ -119,7 +120,7 @@ def flop_of(
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that ``work`` takes, with the GPU's queue empty before and after."""
+    """Returns the seconds that ``work`` takes, with the GPU's queue empty before and after."""
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -129,7 +130,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the allocator's peak on a GPU, the process's otherwise."""
+    """Returns the peak in bytes: the allocator's on a GPU, the process's otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Imported here: Windows has no such module.
@@ -139,7 +140,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or ``cpu``."""
+    """Returns the GPU's name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -151,10 +152,10 @@ def run_alone(
     arguments: list[str] | None,
     **others: Callable[[Any], Any],
 ) -> None:
-    """The command line of a bench without ``qdmr``: an option for every field of ``default``.
+    """Runs a bench's command line without ``qdmr``, with an option for every field of ``default``.
 
-    Prints the figures of ``measure`` as JSON. ``choices`` are the allowed values of some fields;
-    the option ``--NAME`` of each of ``others`` prints the text that it returns instead.
+    It prints the result of ``measure`` as JSON. ``choices`` are the allowed values of some fields;
+    the option ``--NAME`` of each of ``others`` prints the text that its function returns instead.
     """
     parser = argparse.ArgumentParser(description=type(default).__doc__)
     for field in dataclasses.fields(default):

@@ -13,9 +13,9 @@ from qdmr_ray.stages import Stage
 
 
 def one_set_at_a_time(stage: Stage, batch: int) -> None:
-    """Lets every network of ``stage`` run once for each set of ``batch`` images.
+    """Makes every network of ``stage`` run once for each set of ``batch`` images.
 
-    The losses are the same; a stage joins its sets (real and fake, source and target) otherwise.
+    The losses stay the same; a stage otherwise joins its sets (real and fake, source and target).
     """
     for module in [*stage.generator.networks.values(), *stage.auxiliary]:
         # A stage calls a QDMR network's submodules one by one.
@@ -42,7 +42,7 @@ def _each_pass(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _joined(outputs: list[Any]) -> Any:
-    """Tensors, or tuples of tensors and None, one after the other along the batch."""
+    """Joins tensors, or tuples of tensors and None, along the batch."""
     first = outputs[0]
     if first is None:
         return None

@@ -1,4 +1,4 @@
-"""Seconds and memory to correct one photograph, beside the floor that its arithmetic sets.
+"""Measures the seconds and memory to correct one photograph, beside the floor of its arithmetic.
 
     qdmr bench restore --height 640 --width 960
     python -m qdmr_ray.bench.restore --height 4000 --width 6000 --device cuda --dtype bfloat16
@@ -53,18 +53,15 @@ class RestoreBench:
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreFigures(FloorFigures, RestoreBench):
-    """The settings in force, and the result."""
+    """Settings in force, and the measured results."""
 
     seconds: float
     megapixels_per_second: float
 
 
 def bench_restore(bench: RestoreBench) -> RestoreFigures:
-    """Times whole photographs, and the machine's rates in the same process.
-
-    Raises:
-        SettingsError: the device is unknown or not there.
-    """
+    """Times whole photographs, and the machine's rates in the same process; raises SettingsError
+    where the device is unknown or not there."""
     device, compute = usable_device(bench.device), ComputeSettings(dtype=bench.dtype)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
@@ -90,7 +87,7 @@ def bench_restore(bench: RestoreBench) -> RestoreFigures:
 
 
 def needed_flop_of_photograph(preset: str, height: int, width: int) -> float:
-    """Floating-point operations of the network on such a photograph, padded as it must be."""
+    """Counts the network's floating-point operations on such a photograph, padding included."""
     network = QDMR(PRESETS[preset][0])
     pixels = 1
     for side in (height, width):
@@ -100,7 +97,7 @@ def needed_flop_of_photograph(preset: str, height: int, width: int) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line where the ``qdmr`` command and what it needs are not installed."""
+    """Runs the bench where the ``qdmr`` command and what it needs are not installed."""
     choices = {"preset": PRESETS, "dtype": DTYPES}
     run_alone(RestoreBench(), bench_restore, choices=choices, arguments=arguments)
 

@@ -1,4 +1,4 @@
-"""Seconds per training step beside the floor that the arithmetic sets on this machine.
+"""Measures the seconds per training step beside the floor that the arithmetic sets here.
 
     qdmr bench step --stage uda --size 64 --batch 2
     python -m qdmr_ray.bench.step --stage base --size 256 --batch 4 --device cuda --dtype bfloat16
@@ -7,10 +7,10 @@ The second form needs PyTorch and NumPy alone. Networks are full-size, images ra
 semantic term off (they need downloaded weights).
 
 The floor is the arithmetic that the method needs, by PyTorch's flop counter on each network, over
-the rate of a large matrix product on the same device in the same run. What counts as needed follows
-from METHOD.md, not from how a stage computes it: a network that is trained takes a forward and a
-backward pass; a discriminator in the generator's step a forward pass and a backward pass to its
-input; a frozen network a forward pass.
+the rate of a large matrix product on the same device in the same run. METHOD.md, not a stage's
+implementation, says what is needed: a trained network takes a forward and a backward pass; a
+discriminator in the generator's step a forward pass and a backward pass to its input; a frozen
+network a forward pass.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {
     ),
 }
 SEED = 0
-# The image that the arithmetic is counted on; a multiple of every preset's windows.
+# Side of the image that the arithmetic is counted on; a multiple of every preset's windows.
 COUNTED_SIDE = 64
 _PROFILED_STEPS = 3
 
@@ -91,7 +91,7 @@ class StepBench:
     channels_last: bool = True
     recompute: bool = False
     cuda_graph: bool = False
-    # Contiguous float32 with one forward per image set.
+    # Builds the baseline: contiguous float32 with one forward pass per image set.
     plain: bool = False
     preset: str = "full"
     warm_up: int = 3
@@ -109,11 +109,8 @@ class StepFigures(FloorFigures, StepBench):
 
 
 def bench_step(bench: StepBench) -> StepFigures:
-    """Times a stage's steps and the machine's matrix rate, in one process.
-
-    Raises:
-        SettingsError: settings that exclude one another.
-    """
+    """Times a stage's steps, and the machine's rates in the same process; raises SettingsError for
+    settings that exclude one another."""
     device = torch.device(bench.device)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
@@ -138,7 +135,7 @@ def bench_step(bench: StepBench) -> StepFigures:
 
 
 def profile_step(bench: StepBench, rows: int = 25) -> str:
-    """A table of the operations that take the most time in three steps, by PyTorch's profiler."""
+    """Returns PyTorch's profiler table of the operations that take the most time in three steps."""
     device = torch.device(bench.device)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
@@ -157,10 +154,10 @@ def profile_step(bench: StepBench, rows: int = 25) -> str:
 
 
 def needed_flop(bench: StepBench) -> float:
-    """Floating-point operations that one step of the stage needs, all networks together.
+    """Counts the floating-point operations that one step needs, all networks together.
 
-    Counted on one small image and scaled by pixels: every network is made of convolutions, windows
-    of fixed size and layers of single positions.
+    It counts on one small image and scales by pixels: every network is made of convolutions,
+    windows of fixed size and layers of single positions.
     """
     scale = bench.batch * (bench.size / COUNTED_SIDE) ** 2
     return scale * _flop_of_one_image(bench.stage, bench.preset)
@@ -180,11 +177,8 @@ def _flop_of_one_image(stage: str, preset: str) -> float:
 
 
 def compute_of(bench: StepBench) -> ComputeSettings:
-    """The compute settings of the stage of ``bench``.
-
-    Raises:
-        SettingsError: ``plain`` together with another setting, which it does without.
-    """
+    """Returns the stage's compute settings; raises SettingsError where ``plain`` meets another
+    setting."""
     if bench.plain:
         others = {"dtype": bench.dtype != FLOAT32} | {
             name: getattr(bench, name) for name in ("compile", "recompute", "cuda_graph")
@@ -204,7 +198,7 @@ def compute_of(bench: StepBench) -> ComputeSettings:
 
 
 def stage_of(bench: StepBench, vqgan: VQGAN | None = None) -> Stage:
-    """The stage of ``bench`` on its device; base and uda start from ``vqgan``, or from noise."""
+    """Builds the stage on its device; base and uda start from ``vqgan``, or from noise."""
     compute = compute_of(bench)
     flush_denormals()
     torch.manual_seed(SEED)
@@ -218,7 +212,7 @@ def stage_of(bench: StepBench, vqgan: VQGAN | None = None) -> Stage:
 def _components(
     stage: str, preset: str, trained: Mapping[str, nn.Module] | None = None
 ) -> Components:
-    """The components of ``stage``; networks that it needs and ``trained`` lacks are noise."""
+    """Builds the components of ``stage``; networks that ``trained`` lacks are noise."""
     network, discriminator = PRESETS[preset]
     trained = trained or {
         needed: build_stage(needed, _settings(needed), _components(needed, preset)).network
@@ -228,7 +222,7 @@ def _components(
 
 
 def _settings(stage: str) -> StageSettings:
-    """The stage's defaults without the terms that need downloaded weights."""
+    """Returns the stage's defaults without the terms that need downloaded weights."""
     switched_off: dict[str, Any] = dict.fromkeys(STAGES[stage].backbones, 0)
     return STAGES[stage].settings_type(**switched_off)
 
@@ -241,7 +235,7 @@ def _batch(bench: StepBench, device: torch.device) -> dict[str, Tensor]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line where the ``qdmr`` command and what it needs are not installed."""
+    """Runs the bench where the ``qdmr`` command and what it needs are not installed."""
     run_alone(
         StepBench(),
         bench_step,
