@@ -1,1 +1,1 @@
-"""Agreement of networks, training steps and metrics with golden figures."""
+"""Checks that networks, training steps and metrics agree with golden values."""

@@ -1,9 +1,9 @@
-"""Compares this package with golden figures: networks, training steps and metrics.
+"""Compares this package's networks, training steps and metrics with golden values.
 
     qdmr verify ../shared/golden
 
-Outputs are compared by the largest absolute difference over the largest absolute golden value,
-scalars by their relative difference, code indices by the share that differs.
+The difference of an output is its largest absolute difference over the largest absolute golden
+value, that of a scalar its relative difference, that of code indices the share that differs.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from qdmr_ray.verify.golden import (
 )
 from qdmr_ray.verify.metrics import verify_metrics, verify_niqe
 
-# Largest difference allowed by dtype: outputs, losses, share of differing indices.
+# Largest difference allowed by dtype: outputs, losses, share of differing indices, parameters.
 TOLERANCES = {
     "float64": {"output": 1e-6, "loss": 1e-6, "indices": 0.0, "parameters": 1e-6},
     "float32": {"output": 1e-4, "loss": 1e-3, "indices": 0.005, "parameters": 1e-3},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-# The authors decoded the codes in float32.
+# The authors' code decoded the codes in float32.
 OWN_TOLERANCES = {"vqgan/decoded_codes": 1e-5}
-# The pristine parameters of NIQE's golden figures, relative to the folder of the figures.
+# Path of NIQE's pristine parameters, relative to the folder of the golden values.
 PRISTINE_PATH = Path("..", "data", "niqe_pris_params.npz")
 
 
@@ -64,10 +64,8 @@ def verify(
     *,
     pristine: PristineModel | None = None,
 ) -> list[Comparison]:
-    """Every comparison, in float64 or float32; ``progress`` is called with each part's name.
-
-    NIQE is left out without ``pristine``, the model that its figures were made with.
-    """
+    """Runs every comparison; calls ``progress`` with the name of each group. NIQE needs
+    ``pristine``, the model behind its golden values, and is left out without it."""
     tell = progress or (lambda _: None)
     comparisons: list[Comparison] = []
     parts: list[tuple[str, Callable[[], list[Comparison]]]] = [
@@ -87,13 +85,9 @@ def verify(
 
 
 def verify_folder(folder: Path, dtype: str, say: Callable[[str], None]) -> list[Comparison]:
-    """Every comparison with the golden figures in ``folder``; ``dtype`` is one of ``DTYPES``.
-
-    NIQE is compared where its pristine parameters lie beside it, at ``PRISTINE_PATH``.
-
-    Raises:
-        QdmrError: the folder holds no golden figures, or the parameters are unreadable.
-    """
+    """Compares with the golden values in ``folder``; ``dtype`` is one of ``DTYPES``. NIQE is
+    compared where its pristine parameters lie at ``PRISTINE_PATH``. Raises QdmrError where the
+    folder holds no golden values, or the parameters are unreadable."""
     golden = load_golden(folder)
     path = (folder / PRISTINE_PATH).resolve()
     pristine = load_pristine(path) if path.is_file() else None
@@ -103,13 +97,13 @@ def verify_folder(folder: Path, dtype: str, say: Callable[[str], None]) -> list[
 
 
 def write_comparisons(comparisons: Sequence[Comparison], path: Path) -> None:
-    """Writes the table as JSON: a list of figure, difference, allowed and agrees."""
+    """Writes the comparisons as a JSON list of figure, difference, allowed and agrees."""
     rows = [{**asdict(comparison), "agrees": comparison.agrees} for comparison in comparisons]
     open_location(path).write_bytes_atomic(json.dumps(rows, indent=1).encode())
 
 
 def verify_networks(golden: Golden, dtype: torch.dtype) -> list[Comparison]:
-    """VQGAN, s2t and both QDMR networks in eval mode."""
+    """Compares the VQGAN, s2t and both QDMR networks in eval mode."""
     recipe, seed = golden.recipe["forward"], golden.recipe["seed"]
     x = golden_image(seed, recipe["batch"], recipe["size"], recipe["size"]).to(dtype)
     with torch.inference_mode():
@@ -118,7 +112,7 @@ def verify_networks(golden: Golden, dtype: torch.dtype) -> list[Comparison]:
 
 
 def verify_discriminators(golden: Golden, dtype: torch.dtype) -> list[Comparison]:
-    """Both discriminators in training mode, one power iteration."""
+    """Compares both discriminators in training mode, after one power iteration."""
     recipe, seed = golden.recipe["forward"], golden.recipe["seed"]
     image = golden_image(seed, recipe["batch"], recipe["size"], recipe["size"])
     shape = (recipe["batch"], recipe["feature_channels"], *[recipe["feature_size"]] * 2)
@@ -134,7 +128,7 @@ def verify_discriminators(golden: Golden, dtype: torch.dtype) -> list[Comparison
 
 
 def _vqgan_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
-    """Outputs of the VQGAN, its semantic head, and the s2t network, which is the VQGAN alone."""
+    """Returns outputs of the VQGAN, its semantic head, and the s2t network, a VQGAN alone."""
     state = golden_state(golden, "vqgan")
     network = VQGAN(NetworkSettings()).to(x.dtype).eval()
     head = SemanticHead(NetworkSettings().code_dim).to(x.dtype)
@@ -155,7 +149,7 @@ def _vqgan_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
 
 
 def _qdmr_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
-    """Outputs of Base and UDA, which share the network but not the weights' names."""
+    """Returns outputs of Base and UDA, which share the network but not the weights' names."""
     found = {}
     for kind in ("qdmr_base", "qdmr_uda"):
         network = QDMR(NetworkSettings()).to(x.dtype).eval()
@@ -173,7 +167,7 @@ def _qdmr_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
 
 
 def _forward_comparison(golden: Golden, name: str, value: Tensor, dtype: torch.dtype) -> Comparison:
-    """Compares a loss, code indices or an output, told apart by the name; golden files hold only
+    """Compares a loss, code indices or an output, told apart by ``name``; golden files hold only
     the first images of a batch."""
     allowed, wanted = _tolerances(dtype), golden.forward[name]
     if name.endswith("_loss"):
@@ -189,7 +183,7 @@ def _forward_comparison(golden: Golden, name: str, value: Tensor, dtype: torch.d
 
 
 def _of_network(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of the network itself, without those of frozen networks beside it."""
+    """Returns the network's own entries, without those of the frozen networks beside it."""
     return {k: v for k, v in state.items() if not k.startswith(("semantic.", "vgg."))}
 
 
@@ -197,7 +191,7 @@ def _tolerances(dtype: torch.dtype) -> dict[str, float]:
     return TOLERANCES[str(dtype).removeprefix("torch.")]
 
 
-# The authors' names of logged metrics, by ours: first those that stages share.
+# The authors' names of logged losses, by ours; first the names that stages share.
 _GENERATOR = {"source/codebook": "l_codebook", "source/l1": "l_pix"}
 _SOURCE = {
     "image_discriminator/source": "l_d_fake",
@@ -242,7 +236,7 @@ STEP_NAMES = {
 
 
 def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparison]:
-    """Training iterations of one stage: every logged value, then every parameter after them."""
+    """Compares every loss of a stage's training iterations, then every parameter after them."""
     names, allowed, wanted = STEP_NAMES[kind], _tolerances(dtype), golden.steps[kind]
     stage = golden_stage(golden, kind, dtype)
     largest = dict.fromkeys(names.values(), 0.0)
@@ -262,7 +256,7 @@ def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparis
 
 
 def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
-    """The stage of ``kind`` with every network filled by the recipe, ready for its first step."""
+    """Builds the stage of ``kind``, its networks filled by the recipe, ready for its first step."""
     vqgan = VQGAN(NetworkSettings()).to(dtype)
     fill(vqgan, golden_state(golden, "s2t"))
     components = _GoldenComponents(trained={"vqgan": vqgan})
@@ -287,14 +281,14 @@ def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
 
 
 class _GoldenComponents(Components):
-    """Components whose VGG19 needs no file: the recipe fills it."""
+    """Components whose VGG19 needs no file, because the recipe fills it."""
 
     def vgg19(self) -> VGG19Features:
         return VGG19Features()
 
 
 def golden_batches(golden: Golden, kind: str, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """The batches of the golden iterations."""
+    """Yields the batches of the golden iterations."""
     recipe, seed = golden.recipe["steps"], golden.recipe["seed"]
     count, size = recipe["batch"], recipe["size"]
     for i in range(1, recipe["count"] + 1):
@@ -305,7 +299,7 @@ def golden_batches(golden: Golden, kind: str, dtype: torch.dtype) -> Iterator[di
 def _authors_parameters(
     stage: Stage, kind: str, wanted: dict[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
-    """State-dict entries of the stage under the authors' names, as far as they are golden."""
+    """Yields the stage's state-dict entries that have golden values, under the authors' names."""
     generator = dict(stage.network.state_dict())
     semantic = getattr(stage, "semantic", None)
     if semantic is not None:
@@ -324,9 +318,9 @@ def _authors_parameters(
 
 
 def _parameter_difference(value: Tensor, wanted: list[float]) -> float:
-    """Worst difference of sum, sum of absolute values, first and last element.
+    """Returns the worst difference of sum, sum of absolute values, first and last element.
 
-    Sums relative to the sum of absolute values; elements relative to their mean absolute value.
+    Sums are relative to the sum of absolute values, elements to their mean absolute value.
     """
     flat = value.double().flatten()
     size = max(wanted[1], np.finfo(float).tiny)

@@ -1,7 +1,7 @@
-"""The recipe behind the golden figures: weights and images that any program can make again.
+"""The recipe behind the golden values: weights and images that any program can make again.
 
-The authors' public code produced the golden figures in float64. ``qdmr verify`` compares what this
-package computes with them.
+The authors' public code produced the golden values in float64; ``qdmr verify`` compares this
+package's results with them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.adapter import from_authors
 
-# Names of entries in the authors' state dicts that hold constants instead of weights.
+# Last name parts of the authors' state-dict entries that hold constants instead of weights.
 CONSTANTS = ("attn_mask", "mean", "std")
 
 
 @dataclass(frozen=True)
 class Golden:
-    """The files of one folder of golden figures."""
+    """The files of one folder of golden values."""
 
     keys: dict[str, list[list[Any]]]
     recipe: dict[str, Any]
@@ -38,7 +38,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One golden figure: the worst ``difference`` from it, and how much is allowed."""
+    """The worst ``difference`` from the golden value called ``figure``, and the allowed one."""
 
     figure: str
     difference: float
@@ -51,11 +51,8 @@ class Comparison:
 
 
 def load_golden(folder: Path) -> Golden:
-    """Reads golden figures.
-
-    Raises:
-        QdmrError: a file is missing or unreadable.
-    """
+    """Reads the golden values in ``folder``; raises QdmrError where a file is missing or
+    unreadable."""
     try:
         texts = {
             name: json.loads((folder / f"{name}.json").read_text())
@@ -78,7 +75,7 @@ def load_golden(folder: Path) -> Golden:
 
 
 def golden_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float64 values of the entry ``key``; the first rule that matches holds."""
+    """Returns the float64 values of the entry ``key``, by the first rule that matches."""
     a = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
     if key.endswith(("weight_u", "weight_v")):
         return a / np.linalg.norm(a)
@@ -92,7 +89,7 @@ def golden_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def golden_state(golden: Golden, kind: str) -> dict[str, Tensor]:
-    """Our state dict of the network ``kind``, filled by the recipe, float64."""
+    """Returns our float64 state dict of the network ``kind``, filled by the recipe."""
     theirs = {
         key: torch.from_numpy(np.asarray(golden_array(key, tuple(shape))))
         for key, shape, dtype in golden.keys[kind]
@@ -102,7 +99,7 @@ def golden_state(golden: Golden, kind: str) -> dict[str, Tensor]:
 
 
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries below ``prefix``, without it."""
+    """Returns the entries below ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
@@ -112,15 +109,15 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def golden_image(seed: int, count: int, height: int, width: int) -> Tensor:
-    """Random images (count, 3, height, width), float64 in [0, 1)."""
+    """Returns random images (count, 3, height, width), float64 in [0, 1)."""
     return torch.from_numpy(np.random.default_rng(seed).random((count, 3, height, width)))
 
 
 def relative_difference(found: float, wanted: float) -> float:
-    """``|found - wanted|`` over ``|wanted|``."""
+    """Returns ``|found - wanted|`` over ``|wanted|``."""
     return abs(found - wanted) / max(abs(wanted), np.finfo(float).tiny)
 
 
 def worst(differences: Iterable[float]) -> float:
-    """The largest difference, or NaN where any is NaN, which ``max`` would pass over."""
+    """Returns the largest difference, or NaN where any is NaN, which ``max`` would pass over."""
     return float(np.max(list(differences)))

@@ -1,4 +1,4 @@
-"""Compares this package's metrics with golden figures; ``verify.folder`` compares the rest."""
+"""Compares this package's metrics with golden values; ``verify.folder`` compares the rest."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ METRIC_TOLERANCES = {"psnr": 1e-6, "ssim": 1e-6, "psnr_crop4_y": 1e-4, "ssim_cro
 LPIPS_TOLERANCE = 1e-5
 # Grey values that fall on .5 may be rounded either way.
 NIQE_TOLERANCE = 3e-3
-# This photograph has no such values.
+# The photograph "chelsea" has no grey values that fall on .5.
 NIQE_TOLERANCES = {"chelsea/niqe": 1e-5}
 GOLDEN_PHOTOGRAPHS = ("coffee", "astronaut", "chelsea")
 
 
 def verify_metrics(golden: Golden) -> list[Comparison]:
-    """PSNR and SSIM on photographs, and LPIPS-VGG with weights of the recipe."""
+    """Compares PSNR and SSIM on photographs, and LPIPS-VGG with weights of the recipe."""
     comparisons = []
     for name in GOLDEN_PHOTOGRAPHS:
         sharp, blurred = _golden_photographs(name)
@@ -54,7 +54,8 @@ def verify_metrics(golden: Golden) -> list[Comparison]:
 
 
 def verify_niqe(golden: Golden, pristine: PristineModel) -> list[Comparison]:
-    """NIQE of the photographs, sharp and blurred; ``pristine`` is the model behind the figures."""
+    """Compares NIQE of the photographs, sharp and blurred, by the ``pristine`` behind the
+    values."""
     comparisons = []
     for name in GOLDEN_PHOTOGRAPHS:
         for metric, image in zip(("niqe", "niqe_blurred"), _golden_photographs(name), strict=True):
@@ -66,7 +67,7 @@ def verify_niqe(golden: Golden, pristine: PristineModel) -> list[Comparison]:
 
 
 def golden_lpips() -> LPIPS:
-    """LPIPS-VGG in float64 whose backbone the recipe filled under torchvision's keys."""
+    """Builds LPIPS-VGG in float64, its backbone filled by the recipe under torchvision's keys."""
     import torchvision
 
     with torch.device("meta"):
@@ -82,7 +83,7 @@ def golden_lpips() -> LPIPS:
 
 
 def _golden_photographs(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-image's photograph and its golden blur, uint8 (H, W, 3)."""
+    """Returns scikit-image's photograph and its golden blur, uint8 (H, W, 3)."""
     import skimage.data
 
     a = getattr(skimage.data, name)()
