@@ -1,7 +1,5 @@
-"""Training on Ray: the loop inside the workers, and the driver that runs stage after stage.
-
-The package can also be called: ``from qdmr_ray import train; train(experiment)``.
-"""
+"""Training on Ray: the loop inside the workers, and the driver that runs stage after stage. The
+package can also be called: ``from qdmr_ray import train; train(experiment)``."""
 
 import sys
 

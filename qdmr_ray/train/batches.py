@@ -1,4 +1,4 @@
-"""The batches of a stage: which crops it reads, through Ray Data or not, and onto its device."""
+"""A stage's batches: its crops, loaded with Ray Data or without, as tensors on its device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qdmr_ray.data.streaming.stream import CropStream, InProcessStream
 from qdmr_ray.stages import STAGES, Share, Stage
 from qdmr_ray.train.prefetch import on_device
 
-# The end of the columns that count broken records.
+# The suffix of the columns that count broken records.
 _SKIPPED = "_skipped"
 # The sets of a dataset, in the order in which the crops of a position are drawn.
 _SETS = ("source", "target")
@@ -22,7 +22,7 @@ Batches = Generator[dict[str, Any], None, None]
 
 
 def sets_of(*stages: str) -> tuple[str, ...]:
-    """The sets of the dataset that the stages read."""
+    """Returns the sets of the dataset that the stages read."""
     domains = {domain for stage in stages for domain in STAGES[stage].domains}
     return tuple(name for name in _SETS if name in domains)
 
@@ -36,7 +36,8 @@ def crop_stream(
     start: int = 0,
     end: int = 0,
 ) -> Stream:
-    """The crops of the iterations ``start`` .. ``end - 1`` of a stage, or a worker's share.
+    """Returns the crops of a stage's iterations ``start`` .. ``end - 1``, or a worker's share of
+    them.
 
     Raises:
         SettingsError: the dataset lacks a set, or a crop is larger than an image.
@@ -64,11 +65,9 @@ def batches_of(
     device: torch.device,
     hurry: Callable[[], None],
 ) -> Batches:
-    """This worker's batches from ``stage.iteration`` to the end, with images on ``device``.
-
-    ``hurry`` is called when Ray no longer loads on this node. Close the generator to free what
-    loads.
-    """
+    """Yields this worker's batches from ``stage.iteration`` to the end, with images on ``device``.
+    ``hurry`` is called when Ray no longer loads on this node. Closing the generator frees its
+    loaders."""
 
     def loaded(
         kind: type[CropStream] | type[InProcessStream],
@@ -98,5 +97,5 @@ def batches_of(
 
 
 def skipped_records(batch: dict[str, Any]) -> int:
-    """How many broken records were passed over for this batch."""
+    """Returns how many broken records were passed over for this batch."""
     return sum(int(values.sum()) for name, values in batch.items() if name.endswith(_SKIPPED))

@@ -1,4 +1,4 @@
-"""A worker's stage: the same weights everywhere, its share of the batch, gradients exchanged."""
+"""A worker's stage: the same weights on every rank, its share of the batch, gradients exchanged."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from qdmr_ray.train.worker_context import Host
 
 
 def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, host: Host) -> Stage:
-    """The stage called ``name`` on the device of ``host``, ready for its first step.
-
-    ``needs`` says where the results of the stages lie that it starts from.
-    """
+    """Returns the stage ``name`` on the device of ``host``, ready for its first step. ``needs``
+    maps each stage that it starts from to the place of that stage's result."""
     # The same weights on every rank and after every restart; each stage has its own.
     torch.manual_seed(experiment.seed + zlib.crc32(name.encode()))
     endpoint = experiment.data.s3_endpoint
@@ -38,7 +36,7 @@ def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, hos
     settings = experiment.stage(name)
     stage = build_stage(name, settings, components)
     stage.to(host.device, compute=experiment.compute)
-    # The batch is that of all workers, however many are left of them.
+    # The batch is shared by all workers, however many are left of them.
     stage.share = share_of(
         settings.batch_size * experiment.scaling.workers,
         micro_batch=settings.batch_size // settings.accumulate,
@@ -51,7 +49,7 @@ def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, hos
 
 
 def distributed(module: nn.Module, device: torch.device) -> nn.Module:
-    """``module`` with gradients that are averaged over the workers."""
+    """Returns ``module`` with gradients that are averaged over the workers."""
     devices = [device] if device.type == "cuda" else None
     # Spectral norm's buffers follow from the weights, which are equal: nothing to broadcast.
     return DistributedDataParallel(

@@ -1,15 +1,14 @@
-"""Checkpoints of a stage: written beside training, complete or not there, checked when read.
+"""Checkpoints of a stage: written beside training, complete or absent, checked when read.
 
     store = CheckpointStore(run.join("uda", "checkpoints"), keep=2)
     store.save(CheckpointState(iteration=5000, stage="uda", digest=digest), stage.state_dict())
-    store.wait()  # ``save`` returned once everything was copied to memory; now it is stored
+    store.wait()  # ``save`` returns once everything is copied to memory; now it is stored
     found = store.newest()
 
-A checkpoint is a folder ``checkpoint_000005000`` with ``state.pt``, the stage's ``state_dict``. Its
-iteration is the position in the data, and the learning rates follow from it. No state of a random
-generator is kept: a step draws nothing, or from a generator seeded with its iteration.
-``complete.json`` is written last and names size and SHA-256 of each file: only what agrees with it
-counts.
+A checkpoint is a folder ``checkpoint_000005000`` with ``state.pt``, the stage's ``state_dict``. The
+position in the data and the learning rates follow from its iteration. It holds no random state: a
+step draws nothing, or draws from a generator seeded with its iteration. ``complete.json`` is
+written last and holds size and SHA-256 of each file; only files that agree with it count.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ class StoredFile(Part):
 
 class CheckpointState(Document):
     """``complete.json``: what a checkpoint says about itself; ``metrics`` are those logged last.
-
-    Format 1 had a file of random states for each worker beside ``state.pt``, which is not used.
-    """
+    Format 1 had a file of random states for each worker beside ``state.pt``, which is ignored."""
 
     FORMAT: ClassVar[int] = 2
 
@@ -69,7 +66,8 @@ class CheckpointState(Document):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files agree with their checksums; ``data`` is that of ``state.pt``."""
+    """A checkpoint whose files agree with their checksums; ``data`` is the content of
+    ``state.pt``."""
 
     folder: Location
     state: CheckpointState
@@ -77,11 +75,11 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
+        """The name of the checkpoint's folder."""
         return self.folder.name
 
     def load(self) -> dict[str, Any]:
-        """The stage's ``state_dict``, on the CPU."""
+        """Returns the stage's ``state_dict``, on the CPU."""
         # Nothing in a checkpoint may run code.
         loaded: dict[str, Any] = torch.load(
             io.BytesIO(self.data), map_location="cpu", weights_only=True
@@ -90,7 +88,7 @@ class Checkpoint:
 
 
 class DamagedError(QdmrError):
-    """One line that names a checkpoint's file and what is wrong with it."""
+    """The error names a checkpoint's file and what is wrong with it, in one line."""
 
 
 class CheckpointStore:
@@ -130,12 +128,11 @@ class CheckpointStore:
         content: Mapping[str, Any],
         before_complete: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copies ``content`` to memory and writes it in a thread, after the write before it.
-
+        """Copies ``content`` to memory and writes it in a thread, after the previous write.
         ``before_complete`` is called in the thread just before the checkpoint counts.
 
         Raises:
-            QdmrError: the write before this one failed.
+            QdmrError: the previous write failed.
         """
         self.wait()
         copied = self._memory.copy(content)
@@ -171,8 +168,8 @@ class CheckpointStore:
         self._prune()
 
     def _remove_leftovers(self, iteration: int) -> None:
-        """Removes what was never completed, and what lies ahead: training goes on from the newest
-        usable checkpoint, so anything later is damaged."""
+        """Removes incomplete checkpoints and those after ``iteration``: training goes on from the
+        newest usable checkpoint, so any later one is damaged."""
         for folder in self._folders():
             ahead = _iteration_of(folder) >= iteration
             if ahead or (folder.name not in self._states and not _is_completed(folder)):
@@ -185,21 +182,22 @@ class CheckpointStore:
         ratings = {folder.name: self._rating(state) for folder, state in usable}
         rated = {name: rating for name, rating in ratings.items() if rating is not None}
         if rated:
-            # Of equals the earliest: it is not replaced as long as nothing is better.
+            # Of equals the earliest is kept: it is not replaced as long as nothing is better.
             kept.add(min(rated, key=rated.__getitem__))
         for folder, _ in usable:
             if folder.name not in kept:
                 self._delete(folder)
 
     def _rating(self, state: CheckpointState) -> float | None:
-        """A number that is smaller for a better checkpoint; None where there is no value."""
+        """Returns a number that is smaller for a better checkpoint, or None where there is no
+        value."""
         value = state.metrics.get(self._best_metric or "", math.nan)
         if not math.isfinite(value):
             return None
         return value if self._best_mode == "min" else -value
 
     def _state(self, folder: Location) -> CheckpointState | None:
-        """The content of complete.json, None where it is missing or damaged."""
+        """Returns the content of complete.json, or None where it is missing or damaged."""
         if folder.name not in self._states:
             try:
                 self._states[folder.name] = _read_state(folder)
@@ -216,7 +214,7 @@ class CheckpointStore:
     # -- reading -----------------------------------------------------------------------------
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is complete and undamaged.
+        """Returns the newest checkpoint that is complete and undamaged.
 
         Raises:
             QdmrError: the place can't be read.
@@ -231,15 +229,15 @@ class CheckpointStore:
         return None
 
     def named(self, name: str) -> Checkpoint:
-        """The checkpoint in the folder ``name``.
+        """Returns the checkpoint in the folder ``name``.
 
         Raises:
-            QdmrError: it is not there or damaged.
+            QdmrError: the checkpoint is missing or damaged.
         """
         return _checked(self._location.join(name))
 
     def _folders(self) -> list[Location]:
-        """Folders of checkpoints, complete or not, by iteration."""
+        """Returns the folders of checkpoints, complete or not, by iteration."""
         found = [place for place in self._location.list() if _FOLDER.fullmatch(place.name)]
         return sorted(found, key=_iteration_of)
 
@@ -266,7 +264,7 @@ def _read_state(folder: Location) -> CheckpointState:
 
 
 def _checked(folder: Location) -> Checkpoint:
-    """The checkpoint, after its files' sizes and the state's checksum were compared."""
+    """Returns the checkpoint after comparing its files' sizes and the checksum of its state."""
     state, sizes = _read_state(folder), folder.file_sizes()
     for name, stored in state.files.items():
         place = folder.join(name).uri

@@ -1,9 +1,7 @@
-"""Notices a run that goes wrong: values that are not finite, a discriminator that explodes, a
-codebook that dies.
-
-Looking costs no wait for the GPU: each step marks on the device which terms went wrong when, and
-the marks are read where a line is logged or a checkpoint saved, so before a bad state is kept.
-"""
+"""Detects a run that goes wrong: values that are not finite, a discriminator that explodes, a
+codebook that dies. Watching costs no wait for the GPU: each step marks on the device which terms
+went wrong when. The marks are read when a line is logged or a checkpoint saved, before a bad state
+is kept."""
 
 from __future__ import annotations
 
@@ -16,15 +14,15 @@ from qdmr_ray.config import OFF, STOP, GuardSettings
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.train.ranks import Ranks
 
-# How the stages name what is watched.
+# The stages give these names to what is watched.
 _LOGIT = "_logit"
 _PERPLEXITY = "/perplexity"
 
 
 class NotFiniteError(QdmrError):
-    """A run is stopped because ``metric`` is infinite or not a number."""
+    """The run is stopped because ``metric`` is infinite or not a number."""
 
-    # With a default, as copies in other processes are made from the message alone.
+    # The default is needed because other processes copy the error from its message alone.
     def __init__(self, message: str, metric: str = "") -> None:
         super().__init__(message)
         self.metric = metric
@@ -54,14 +52,16 @@ class Guard:
         self._first_bad = self._first_bad.masked_fill(new, iteration)
 
     def check(self) -> list[str]:
-        """A warning for each term newly found not finite; a collective call on all ranks.
+        """Returns a warning for each term newly found not finite; a collective call on all ranks.
 
         Raises:
-            NotFiniteError: such a term, where the setting says stop; names it and the iteration.
+            NotFiniteError: a term is not finite and the setting says stop; names term and
+                iteration.
         """
         if self._first_bad is None:
             return []
-        # The first iteration on any rank: 0 stands for never, so it is taken for the largest.
+        # The minimum over the ranks is the first iteration; 0 stands for never, so it counts as the
+        # largest.
         never = torch.iinfo(torch.int64).max
         bad = self._first_bad.cpu()
         bad = self._ranks.smallest(torch.where(bad == 0, never, bad))
@@ -74,14 +74,13 @@ class Guard:
 
     @torch.no_grad()
     def check_weights(self, weights: Iterable[Tensor], iteration: int) -> tuple[bool, list[str]]:
-        """Whether a state with these ``weights`` may be kept, and a warning where not.
-
-        The losses of a step are those of the weights before it, so finite losses say nothing about
-        the weights that the step has made. Weights are the same on all ranks, and so is the answer.
+        """Returns whether a state with these ``weights`` may be kept, and a warning where not. A
+        step's losses are those of the weights before it, so finite losses say nothing about the
+        weights that the step has made. Weights are the same on all ranks, and so is the answer.
 
         Raises:
-            NotFiniteError: they are not finite, or too large to be squared in their precision,
-                where the setting says stop.
+            NotFiniteError: they are not finite, or too large to be squared in their precision, and
+                the setting says stop.
         """
         if self._settings.non_finite == OFF:
             return True, []
@@ -101,10 +100,10 @@ class Guard:
         return self._told(self._settings.non_finite, text, remedy)
 
     def check_means(self, metrics: Mapping[str, float], iteration: int) -> list[str]:
-        """Warnings about the means that are logged; the same on all ranks.
+        """Returns warnings about the logged means; the same on all ranks.
 
         Raises:
-            QdmrError: where a setting says stop.
+            QdmrError: a setting says stop.
         """
         settings, told = self._settings, []
         for name, value in metrics.items():
@@ -128,7 +127,7 @@ class Guard:
     def _told(self, action: str, what: str, remedy: str) -> list[str]:
         if action == STOP:
             raise QdmrError(f"{what}; {remedy}")
-        # One warning for each metric, not one for each line that is logged.
+        # Each metric is warned of once, not once for each logged line.
         key = what.split(" is ")[0]
         if action == OFF or key in self._warned:
             return []

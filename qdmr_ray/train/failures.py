@@ -1,8 +1,6 @@
-"""Which errors end a run at once, and the one line that the user sees.
-
-A lost worker may come back: Ray Train starts the workers again from the newest checkpoint, up to
-``scaling.max_failures`` times. Broken data, a full disk or a bug would only fail again.
-"""
+"""Which errors end a run at once, and the one line that the user sees. A lost worker may come back:
+Ray Train restarts the workers from the newest checkpoint, up to ``scaling.max_failures`` times.
+Broken data, a full disk or a bug would only fail again."""
 
 from __future__ import annotations
 
@@ -18,8 +16,8 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.ray_compat import ControllerCallback, DefaultFailurePolicy, WorkerGroupCallback
 from qdmr_ray.train.logging.prometheus import PreemptionCounter
 
-# What a bug raises. RuntimeError and OSError are not among them, as a rank fails with one when its
-# peer has died.
+# Bugs raise these errors. RuntimeError and OSError are not among them: a rank fails with one when
+# its peer has died.
 _HOPELESS = (
     QdmrError,
     TypeError,
@@ -34,22 +32,21 @@ _HOPELESS = (
 
 
 class EndAtOnce(ray.train.UserCallback):
-    """Ends a run whose worker failed for a reason that starting again doesn't mend.
-
-    Ray Train knows no such errors: it retries whatever a worker raises. But an error in a callback
-    ends the run, and with it the other ranks, which may be waiting for the one that failed.
+    """Ends a run whose worker failed for a reason that a restart doesn't mend. Ray Train retries
+    whatever a worker raises, but an error in a callback ends the run, and with it the other ranks,
+    which may be waiting for the one that failed.
 
     Stops for machines that are taken away are counted here, for Prometheus: a worker's own count
-    would go with its machine before anybody has seen it.
+    would be lost with its machine before Prometheus reads it.
     """
 
     def __init__(self, run: str, stage: str) -> None:
         self._run, self._stage = run, stage
-        # Made where it is used: metrics don't travel between processes.
+        # It is made where it is used: metrics don't travel between processes.
         self._preemptions: PreemptionCounter | None = None
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller as soon as a worker has failed."""
+        """Ray Train's controller calls this as soon as a worker has failed."""
         for error in worker_exceptions.values():
             cause = root_cause(error)
             if isinstance(cause, _HOPELESS):
@@ -60,14 +57,12 @@ class EndAtOnce(ray.train.UserCallback):
 
 
 class LostWhileStarting(DefaultFailurePolicy):
-    """Counts a worker that is lost just before it begins among the failures of workers.
-
-    Ray Train (2.60) watches the workers before and after it tells them what to run, and takes a
-    loss in between for a failure of its own, which ends the run.
-    """
+    """Counts a worker that is lost just before it begins among the failures of workers. Ray Train
+    (2.60) watches the workers before and after it tells them what to run, and takes a loss in
+    between for a failure of its own, which ends the run."""
 
     def make_decision(self, training_failed_error: Any) -> Any:
-        """Called in the controller, to decide whether the workers start again."""
+        """Decides, in the controller, whether the workers start again."""
         error = training_failed_error
         cause = getattr(error, "controller_failure", None)
         if isinstance(error, ray.train.ControllerError) and isinstance(cause, RayActorError):
@@ -80,10 +75,10 @@ class Supervision(ControllerCallback, WorkerGroupCallback):
 
     - It tells ``board`` which actor controls the training, so that the driver can end it.
     - It ends a run whose workers have found no room for ``patience`` seconds on end. Ray Train
-      counts failed starts over the whole run instead, so that a long run on machines that come and
-      go would end although each of them was replaced.
+      counts failed starts over the whole run instead, which would end a long run on machines that
+      come and go although each of them was replaced.
     - It ends the workers of a group that fails just before it begins: Ray Train forgets them, and
-      they would keep their places from those that follow.
+      they would occupy the places of their successors.
     """
 
     def __init__(self, board: Any, patience: float) -> None:
@@ -92,24 +87,25 @@ class Supervision(ControllerCallback, WorkerGroupCallback):
         self._starting: Any = None
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Called once, at the beginning."""
+        """Ray Train calls this once, at the beginning."""
         self._board.introduce.remote(ray.get_runtime_context().current_actor)
 
     def on_controller_start_worker_group(self, **_: Any) -> None:
-        """Called before each attempt to start the workers."""
+        """Ray Train calls this before each attempt to start the workers."""
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Called when the workers are there."""
+        """Ray Train calls this when the workers exist."""
         self._waiting_since, self._starting = None, worker_group
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Called when the workers have been told what to run: from here on Ray Train ends them."""
+        """Ray Train calls this when the workers have their task: from here on it ends them
+        itself."""
         self._starting = None
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-        """Called after each failed attempt, and after a failure of the workers.
+        """Ray Train calls this after each failed start, and after a failure of the workers.
 
         Raises:
             QdmrError: the workers have waited for too long.
@@ -127,7 +123,7 @@ class Supervision(ControllerCallback, WorkerGroupCallback):
 
 
 def training_error(stage: str, error: BaseException) -> QdmrError:
-    """One line with the first cause: a worker's own error where there is one."""
+    """Returns one line with the first cause: a worker's own error where there is one."""
     failures = getattr(error, "worker_failures", {})
     causes = [root_cause(failure) for failure in failures.values()] or [root_cause(error)]
     cause = next((c for c in causes if isinstance(c, QdmrError)), causes[0])
@@ -137,17 +133,18 @@ def training_error(stage: str, error: BaseException) -> QdmrError:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that Ray has wrapped in errors of its own."""
+    """Returns the error that Ray has wrapped in errors of its own."""
     return _chain(error)[-1]
 
 
 def _is_preemption(error: BaseException) -> bool:
-    """Whether a worker failed because its machine was taken away, after a notice or without."""
+    """Returns whether a worker failed because its machine was taken away, with a notice or
+    without."""
     return any(isinstance(e, RayActorError) and e.preempted for e in _chain(error))
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error, the one that it wraps, and so on."""
+    """Returns an error, the one that it wraps, and so on."""
     chain = [error]
     while True:
         inner = getattr(error, "cause", None) or getattr(error, "_base_exc", None)

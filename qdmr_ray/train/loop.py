@@ -1,8 +1,6 @@
-"""The training loop of one worker: a stream of crops into ``stage.step``, until it is done.
-
+"""The training loop of one worker: a stream of crops into ``stage.step``, until the stage is done.
 The loop knows stages only by their interface. Every phase of an iteration is timed under a name, so
-that a slow run explains itself: ``data_wait``, ``step``, ``log``, ``checkpoint``.
-"""
+that a slow run explains itself: ``data_wait``, ``step``, ``log``, ``checkpoint``."""
 
 from __future__ import annotations
 
@@ -39,13 +37,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Task:
-    """What the driver hands to every worker; plain values only, as they cross processes."""
+    """The driver's order to every worker; plain values only, as they cross processes."""
 
     experiment: dict[str, Any]
     stage: str
     run_uri: str
     digest: str
-    # Where the results of the stages lie that this one starts from, by stage.
+    # The places of the results of the stages that this one starts from, by stage.
     needs: dict[str, str]
     board: Any = None
     # Whether somebody reads the log's lines from the board.
@@ -59,8 +57,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def due_after(iteration: int, end: int, logging: LoggingSettings) -> set[str]:
-    """What is due after an iteration: ``validate``, ``log``, ``draw`` and ``save``, and everything
-    that is on after the last one, ``end``."""
+    """Returns what is due after an iteration: ``validate``, ``log``, ``draw`` and ``save``; after
+    the last one, ``end``, everything that is switched on."""
     intervals = {
         "validate": logging.validation_interval,
         "log": logging.log_interval,
@@ -83,7 +81,7 @@ class Worker:
         )
         self._check_storage()
         torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
-        # Before networks are loaded, which starts the threads.
+        # Denormals are flushed before networks are loaded, which starts the threads.
         flush_denormals()
         self.stage = built_stage(task.stage, task.needs, self.experiment, host)
         self.logbook = Logbook(
@@ -115,10 +113,11 @@ class Worker:
             if self.stage.iteration < self.settings.iterations:
                 self._train()
         except BaseException:
-            # What is being written may still be of use; its own failure would hide the first one.
+            # The checkpoint in writing may still be of use; its own failure would hide the first
+            # one.
             with suppress(QdmrError):
                 self.saver.wait()
-            # In a store these lines, which say how it went wrong, would be gone otherwise.
+            # In a store, these lines, which tell how it went wrong, would otherwise be lost.
             self.logbook.save_what_can_be()
             raise
         self.saver.wait()
@@ -127,8 +126,8 @@ class Worker:
         self.logbook.close()
 
     def _check_storage(self) -> None:
-        """Refuses a disk of the driver's machine that this one doesn't have: it would take
-        checkpoints in, and nobody would find them again."""
+        """Refuses a disk that only the driver's machine has: a checkpoint written to this machine's
+        disk would never be found again."""
         file = self.run_location.join(self.task.stage, BEGUN_FILE)
         begun = Begun.read_if_there(file)
         if begun is None or begun.digest != self.task.digest:
@@ -164,7 +163,7 @@ class Worker:
         iteration = self.stage.iteration
         due = self._due(iteration)
         if due & {"log", "save"}:
-            # Before a bad state is saved.
+            # The guard checks before a bad state is saved.
             self.logbook.warn(*self._guarded(self.guard.check))
         if "validate" in due:
             with self.meter.phase("validation"):
@@ -185,7 +184,7 @@ class Worker:
         return due_after(iteration, self.settings.iterations, self.experiment.logging)
 
     def _guarded(self, look: Callable[[], T]) -> T:
-        """What the guard finds; where it ends the run, Prometheus sees why."""
+        """Returns the guard's findings; where it ends the run, Prometheus receives the cause."""
         try:
             return look()
         except NotFiniteError as error:
@@ -194,7 +193,7 @@ class Worker:
             raise
 
     def _is_sound(self) -> bool:
-        """Whether this state may be kept; warns where it may not."""
+        """Returns whether this state may be kept; warns where it may not."""
         weights = [*self.stage.generator.parameters(), *self.stage.discriminators.parameters()]
         sound, warnings = self._guarded(
             lambda: self.guard.check_weights(weights, self.stage.iteration)
@@ -225,11 +224,11 @@ class Worker:
         metrics["samples_per_second"] = cast(Share, self.stage.share).total / seconds
         if validated:
             metrics |= self._validated
-        # A checkpoint between two validations is judged by the one before it.
+        # A checkpoint between two validations is judged by the earlier one.
         self._metrics = self._validated | metrics
         self._check_best_metric()
         self.logbook.log(iteration, metrics)
-        # Afterwards, so that the line that explains an end is there.
+        # The guard checks after logging, so that the log holds the line that explains an end.
         self.logbook.warn(*self.guard.check_means(metrics, iteration))
 
     def _warn_of_broken(self) -> None:
@@ -258,7 +257,7 @@ class Worker:
             self.logbook.draw(self.stage.iteration, self.stage.pictures(shown), count)
 
     def _checkpoint(self) -> None:
-        """Keeps the state where it is sound, and tells Ray Train."""
+        """Saves a checkpoint if the state is sound, and tells Ray Train."""
         if self._is_sound() and self.saver.save(self.stage, self._metrics):
             news = {"iteration": self.stage.iteration, "stage": self.task.stage}
             self.host.report({**news, **self._metrics})
@@ -270,7 +269,8 @@ class Worker:
             self.logbook.warn(*self._guarded(self.guard.check))
             self._checkpoint()
         self.saver.wait()
-        # The first rank that ends takes the others with it: not before rank 0 has written.
+        # The first rank that ends takes the others with it, so none may end before rank 0 has
+        # written.
         self.ranks.wait_for_all()
         self.logbook.leave()
         raise Preempted(f"stopped after iteration {iteration}: a worker is about to be taken away")
@@ -292,7 +292,7 @@ class Worker:
 
 
 def _memory_in_use(device: torch.device) -> int:
-    """Most bytes so far: of the allocator on a GPU, of this process on a CPU."""
+    """Returns the peak memory in bytes: the allocator's on a GPU, this process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,10 +1,8 @@
-"""Notice that a worker is about to be taken away: a spot instance reclaimed, a node drained.
-
-A notice comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained
-(``ray drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray starts
-them again, on other nodes, without counting that as a failure. Ctrl-C in the command comes the same
-way, except that the command then ends the training.
-"""
+"""Notice that a worker is about to be taken away: a spot instance reclaimed, a node drained. A
+notice comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained
+(``ray drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray restarts
+them on other nodes without counting a failure. Ctrl-C in the command comes the same way, but ends
+the training."""
 
 from __future__ import annotations
 
@@ -20,18 +18,16 @@ from ray.train.torch import TorchConfig
 from qdmr_ray.patience import ASK_RAY
 from qdmr_ray.train.ranks import Ranks
 
-# Ranks compare what they know every so many iterations, as each time the slowest one is waited for.
-# A notice leaves 30 s (Google) to 2 min (Amazon).
+# Ranks compare their notices only every so many iterations, as each time they wait for the slowest
+# one. A notice leaves 30 s (Google) to 2 min (Amazon).
 AGREE_ITERATIONS = 8
 
 _terminated = threading.Event()
 
 
 class Preempted(RayActorError):  # noqa: N818
-    """Training stopped at a checkpoint because a worker is about to be taken away.
-
-    Ray counts an actor's error that says ``preempted`` against its own, unlimited budget.
-    """
+    """Training stopped at a checkpoint because a worker is about to be taken away. Ray counts an
+    actor's error that says ``preempted`` against its own, unlimited budget."""
 
     def __init__(self, message: str) -> None:
         super().__init__(error_msg=message, preempted=True)
@@ -42,7 +38,7 @@ class WatchedTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> Any:
-        """What Ray Train sets the workers up with."""
+        """The backend with which Ray Train sets up the workers."""
         return _WatchedBackend
 
 
@@ -53,11 +49,9 @@ class _WatchedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 def watch_for_sigterm() -> None:
-    """Takes the first SIGTERM as a notice; call it in the main thread, as Python demands.
-
-    Python calls the handler when the main thread runs next. In a worker Ray Train sees to that:
-    it asks for its status every two seconds.
-    """
+    """Takes the first SIGTERM as a notice; Python demands a call in the main thread, and runs the
+    handler when that thread runs next. In a worker it does so every two seconds, when Ray Train
+    asks for the worker's status."""
     previous = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: Any) -> None:
@@ -84,15 +78,15 @@ class Notice:
         self._ranks, self._is_leaving = ranks, is_leaving
         self._asked_to_stop = asked_to_stop
         self._asked = time.monotonic()
-        # Not in each iteration, as all ranks wait for Ray's answer.
+        # Ray is not asked in each iteration, as all ranks wait for its answer.
         self._ask_after = ASK_RAY.seconds
         self._hurry = False
 
     def given(self, iteration: int) -> bool:
-        """Whether to stop after ``iteration``; every rank calls it once per iteration."""
+        """Returns whether to stop after ``iteration``; every rank calls it once per iteration."""
         if self._ranks.world_size > 1 and iteration % AGREE_ITERATIONS:
             return False
-        # Rank 0's clock alone decides when Ray is asked, unless somebody is in a hurry.
+        # Rank 0's clock alone decides when Ray is asked, unless a rank is in a hurry.
         due = self._ranks.rank == 0 and time.monotonic() - self._asked >= self._ask_after
         terminated = _terminated.is_set() or self._asked_to_stop()
         terminated, ask = self._ranks.any_of(terminated, self._hurry or due)
@@ -102,5 +96,5 @@ class Notice:
         return terminated
 
     def hurry(self) -> None:
-        """Asks Ray at every occasion from now on."""
+        """From now on, Ray is asked at every occasion."""
         self._hurry = True

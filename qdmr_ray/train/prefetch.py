@@ -1,9 +1,7 @@
-"""Batches onto the training device, one ahead of the step that uses them.
-
-On a GPU a thread takes the next batch from the stream, pins it and copies it over in a CUDA
-stream of its own, so that the copy runs beside the current step. On a CPU there is nothing to
-copy, and the thread would only take time from the step.
-"""
+"""Batches onto the training device, one ahead of the step that uses them. On a GPU, a thread
+takes the next batch from the stream, pins it and copies it in a CUDA stream of its own, beside
+the current step. On a CPU there is nothing to copy, and the thread would only take time from the
+step."""
 
 from __future__ import annotations
 
@@ -21,18 +19,16 @@ T = TypeVar("T")
 def on_device(
     batches: Iterator[dict[str, Any]], names: tuple[str, ...], device: torch.device
 ) -> Generator[dict[str, Any], None, None]:
-    """The batches with their images ``names`` on ``device``, float32 in [0, 1].
-
-    uint8 crops travel; floats are made where they are used. Everything else in a batch stays as
-    it is. Close the generator to end its thread.
-    """
+    """Yields the batches with their images ``names`` on ``device``, float32 in [0, 1]; anything
+    else in a batch stays as it is. uint8 crops travel; floats are made where they are used. Closing
+    the generator ends its thread."""
     if device.type != "cuda":
         return (_moved(batch, names, device) for batch in batches)
     return _on_gpu(batches, names, device)
 
 
 def one_ahead(items: Iterator[Any], work: Callable[[Any], T]) -> Generator[T, None, None]:
-    """``work`` on each item, done in a thread while the result before it is in use."""
+    """Yields ``work`` of each item, computed in a thread while the previous result is in use."""
     nothing_left = object()
 
     def following() -> Any:
@@ -73,6 +69,6 @@ def _on_gpu(
             current = torch.cuda.current_stream(device)
             current.wait_event(done)
             for name in names:
-                # Its memory belongs to the other stream, which must not reuse it too early.
+                # The other stream owns this memory and must not reuse it too early.
                 batch[name].record_stream(current)
             yield batch

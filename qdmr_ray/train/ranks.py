@@ -1,4 +1,4 @@
-"""What the ranks of a training tell each other beside gradients, over the CPU."""
+"""The values that the ranks of a training exchange beside gradients, over the CPU."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The ranks that train together; with a single one nothing is exchanged.
-
-    Every method is a collective call: all ranks call it, in the same order.
-    """
+    """The ranks that train together; a single one exchanges nothing. Every method is a collective
+    call: all ranks call it, in the same order."""
 
     def __init__(self, rank: int = 0, world_size: int = 1) -> None:
         self.rank, self.world_size = rank, world_size
         self._group: Any = torch.distributed.new_group(backend="gloo") if world_size > 1 else None
 
     def gathered(self, own: T) -> list[T]:
-        """The values of all ranks, in their order."""
+        """Returns the values of all ranks, in their order."""
         values = [own] * self.world_size
         if self._group is not None:
             torch.distributed.all_gather_object(values, own, group=self._group)
         return values
 
     def of_the_first(self, own: T) -> T:
-        """Rank 0's value, on every rank."""
+        """Returns rank 0's value, on every rank."""
         values = [own]
         if self._group is not None:
             torch.distributed.broadcast_object_list(values, src=0, group=self._group)
@@ -42,12 +40,12 @@ class Ranks:
             torch.distributed.barrier(group=self._group)
 
     def smallest(self, values: Tensor) -> Tensor:
-        """The smallest of all ranks, for each element of a tensor on the CPU."""
+        """Returns the minimum over all ranks, for each element of a tensor on the CPU."""
         if self._group is not None:
             torch.distributed.all_reduce(values, ReduceOp.MIN, group=self._group)
         return values
 
     def any_of(self, *flags: bool) -> list[bool]:
-        """Whether each flag is set on any rank."""
+        """Returns whether each flag is set on any rank."""
         unset = torch.tensor([not flag for flag in flags], dtype=torch.int32)
         return [value == 0 for value in self.smallest(unset).tolist()]

@@ -1,4 +1,4 @@
-"""Training one stage: with Ray Train's workers, or in the process that asks for it."""
+"""Training one stage: with Ray Train's workers, or in the calling process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BOARD_SECONDS = 2.0
 
 
 class Launch(Protocol):
-    """Trains a stage to its end; ``gpu`` says whether on GPUs, ``watch`` takes the log's lines."""
+    """Trains a stage to its end; ``gpu`` selects GPUs, ``watch`` takes the log's lines."""
 
     def __call__(
         self, experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None
@@ -42,17 +42,16 @@ class Launch(Protocol):
 
 
 def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
-    """Trains with Ray Train's workers, as ``experiment.scaling`` says.
-
-    ``watch`` is called in this thread; without it, a progress bar is shown.
+    """Trains with Ray Train's workers, as ``experiment.scaling`` says. ``watch`` is called in this
+    thread; without it, a progress bar is shown.
 
     Raises:
         QdmrError: training failed, in one line.
     """
     board = new_board()
     task = replace(task, board=board, watched=watch is not None)
-    # What Ray Train keeps of a run would disturb the next one of the same name; the controller,
-    # which alone uses it, runs on this machine.
+    # The state that Ray Train keeps of a run would disturb the next one of the same name; only the
+    # controller uses it, and runs on this machine.
     scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
     bar = None if watch else ProgressBar(task.stage, experiment.stage(task.stage).iterations)
 
@@ -89,7 +88,7 @@ class InThisProcess:
             Worker(task, Host(gpu=gpu, local_world_size=self._sharing, watch=watch)).run()
         finally:
             if gpu:
-                # The next stage wants the memory, and a stage's references go round in circles.
+                # The next stage needs the memory, and a stage has reference cycles.
                 gc.collect()
                 torch.cuda.empty_cache()
 
@@ -99,7 +98,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
     resources = {"CPU": scaling.cpus_per_worker}
     if gpu:
         resources["GPU"] = scaling.gpus_per_worker
-    # Supervision decides when failed starts are enough.
+    # Supervision decides how many failed starts are enough.
     failures: Any = ray.train.FailureConfig(
         max_failures=scaling.max_failures,
         controller_failure_limit=-1,  # type: ignore[call-arg]
@@ -134,18 +133,16 @@ def _backend(scaling: ScalingSettings, gpu: bool) -> str:
 
 
 def _worker_count(scaling: ScalingSettings) -> Any:
-    """As Ray Train takes it; its annotations don't know of a range yet."""
+    """Returns the count as Ray Train takes it; its annotations lack a range so far."""
     if scaling.min_workers is None:
         return scaling.workers
     return scaling.min_workers, scaling.workers
 
 
 class Fit:
-    """``trainer.fit()`` in a thread, so that this one can do something else and be interrupted.
-
-    In a main thread Ray Train would answer Ctrl-C itself: for good, and as if an interrupted
-    training had succeeded.
-    """
+    """``trainer.fit()`` in a thread, so that the calling thread can work and be interrupted. In a
+    main thread, Ray Train would handle Ctrl-C itself, for good, and report an interrupted training
+    as a success."""
 
     def __init__(self, trainer: TorchTrainer) -> None:
         self._trainer = trainer
@@ -160,7 +157,7 @@ class Fit:
             self._failure = error
 
     def has_ended(self, *, within: float) -> bool:
-        """Whether the training ends ``within`` so many seconds."""
+        """Returns whether the training ends ``within`` so many seconds."""
         self._thread.join(within)
         return not self._thread.is_alive()
 
@@ -173,11 +170,9 @@ class Fit:
 
 
 def _fit(trainer: TorchTrainer, board: Any, look: Callable[[News], None]) -> None:
-    """Trains, and calls ``look`` with the board's news in this thread.
-
-    What is raised here, such as the order of a sweep's scheduler to stop or the KeyboardInterrupt
-    of Ctrl-C, ends the training before it reaches the caller.
-    """
+    """Trains, and calls ``look`` with the board's news in this thread. An error raised here, such
+    as a sweep scheduler's order to stop or the KeyboardInterrupt of Ctrl-C, ends the training
+    before it reaches the caller."""
     fit = Fit(trainer)
     try:
         ended = False

@@ -1,4 +1,4 @@
-"""A stage's checkpoints as its ranks write them together and go on from."""
+"""A stage's checkpoints as its ranks write them together and resume from them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 class Saver:
     """Saves and restores the stage of ``task``; every rank has one and calls it at the same time.
-
-    Rank 0 writes, as the state is the same on all ranks.
-    """
+    Rank 0 writes, as the state is the same on all ranks."""
 
     def __init__(
         self,
@@ -47,8 +45,8 @@ class Saver:
         self._reported = -math.inf
 
     def resume(self, stage: Stage) -> Mapping[str, float]:
-        """Brings ``stage`` to its newest checkpoint, where there is one; returns the metrics that
-        were logged last.
+        """Loads the newest checkpoint, if any, into ``stage``; returns the metrics that were logged
+        last.
 
         Raises:
             QdmrError: the checkpoint can't be read, or is of other settings or data.
@@ -66,12 +64,11 @@ class Saver:
         return state.metrics
 
     def save(self, stage: Stage, metrics: Mapping[str, float]) -> bool:
-        """Writes a checkpoint beside the training; returns whether Ray Train is to hear of it.
-
-        Ray Train takes one report in ``patience.REPORT``; what comes faster would wait in line.
+        """Writes a checkpoint beside the training; returns whether to report it to Ray Train. Ray
+        Train takes one report in ``patience.REPORT``; faster ones would wait in line.
 
         Raises:
-            QdmrError: the checkpoint before this one could not be written.
+            QdmrError: the previous checkpoint could not be written.
         """
         now = time.monotonic()
         last = stage.iteration == stage.settings.iterations
@@ -84,7 +81,8 @@ class Saver:
                 digest=self._task.digest,
                 metrics=dict(metrics),
             )
-            # Published first, so that no line is missing after resuming from this checkpoint.
+            # The log is published first, so that no line is missing after resuming from this
+            # checkpoint.
             self._store.save(state, stage.state_dict(), before_complete=self._logbook.publish)
         if due:
             self._reported = now
@@ -99,7 +97,7 @@ class Saver:
         self._store.wait()
 
     def _newest(self) -> Checkpoint | None:
-        """The same checkpoint on every rank: rank 0 looks for it."""
+        """Returns the same checkpoint on every rank: rank 0 looks for it."""
         found = self._store.newest() if self._ranks.rank == 0 else None
         name = self._ranks.of_the_first(found.name if found else None)
         if name is None or found is not None:

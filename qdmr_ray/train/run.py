@@ -2,8 +2,8 @@
 
     run = train_run(load_experiment(Path("experiments/demo.yaml")), storage="runs")
 
-Run again with the same name and storage, it resumes: finished stages are kept, the one that was
-interrupted goes on from its newest checkpoint.
+A second call with the same name and storage resumes the run: finished stages are kept, and an
+interrupted one goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -59,11 +59,10 @@ def train_run(
 ) -> Location:
     """Trains ``stages`` (all of ``experiment.run`` by default) and returns the run folder.
 
-    With ``store``, a folder or ``s3://…`` that runs share, each stage is taken from there when any
-    run has trained it, and trained there when none has; the run gets a copy of its result.
-    ``launch`` trains a stage; ``watch`` is called with every line of the log, those of stages that
-    were trained elsewhere included, and may be called with a line twice. Everything that can be
-    checked is checked before a worker starts.
+    With ``store``, a folder or ``s3://…`` that runs share, a stage that any run has trained is
+    copied from there, and others are trained there and copied. ``launch`` trains a stage. ``watch``
+    is called with every line of the log, those of stages trained elsewhere included, and may
+    receive a line twice. Everything that can be checked is checked before a worker starts.
 
     Raises:
         QdmrError: data, weights, an earlier run of the same name, the cluster or training itself.
@@ -82,7 +81,7 @@ def train_run(
     claim = claims.acquire(lambda: False, lambda whom: say(f"{run.uri}: {whom}, who trains it"))
     assert claim is not None
     with claim:
-        # Once more: whoever held the claim may have begun this run with other settings meanwhile.
+        # The previous holder of the claim may have begun this run with other settings meanwhile.
         _check_earlier_run(experiment, run, names, digests)
         _write_run_files(experiment, run, gpu)
         start = partial(launch, gpu=gpu, watch=watch)
@@ -96,7 +95,7 @@ def train_run(
 
 @dataclass(frozen=True)
 class _Stages:
-    """The stages of one run, with what it takes to train them."""
+    """The stages of one run, and the inputs of their training."""
 
     experiment: Experiment
     run: Location
@@ -106,7 +105,7 @@ class _Stages:
     say: Callable[[str], None]
 
     def finish(self, name: str) -> None:
-        """Leaves the stage's result in the run folder, unless it is there already."""
+        """Puts the stage's result into the run folder, unless it is there already."""
         if _is_finished(self.run, name):
             self.say(f"{name}: finished before, kept")
             return
@@ -117,7 +116,7 @@ class _Stages:
         self.say(f"{name}: {self.experiment.stage(name).iterations} iterations done")
 
     def _take(self, name: str, store_uri: str) -> None:
-        """Copies the stage's result from the store, which trains it where no run has."""
+        """Copies the stage's result from the store, which trains it if no run has."""
         endpoint, digest = self.experiment.data.s3_endpoint, self.digests[name]
         store = StageStore(open_location(store_uri, endpoint=endpoint), endpoint=endpoint)
         begun = Begun(digest=digest, store=store.place(name, digest).uri)
@@ -128,7 +127,7 @@ class _Stages:
         copy_stage(place, self.run, name)
 
     def _train(self, name: str, root: Location) -> None:
-        """Trains into the run folder ``root``, from what this run has trained before."""
+        """Trains into the run folder ``root``, starting from this run's earlier stages."""
         digest = self.digests[name]
         Begun(digest=digest).write(root.join(name, BEGUN_FILE))
         needs = {needed: self.run.join(needed, FINAL_FOLDER).uri for needed in STAGES[name].needs}
@@ -141,12 +140,11 @@ class _Stages:
 def check_run(
     experiment: Experiment, stages: Sequence[str] | None = None
 ) -> tuple[Experiment, Manifest]:
-    """Checks all that ``stages`` need before anything starts: data, crops and weights.
-
-    Returns the experiment with absolute paths, and the data's manifest.
+    """Checks all that ``stages`` need before anything starts: data, crops and weights. Returns the
+    experiment with absolute paths, and the data's manifest.
 
     Raises:
-        QdmrError: what is missing or doesn't fit.
+        QdmrError: something is missing or doesn't fit.
     """
     names = list(experiment.run if stages is None else stages)
     if not experiment.data.path:
@@ -161,7 +159,7 @@ def check_run(
     )
     check_complete(data, manifest, sets_of(*names))
     for name in names:
-        # Its construction refuses a missing set and a crop larger than an image.
+        # The constructor refuses a missing set and a crop larger than an image.
         crop_stream(InProcessStream, experiment, name)
     if experiment.logging.validation_interval is not None:
         validation_names(experiment)
@@ -170,19 +168,19 @@ def check_run(
 
 
 def stage_digests(experiment: Experiment, run: Location, manifest_digest: str) -> dict[str, str]:
-    """The digest of each stage's settings and data in a run, which may hold imported stages."""
+    """Returns the digest of each stage's settings and data; a run may hold imported stages."""
     imported = _imported(run)
     return {n: stage_digest(experiment, n, manifest_digest, imported) for n in STAGES}
 
 
 def _replay(run: Location, stage: str, watch: Watch) -> None:
-    """Calls ``watch`` with the log of a finished stage, whoever has trained it."""
+    """Calls ``watch`` with the log of a finished stage, whichever run trained it."""
     for line in read_metrics(run.join(stage, METRICS_FILE)):
         watch(stage, line.iteration, line.metrics)
 
 
 def _imported(run: Location) -> dict[str, str]:
-    """The digests of a run's stages that were not trained here."""
+    """Returns the digests of a run's stages that were not trained here."""
     found = {name: read_description(run.join(name, FINAL_FOLDER)) for name in STAGES}
     return {n: d["digest"] for n, d in found.items() if d and d["digest"].startswith(IMPORTED)}
 
@@ -220,7 +218,7 @@ def _check_earlier_run(
         if found is None and name in needed and name not in names:
             raise QdmrError(f"{run.uri}: stage {name} is not trained yet; train it first")
         if found is not None and found["digest"].startswith(IMPORTED):
-            # Weights from elsewhere were trained with settings that nobody here knows.
+            # The training settings of weights from elsewhere are unknown here.
             _check_imported(run.join(name, FINAL_FOLDER), found, experiment)
             continue
         begun = Begun.read_if_there(run.join(name, BEGUN_FILE))
@@ -289,7 +287,7 @@ def _cluster_text() -> str:
 
 
 def _switched_off(experiment: Experiment) -> list[str]:
-    """A sentence for each term of the method that a stage of this run goes without."""
+    """Returns a sentence for each term of the method that a stage of this run goes without."""
     notes = []
     for term in ("lpips", "semantic", "gan", "feature_gan"):
         stages = [n for n in experiment.run if getattr(experiment.stage(n), term, None) == 0]

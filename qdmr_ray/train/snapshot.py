@@ -10,19 +10,17 @@ from torch import Tensor
 
 
 class HostMemory:
-    """Copies of a state's tensors, in memory that the next state's copies use again.
-
-    Copies from a GPU go to pinned memory, all at once; fresh memory would cost as much again.
-    """
+    """Copies of a state's tensors, in memory that the next state's copies reuse. Copies from a GPU
+    go to pinned memory, all at once; fresh memory would cost as much again."""
 
     def __init__(self) -> None:
         self._tensors: dict[tuple[Any, ...], Tensor] = {}
 
     def copy(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A deep copy of ``state`` on the CPU; valid until the next call."""
+        """Returns a deep copy of ``state`` on the CPU; valid until the next call."""
         threads = torch.get_num_threads()
-        # Threads would wait for each other at each of some thousand tensors: on a busy machine
-        # that takes seconds, and one thread a tenth of a second.
+        # Threads would wait for each other at each of some thousand tensors: on a busy machine that
+        # takes seconds, while one thread takes a tenth of a second.
         torch.set_num_threads(1)
         try:
             copied: Mapping[str, Any] = self._copy(state, ())
@@ -39,7 +37,8 @@ class HostMemory:
             copied = type(value)(  # type: ignore[call-arg]
                 (key, self._copy(item, (*place, key))) for key, item in value.items()
             )
-            # Versions of the modules, without which some would take the state for an old one.
+            # The metadata hold the modules' versions; without them some modules take the state for
+            # an old one.
             if hasattr(value, "_metadata"):
                 copied._metadata = value._metadata  # type: ignore[attr-defined]
             return copied

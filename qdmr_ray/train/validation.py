@@ -3,8 +3,8 @@
     validation = Validation(experiment, rank=0, world_size=1)
     validation.measure(stage.result())      # {0: {"psnr": 27.1, "ssim": 0.82}, ...} by photograph
 
-Restoration and metrics are those of ``qdmr evaluate``, to rounding. A VQGAN restores nothing:
-it is judged by how well it reconstructs the photographs.
+Restoration and metrics are those of ``qdmr evaluate``, to rounding. A VQGAN restores nothing: it is
+judged by how well it reconstructs the photographs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from qdmr_ray.nets import VQGAN
 from qdmr_ray.restore.restoration import restore
 
 PREFIX = "validation/"
-# What a validation logs.
+# A validation logs these metrics.
 VALIDATED = ("validation/psnr", "validation/ssim")
 Metrics = dict[str, float]
 
 
 def validation_names(experiment: Experiment) -> list[str]:
-    """Names of the photographs that a run validates on, read without opening a shard.
+    """Returns the names of a run's validation photographs, without opening a shard.
 
     Raises:
         SettingsError: there are none, or they have no ground truth.
@@ -57,7 +57,7 @@ class Validation:
         self._settings = experiment.evaluation
 
     def measure(self, network: nn.Module) -> dict[int, Metrics]:
-        """PSNR and SSIM of this rank's photographs; the network is left as it was."""
+        """Returns PSNR and SSIM of this rank's photographs; the network is left as it was."""
         model = LoadedModel(network, "", 0, "", "the network in training")  # type: ignore[arg-type]
         measured = {}
         for index in self._indices:
@@ -74,10 +74,8 @@ class Validation:
 
 
 def mean_metrics(parts: Sequence[Mapping[int, Metrics]]) -> Metrics:
-    """The means over the photographs of all ranks, as logged: ``validation/psnr`` and so on.
-
-    They are added in the photographs' order, whatever the number of ranks.
-    """
+    """Returns the means over the photographs of all ranks, as logged: ``validation/psnr`` and so
+    on. The values are added in the photographs' order, whatever the number of ranks."""
     by_index = {index: metrics for part in parts for index, metrics in part.items()}
     rows = [by_index[index] for index in sorted(by_index)]
     return {f"{PREFIX}{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -1,9 +1,7 @@
-"""What a training worker runs in: a process that trains by itself, or one of Ray Train's workers.
-
-The loop asks its host which rank it has and on which device, tells it how far it is, and asks
-whether it has to go. A sweep's trial with a single worker trains in the trial's own process, which
-spares it the start of a worker group.
-"""
+"""The host of a training worker: a process that trains by itself, or a worker of Ray Train. The
+loop asks its host for rank, device and whether it has to go, and reports its position. A sweep's
+trial with a single worker trains in its own process, which spares it the start of a worker
+group."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ Watch = Callable[[str, int, Mapping[str, float]], None]
 
 class Host:
     """This process alone, on a machine whose CPUs ``local_world_size`` such processes share.
-
-    ``watch`` is called in this process, with every line of the log.
-    """
+    ``watch`` is called in this process, with every line of the log."""
 
     def __init__(self, *, gpu: bool, local_world_size: int = 1, watch: Watch | None = None) -> None:
         self.rank, self.world_size = 0, 1
@@ -46,16 +42,16 @@ class Host:
         """Takes the metrics of a checkpoint; every rank calls it at the same iterations."""
 
     def is_leaving(self) -> bool:
-        """Whether one of the workers' machines is about to be taken away; every rank calls it
-        equally often."""
+        """Returns whether one of the workers' machines is about to be taken away; a collective
+        call."""
         return ray.get_runtime_context().get_node_id() in draining_nodes()
 
     def linger(self) -> None:
-        """Lets metrics get out that explain an end; every rank calls it before it raises."""
+        """Lets metrics that explain an end get out; every rank calls it before it raises."""
 
 
 class RayTrainHost(Host):
-    """A worker of Ray Train. ``board`` takes the log where somebody watches it."""
+    """A worker of Ray Train; ``board`` takes the log if somebody watches it."""
 
     def __init__(self, board: Any | None = None) -> None:
         context = ray.train.get_context()
@@ -70,12 +66,12 @@ class RayTrainHost(Host):
             self._board.log.remote(stage, iteration, dict(metrics))
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Tells Ray Train, beside the training that goes on."""
+        """Reports to Ray Train while training goes on."""
         in_background = ray.train.CheckpointUploadMode.ASYNC
         ray.train.report(dict(metrics), checkpoint_upload_mode=in_background)
 
     def is_leaving(self) -> bool:
-        """Asks Ray Train, which all ranks wait for."""
+        """Asks Ray Train, whose answer all ranks wait for."""
         return ray.train.get_preemption_info() is not None
 
     def linger(self) -> None:
@@ -84,8 +80,8 @@ class RayTrainHost(Host):
 
 
 def threads_for(host: Host) -> int:
-    """PyTorch threads of a worker where no setting says it: its share of the machine's CPUs, or of
-    the node's, where that is a container or one of several nodes of a machine."""
+    """Returns a worker's default number of PyTorch threads: its share of the CPUs of the machine,
+    or of the node where that is a container or one of several nodes of a machine."""
     cpus = float(os.cpu_count() or 1)
     here = ray.get_runtime_context().get_node_id()
     node = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)

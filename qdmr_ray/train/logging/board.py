@@ -1,7 +1,5 @@
-"""The board through which a stage's rank 0 and the driver of its training tell each other things.
-
-Rank 0 posts its position and adds lines; the driver fetches them, and may ask for a stop.
-"""
+"""The board is an actor that connects a stage's rank 0 with the driver of its training. Rank 0
+posts its position and adds lines; the driver fetches them, and may ask for a stop."""
 
 from __future__ import annotations
 
@@ -14,11 +12,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 @dataclass
 class News:
-    """What the driver finds on the board: the newest position, and what is new since last time.
-
-    ``iteration`` is None before the first one; ``shown`` are the metrics for the progress bar.
-    ``lines`` are those of the log: stage, iteration and metrics.
-    """
+    """The board's content for the driver: the newest position, and what is new since the last call.
+    ``iteration`` is None before the first one; ``shown`` are the metrics for the progress bar;
+    ``lines`` are those of the log: stage, iteration and metrics."""
 
     iteration: int | None = None
     shown: dict[str, float] = field(default_factory=dict)
@@ -39,7 +35,7 @@ class Board:
     def post(self, iteration: int, shown: dict[str, float]) -> bool:
         """Replaces the position; returns whether training is to stop."""
         self._news.iteration, self._news.shown = iteration, shown
-        # After a notice training goes on elsewhere.
+        # After a notice, training goes on elsewhere.
         self._left = False
         return self._stopping
 
@@ -52,7 +48,7 @@ class Board:
         self._news.lines.append((stage, iteration, metrics))
 
     def news(self) -> News:
-        """Hands over what has come since the last call, with the newest position."""
+        """Returns what has come since the last call, with the newest position."""
         news = self._news
         self._news = News(news.iteration, news.shown)
         return news
@@ -62,7 +58,7 @@ class Board:
         self._controller = controller
 
     def controller(self) -> Any | None:
-        """The actor that controls the training, None before it has begun."""
+        """Returns the actor that controls the training, None before it has begun."""
         return self._controller
 
     def stop(self) -> None:
@@ -74,7 +70,7 @@ class Board:
         self._left = True
 
     def left(self) -> bool:
-        """Whether training has ended or stopped, and hasn't gone on since."""
+        """Returns whether training has ended or stopped, and hasn't gone on since."""
         return self._left
 
 

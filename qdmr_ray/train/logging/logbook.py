@@ -1,4 +1,4 @@
-"""Where a rank's news of a stage go while it trains."""
+"""The logbook passes a rank's news to every place where they are kept or shown."""
 
 from __future__ import annotations
 
@@ -21,20 +21,17 @@ from qdmr_ray.train.logging.prometheus import Gauges
 from qdmr_ray.train.logging.run_files import RunFiles
 from qdmr_ray.train.worker_context import Host
 
-# The picture that is shown as an atlas, not as a row of samples.
+# This picture is shown as an atlas, not as a row of samples.
 ATLAS = "codebook_atlas"
-# Metrics that the progress bar shows.
+# The progress bar shows these metrics.
 _SHOWN = ("/l1", "/perplexity", "validation/psnr")
 _log = logging.getLogger(__name__)
 
 
 class Logbook:
-    """Passes rank 0's news to the run folder, Prometheus, the host and the driver; other ranks
-    only warn, in Ray's logs.
-
-    ``iterations`` is the stage's last one. The driver reads ``board``; nothing waits for its
-    answer.
-    """
+    """Passes rank 0's news to the run folder, Prometheus, the host and the driver; other ranks only
+    warn, in Ray's logs. ``iterations`` is the stage's last one. The driver reads ``board``;
+    training never waits for its answer."""
 
     def __init__(
         self, run_name: str, stage: str, *, iterations: int, host: Host, board: Any
@@ -52,16 +49,16 @@ class Logbook:
         self._stopping = False
 
     def open(self, run: Location, iteration: int) -> None:
-        """Begins, or goes on after ``iteration``: the host hears again what was logged before."""
+        """Begins, or goes on after ``iteration``: the host receives earlier lines again."""
         if self._host.rank == 0:
             self._files = RunFiles(run, self._stage, iteration)
             for line in self._files.lines:
                 self._host.logged(self._stage, line.iteration, line.metrics)
-        # So that an alert can tell a stage that never gets anywhere.
+        # An alert can then find a stage that never gets anywhere.
         self._show(iteration, {})
 
     def reached(self, iteration: int) -> None:
-        """Tells the driver the position, once in a while."""
+        """Posts the position for the driver, once in a while."""
         if time.monotonic() - self._posted_at >= WATCH.seconds:
             self._post(iteration)
 
@@ -69,15 +66,14 @@ class Logbook:
         if self._board is None:
             return
         self._posted_at = time.monotonic()
-        # The last post's answer, which is there by now.
+        # The last post's answer has arrived by now.
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             with suppress(ray.exceptions.RayError):
                 self._stopping = self._stopping or ray.get(self._answer)
         self._answer = self._board.post.remote(iteration, self._shown)
 
     def asked_to_stop(self) -> bool:
-        """Whether the driver wants training to stop at a checkpoint; rank 0 knows a second
-        later."""
+        """Returns whether the driver wants a stop at a checkpoint; rank 0 knows a second later."""
         return self._stopping
 
     def leave(self) -> None:
@@ -135,7 +131,7 @@ class Logbook:
             self._files.publish()
 
     def save_what_can_be(self) -> None:
-        """Publishes after training has failed, when no other error may hide why."""
+        """Publishes after training has failed; no other error may hide the cause."""
         with suppress(QdmrError):
             self.publish()
 
@@ -147,6 +143,6 @@ class Logbook:
 
     def _show(self, iteration: int, metrics: Mapping[str, float]) -> None:
         if self._gauges is not None:
-            # So that an alert can tell a stage that has ended from one that is gone.
+            # An alert can then tell a stage that has ended from one that is gone.
             planned = {"iterations_planned": float(self._iterations)}
             self._gauges.set(iteration, {**metrics, **planned})

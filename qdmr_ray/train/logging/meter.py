@@ -1,4 +1,4 @@
-"""What the loop measures between two lines of its log: means, seconds by phase, broken records."""
+"""The loop's measurements between two log lines: means, seconds by phase, broken records."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-# The column that the exchange between the workers counts broken records in.
+# The exchange between the workers counts broken records in this column.
 _BROKEN = "broken_records"
 
 
@@ -44,9 +44,9 @@ class Meter:
         self._broken += broken
 
     def take(self) -> dict[str, float]:
-        """The means over the iterations and over all workers, and this worker's seconds per
+        """Returns the means over the iterations and all workers, and this worker's seconds per
         iteration by phase; then starts anew. A collective call."""
-        # As a mean like the others, so that there is one exchange.
+        # The count is a mean like the others, so that one exchange is enough.
         self._sums[_BROKEN] = torch.tensor(float(self._broken * self._count), device=self._device)
         values = torch.stack([value.double() for value in self._sums.values()]) / self._count
         workers = 1
@@ -60,8 +60,8 @@ class Meter:
         return means | self.take_times() | {_BROKEN: broken}
 
     def take_times(self) -> dict[str, float]:
-        """This worker's seconds per iteration by phase, and the share of ``data_wait``; then the
-        clock starts anew."""
+        """Returns this worker's seconds per iteration by phase, and the share of ``data_wait``;
+        then the clock starts anew."""
         total, iterations = sum(self._seconds.values()), max(1, self._timed)
         per_iteration = {f"time/{k}": v / iterations for k, v in self._seconds.items()}
         waited = self._seconds["data_wait"] / total if total else 0.0

@@ -1,4 +1,4 @@
-"""Contact sheets for people: what goes in, what comes out, and the codebook atlas."""
+"""Contact sheets for people: the networks' input and output, and the codebook atlas."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ GAP = 4
 CAPTION_HEIGHT = 14
 BACKGROUND = (24, 26, 30)
 CAPTION_COLOUR = (230, 230, 230)
-# Sheets are enlarged by a whole factor until they are at least this wide, so that small training
-# crops can be seen.
+# A sheet is enlarged by a whole factor to at least this width, so that small crops can be seen.
 READABLE_WIDTH = 720
 
 
 def sample_sheet(pictures: Mapping[str, Tensor], count: int) -> np.ndarray:
-    """A column per picture under its caption, a row per sample; uint8 (H, W, 3).
-
-    ``pictures`` holds images (B, 3, h, w) of one size; the first ``count`` of each are shown.
-    """
+    """Returns a column per picture under its caption, a row per sample; uint8 (H, W, 3).
+    ``pictures`` holds images (B, 3, h, w) of one size; the first ``count`` of each are shown."""
     first = next(iter(pictures.values()))
     rows, (height, width) = min(count, len(first)), first.shape[-2:]
     scale = max(1, math.ceil(READABLE_WIDTH / (len(pictures) * (width + GAP))))
@@ -42,7 +39,7 @@ def sample_sheet(pictures: Mapping[str, Tensor], count: int) -> np.ndarray:
 
 
 def atlas_sheet(codes: Tensor) -> np.ndarray:
-    """Decoded codes (K, 3, h, w) in reading order, as square as possible; uint8 (H, W, 3)."""
+    """Returns decoded codes (K, 3, h, w) in reading order, nearly square; uint8 (H, W, 3)."""
     count, _, height, width = codes.shape
     columns = math.ceil(math.sqrt(count))
     cell_height, cell_width = height + 1, width + 1

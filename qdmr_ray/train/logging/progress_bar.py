@@ -1,4 +1,4 @@
-"""A stage's progress in the driver: a bar where a person watches, plain lines elsewhere."""
+"""A stage's progress in the driver: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

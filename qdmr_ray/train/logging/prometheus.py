@@ -26,12 +26,10 @@ _LOSS = "loss"
 
 
 class Gauges:
-    """Ray metrics of one stage, each with the tags ``run``, ``stage`` and ``figure``.
-
-    Gauges: ``qdmr_loss``, ``qdmr_step_phase_seconds``, ``qdmr_codebook``, ``qdmr_validation``,
+    """Ray metrics of one stage, each with the tags ``run``, ``stage`` and ``figure``. Gauges:
+    ``qdmr_loss``, ``qdmr_step_phase_seconds``, ``qdmr_codebook``, ``qdmr_validation``,
     ``qdmr_learning_rate``, ``qdmr_gradient_norm``, and ``qdmr_`` with the name of each metric that
-    is of no kind. Counter: ``qdmr_non_finite``.
-    """
+    is of no kind. Counter: ``qdmr_non_finite``."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}
@@ -47,7 +45,7 @@ class Gauges:
             if math.isfinite(value):
                 self._gauge(metric).set(value, {**self._tags, "figure": figure})
             else:
-                # A gauge that is not finite draws nothing; that it was so must show.
+                # A gauge that is not finite draws nothing, so the counter shows it.
                 self.not_finite(name)
 
     def not_finite(self, name: str) -> None:
@@ -63,8 +61,8 @@ class Gauges:
 
 
 class PreemptionCounter:
-    """``qdmr_preemptions``: how often machines of a stage's workers were taken away, with the tags
-    ``run`` and ``stage``."""
+    """``qdmr_preemptions`` counts the machines of a stage's workers that were taken away; its tags
+    are ``run`` and ``stage``."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}
@@ -78,7 +76,7 @@ class PreemptionCounter:
 
 
 def gauge_of(name: str) -> tuple[str, str]:
-    """The Ray metric (without its prefix) that a logged metric belongs to, and its tag."""
+    """Returns a logged metric's Ray metric (without prefix), and its tag."""
     if name in _ALONE:
         return name, ""
     kind, _, rest = name.partition("/")

@@ -1,8 +1,6 @@
-"""What a stage leaves in the run folder while it trains: metrics.jsonl, TensorBoard, pictures.
-
-In a store the files are written to a scratch folder and copied up at every checkpoint, so that a
-reader of the run folder finds what belongs to the newest checkpoint.
-"""
+"""The files of a training stage in the run folder: metrics.jsonl, TensorBoard, pictures. In a store
+they are written to a scratch folder and copied up at every checkpoint, so that a reader of the run
+folder finds what belongs to the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -22,23 +20,21 @@ from qdmr_ray.storage import Location, write_file_atomic
 
 
 class RunFiles:
-    """The files of one stage of the run at ``run``; ``iteration`` is where it goes on.
-
-    Lines of iterations after ``iteration``, which a worker that was lost since has written, are
-    dropped; ``lines`` are those that stay.
-    """
+    """The files of one stage of the run at ``run``; training goes on after ``iteration``. Lines
+    of later iterations, which a lost worker has written, are dropped; ``lines`` are those that
+    stay."""
 
     def __init__(self, run: Location, stage: str, iteration: int) -> None:
         self._run, self._stage = run, stage
         self._scratch = None if run.local_path else tempfile.TemporaryDirectory(prefix="qdmr-")
         self._root = run.local_path or Path(self._scratch.name)  # type: ignore[union-attr]
-        # Size and time of each file as it was last copied up.
+        # The size and time of each file as it was last copied up.
         self._published: dict[Path, tuple[int, int]] = {}
         self._metrics = self._root / stage / METRICS_FILE
         self._metrics.parent.mkdir(parents=True, exist_ok=True)
         found = read_metrics(run.join(stage, METRICS_FILE))
         self.lines = [line for line in found if line.iteration <= iteration]
-        # In one piece: a worker killed here must not take the log along.
+        # The log is written in one piece: a worker killed here must not take it along.
         write_file_atomic(self._metrics, "".join(map(_text, self.lines)).encode())
         self._writer = SummaryWriter(
             str(self._root / TENSORBOARD_FOLDER / stage), purge_step=iteration + 1
