@@ -1,11 +1,10 @@
-"""The training stages: which networks, which losses, one ``step(batch)``. Pure PyTorch.
+"""The training stages in pure PyTorch: each has its networks, its losses and one ``step(batch)``.
 
 >>> from qdmr_ray.stages import Components, build_stage
 >>> stage = build_stage("vqgan", VQGANSettings(lpips=0, semantic=0), Components()).to("cpu")
 >>> losses = stage.step({"source": source, "target": target})
 
-``STAGES`` holds every stage by name: those in the files of this folder, and those of the modules
-that :func:`load_plugins` was given.
+``STAGES`` holds by name the stages in this folder and those that :func:`load_plugins` has added.
 """
 
 import pkgutil
@@ -29,20 +28,15 @@ STAGES: dict[str, type[Stage]] = {}
 
 
 def build_stage(name: str, settings: StageSettings, components: Components) -> Stage:
-    """The stage called ``name``; call ``.to(device)`` before its first step.
-
-    From here on the calling thread flushes denormal numbers to zero (``flush_denormals``).
-    """
+    """Builds the stage called ``name``; its ``.to(device)`` must precede its first step. From now
+    on the calling thread flushes denormal numbers to zero (``flush_denormals``)."""
     flush_denormals()
     return STAGES[name](settings, components)  # type: ignore[call-arg, arg-type]
 
 
 def load_plugins(modules: Sequence[str]) -> None:
-    """Imports modules of the user's and adds the stages that they define to ``STAGES``.
-
-    Raises:
-        SettingsError: a module can't be imported, defines no stage, or one of another's name.
-    """
+    """Imports the user's modules and adds their stages to ``STAGES``; raises SettingsError where a
+    module can't be imported, defines no stage, or one of another stage's name."""
     for name in modules:
         found = _stages_of(import_outside(name))
         if not found:
@@ -54,12 +48,9 @@ def load_plugins(modules: Sequence[str]) -> None:
 
 
 def register(stage: type[Stage]) -> None:
-    """Adds ``stage`` to ``STAGES``; its ``label``, ``help`` and ``kind`` follow from its name where
-    the class doesn't set them itself.
-
-    Raises:
-        SettingsError: another stage has its name, or the name can't stand in a settings file.
-    """
+    """Adds ``stage`` to ``STAGES``. Where the class itself sets no ``label``, ``kind`` or ``help``,
+    these follow from its name, ``help`` from its docstring's first line. Raises SettingsError where
+    another stage has its name, or the name can't stand in a settings file."""
     other = STAGES.get(stage.name, stage)
     if (other.__module__, other.__qualname__) != (stage.__module__, stage.__qualname__):
         raise SettingsError(
@@ -79,7 +70,7 @@ def register(stage: type[Stage]) -> None:
 
 
 def _stages_of(module: ModuleType) -> list[type[Stage]]:
-    """The stages that a module defines; a class without a name only helps others."""
+    """Returns the stages that a module defines; a class without a name only helps others."""
     return [stage for stage in classes_of(module, Stage) if "name" in vars(stage)]
 
 
@@ -87,7 +78,7 @@ def _register_own() -> None:
     names = [info.name for info in pkgutil.iter_modules(__path__)]
     found = [s for name in names for s in _stages_of(import_module(f"{__name__}.{name}"))]
     needed = {name for stage in found for name in stage.needs}
-    # In an order in which they can be trained; those that others start from come first.
+    # Sorted so that they can be trained in this order: stages that others start from come first.
     for stage in sorted(found, key=lambda s: (len(s.needs), s.name not in needed, s.name)):
         register(stage)
 

@@ -15,17 +15,17 @@ class Adam(torch.optim.Adam):
     """``torch.optim.Adam`` to the bit, for steps that are never traced.
 
     PyTorch (2.6 to 2.14) wraps these methods so that ``torch.compile`` leaves them alone, and the
-    first call of a wrapper imports all of ``torch._dynamo``: two of the seconds that a worker takes
-    until its first step. Only the networks are compiled here, so what is wrapped is called itself.
+    first call of a wrapper imports all of ``torch._dynamo``: two of the seconds before a worker's
+    first step. Only the networks are compiled here, so this class calls the wrapped methods.
 
     The fused kernel walks through a weight, its gradient and its moments in the order of memory,
-    whatever their strides: moments that were saved in another layout are laid out anew, since they
-    would be taken for those of other weights.
+    whatever their strides. Moments saved in another layout are therefore laid out anew; the kernel
+    would take them for those of other weights.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
-    # The wrapper of this one also switches gradients off.
+    # This wrapper also switches gradients off.
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
     def prepare_for_recording(self) -> None:
@@ -43,7 +43,7 @@ class Adam(torch.optim.Adam):
                 group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """What is to be saved: the same with and without a recording."""
+        """Returns the checkpoint state, which is the same with and without a recording."""
         state: dict[str, Any] = inspect.unwrap(torch.optim.Adam.state_dict)(self)
         for group in state["param_groups"]:
             group.update(lr=float(group["lr"]), capturable=False)
@@ -62,11 +62,11 @@ class Adam(torch.optim.Adam):
                     state[name] = torch.empty_like(weight).copy_(state[name])
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> Any:
-        # The first four lists: weights, gradients and both moments.
+        # The first four lists are the weights, the gradients and both moments.
         answer = super()._init_group(group, *lists)
         for i, weight in enumerate(lists[0]):
             if weight.dim() == 4 and not weight.is_contiguous():
-                # As they lie in memory: the kernel copies a gradient that isn't contiguous.
+                # Views in memory order, since the kernel copies a gradient that isn't contiguous.
                 for tensors in lists[:4]:
                     tensors[i] = tensors[i].permute(0, 2, 3, 1)
         return answer

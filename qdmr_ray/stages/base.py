@@ -1,4 +1,4 @@
-"""QDMR-Base stage: source pairs, and the target only through the frozen codebook."""
+"""QDMR-Base stage: trains on source pairs; the frozen codebook alone represents the target."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qdmr_ray.stages.source_only import SourceOnlyStage
 
 @dataclass(frozen=True, kw_only=True)
 class BaseSettings(RestorationSettings):
-    """QDMR-Base: source pairs, and the target only through the frozen codebook."""
+    """QDMR-Base trains on source pairs; the frozen codebook alone represents the target."""
 
     codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
 

@@ -1,9 +1,8 @@
-"""Which samples of a batch a worker takes, in which micro-batches, and what each counts for.
+"""Which samples of a batch a worker takes, in which micro-batches and with which weights.
 
-The batch is the same whatever the number of workers: fewer of them take more samples each, in more
-micro-batches, so that none needs more memory than before. The mean loss of each micro-batch is
-weighted by its number of samples, so that the gradients, which are averaged over the workers, are
-those of the mean over the whole batch.
+The batch doesn't depend on the number of workers: fewer workers take more samples each, in more
+micro-batches, so that none needs more memory. Each micro-batch's mean loss is weighted by its
+number of samples, so that the gradients, averaged over the workers, are those of the batch's mean.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 class Share:
     """One worker's samples: ``first`` .. ``first + count - 1`` of a batch of ``total``.
 
-    ``micro_batches`` are the sizes of the pieces that go through the networks one after the other;
-    ``weights`` what the mean loss of each counts for. All workers have the same number of them,
-    since they exchange gradients and estimate spectral norms in step; a micro-batch of size 0
-    stands for a worker that has no sample left.
+    ``micro_batches`` are the sizes of the pieces that pass through the networks in turn, and
+    ``weights`` the factors on their mean losses. All workers have equally many pieces, since they
+    exchange gradients and estimate spectral norms in step; a piece of size 0 stands for a worker
+    that has no sample left.
     """
 
     total: int
@@ -29,11 +28,8 @@ class Share:
 
 
 def share_of(total: int, *, micro_batch: int, rank: int = 0, world_size: int = 1) -> Share:
-    """The share of worker ``rank``, in micro-batches of at most ``micro_batch`` samples.
-
-    Raises:
-        ValueError: there are more workers than samples.
-    """
+    """Returns the share of worker ``rank``, in micro-batches of at most ``micro_batch`` samples;
+    raises ValueError where there are more workers than samples."""
     if not 0 <= rank < world_size <= total or micro_batch < 1:
         raise ValueError(f"rank {rank} of {world_size}, batch {total}, micro-batch {micro_batch}")
     least, more = divmod(total, world_size)

@@ -1,4 +1,4 @@
-"""The codebook in use: how many codes are chosen, and moving those that never are."""
+"""Codebook usage: counts the codes that are chosen, and moves those that never are."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from qdmr_ray.stages.objective import Losses
 
 @torch.no_grad()
 def codebook_usage(domain: str, indices: Tensor, codebook_size: int) -> Losses:
-    """Perplexity of the codes in use and the share of codes used, over one worker's batch.
-
+    """Returns the codes' perplexity and the share of codes used, over one worker's batch.
     Perplexity is ``exp(entropy)`` of the code frequencies: 1 for one code, K when all are used
-    alike (van den Oord et al., 2017).
-    """
+    alike (van den Oord et al., 2017)."""
     chosen = indices.flatten()
-    # bincount would wait for the GPU, to learn how many bins it needs.
+    # bincount would wait for the GPU to learn how many bins it needs.
     counts = chosen.new_zeros(codebook_size).scatter_add_(0, chosen, torch.ones_like(chosen))
     frequencies = counts.float() / indices.numel()
     entropy = -torch.xlogy(frequencies, frequencies).sum()
@@ -29,12 +27,12 @@ def codebook_usage(domain: str, indices: Tensor, codebook_size: int) -> Losses:
 
 
 class CodeRevival:
-    """Moves dead codes: one that no position has chosen for ``after`` iterations is replaced by an
-    encoder output of the current batch.
+    """Replaces dead codes, which no position has chosen for ``after`` iterations, by encoder
+    outputs of the current batch.
 
     The paper has no revival; ``stages.vqgan.revive_after`` switches it on. The replacement is that
-    of Dhariwal et al., "Jukebox" (2020), section B.3. Every rank holds the same counts: usage is
-    summed over the ranks, and rank 0 chooses the replacements.
+    of Dhariwal et al., "Jukebox" (2020), section B.3. Usage is summed over the ranks, so that every
+    rank has the same counts, and rank 0 chooses the replacements.
     """
 
     def __init__(self, network: VQGAN, after: int) -> None:
@@ -50,10 +48,8 @@ class CodeRevival:
         iteration: int,
         optimizer: torch.optim.Optimizer,
     ) -> Tensor:
-        """Returns how many codes were replaced, a scalar.
-
-        ``indices`` are the codes that the images (B, 3, H, W) of this iteration chose.
-        """
+        """Returns how many codes were replaced, a scalar; ``indices`` are the codes that this
+        iteration's images (B, 3, H, W) chose."""
         codes = self._network.quantizer.codes
         used = torch.bincount(indices.flatten(), minlength=len(codes))
         if _distributed():
@@ -63,13 +59,13 @@ class CodeRevival:
         if len(dead):
             codes[dead] = self._rows(images, len(dead), iteration).to(codes.dtype)
             for moment in ("exp_avg", "exp_avg_sq"):
-                # Adam's moments belong to the place that the code has left.
+                # Adam's moments belong to the position that the code has left.
                 optimizer.state[codes][moment][dead] = 0
             self.idle[dead] = 0
         return used.new_tensor(len(dead), dtype=torch.float32)
 
     def _rows(self, images: Tensor, count: int, iteration: int) -> Tensor:
-        """``count`` encoder outputs (count, D) of the batch, chosen by the iteration alone."""
+        """Returns encoder outputs (count, D) of the batch, chosen by the iteration alone."""
         z = self._network.before_quant(self._network.encoder(images))
         rows = z.movedim(1, -1).flatten(0, -2).contiguous()
         generator = torch.Generator().manual_seed(iteration)

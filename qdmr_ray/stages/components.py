@@ -1,4 +1,4 @@
-"""What stages are built from beside their own settings: sizes, earlier networks, frozen ones."""
+"""The components that stages are built from: sizes, earlier networks and frozen networks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from qdmr_ray.stages.settings import BackboneSettings, StageSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Components:
-    """What every stage is built from, beside its own settings.
+    """What every stage is built from beside its own settings.
 
-    ``network`` are the settings of the restoration network, whose ``kind`` says which one;
+    ``network`` holds the restoration network's settings, whose ``kind`` names the network;
     ``trained`` holds the networks of earlier stages by stage name.
     """
 
@@ -38,11 +38,8 @@ class Components:
 
     @property
     def qdmr(self) -> NetworkSettings:
-        """The sizes of QDMR and its VQGAN, for the stages that train these.
-
-        Raises:
-            SettingsError: the network is of another kind.
-        """
+        """The sizes of QDMR and its VQGAN, for the stages that train these; raises SettingsError
+        where the network is of another kind."""
         if not isinstance(self.network, NetworkSettings):
             raise SettingsError(
                 f"network.kind is {self.network.kind!r}; this stage trains networks of kind "
@@ -51,25 +48,25 @@ class Components:
         return self.network
 
     def image_discriminator(self, settings: StageSettings) -> dict[str, UNetDiscriminator]:
-        """The image discriminator, or nothing where its term is switched off."""
+        """Returns the image discriminator, or nothing where its term is switched off."""
         return {"image": UNetDiscriminator(3, self.discriminator)} if settings.gan else {}
 
     def lpips(self, settings: StageSettings) -> LPIPS | None:
-        """The LPIPS network, or None where its term is switched off."""
+        """Returns the LPIPS network, or None where its term is switched off."""
         return build_lpips("vgg", _path(self.backbones.vgg16)) if settings.lpips else None
 
     def vgg19(self) -> VGG19Features:
-        """The network that the semantic term compares with."""
+        """Returns the network whose features the semantic term predicts."""
         return load_vgg19(_path(self.backbones.vgg19))
 
     def vqgan(self) -> VQGAN:
-        """The trained VQGAN that Base and UDA start from."""
+        """Returns the trained VQGAN that Base and UDA start from."""
         trained = self.trained["vqgan"]
         assert isinstance(trained, VQGAN)
         return trained
 
 
-# How the ImageNet weights of each backbone are found, given a file or None.
+# Functions that find each backbone's ImageNet weights, given a file or None.
 FIND: dict[str, Callable[[Path | None], Path]] = {
     "vgg16": partial(find_backbone_weights, "vgg"),
     "vgg19": find_vgg19_weights,

@@ -1,7 +1,7 @@
-"""How the arithmetic of a stage is done: precision, memory layout, compilation, recomputation.
+"""The arithmetic of a stage: precision, memory layout, compilation, recomputation.
 
-Float32 without any of these gives the method's numbers; each of the others trades a little of
-their last digits, or some arithmetic, for speed or memory.
+Plain float32 has the method's numbers; each other choice trades a little of their last digits, or
+some arithmetic, for speed or memory.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from qdmr_ray.settings import Settings, setting
 FLOAT32, TF32, BFLOAT16 = "float32", "tf32", "bfloat16"
 DTYPES = (FLOAT32, TF32, BFLOAT16)
 MOST_COMPILATIONS = 64
-# Networks whose passes can be done a second time instead of being remembered.
+# Networks whose activations can be computed a second time instead of being kept.
 RECOMPUTABLE = (Encoder, Decoder, SwinBottleneck)
-# Those with kernels of their own on GPUs.
+# Networks that have kernels of their own on GPUs.
 FUSABLE = (ResBlock, SpectralConv2d)
 
 
@@ -55,7 +55,7 @@ class ComputeSettings(Settings):
     )
 
     def check(self, device: torch.device) -> None:
-        """Raises SettingsError where ``device`` can't do what is asked for."""
+        """Raises SettingsError where ``device`` lacks what the settings ask for."""
         if self.cuda_graph and device.type != "cuda":
             raise SettingsError(
                 f"compute.cuda_graph records steps on a GPU, and this trains on the {device.type}; "
@@ -77,40 +77,40 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
         for part in _parts(modules, FUSABLE):
             part.fused = True
     if compute.compile:
-        # What has kernels of its own is faster by them.
+        # Networks with kernels of their own are faster by these than compiled.
         _compile(_parts(modules, SwinBlock) if compute.cuda_graph else _compilable(modules))
 
 
 def autocast(compute: ComputeSettings, device: torch.device) -> torch.autocast:
-    """For forward passes: bfloat16 where ``compute`` asks for it."""
+    """Returns the context of forward passes: bfloat16 where ``compute`` asks for it."""
     return torch.autocast(
         device.type,
         torch.bfloat16,
         enabled=compute.dtype == BFLOAT16,
-        # A narrowed weight that was kept from before would not be narrowed again by a recording.
+        # A recording would not narrow a weight again whose narrow copy had been kept before.
         cache_enabled=not compute.cuda_graph,
     )
 
 
 def flush_denormals() -> None:
-    """Numbers below 1.2e-38 are taken as zero from here on, by this thread and those it starts.
+    """Makes this thread, and those that it starts, take numbers below 1.2e-38 as zero from now on.
 
-    CPUs compute with such numbers, which windows cut off by the attention's mask are full of
-    (exp(-100)), a hundred times slower. PyTorch shares work out to threads that keep the mode in
-    which they were started: call it before a thread's first large operation.
+    CPUs compute a hundred times slower with such numbers, which fill the windows that the
+    attention's mask cuts off (exp(-100)). PyTorch's worker threads keep the mode in which they were
+    started, so this call must precede a thread's first large operation.
     """
     torch.set_flush_denormal(True)
 
 
 @contextmanager
 def tensor_float_32(compute: ComputeSettings, device: torch.device) -> Iterator[None]:
-    """For whole steps: TensorFloat-32 exactly where ``compute`` asks for it."""
+    """Allows TensorFloat-32 for a whole step exactly where ``compute`` asks for it."""
     if device.type != "cuda":
         yield
         return
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
-    # Set in both cases: cuDNN's own default is TF32, which is not what float32 says.
+    # Set in both cases: cuDNN's own default is TF32, which "float32" does not mean.
     matmul.allow_tf32 = cudnn.allow_tf32 = compute.dtype == TF32
     try:
         yield
@@ -126,22 +126,19 @@ def _parts(
 
 
 def _compilable(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The large parts, since stages call those of a network one by one (``encode``, ``decode``);
-    a network without such parts whole."""
+    """Yields the large submodules, since stages call those of a network one by one (``encode``,
+    ``decode``), or the whole of a network that has none."""
     for module in modules:
         parts = list(_parts([module], (Encoder, Decoder, SwinBlock)))
         yield from parts or [module]
 
 
 def _compile(parts: Iterable[nn.Module]) -> None:
-    """Compiles ``parts`` in place, which leaves the names of the state dict alone.
-
-    Swin blocks are compiled one by one: they are all alike, and what was made for the first two
-    serves all.
-    """
+    """Compiles ``parts`` in place, which keeps the state dict's names. Swin blocks are compiled one
+    by one: all are alike, and the code of the first two serves all."""
     import torch._dynamo
 
-    # All parts share one piece of code as PyTorch sees it, and it would give up after the eighth.
+    # PyTorch sees one piece of code in all submodules and would give up after the eighth.
     torch._dynamo.config.cache_size_limit = MOST_COMPILATIONS
     for part in parts:
         part.compile(dynamic=False)

@@ -17,13 +17,13 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Takes the network's present weights into the average."""
+        """Adds the network's present weights to the average."""
         now = [parameter.detach() for parameter in network.parameters()]
         torch._foreach_lerp_(self.weights, now, 1.0 - self.decay)
 
     @torch.no_grad()
     def network(self, like: nn.Module) -> nn.Module:
-        """A copy of ``like`` with the averaged weights."""
+        """Returns a copy of ``like`` with the averaged weights."""
         averaged = copy.deepcopy(like)
         for parameter, weight in zip(averaged.parameters(), self.weights, strict=True):
             parameter.copy_(weight)

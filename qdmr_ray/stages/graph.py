@@ -1,8 +1,8 @@
-"""A step's work on a GPU, recorded once and played again as one CUDA graph.
+"""Records a step's work on a GPU once and replays it as one CUDA graph.
 
-A training step is some thousand kernels, and what PyTorch does on the CPU to start each takes
-longer than a fast GPU needs for them in bfloat16. A recording is started as a whole. It always
-reads and writes the same memory: batches are copied into it, and what it logs is copied out.
+A training step is some thousand kernels, and PyTorch's work on the CPU to start each takes longer
+than a fast GPU needs to run them in bfloat16. A recording starts as a whole. It always reads and
+writes the same memory: batches are copied into it, and logged scalars are copied out.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.weights import first_line
 from qdmr_ray.stages.objective import Batch, Losses
 
-# Steps that run as usual before the recording: libraries set themselves up, Adam makes its moments,
-# and kernels are chosen and compiled.
+# Steps that run without a recording first: libraries set themselves up, Adam makes its moments, and
+# kernels are chosen and compiled.
 WARM_UP = 3
 Shapes = tuple[tuple[str, torch.Size], ...]
 
@@ -28,16 +28,14 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     batch: dict[str, Tensor]
     names: list[str]
-    # All scalars of the step in a row.
+    # All scalars of the step in one tensor.
     scalars: Tensor
 
 
 class RecordedSteps:
-    """``steps(batch)`` does ``work(batch)``: the first few times as it is, then from a recording.
-
-    ``work`` gives scalars by name, may not wait for the GPU, and changes nothing but tensors that
-    stay in their place. There is a recording for each set of shapes in ``batch``.
-    """
+    """``steps(batch)`` calls ``work(batch)`` the first few times, and then replays a recording, of
+    which there is one for each set of shapes in ``batch``. ``work`` returns scalars by name, may
+    not wait for the GPU, and changes only tensors that stay at their address."""
 
     def __init__(self, work: Callable[[Batch], Losses]) -> None:
         self._work = work
@@ -57,16 +55,16 @@ class RecordedSteps:
         for name, images in recording.batch.items():
             images.copy_(batch[name], non_blocking=True)
         recording.graph.replay()
-        # The next replay writes over them.
+        # Cloned, since the next replay overwrites them.
         return dict(zip(recording.names, recording.scalars.clone(), strict=True))
 
     def forget(self) -> None:
-        """For when tensors that ``work`` uses have been replaced by others."""
+        """Discards all recordings; needed once tensors that ``work`` uses have been replaced."""
         self._warm.clear()
         self._recordings.clear()
 
     def _as_it_is(self, batch: Batch) -> Losses:
-        # On a stream of its own, like a recording: gradients belong to the stream that made them.
+        # Runs on its own stream, like a recording: gradients belong to the stream that made them.
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -76,11 +74,11 @@ class RecordedSteps:
 
     def _record(self, batch: Batch) -> _Recording:
         own = {name: images.clone() for name, images in batch.items()}
-        # The memory of the steps so far; a recording has its own.
+        # Frees the memory of the steps so far; a recording has its own.
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may go on moving batches to the GPU meanwhile.
+            # "thread_local" lets other threads go on moving batches to the GPU.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 scalars = self._work(own)
                 row = torch.stack([scalar.float() for scalar in scalars.values()])

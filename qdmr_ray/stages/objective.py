@@ -1,4 +1,4 @@
-"""What an optimizer minimises: networks with their loss as one forward pass, and its terms."""
+"""An optimizer's objective: networks with their loss as one forward pass, and its terms."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Losses = dict[str, Tensor]
 
 
 class LossPass(NamedTuple):
-    """What one forward pass of an objective returns, for generator and discriminators alike.
+    """The result of one forward pass of an objective, for generator and discriminators alike.
 
-    The sum of the weighted ``terms`` is minimised; ``logged`` holds scalars that are only logged.
-    ``seen`` holds the tensors that the discriminators' pass reads after the generator's, and
-    ``kept`` those that the stage's ``after_step`` reads.
+    The optimizer minimises the sum of the weighted ``terms``; ``logged`` scalars are only logged.
+    The discriminators' pass reads the tensors ``seen`` after the generator's pass, and the stage's
+    ``after_step`` reads those ``kept``.
     """
 
     terms: Losses
@@ -28,11 +28,9 @@ class LossPass(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The networks that one optimizer trains, with their loss as the forward pass.
-
-    One forward per step is what DistributedDataParallel and torch.compile can work with, although
-    the loss runs several networks on several images.
-    """
+    """The networks that one optimizer trains, with their loss as the forward pass: although the
+    loss runs several networks on several images, DistributedDataParallel and torch.compile need one
+    forward per step."""
 
     def __init__(
         self, networks: Mapping[str, nn.Module], loss: Callable[[Batch], LossPass]
@@ -47,7 +45,7 @@ class Objective(nn.Module):
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters of ``module`` take no gradients inside the block."""
+    """Lets parameters of ``module`` take no gradients inside the block."""
     module.requires_grad_(False)
     try:
         yield
@@ -56,12 +54,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def detached(tensors: Mapping[str, Tensor]) -> Losses:
-    """``tensors`` without their gradients' history."""
+    """Returns ``tensors`` without the history of their gradients."""
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def weighted_sum(rows: Sequence[Losses], weights: Sequence[float]) -> Losses:
-    """Weighted sums of scalars of the same names; a single row of weight 1 is left as it is."""
+    """Returns weighted sums of equally named scalars; leaves a single row of weight 1 as it is."""
     if tuple(weights) == (1,):
         return rows[0]
     weighted = list(zip(rows, weights, strict=True))

@@ -1,5 +1,4 @@
-"""Settings that all stages share; a stage's own stand in its file. Defaults are the paper's
-(Real-Sim)."""
+"""Settings that all stages share, with the paper's (Real-Sim) defaults."""
 
 from __future__ import annotations
 
@@ -9,13 +8,13 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.losses import GAN_LOSSES
 from qdmr_ray.settings import Settings, setting
 
-# Where the paper halves the learning rate of Base and UDA.
+# The iterations at which the paper halves the learning rate of Base and UDA.
 MILESTONES = (100_000, 150_000, 175_000, 190_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(Settings):
-    """Adam, one for the generator and one for the discriminators."""
+    """Settings of Adam, which trains the generator and, separately, the discriminators."""
 
     generator_lr: float = setting(1e-4, "learning rate of the generator", above=0)
     discriminator_lr: float = setting(4e-4, "learning rate of the discriminators", above=0)
@@ -32,10 +31,8 @@ class OptimizerSettings(Settings):
     )
 
     def factor(self, iteration: int) -> float:
-        """Factor on the learning rates in ``iteration``, counted from 1.
-
-        A milestone m takes effect from iteration m + 1.
-        """
+        """Returns the factor on the learning rates in ``iteration``, counted from 1; a milestone m
+        takes effect from iteration m + 1."""
         return self.gamma ** sum(milestone < iteration for milestone in self.milestones)
 
 
@@ -50,7 +47,7 @@ class ScheduledOptimizerSettings(OptimizerSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class StageSettings(Settings):
-    """What every stage has: its length, batch, crop and the terms that all stages share."""
+    """The settings of every stage: its length, batch, crop and the terms that all stages share."""
 
     iterations: int = setting(
         200_000, "generator steps (each with a discriminator step)", minimum=1
@@ -94,7 +91,7 @@ class StageSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RestorationSettings(StageSettings):
-    """The stages that train the restoration network."""
+    """Settings of the stages that train the restoration network."""
 
     optimizer: ScheduledOptimizerSettings = setting(
         ScheduledOptimizerSettings, "Adam and its schedule"
@@ -103,7 +100,7 @@ class RestorationSettings(StageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSettings(Settings):
-    """Files with torchvision's ImageNet weights; without a name, torch's cache is searched."""
+    """Files with torchvision's ImageNet weights; torch's cache replaces a file not named."""
 
     vgg16: str | None = setting(None, "file of VGG16, for the LPIPS training loss")
     vgg19: str | None = setting(None, "file of VGG19, for the VQGAN's semantic term")

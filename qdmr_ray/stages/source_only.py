@@ -20,14 +20,14 @@ class SourceOnlySettings(RestorationSettings):
 
 
 class SourceOnlyStage(Stage):
-    """Source pairs only: L1, LPIPS and an adversarial term against the ground truth."""
+    """Trains on source pairs only: L1, LPIPS and an adversarial term against the ground truth."""
 
     name = "source_only"
     label = "Source-only"
     help = "baseline without a codebook: any network on source pairs alone"
     settings_type: ClassVar[type[StageSettings]] = SourceOnlySettings
     domains = ("source", "ground_truth")
-    # Sizes of the codebook, which the supervised network of kind qdmr hasn't.
+    # Sizes of the codebook, which the supervised network of kind qdmr lacks.
     unused_sizes: ClassVar[tuple[str, ...]] = ("codebook_size", "code_dim", "commitment", "fusion")
     network: RestorationNetwork
 
@@ -42,7 +42,7 @@ class SourceOnlyStage(Stage):
 
     @classmethod
     def build_network(cls, components: Components) -> RestorationNetwork:
-        """The network to train."""
+        """Returns the network to train."""
         sizes = components.network
         return restoration_class(sizes.kind).supervised()(sizes)
 

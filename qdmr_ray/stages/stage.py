@@ -1,8 +1,8 @@
-"""What the stages share: two objectives, two optimizers, one ``step(batch)``, and their state.
+"""What the stages share: two objectives, two optimizers, one ``step(batch)``, checkpoint state.
 
-A new stage is one file: its settings, and a subclass of :class:`Stage` that builds its networks and
-writes down two losses. ``source_only.py`` is the shortest one. A stage of a user's package is found
-through ``plugins`` in an experiment.
+A new stage is one file with its settings and a subclass of :class:`Stage` that builds its networks
+and defines two losses; ``source_only.py`` is the shortest. An experiment names a user's stages in
+``plugins``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from qdmr_ray.stages.settings import StageSettings
 
 @dataclass(frozen=True)
 class NeededPass:
-    """Arithmetic that a step needs: ``network`` on ``inputs`` (B, C, H, W), ``times`` over, with a
-    backward pass to the input, to the weights, both or neither."""
+    """Arithmetic that a step needs: ``times`` forward passes of ``network`` on ``inputs``
+    (B, C, H, W), with backward passes to the input, to the weights, both or neither."""
 
     network: Callable[[Tensor], Tensor]
     inputs: Tensor
@@ -51,8 +51,8 @@ class NeededPass:
 class Stage:
     """One training stage on one device, built from its settings and ``Components``.
 
-    A step draws no random numbers but those of a generator that is seeded by ``iteration``: a
-    checkpoint holds no random states, and a resumed run ends with the same bits.
+    A step draws random numbers only from a generator seeded by ``iteration``, so a checkpoint holds
+    no random states, and a resumed run ends with the same bits.
 
     Subclasses build their networks, define ``generator_loss`` and ``discriminator_loss``, and set:
 
@@ -60,15 +60,14 @@ class Stage:
     - ``settings_type``: the section ``stages.NAME``, a subclass of ``StageSettings``;
     - ``domains``: the entries of a batch that the stage reads;
     - ``needs``: the trained stages that it starts from, each named before it in ``run``;
-    - ``label``, ``help``: its name in reports, and what it is for in a few words; by default the
-      name, and the first line of the class's docstring;
+    - ``label``, ``help``: its name in reports, and its purpose in a few words; by default the name,
+      and the first line of the class's docstring;
     - ``kind``: the kind of its result in ``model.json``; by default the stage's name;
     - ``restores``: whether the result corrects photographs, so that it is evaluated;
     - ``network_kinds``: the kinds of network that it trains, None for any;
-    - ``backbones``: the frozen network that each term compares with, by the term's weight in the
-      settings; it is looked for before training begins, unless the weight is 0;
-    - ``unused_sizes``: settings of the network that don't change the result, which are left out of
-      its digest;
+    - ``backbones``: the frozen network that each term compares with, by the setting of the term's
+      weight; a run looks for it before training, unless that weight is 0;
+    - ``unused_sizes``: network settings that don't change the result; its digest omits them;
     - ``version``: raised when a change of the code makes the same settings train another result.
     """
 
@@ -84,7 +83,7 @@ class Stage:
     backbones: ClassVar[dict[str, str]] = {"lpips": "vgg16"}
     unused_sizes: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
-    # The network that the stage is for: what its final result holds.
+    # The network that the stage trains for its final result.
     network: nn.Module
 
     def __init__(
@@ -102,51 +101,47 @@ class Stage:
         self.generator = Objective(generator, self.generator_loss)
         self.discriminators = Objective(dict(discriminators), self.discriminator_loss)
         self._discriminator_by_name = discriminators
-        # Frozen networks that the losses use; they have no optimizer and are not saved.
+        # Frozen networks that the losses use have no optimizer and are not saved.
         frozen_networks = [*auxiliary, *([lpips] if lpips else [])]
         self.auxiliary = nn.ModuleList(frozen_networks).requires_grad_(False).eval()
         # Whether the next step measures its gradients, which takes a pass over them.
         self.measures_gradients = False
         self._gradient_norms: Losses = {}
         self.average: MovingAverage | None = None
-        # This worker's part of the batch; the whole batch when there is no other worker.
+        # This worker's share of the batch; None stands for the whole batch.
         self.share: Share | None = None
         self._recorded: RecordedSteps | None = None
         # Tensors that the last step's passes kept for ``after_step``.
         self._kept: list[Mapping[str, Tensor]] = []
-        # What ``step`` calls: the objectives themselves, or their distributed wrappers.
+        # ``step`` calls these: the objectives themselves, or their distributed wrappers.
         self._generator_pass: nn.Module = self.generator
         self._discriminator_pass: nn.Module = self.discriminators
 
     # -- what a subclass defines -------------------------------------------------------------
 
     def generator_loss(self, batch: Batch) -> LossPass:
-        """The generator's weighted terms, and what else the pass brings.
-
-        ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``.
-        """
+        """Returns the generator's weighted terms and what else the pass computes; ``batch`` holds
+        float images (B, 3, H, W) in [0, 1] under the names in ``domains``."""
         raise NotImplementedError
 
     def discriminator_loss(self, seen: Batch) -> LossPass:
-        """The discriminators' terms and mean logits, from what the generator's pass has ``seen``;
-        called only where there are discriminators."""
+        """Returns the discriminators' terms and mean logits from the tensors that the generator's
+        pass has ``seen``; called only where there are discriminators."""
         raise NotImplementedError
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Images (B, 3, H, W) by caption, for people to look at; no gradients."""
+        """Returns images (B, 3, H, W) by caption, for people to look at; no gradients."""
         raise NotImplementedError
 
     def after_step(self, batch: Batch, kept: Sequence[Mapping[str, Tensor]]) -> Losses:
-        """Called after both optimizers' steps with what each micro-batch's pass ``kept``; returns
-        further scalars to log. It isn't part of a recording and may wait for the GPU."""
+        """Runs after both optimizers' steps, outside of any recording, so it may wait for the GPU;
+        ``kept`` are each micro-batch's tensors. Returns further scalars to log."""
         return {}
 
     @classmethod
     def needed_passes(cls, components: Components, image: Tensor) -> list[NeededPass]:
-        """The arithmetic that a step on one ``image`` (1, 3, H, W) needs, for ``qdmr bench step``.
-
-        It follows from the method, not from how the stage computes it.
-        """
+        """Returns the arithmetic that a step on one ``image`` (1, 3, H, W) needs by the method,
+        however the stage computes it; for ``qdmr bench step``."""
         raise NotImplementedError
 
     # -- what the training loop calls --------------------------------------------------------
@@ -157,13 +152,9 @@ class Stage:
         dtype: torch.dtype = torch.float32,
         compute: ComputeSettings | None = None,
     ) -> Stage:
-        """Moves every network and makes the optimizers; call it once, before the first step.
-
-        ``dtype`` is that of weights and images; ``compute.dtype`` that of the arithmetic.
-
-        Raises:
-            SettingsError: ``compute`` asks for what ``device`` hasn't.
-        """
+        """Moves every network and makes the optimizers; must be called once, before the first step.
+        ``dtype`` is that of weights and images, ``compute.dtype`` that of the arithmetic. Raises
+        SettingsError where ``device`` lacks what ``compute`` asks for."""
         self.device = torch.device(device)
         self.compute = compute or ComputeSettings()
         self.compute.check(self.device)
@@ -199,17 +190,17 @@ class Stage:
         return self
 
     def parallelize(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Lets ``wrap`` (for example DistributedDataParallel) stand before each objective."""
+        """Replaces each objective by ``wrap`` of it, for example DistributedDataParallel."""
         self._generator_pass = wrap(self.generator)
         if self.has_discriminators:
             self._discriminator_pass = wrap(self.discriminators)
 
     def step(self, batch: Batch) -> Losses:
-        """One generator and one discriminator step; gives every logged scalar, detached.
+        """Runs one generator and one discriminator step; returns every logged scalar, detached.
 
-        ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``: with
-        several workers the samples of ``share``. A scalar's mean over the workers is that of the
-        whole batch.
+        ``batch`` holds float images (B, 3, H, W) in [0, 1] under the names in ``domains``; with
+        several workers they are the samples of ``share``, and a scalar's mean over the workers is
+        that of the whole batch.
         """
         self.iteration += 1
         self._set_learning_rates()
@@ -218,7 +209,7 @@ class Stage:
         return logged | self.after_step(batch, self._kept)
 
     def _work(self, batch: Batch) -> Losses:
-        """What :meth:`step` does with tensors."""
+        """Does the tensor work of :meth:`step`."""
         share = self._share(len(batch[self.domains[0]]))
         inputs: list[Batch] = self._micro_batches(batch, share)
         with tensor_float_32(self.compute, self.device):
@@ -241,11 +232,11 @@ class Stage:
         return logged
 
     def gradient_norms(self) -> Losses:
-        """Length of the gradients of the last step, by optimizer, before any clipping; scalars."""
+        """Returns by optimizer the last step's gradient norm before any clipping, a scalar."""
         return dict(self._gradient_norms)
 
     def result(self) -> nn.Module:
-        """The network that the stage is for: its moving average where ``ema`` is set."""
+        """Returns the trained network, or its moving average where ``ema`` is set."""
         return self.network if self.average is None else self.average.network(self.network)
 
     def _share(self, samples: int) -> Share:
@@ -257,13 +248,13 @@ class Stage:
         return share
 
     def _micro_batches(self, batch: Batch, share: Share) -> list[Batch]:
-        """The batch in the micro-batches of ``share``, laid out as ``compute`` says."""
+        """Splits the batch into the micro-batches of ``share``, laid out as ``compute`` says."""
         layout = torch.channels_last if self.compute.channels_last else torch.contiguous_format
         images = {name: batch[name].contiguous(memory_format=layout) for name in self.domains}
         pieces: list[Batch] = []
         first = 0
         for size in share.micro_batches:
-            # An empty one goes through with the sample before it, and weight 0.
+            # An empty micro-batch takes the sample before it, with weight 0.
             rows = slice(first, first + size) if size else slice(first - 1, first)
             pieces.append({name: values[rows] for name, values in images.items()})
             first += size
@@ -276,12 +267,9 @@ class Stage:
         inputs: Sequence[Batch],
         share: Share,
     ) -> list[LossPass]:
-        """One step of ``optimizer`` on the weighted loss over the micro-batches ``inputs``; returns
-        the pass of each.
-
-        Spectral norm's estimates go through every micro-batch alike, so that together they give the
-        gradients of the batch in one piece.
-        """
+        """Makes one step of ``optimizer`` on the weighted loss over the micro-batches ``inputs``;
+        returns the pass of each. All start from the same estimates of the spectral norms, so that
+        the gradients together are those of the whole batch in one piece."""
         optimizer.zero_grad(set_to_none=True)
         estimates = list(self.discriminators.buffers())
         before = [value.clone() for value in estimates] if len(inputs) > 1 else []
@@ -304,7 +292,7 @@ class Stage:
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
         limit = self.settings.optimizer.clip
-        # A recording does the same in every step.
+        # A recording has to do the same in every step.
         if limit is None and not self.measures_gradients and self._recorded is None:
             return
         name = "generator" if optimizer is self.generator_optimizer else "discriminator"
@@ -317,8 +305,8 @@ class Stage:
 
     @property
     def slow_steps(self) -> int:
-        """First steps after a start whose costs (allocation, kernel choice, a recording) say
-        nothing of the others."""
+        """First steps after a start, whose costs (allocation, kernel choice, a recording) are not
+        those of the other steps."""
         return 1 if self._recorded is None else WARM_UP + 1
 
     @property
@@ -327,7 +315,7 @@ class Stage:
         return len(self.discriminators.networks) > 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes; tensors and plain values only."""
+        """Returns everything that training changes, as tensors and plain values only."""
         state = {
             "iteration": self.iteration,
             "generator": self.generator.state_dict(),
@@ -341,7 +329,7 @@ class Stage:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave; strict about names and shapes."""
+        """Restores what :meth:`state_dict` returned; strict about names and shapes."""
         self.iteration = state["iteration"]
         self.generator.load_state_dict(state["generator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
@@ -352,13 +340,14 @@ class Stage:
             for weight, stored in zip(self.average.weights, state["average"], strict=True):
                 weight.copy_(stored)
         if self._recorded is not None:
-            # The optimizers have new moments.
+            # The optimizers have new moment tensors.
             self._recorded.forget()
 
     # -- what subclasses share ---------------------------------------------------------------
 
     def image_terms(self, outputs: Mapping[str, Tensor], truths: Mapping[str, Tensor]) -> Losses:
-        """L1 and, where it is switched on, LPIPS of each output against the truth of its name."""
+        """Returns L1 and, where it is switched on, LPIPS of each output to the truth of its
+        name."""
         weights = self.settings
         terms = {
             f"{domain}/l1": weights.l1 * (output - truths[domain]).abs().mean()
@@ -372,7 +361,7 @@ class Stage:
     def _lpips(
         self, lpips: LPIPS, outputs: Mapping[str, Tensor], truths: Mapping[str, Tensor]
     ) -> Losses:
-        """One VGG pass over all outputs, and one over each truth, however many share it."""
+        """Runs VGG once over all outputs, and once over each truth, which outputs may share."""
         with torch.no_grad():
             seen = {id(truth): lpips.features(truth) for truth in set(truths.values())}
         features = lpips.features(torch.cat(list(outputs.values())))
@@ -383,7 +372,7 @@ class Stage:
         }
 
     def gan_terms(self, outputs: Mapping[str, Tensor]) -> Losses:
-        """Adversarial terms of restored images by domain; the passes count in their order."""
+        """Returns adversarial terms of restored images by domain, passed in the order given."""
         if "image" not in self._discriminator_by_name:
             return {}
         loss = self.settings.gan_loss
@@ -395,7 +384,7 @@ class Stage:
     def discriminator_terms(
         self, network: str, loss: str, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]
     ) -> LossPass:
-        """The terms of one discriminator and its mean logits, for real and then fake by name."""
+        """Returns one discriminator's terms and mean logits by name, for real and then fake."""
         terms: Losses = {}
         logged: Losses = {}
         if network not in self._discriminator_by_name:
@@ -407,7 +396,7 @@ class Stage:
         return LossPass(terms, logged)
 
     def discriminate(self, network: str, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits by name from one batched pass that counts as one forward for each entry."""
+        """Returns logits by name, from one batched pass that counts as one forward per entry."""
         discriminator = self._discriminator_by_name[network]
         logits = discriminator(torch.cat(list(images.values())), passes=len(images))
         return dict(zip(images, logits.chunk(len(images)), strict=True))
@@ -416,10 +405,10 @@ class Stage:
     def discriminator_passes(
         components: Components, image: Tensor, restored: int = 1
     ) -> list[NeededPass]:
-        """What the image discriminator does in a step with ``restored`` images for each truth."""
+        """Returns the image discriminator's passes in a step with ``restored`` images per truth."""
         judge = UNetDiscriminator(3, components.discriminator)
         return [
-            # In the generator's step only the gradient of its input is needed.
+            # The generator's step needs only the gradient of its input.
             NeededPass(judge, image, to_input=True, times=restored),
             NeededPass(judge, image, to_weights=True, times=restored + 1),
         ]
@@ -437,5 +426,5 @@ class Stage:
 
 
 def _logged(passes: Sequence[LossPass], share: Share) -> Losses:
-    """The scalars that the micro-batches' passes log, weighted as their losses."""
+    """Returns the scalars that the micro-batches' passes log, weighted as their losses."""
     return weighted_sum([detached(out.terms) | out.logged for out in passes], share.weights)

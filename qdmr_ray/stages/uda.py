@@ -24,7 +24,7 @@ FEATURE_LOSS = "lsgan"
 
 @dataclass(frozen=True, kw_only=True)
 class UDASettings(RestorationSettings):
-    """QDMR-UDA: source pairs, their s2t look-alikes, and target images."""
+    """QDMR-UDA trains on source pairs, their s2t look-alikes, and target images."""
 
     iterations: int = setting(
         400_000, "generator steps (each with a discriminator step)", minimum=1
@@ -51,8 +51,8 @@ class UDASettings(RestorationSettings):
 
 
 class UDAStage(Stage):
-    """Supervised on source and s2t images, with the features of target images pulled to those of
-    source images: both towards the label 0.5 of the feature discriminator."""
+    """Supervises source and s2t images, and pulls the features of source and target images
+    together: both towards the label 0.5 of the feature discriminator."""
 
     name = "uda"
     label = "UDA"
@@ -83,7 +83,7 @@ class UDAStage(Stage):
 
     @torch.no_grad()
     def to_target_style(self, source: Tensor) -> Tensor:
-        """s2t images (B, 3, H, W), unclamped, of source images."""
+        """Returns s2t images (B, 3, H, W), unclamped, of source images."""
         image: Tensor = self.vqgan(source).image
         return image
 
@@ -176,7 +176,7 @@ class UDAStage(Stage):
         features = network.encode(image).features.detach()
         aligner = UNetDiscriminator(sizes.feature_width, components.discriminator)
         return [
-            # Source and s2t images; the target images are encoded only.
+            # Source and s2t images pass through all of it; the target images are encoded only.
             NeededPass(lambda x: network(x).image, image, to_weights=True, times=2),
             NeededPass(lambda x: network.encode(x).features, image, to_weights=True),
             NeededPass(lambda x: vqgan(x).image, image),

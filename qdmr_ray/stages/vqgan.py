@@ -49,7 +49,7 @@ class VQGANSettings(StageSettings):
 
 class VQGANStage(Stage):
     """Reconstructs source and target; only the source reconstruction has an adversarial term, and
-    its real images are target images. That is what turns ``VQGAN(source)`` into an s2t image."""
+    its real images are target images. This turns ``VQGAN(source)`` into an s2t image."""
 
     name = "vqgan"
     label = "VQGAN"
@@ -59,7 +59,7 @@ class VQGANStage(Stage):
     restores = False
     domains = ("source", "target")
     backbones = Stage.backbones | {"semantic": "vgg19"}
-    # One VQGAN serves all runs that differ only in these sizes.
+    # Runs that differ only in these sizes share one VQGAN.
     unused_sizes = ("swin", "fusion", "global_residual")
     settings: VQGANSettings
     network: VQGAN
