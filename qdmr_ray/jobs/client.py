@@ -197,9 +197,8 @@ class Jobs:
     def follow(
         self, name: str, show: Callable[[str], None], note: Callable[[str], None] = print
     ) -> str:
-        """Shows what the job prints until it ends, over breaking connections too.
-
-        Returns the job's state. ``note`` receives a line when the connection is lost.
+        """Shows what the job prints until it ends, even over a connection that breaks, and returns
+        the job's state. ``note`` receives a line when the connection is lost.
 
         Raises:
             QdmrError: there is no such job, or nothing answers for minutes.
@@ -254,8 +253,9 @@ def _runnable(command: Sequence[str]) -> list[str]:
 
 
 def _may_write(command: str, folder: str) -> bool:
-    """Whether ``folder`` lies where the job's command writes; for other commands than ``qdmr``,
-    always. Libraries and file names may print lines that look like ours."""
+    """Returns whether ``folder`` lies where the job's command writes; always true for other
+    commands than ``qdmr``. Libraries and file names may print lines that look like this
+    package's."""
     try:
         words = shlex.split(command)
     except ValueError:

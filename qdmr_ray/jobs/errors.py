@@ -1,7 +1,5 @@
-"""Errors of Ray's jobs API as one line each, told apart by type and HTTP status.
-
-Their texts are not searched: they hold names of jobs, which may contain any digits and words.
-"""
+"""Errors of Ray's jobs API as one line each, told apart by type and HTTP status. Their texts are
+not searched: they hold names of jobs, which may contain any digits and words."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def _is_refusal(error: Exception, status: int | None) -> bool:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether nothing answered, or an answer broke off."""
+    """Returns whether nothing answered, or an answer broke off."""
     import aiohttp
     import requests
 

@@ -1,8 +1,6 @@
-"""Following a job's log over a connection that may break, as a tunnel from a laptop does.
-
-After a break the log is requested from its beginning again, and what was shown before is skipped,
-until the job has ended and its whole log has arrived.
-"""
+"""Following a job's log over a connection that may break, as a tunnel from a laptop does. After a
+break the log is requested from its beginning again, without showing its known part twice, until the
+job has ended and its whole log has arrived."""
 
 from __future__ import annotations
 
@@ -54,10 +52,10 @@ class Follower:
         self._shown = 0
 
     def run(self) -> str:
-        """Follows the job to its end, and returns the state that it ended in.
+        """Follows the job to its end, and returns its final state.
 
         Raises:
-            QdmrError: nothing answers for PATIENCE_SECONDS, or what answers refuses.
+            QdmrError: nothing answers for PATIENCE_SECONDS, or the server refuses.
         """
         heard, pause, told, state = time.monotonic(), _FIRST_PAUSE_SECONDS, False, ""
         while True:
@@ -89,8 +87,8 @@ class Follower:
             time.sleep(pause)
 
     async def _tail(self) -> tuple[bool, bool, Exception | None]:
-        """Shows what is new. Returns whether the log reached its end, whether any of it arrived,
-        and the error that broke it off."""
+        """Shows the new part of the log. Returns whether the log reached its end, whether any of it
+        arrived, and the error that broke it off."""
         passed, came = 0, False
         async with aclosing(self._client.tail_job_logs(self._job)) as pieces:
             while True:
@@ -110,7 +108,7 @@ class Follower:
         """Returns the error if trying again may help.
 
         Raises:
-            QdmrError: where it can't.
+            QdmrError: trying again can't help.
         """
         import aiohttp
 

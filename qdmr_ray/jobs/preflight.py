@@ -1,6 +1,5 @@
-"""What is checked about a command before it becomes a job: where it writes, and what it reads.
-
-The command line is read by ``qdmr``'s own parser, as the job will read it.
+"""Checks of a command before it becomes a job: where it writes, and what it reads. ``qdmr``'s own
+parser reads the command line, as it will in the job.
 
     command = parse_command(["qdmr", "train", "x.yaml", "--storage", "s3://b/runs"], qdmr)
     check_places(command)
@@ -51,7 +50,6 @@ class Place(NamedTuple):
 
 def parse_command(words: Sequence[str], qdmr: Any) -> Command | None:
     """Parses the words of a ``qdmr`` command of WRITES; returns None for any other command.
-
     ``qdmr`` is the command line's root group.
 
     Raises:
@@ -80,7 +78,7 @@ def parse_command(words: Sequence[str], qdmr: Any) -> Command | None:
 
 
 def check_places(command: Command) -> None:
-    """Checks that what the job writes stays after it, where the next job finds it.
+    """Checks that the job's output outlasts the job, at a place where the next job finds it.
 
     Raises:
         SettingsError: it would lie in the folder that Ray makes for the job.
@@ -97,13 +95,11 @@ def check_places(command: Command) -> None:
 def places_of(
     words: Sequence[str], command: Command | None, code: Path, variables: Mapping[str, str]
 ) -> list[Place]:
-    """The places in S3 that a job will use, one per bucket and store.
-
-    For a ``qdmr`` command these are the places that it and its experiment name; for any other
-    command, the s3 addresses among its words.
+    """Returns the places in S3 that a job will use, one per bucket and store: those that a ``qdmr``
+    command and its experiment name, or the s3 addresses among the words of any other command.
 
     Args:
-        command: what :func:`parse_command` returned for ``words``.
+        command: the result of :func:`parse_command` for ``words``.
         code: the folder that is uploaded, in which the job starts.
         variables: the job's environment.
 
@@ -128,9 +124,8 @@ def places_of(
 
 
 def check_buckets(places: Iterable[Place], warn: Callable[[str], None]) -> None:
-    """Checks that each bucket exists and can be read with this machine's credentials.
-
-    A store that doesn't answer here may be one that only the cluster reaches: a warning is given.
+    """Checks that each bucket exists and can be read with this machine's credentials. A store that
+    doesn't answer here causes only a warning, since perhaps only the cluster reaches it.
 
     Raises:
         QdmrError: no such bucket, no credentials, no right to it.
@@ -173,7 +168,7 @@ def _of_sweep(values: _Values, code: Path, _: str | None) -> _Found:
 
 
 def _of_run(values: _Values, code: Path, own: str | None) -> _Found:
-    """The data of a run are those that its own settings name, if they can be read from here."""
+    """Returns a run's data, named by its own settings if they can be read from here."""
     from qdmr_ray.config import experiment_of_run
 
     run, data, out = (values[key] for key in ("run", "data", "out"))
@@ -199,7 +194,7 @@ def _config_text(run: str, endpoint: str | None) -> str | None:
 
 
 def _is_elsewhere(file: Path, named: Path) -> bool:
-    """Whether a file lies on the cluster only, such as one in its image."""
+    """Returns whether a file lies on the cluster only, such as one in its image."""
     return named.is_absolute() and not file.is_file()
 
 

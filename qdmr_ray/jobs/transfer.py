@@ -1,8 +1,6 @@
 """Checks a bucket before a job starts, and copies a run folder from the cluster to this machine.
-
-Both use boto3 here: it finds credentials in more places than other clients do (SSO, profiles,
-processes), and explains what is wrong with them.
-"""
+Both use boto3, which finds credentials in more places than other clients do (SSO, profiles,
+processes), and explains what is wrong with them."""
 
 from __future__ import annotations
 
@@ -52,11 +50,10 @@ def read_object(uri: str, endpoint: str | None = None) -> str | None:
 
 
 def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = None) -> int:
-    """Copies a run folder, local or in S3, to ``out``; returns the number of files.
-
-    Files that ``out`` holds already, with the same size and no older than their source, are kept;
-    each file appears whole or not at all. The run may go on meanwhile: a file that it deletes
-    during the copy, such as an old checkpoint, is left out.
+    """Copies a run folder, local or in S3, to ``out``; returns the number of files. Files that
+    ``out`` already holds with the same size and no older than their source are kept; each file
+    appears whole or not at all. A file that a running run deletes during the copy, such as an old
+    checkpoint, is left out.
 
     Raises:
         QdmrError: the folder is not there, or can't be reached from this machine.

@@ -1,9 +1,7 @@
-"""The files that a job uploads: a folder's code and settings, without data, runs and secrets.
-
-In a git checkout these are the tracked files, and those untracked ones that git doesn't ignore and
-whose names don't suggest a secret. Elsewhere they are all files but hidden ones and known data. The
-files are copied into a folder of their own, so that exactly the files shown are uploaded.
-"""
+"""The files that a job uploads: a folder's code and settings, without data, runs and secrets. In a
+git checkout these are the tracked files, and those untracked ones that git doesn't ignore and whose
+names don't suggest a secret. Elsewhere they are all files but hidden ones and known data. The files
+are copied into a folder of their own, so that exactly the files shown are uploaded."""
 
 from __future__ import annotations
 
@@ -98,7 +96,7 @@ def plan_upload(root: Path) -> Upload:
     """Chooses the files that a job uploads from ``root``.
 
     Raises:
-        QdmrError: they are more than Ray accepts; the largest are named.
+        QdmrError: they are more than Ray accepts; the error names the largest.
     """
     tracked = set(_git_files(root, "--cached"))
     others = set(_git_files(root, "--others", "--exclude-standard")) - tracked
@@ -158,7 +156,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 def _real(root: Path, name: PurePosixPath) -> PurePosixPath | None:
-    """Returns where a file really lies below ``root``, or None if a link leads out of it."""
+    """Returns a file's real place below ``root``, or None if a link leads out of it."""
     if not (root / name).is_symlink():
         return name
     try:
