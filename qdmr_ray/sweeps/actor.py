@@ -1,9 +1,7 @@
-"""A process of Ray Tune's in which trials run, one after the other.
-
-Tune's own function trainables end a trial by raising in it at its next report, and don't wait until
-its process has done its work. Here a trial that is stopped leaves in good order: what it has
-claimed is released, and the workers that it started are gone before Tune goes on.
-"""
+"""A process of Ray Tune in which trials run, one after the other. Tune's own function trainables
+end a trial by raising in it at its next report, and don't wait until its process has finished. Here
+a stopped trial leaves in good order: its claims are released, and the workers that it started are
+gone before Tune goes on."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ class TrialActor(tune.Trainable):
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
-        """Returns the next report of the trial as Tune's result."""
+        """Returns the trial's next report as Tune's result."""
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -75,7 +73,7 @@ class TrialActor(tune.Trainable):
         except Preempted as notice:
             self._reports.put(notice)
         except BaseException as failure:
-            # Raised, it would have Tune begin the trial again, and fail again.
+            # If this raised, Tune would begin the trial again, and it would fail again.
             self._reports.put(failed_report(failure))
 
     def _tell(self, report: TrialReport) -> None:

@@ -1,9 +1,7 @@
-"""The history that proposes a sweep's next trial, as an Optuna study.
-
-A proposal follows from the finished trials, the number of the proposal and the seed alone: the
-sampler is made anew for each proposal, so that a sweep that was killed goes on as it would have.
-The study lies in ``study.db`` (SQLite), which optuna-dashboard opens.
-"""
+"""The history that proposes a sweep's next trial, as an Optuna study. A proposal follows from the
+finished trials, the number of the proposal and the seed alone: each proposal has a new sampler, so
+that a killed sweep continues as it would have without the kill. The study lies in ``study.db``
+(SQLite), which optuna-dashboard opens."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from qdmr_ray.sweeps.plan import RANDOM, Plan
 from qdmr_ray.sweeps.space import label
 
 STUDY_FILE = "study.db"
-# The attribute of a study's trial that holds the sweep's id of it.
+# This attribute of a study's trial holds the sweep's id of the trial.
 _ID = "trial"
 _STATES = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
@@ -53,7 +51,7 @@ class Study:
             self.study.enqueue_trial({key: label(value) for key, value in wanted.items()})
         self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
         with warnings.catch_warnings():
-            # Optuna warns of a choice that is a list, which stands there as JSON text.
+            # Optuna warns of a choice that is a list, which the study holds as JSON text.
             warnings.simplefilter("ignore")
             trial = self.study.ask()
             settings = self._plan.space.sample(lambda parameter: parameter.suggest(trial))
@@ -85,8 +83,8 @@ class Study:
             return optuna.samplers.TPESampler(
                 seed=seed,
                 n_startup_trials=settings.startup_trials,
-                # Parameters are drawn together, in groups where some apply to some trials only,
-                # and away from the trials that are under way.
+                # Parameters are drawn together (in groups where some trials lack some of them) and
+                # away from the trials that are under way.
                 multivariate=True,
                 group=True,
                 constant_liar=True,
@@ -94,13 +92,13 @@ class Study:
 
     def _add(self, record: TrialRecord) -> None:
         parameters = self._plan.space.parameters
-        # Without settings it is the baseline of an experiment that lies outside of the space.
+        # Only the baseline of an experiment that lies outside the space has no settings.
         if record.is_repeat or (parameters and not record.settings):
             return
         state, values = _outcome(record)
         single = len(self._plan.settings.metrics) == 1
         with warnings.catch_warnings():
-            # Optuna warns of a choice that is a list, which stands there as JSON text.
+            # Optuna warns of a choice that is a list, which the study holds as JSON text.
             warnings.simplefilter("ignore")
             known = {name: v for name, v in record.settings.items() if name in parameters}
             fixed = FixedTrial({name: label(value) for name, value in known.items()})
@@ -137,8 +135,8 @@ def _outcome(record: TrialRecord) -> tuple[TrialState, list[float] | None]:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Returns how much of the first metric's variance each parameter explains (fANOVA), most
-    first; {} where the trials are too few or all alike."""
+    """Returns the share of the first metric's variance that each parameter explains (fANOVA),
+    largest first; {} where the trials are too few or all alike."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -148,6 +146,6 @@ def importances(study: optuna.Study) -> dict[str, float]:
                 target=lambda trial: trial.values[0],
             )
         except (ValueError, RuntimeError):
-            # Too few trials, or all with the same value.
+            # The trials are too few, or all have the same value.
             return {}
     return {name: float(value) for name, value in found.items() if math.isfinite(value)}

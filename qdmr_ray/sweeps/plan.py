@@ -38,11 +38,11 @@ from qdmr_ray.sweeps.space import Space
 
 TPE, RANDOM, GRID = "tpe", "random", "grid"
 ASHA, MEDIAN = "asha", "median"
-# The name, in a metric, of the last stage of a trial's run.
+# In a metric, this name stands for the last stage of a trial's run.
 LAST = "last"
-# The name of the only parameter of a sweep over named variants.
+# A sweep over named variants has only this parameter.
 VARIANT = "variant"
-# Settings that change no weights, by their beginnings.
+# Settings with these beginnings change no weights.
 _FIXED = ("name", "notes", "logging.", "evaluation.", "guard.", "weights.")
 
 
@@ -191,8 +191,7 @@ class Plan:
         return experiment_from_dict(values, source=self.source)
 
     def baseline(self) -> dict[str, Any]:
-        """Returns the experiment's own values of the parameters; {} where they are not in the
-        space.
+        """Returns the experiment's own values of the parameters; {} if they are not in the space.
 
         Raises:
             SettingsError: the experiment itself is wrong.
@@ -204,7 +203,7 @@ class Plan:
         return found if self.space.holds(found) else {}
 
     def fixed(self) -> list[dict[str, Any]] | None:
-        """Returns the settings of a grid or of variants in order; None where a sampler proposes
+        """Returns the settings of a grid or of variants in order, or None if a sampler proposes
         them."""
         if self.settings.variants or self.settings.sampler == GRID:
             return list(self.space.grid())
@@ -217,8 +216,8 @@ class Plan:
 
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | None = None) -> Plan:
-    """Reads a sweep's YAML file and the experiment that it names, and checks both as far as that is
-    possible without data.
+    """Reads a sweep's YAML file and its experiment, and checks both as far as possible without
+    data.
 
     Raises:
         QdmrError: a file is missing or is no YAML.
@@ -275,8 +274,7 @@ def _variant_settings(settings: SweepSettings) -> list[str]:
 
 
 def _examples(plan: Plan) -> list[dict[str, Any]]:
-    """Returns settings that take every parameter to its extremes, the others at their first
-    value."""
+    """Returns settings with each parameter at its extremes and the others at their first value."""
 
     def example(name: str, value: Any) -> dict[str, Any]:
         # The parameters that this one depends on have the first value that lets it vary.

@@ -1,6 +1,6 @@
-"""What a sweep leaves: ``sweep.json``, the best settings as an experiment, Optuna's study,
-TensorBoard's hparams, and the metrics of the best trial on photographs that the search never saw.
-"""
+"""The files that a sweep leaves: ``sweep.json``, the best settings as an experiment, Optuna's
+study, TensorBoard's hparams, and the best trial's metrics on photographs that the search never
+saw."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ Say = Callable[[str], None]
 
 def write_results(trials: Trials, say: Say) -> SweepFile:
     """Evaluates the best trials, the baseline and the repeats, writes the sweep's files, and
-    returns what ``sweep.json`` holds.
+    returns the content of ``sweep.json``.
 
     Raises:
         QdmrError: a file can't be written, or an evaluation fails.
     """
     results = summary(trials)
-    # Written before the evaluations, one of which may fail.
+    # The file is written before the evaluations, one of which may fail.
     results.write(trials.sweep.join(SWEEP_FILE))
     trials.sweep.join(STUDY_FILE).write_bytes_atomic(trials.study.file.read_bytes())
     if results.best is not None:
@@ -129,8 +129,8 @@ def _best_experiment(trials: Trials, record: TrialRecord) -> str:
 
 
 def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetrics | None:
-    """Evaluates the front, the baseline and the repeats on the test photographs that the search
-    never saw; returns None where none of their stages restores photographs."""
+    """Evaluates the front, the baseline and the repeats on test photographs that the search never
+    saw; returns None where none of their stages restores photographs."""
     repeats = [name for row in results.repeats for name in row.trials]
     found: UnseenMetrics | None = None
     for name in dict.fromkeys([*results.front, trials.baseline, *repeats]):
@@ -152,8 +152,8 @@ def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetri
 
 
 def _restoring_stage(run: Location) -> str | None:
-    """Returns the last trained stage of a run that restores photographs; None where there is none
-    or the folder is gone."""
+    """Returns the last trained stage of a run that restores photographs, None without one or if the
+    folder is gone."""
     config = run.join(CONFIG_FILE)
     if not config.exists():
         return None
@@ -181,6 +181,6 @@ def _write_hparams(trials: Trials) -> None:
                 for name, value in metrics.items():
                     writer.add_scalar(name, value)
             (file,) = Path(scratch).iterdir()
-            # The same name each time, so that a sweep that is started again replaces the file.
+            # The name stays the same, so that a sweep that is started again replaces the file.
             place = trials.sweep.join(TENSORBOARD_FOLDER, record.id, HPARAMS_FILE)
             place.write_bytes_atomic(file.read_bytes())

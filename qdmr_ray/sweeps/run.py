@@ -2,9 +2,8 @@
 
     results = sweep_run(load_sweep(Path("experiments/sweeps/demo.yaml")), storage="runs/sweeps")
 
-A sweep that is run again with the same name and storage resumes: trials that have ended stay, those
-that were interrupted go on from their checkpoints, and the sampler and the stopping rule know all
-of them.
+A sweep that is run again with the same name and storage resumes: ended trials stay, interrupted
+ones go on from their checkpoints, and the sampler and the stopping rule know all of them.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ STAGES_FOLDER = "stages"
 CLAIMS_FOLDER = "claims"
 # Settings that change no trial's result and may differ when a sweep is started again.
 _MAY_CHANGE = ("name", "trials", "iterations", "hours", "concurrent", "repeat", "failures", "store")
-# The CPUs reserved by a trial's process that waits for Ray Train's workers; Tune takes no zero.
+# A trial's process reserves these CPUs while it waits for Ray Train's workers; Tune takes no zero.
 _WAITING_CPUS = 0.1
-# A resource of nodes that are not taken away (cluster/): one for each process that waits.
+# A resource of nodes that are not taken away (cluster/): one for each waiting process.
 CONTROLLER = "controller"
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -70,10 +69,10 @@ def sweep_run(
     progress: Callable[[int, int], None] | None = None,
     body: Body = run_trial,
 ) -> SweepFile:
-    """Trains the sweep's trials below ``storage``/name and returns what ``sweep.json`` holds.
+    """Trains the sweep's trials below ``storage``/name and returns the content of ``sweep.json``.
 
     Args:
-        retry_failed: train trials again that have failed.
+        retry_failed: train failed trials again.
         progress: called with the number of ended trials and of all, as far as that is known.
         body: what a trial does: ``run_trial``, or a stand-in with its arguments.
 
@@ -94,7 +93,7 @@ def sweep_run(
         claim,
         tempfile.TemporaryDirectory(prefix="qdmr-sweep-", ignore_cleanup_errors=True) as scratch,
     ):
-        # Once more: whoever held the claim may have begun this sweep with other settings meanwhile.
+        # The previous holder of the claim may have begun this sweep with other settings meanwhile.
         _check_same(sweep, plan)
         _begun(plan).write(sweep.join(PLAN_FILE))
         trials = Trials(plan, sweep, Path(scratch), say)
@@ -123,7 +122,7 @@ def _check_same(sweep: Location, plan: Plan) -> None:
     begun = BegunSweep.read_if_there(sweep.join(PLAN_FILE))
     if begun is None:
         return
-    # Both as JSON holds them, where a tuple is a list.
+    # Both are compared as JSON holds them, where a tuple is a list.
     before, now = begun.to_dict(), _begun(plan).to_dict()
     for section in ("sweep", "experiment"):
         for name in {**before[section], **now[section]}:
@@ -213,8 +212,8 @@ class Runner:
         if self._alone:
             gpus = {"gpu": scaling.gpus_per_worker} if gpu else {}
             return {"cpu": scaling.cpus_per_worker, **gpus}
-        # Ray Train reserves for the workers; the trial's process mostly waits for them. Where the
-        # cluster has a place for such processes, on nodes that stay, it goes there.
+        # Ray Train reserves for the workers, for which the trial's process mostly waits. Where the
+        # cluster has places for such processes, on nodes that stay, the process goes there.
         return (
             {CONTROLLER: 1} if ray.cluster_resources().get(CONTROLLER) else {"cpu": _WAITING_CPUS}
         )
@@ -236,7 +235,7 @@ class Runner:
                 name=name,
                 storage_path=str(self._scratch / "tune"),
                 verbose=0,
-                # A trial's checkpoints are its stages', in the store.
+                # A trial's checkpoints are those of its stages, in the store.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 failure_config=tune.FailureConfig(
                     max_failures=self._experiment.scaling.max_failures

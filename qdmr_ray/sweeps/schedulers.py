@@ -49,7 +49,7 @@ def stopping_scheduler(trials: Trials, experiment: Experiment) -> TrialScheduler
         return asha
     median = MedianStoppingRule(**common, min_samples_required=stopping.least_trials)
     # Its on_trial_result refuses the second result of a trial that it would stop today, since it
-    # knows more trials than it did then.
+    # now knows more trials.
     _replay(median, median.on_trial_complete, ended)
     return median
 
@@ -60,7 +60,7 @@ def _replay(
     ended: Sequence[TrialRecord],
 ) -> None:
     """Tells the scheduler the measurements of trials that ended in earlier starts of this sweep."""
-    # Tune's controller as far as a scheduler looks at it: no trial could be paused or stopped.
+    # The part of Tune's controller that a scheduler uses: no trial could be paused or stopped.
     controller: Any = SimpleNamespace(get_live_trials=list)
     lines = []
     for record in ended:

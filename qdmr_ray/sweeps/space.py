@@ -50,7 +50,7 @@ class Parameter:
         return next(choice for choice in self.choices if label(choice) == found)
 
     def holds(self, value: Any) -> bool:
-        """Returns whether ``value`` is one that the parameter can take."""
+        """Returns whether the parameter can take ``value``."""
         if self.kind == CHOICE:
             return label(value) in [label(choice) for choice in self.choices]
         if not _is_number(self.kind, value) or not self.low <= value <= self.high:
@@ -84,7 +84,7 @@ class Parameter:
         )
 
     def extremes(self) -> list[Any]:
-        """Returns the values that have to be valid for all others to be."""
+        """Returns the values that have to be valid for all others to be valid."""
         if self.kind == CHOICE:
             return list(self.choices)
         convert = int if self.kind == INT else float
@@ -92,8 +92,8 @@ class Parameter:
 
 
 def label(value: Any) -> Any:
-    """Returns a value as Optuna takes it: a number, a text, a bool or None as it is, anything else
-    as JSON text."""
+    """Returns a value as Optuna takes it: anything but a number, a text, a bool or None as JSON
+    text."""
     if value is None or type(value) in _SCALARS:
         return value
     return json.dumps(value)
@@ -213,8 +213,8 @@ def _is_number(kind: str, value: Any) -> bool:
 
 
 def _ordered(found: Mapping[str, Parameter]) -> dict[str, Parameter]:
-    """Returns the parameters level by level: first those without conditions, then those that
-    depend on them, each level in the order of the file."""
+    """Returns the parameters level by level: those without conditions, then those that depend on
+    them; each level keeps the file's order."""
     ordered: dict[str, Parameter] = {}
     while rest := {name: p for name, p in found.items() if name not in ordered}:
         ready = {name: p for name, p in rest.items() if p.when.keys() <= ordered.keys()}

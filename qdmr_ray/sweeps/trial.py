@@ -1,8 +1,6 @@
-"""One trial of a sweep, in a process of its own: it trains what the store doesn't have yet.
-
-A trial with a single worker trains in the trial's own process, which Tune keeps for the next trial:
-only the first one waits for a process to start. With several workers Ray Train runs them.
-"""
+"""One trial of a sweep, in a process of its own: it trains what the store doesn't have yet. A trial
+with a single worker trains in the trial's own process, which Tune keeps for the next trial: only
+the first one waits for a process to start. With several workers Ray Train runs them."""
 
 from __future__ import annotations
 
@@ -36,12 +34,10 @@ ITERATION, VALUE, REPORT = "iteration", "value", "report"
 
 @dataclass(frozen=True, kw_only=True)
 class TrialReport:
-    """What a trial tells its sweep on the way, and when it ends by itself (``is_last``).
-
-    ``values`` is None where the metrics are not news, and in the last report of a trial that
-    failed. ``hopeless`` says that every other trial would fail for the same ``error``. The other
-    fields are those of :class:`~qdmr_ray.evaluate.sweep_file.TrialRecord`.
-    """
+    """A trial's report to its sweep on the way, and when it ends by itself (``is_last``).
+    ``values`` is None where the metrics are not news, and in the last report of a failed trial.
+    ``hopeless`` says that every other trial would fail for the same ``error``. The other fields are
+    those of :class:`~qdmr_ray.evaluate.sweep_file.TrialRecord`."""
 
     iteration: int = 0
     values: Values | None = None
@@ -70,9 +66,9 @@ Tell = Callable[[TrialReport], None]
 
 @dataclass(frozen=True)
 class TrialContext:
-    """What all trials of a sweep share: its ``plan``, the URIs of its folder and of the ``store``
-    of stages, the ``folder`` in which the experiment's relative paths start, and how many trials
-    run at the same time."""
+    """The common context of a sweep's trials: its ``plan``, the URIs of its folder and of the
+    ``store`` of stages, the ``folder`` in which the experiment's relative paths start, and how many
+    trials run at the same time."""
 
     plan: Plan
     sweep: str
@@ -103,7 +99,7 @@ def _sharing(experiment: Experiment, concurrent: int) -> int:
 
 def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> TrialReport:
     """Trains the trial that ``config`` describes and returns its last report; ``tell`` takes the
-    reports on the way. A failure is reported, not raised.
+    earlier ones. A failure is reported, not raised.
 
     Raises:
         Preempted: this process's node is about to be taken away; the trial has saved itself.
@@ -144,7 +140,7 @@ class Trial:
         self._digests: dict[str, str] = {}
         # Validation metrics of all stages by "stage/name".
         self._metrics: Metrics = {}
-        # (stage, name) of each of the sweep's metrics, and the newest values by that.
+        # (stage, name) of each of the sweep's metrics, and the newest value of each.
         self._judged_by: list[tuple[str, str]] = []
         self._newest: dict[tuple[str, str], float | None] = {}
         self._lengths: dict[str, int] = {}
@@ -219,11 +215,11 @@ class Trial:
         if not ours:
             return
         self._newest |= {key: finite(logged[key[1]]) for key in ours}
-        # The metric's own stage counts; where there are several, the last one that is trained.
+        # The metric's own stage counts, and of several stages the last one that is trained.
         if stage != self._judged_by[-1][0] or len(self._newest) < len(set(self._judged_by)):
             return
         self._iteration = iteration
-        # The values of the last iteration go with the last report: a trial that has trained to its
+        # The last report holds the values of the last iteration: a trial that has trained to its
         # end must not be stopped before its result is stored.
         if iteration > self._told and iteration < self._lengths[stage]:
             self._told = iteration
@@ -256,4 +252,4 @@ class Trial:
 
 
 class MissingMetricError(QdmrError):
-    """The sweep's metric is never logged: no trial can be judged by it."""
+    """The sweep's metric is never logged, so no trial can be judged by it."""

@@ -1,8 +1,6 @@
-"""The trials of a sweep: their records, the next one to train, and the budget.
-
-Every change is on storage before it counts: a trial has its record before it begins. So a sweep
-that is killed at any moment finds each of its trials once when it is started again.
-"""
+"""The trials of a sweep: their records, the next one to train, and the budget. Every change is on
+storage before it counts: a trial has its record before it begins. A sweep that is killed at any
+moment therefore finds each of its trials exactly once when it is started again."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ Say = Callable[[str], None]
 
 class Trials:
     """The trials of ``plan`` in the folder ``sweep``. Optuna's database lies in ``scratch`` while
-    the sweep runs; ``problem`` is why the sweep has to end, if it has to."""
+    the sweep runs; ``problem`` is the reason why the sweep has to end, or None."""
 
     def __init__(self, plan: Plan, sweep: Location, scratch: Path, say: Say) -> None:
         self.plan, self.sweep, self._say = plan, sweep, say
@@ -50,7 +48,7 @@ class Trials:
         self._began = time.monotonic()
         self._earlier = self._seconds_before()
         self._time_written = -_TIME_SECONDS
-        # When this process began each trial that is running.
+        # The time at which this process began each running trial.
         self._running: dict[str, float] = {}
         self._failed_in_a_row = 0
         self._repeats: list[TrialRecord] | None = None
@@ -59,8 +57,8 @@ class Trials:
     # -- the next trial ----------------------------------------------------------------------
 
     def next(self) -> TrialRecord | None:
-        """Returns the next trial to train, one that was interrupted or a new one, with its record
-        on storage; None when there is nothing left to begin."""
+        """Returns the next trial to train, an interrupted or a new one, with its record on storage;
+        None when there is nothing left to begin."""
         if self.problem is not None:
             return None
         record = next((r for r in self._waiting() if r.id not in self._running), None)
@@ -76,8 +74,8 @@ class Trials:
         return record
 
     def begin_repeats(self) -> bool:
-        """Limits the sweep to other seeds of its best settings from now on; returns whether any of
-        them is still to be trained."""
+        """Limits the sweep to repeats of its best settings with other seeds; returns whether any is
+        left."""
         self._repeats = []
         for first in self._to_repeat():
             for seed in range(1, self.plan.settings.repeat):
@@ -100,12 +98,13 @@ class Trials:
         wanted = self._wanted[number] if number < len(self._wanted) else None
         if wanted is None and fixed is not None:
             return None
-        # {} asks for the experiment as it is, which the space does not hold.
+        # {} stands for the unchanged experiment, which may lie outside the space.
         settings = {} if wanted == {} else self.study.ask(name, wanted)
         return TrialRecord(id=name, number=number, settings=settings, name=settings.get(VARIANT))
 
     def _first_settings(self) -> list[dict[str, Any]]:
-        """Returns what is tried before the sampler's proposals: the experiment's settings first."""
+        """Returns the settings to try before the sampler's proposals: the experiment's own
+        first."""
         settings, first = self.plan.settings, [dict(row) for row in self.plan.settings.first]
         fixed = self.plan.fixed()
         if settings.variants:
@@ -155,7 +154,7 @@ class Trials:
         self._write(record.model_copy(update={"seconds": seconds}))
 
     def ended(self, name: str, report: TrialReport | None, lost: str | None = None) -> None:
-        """Notes the end of a trial: ``report`` is its last one, None if the scheduler stopped it;
+        """Notes the end of a trial. ``report`` is its last one, None if the scheduler stopped it;
         ``lost`` says why its process is gone."""
         record = self.records[name]
         record.seconds += time.monotonic() - self._running.pop(name)
@@ -211,8 +210,8 @@ class Trials:
     # -- the state of the sweep --------------------------------------------------------------
 
     def front(self) -> list[str]:
-        """Returns the ids of the finished trials that no other one beats in every metric, those
-        with the best first metric first."""
+        """Returns the ids of the finished trials that no other one beats in every metric, ordered
+        by the first metric, best first."""
         signs = [1 if mode == MAX else -1 for mode in self.plan.settings.modes]
         rows: dict[str, list[float]] = {}
         for record in self.records.values():

@@ -20,15 +20,13 @@ _LOST = (
 
 
 class TrialSearch(Searcher):
-    """Hands the sweep's trials to Ray Tune, and Tune's reports to the sweep's trials.
-
-    ``failure`` is what went wrong in here, if anything; Tune would only log it.
-    """
+    """Hands the sweep's trials to Ray Tune, and Tune's reports to the sweep's trials. ``failure``
+    is an error of this class, if any, which Tune would only log."""
 
     def __init__(self, trials: Trials, progress: Callable[[int, int], None] | None) -> None:
         super().__init__(metric=VALUE, mode="max")
         self._trials, self._progress = trials, progress
-        # Ids of the sweep's trials by Tune's.
+        # Maps Tune's trial ids to the sweep's.
         self._names: dict[str, str] = {}
         self._gauge = TrialGauge(trials.plan.settings.name)
         self.failure: BaseException | None = None
@@ -58,7 +56,7 @@ class TrialSearch(Searcher):
         """Notes the end of a trial: by itself, by the scheduler, or by losing its process too
         often."""
         name = self._names[trial_id]
-        # Tune gives the report that made the scheduler stop a trial to this method alone.
+        # Only this method receives the report that made the scheduler stop a trial.
         report = self._note(name, result or {})
         last = report if report is not None and report.is_last else None
         self._guarded(partial(self._trials.ended, name, last, _LOST if error else None))
