@@ -3,9 +3,9 @@
     imported = import_authors(Path("net_g.pth"), "vqgan", open_location("models/vqgan"))
     model = load_model("models/vqgan")
 
-A file holds ``{"params": state dict}`` under the names that ``qdmr_ray.nets.adapter`` maps. Their
-VQGAN carries a semantic head and VGG19, which only its training needs: the model folder keeps them
-in a file of their own, so that they can be written back.
+A file holds ``{"params": state dict}`` under the names that ``qdmr_ray.nets.adapter`` maps. The
+authors' VQGAN carries a semantic head and VGG19, which only its training needs: the model folder
+keeps them in a file of their own, so that they can be written back.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from qdmr_ray.nets.weights import load_weight_file
 from qdmr_ray.storage import Location, open_location
 
 KINDS = ("vqgan", "qdmr_base", "qdmr_uda")
-# Where a checkpoint's weights lie, the preferred place first.
+# The keys under which a checkpoint may hold its weights, the preferred one first.
 PARAMS, AVERAGED = "params", "params_ema"
 EXTRA_PREFIXES = ("semantic.", "vgg.")
-# A weight of every network of this project, by its own name.
+# Every network of this project has this weight under its own names.
 _OURS = "encoder.first.weight"
 REMEDY = "give a .pth file of the authors' code, which holds {'params': weights}"
-# A weight by which a file of another kind is known.
+# A weight that identifies a file of another kind, and what that file is.
 _TELLTALES = {
     "multiscale_encoder.in_conv.weight": "a VQGAN: use --kind vqgan",
     "cac_encoder.in_conv.weight": "a restoration network: use --kind qdmr_base or qdmr_uda",
@@ -57,8 +57,8 @@ _TELLTALES = {
 
 @dataclass(frozen=True)
 class AuthorsWeights:
-    """What a file holds, in our names: the network's ``state``, the ``extras`` of a VQGAN (empty
-    without), the network's sizes, and ``notes`` for the user, a line each."""
+    """The content of a file in our names: the network's ``state`` and sizes, a VQGAN's ``extras``
+    (otherwise empty), and ``notes`` for the user, a line each."""
 
     settings: NetworkSettings
     state: dict[str, Tensor]
@@ -84,7 +84,7 @@ def import_authors(file: Path, kind: str, out: Location) -> tuple[str, ...]:
     try:
         save_model(out, network, kind=kind, step=0, digest=digest, extras=extras)
     except BaseException:
-        # What cannot be tidied up would hide why.
+        # An error while tidying up would hide the first one.
         with suppress(QdmrError):
             for written in out.list() if existed else [out]:
                 written.delete()
@@ -110,13 +110,13 @@ def _read(file: Path, kind: str) -> tuple[Network, dict[str, Tensor], tuple[str,
 
 
 def read_authors(file: Path, kind: str) -> AuthorsWeights:
-    """The weights of a network of ``kind`` in the authors' ``file``; runs no code of the file.
+    """Reads the weights of a network of ``kind`` from the authors' ``file``; runs no code in it.
 
-    The network's sizes are those of the weights; what weights don't tell is the paper's.
+    The network's sizes follow from the weights; those that don't are the paper's.
 
     Raises:
-        QdmrError: the file is unreadable, or keys are missing, unexpected or of a wrong shape; all
-            of them are named, a line each after the first.
+        QdmrError: the file is unreadable, or keys are missing, unexpected or of a wrong shape; the
+            message names each of them in a line of its own after the first.
     """
     theirs, notes = _state_dict(file)
     if _OURS in theirs:
@@ -166,12 +166,10 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
 
 
 def authors_state(model: LoadedModel) -> dict[str, Tensor]:
-    """The state dict that the authors' code loads, its constants included.
+    """Returns the state dict that the authors' code loads, its constants included.
 
-    A VQGAN without extras (one trained here) gives what the authors call the s2t network.
-
-    Raises:
-        QdmrError: the authors' code has no such network.
+    A VQGAN without extras (one trained here) becomes what the authors call the s2t network.
+    Raises QdmrError where the authors' code has no such network.
     """
     settings = model.network.settings
     if model.kind not in KINDS:
@@ -198,11 +196,8 @@ def authors_state(model: LoadedModel) -> dict[str, Tensor]:
 
 
 def authors_bytes(model: LoadedModel) -> bytes:
-    """The file ``{"params": state dict}`` that the authors' code reads.
-
-    Raises:
-        QdmrError: the authors' code has no such network.
-    """
+    """Returns the file ``{"params": state dict}`` that the authors' code reads; raises QdmrError
+    where that code has no such network."""
     buffer = io.BytesIO()
     state = {key: value.detach().contiguous() for key, value in authors_state(model).items()}
     torch.save({PARAMS: state}, buffer)
@@ -210,10 +205,10 @@ def authors_bytes(model: LoadedModel) -> bytes:
 
 
 def infer_settings(state: Mapping[str, Tensor]) -> NetworkSettings:
-    """Sizes of the network whose weights, in our names, these are.
+    """Returns the sizes of the network with these weights, which have our names.
 
-    What weights don't tell (the commitment weight; a VQGAN's Swin bottleneck) is the paper's, and
-    so is everything where the weights contradict themselves.
+    Sizes that weights don't show (the commitment weight; a VQGAN's Swin bottleneck) are the
+    paper's, and so are all where the weights contradict themselves.
     """
     paper = NetworkSettings()
     shapes = {key: tuple(value.shape) for key, value in state.items()}
@@ -254,7 +249,7 @@ def _infer_swin(shapes: Mapping[str, tuple[int, ...]], width: int) -> SwinSettin
 
 
 def _count(keys: Mapping[str, Any], pattern: str) -> int:
-    """One more than the largest number that ``pattern`` finds."""
+    """Returns one more than the largest number that ``pattern`` finds."""
     found = (re.match(pattern, key) for key in keys)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
@@ -311,7 +306,7 @@ def _other_kind(kind: str, theirs: Mapping[str, Tensor]) -> str:
 
 
 def _differences(settings: NetworkSettings) -> list[str]:
-    """A line that says what differs from the paper's sizes, if anything does."""
+    """Returns a line with the differences from the paper's sizes, or none where there are none."""
     paper, found = asdict(NetworkSettings()), asdict(settings)
     paper |= {f"swin.{k}": v for k, v in paper.pop("swin").items()}
     found |= {f"swin.{k}": v for k, v in found.pop("swin").items()}

@@ -1,7 +1,7 @@
 """The typed files of a run folder that training writes and reports, sweeps and resumed runs read.
 
-Weights and their description (``models.files``) and ``config.yaml`` are not among them. This module
-needs pydantic; a network can be loaded without it.
+``models.files`` has the weights and their description, ``qdmr_ray.config`` has ``config.yaml``.
+This module needs pydantic; a network can be loaded without it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ from qdmr_ray.storage.document import Document
 
 
 class Begun(Document):
-    """``begun.json``: the settings and data that a stage was begun with, before it has a result.
-
-    ``store`` is the folder of the shared store that trains the stage, where there is one.
-    """
+    """``begun.json`` records, before a stage has a result, the settings and data that it was begun
+    with; ``store`` is the folder of the shared store that trains the stage, if any."""
 
     digest: str
     store: str | None = None
 
 
 class Environment(Document):
-    """``environment.json``: what a run was last started on; empty where a file doesn't say."""
+    """``environment.json`` describes what a run was last started on; missing entries are empty."""
 
     qdmr_ray: str = ""
     python: str = ""
@@ -41,22 +39,19 @@ class Environment(Document):
 
 
 class Notes(Document):
-    """``notes.json``: sentences about a run that its report shows."""
+    """``notes.json`` holds sentences about a run that its report shows."""
 
     notes: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Self:
-        """As of every document; older runs hold a list of the sentences alone."""
+        """Reads the document; the file of an older run is the bare list of sentences."""
         return super().from_dict({"notes": values} if isinstance(values, list) else values, source)
 
 
 class MetricsLine(Document):
-    """A line of ``metrics.jsonl``: ``iteration``, ``time`` (seconds since 1970) and the metrics.
-
-    The metrics stand beside the two, with null for one that is not finite, and no line repeats the
-    file's format.
-    """
+    """A line of ``metrics.jsonl``: ``iteration``, ``time`` (seconds since 1970) and beside them the
+    metrics, with null for one that is not finite. No line repeats the file's format."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     __pydantic_extra__: dict[str, int | float | None]
@@ -66,7 +61,7 @@ class MetricsLine(Document):
 
     @classmethod
     def of(cls, iteration: int, time: float, metrics: Mapping[str, float]) -> Self:
-        """The line that is written for ``metrics``."""
+        """Returns the line to write for ``metrics``."""
         return cls.model_validate({**metrics, "iteration": iteration, "time": round(time, 3)})
 
     @property
@@ -76,17 +71,17 @@ class MetricsLine(Document):
         return {name: math.nan if value is None else value for name, value in values}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values as JSON holds them."""
+        """Returns plain values as JSON holds them."""
         values = super().to_dict()
         del values["format"]
         return values
 
 
 def parse_metrics(data: bytes) -> tuple[list[MetricsLine], int]:
-    """The lines of a ``metrics.jsonl`` by iteration, and the number of lines that can't be read.
+    """Returns the lines of a ``metrics.jsonl`` by iteration, and the number of unreadable lines.
 
-    A run that goes on may have logged an iteration twice: the later line counts. Its last line may
-    have been cut short by a crash.
+    A resumed run may have logged an iteration twice, of which the later line counts; a crash may
+    have cut the last line short.
     """
     found: dict[int, MetricsLine] = {}
     broken = 0
@@ -101,9 +96,6 @@ def parse_metrics(data: bytes) -> tuple[list[MetricsLine], int]:
 
 
 def read_metrics(file: Location) -> list[MetricsLine]:
-    """The readable lines of ``file``, none where it doesn't exist.
-
-    Raises:
-        QdmrError: the place can't be read.
-    """
+    """Returns the readable lines of ``file``, none where it doesn't exist; raises QdmrError where
+    the place can't be read."""
     return parse_metrics(file.read_bytes())[0] if file.exists() else []

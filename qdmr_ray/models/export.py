@@ -1,11 +1,10 @@
-"""One file with the generator of a trained model, for programs that know nothing of this package.
+"""Exports a trained model's generator to one file for programs that know nothing of this package.
 
     exported = export_model("runs/demo/uda/final", "onnx", open_location("qdmr.onnx"))
 
 A ``.safetensors`` file holds weights under our names, ``authors`` the same under theirs. ONNX and
 ``torch.export`` (``.pt2``) files hold the whole computation ``image -> restored`` for any batch,
-height and width. What was written is opened again and compared with the network before it gets
-its name.
+height and width. Each file is opened again and compared with the network before it gets its name.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ from qdmr_ray.storage import Location
 OPSET = 18
 INPUT_NAME, OUTPUT_NAME = "image", "restored"
 AXES = {0: "batch", 2: "height", 3: "width"}
-# Tracing takes a size of one for a constant, so a graph has two windows a side at least.
+# Tracing takes a size of one for a constant, so a graph needs at least two windows a side.
 SMALLEST = 2
-# Batch, and height and width in multiples of the network's: what is traced, and what is compared.
+# Batch, and height and width in multiples of the network's, for tracing and for comparing.
 EXAMPLE = (2, 3, 4)
 CHECKED = ((1, 2, 3), (3, 3, 2))
-# Largest difference allowed, over the largest value of the network's output: float32 rounding.
+# The largest allowed difference over the network's largest output value: float32 rounding.
 ALLOWED = 1e-4
 # Rounding may tip one position towards another of two equally near codes, which shows in the whole
 # image; a wrong graph is wrong on every image.
@@ -65,7 +64,7 @@ class Check:
 
 
 class Generator(nn.Module):
-    """A network as a function: images (B, 3, H, W) in [0, 1] to restored ones, not clamped."""
+    """A network as a function of images (B, 3, H, W) in [0, 1] to restored ones, not clamped."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -78,14 +77,13 @@ class Generator(nn.Module):
 def export_model(
     checkpoint: str | Path | Location, form: str, out: Location, say: Say = lambda _: None
 ) -> tuple[Check, ...]:
-    """Writes the model in ``checkpoint`` as a file ``out`` of ``form``, one of ``FORMS``.
-
-    Nothing is written unless the file gives what the network gives, on images of two sizes.
+    """Writes the model in ``checkpoint`` as a file ``out`` of ``form``, one of ``FORMS``, once the
+    file has been found to agree with the network on images of two sizes.
 
     Raises:
-        SettingsError: unknown ``form``.
-        QdmrError: no model there, a package is missing, the form has no such network, the file
-            disagrees with it, or ``out`` is not writable.
+        SettingsError: ``form`` is unknown.
+        QdmrError: there is no model, a package is missing, the form has no such network, the file
+            disagrees with the network, or ``out`` is not writable.
     """
     if form not in FORMS:
         raise SettingsError(f"--to {form}: choose from {', '.join(FORMS)}")
@@ -103,7 +101,7 @@ def export_model(
             checks = tuple(_check(restorer, model, size) for size in CHECKED)
         except QdmrError:
             raise
-        # What the exporters and their runtimes raise has no common type.
+        # The exporters and their runtimes raise errors without a common type.
         except Exception as error:
             raise QdmrError(
                 f"{model.source}: cannot be exported to {form} with torch {torch.__version__} "
@@ -115,7 +113,7 @@ def export_model(
 
 
 def describe(model: LoadedModel) -> dict[str, str]:
-    """What a user of the file has to know, as the text that every format can carry."""
+    """Returns what a user of the file has to know, as the text that every format can carry."""
     multiple = model.network.multiple
     smallest = SMALLEST * multiple
     return {
@@ -154,7 +152,7 @@ def _check(restorer: Restorer, model: LoadedModel, size: tuple[int, int, int]) -
 
 def _judge(checks: tuple[Check, ...], form: str, model: LoadedModel) -> None:
     for check in checks:
-        # NaN is no agreement either.
+        # Written so that NaN counts as a disagreement.
         if not check.difference <= ALLOWED:
             raise QdmrError(
                 f"{model.source}: as {form} it differs from the network by "
@@ -187,10 +185,8 @@ def _fresh(model: LoadedModel, state: dict[str, Tensor], file: Path) -> Restorer
 
 
 def trace(model: LoadedModel) -> torch.export.ExportedProgram:
-    """The computation ``image -> restored`` for any batch, height and width.
-
-    Height and width are multiples of ``network.multiple``, ``SMALLEST`` of them at least.
-    """
+    """Traces the computation ``image -> restored`` for any batch, and for heights and widths that
+    are multiples of ``network.multiple``, at least ``SMALLEST`` of them."""
     multiple = model.network.multiple
     height, width = (torch.export.Dim(name, min=SMALLEST) for name in ("height", "width"))
     sizes = {0: torch.export.Dim("batch", min=1), 2: multiple * height, 3: multiple * width}
@@ -230,7 +226,7 @@ def _write_onnx(model: LoadedModel, file: Path) -> None:
         )
     assert program is not None
     proto = program.model_proto
-    # Their sizes are expressions such as 64*s12, of names that mean nothing outside.
+    # The inner values' sizes are expressions such as 64*s12, whose names mean nothing outside.
     del proto.graph.value_info[:]
     for value in (*proto.graph.input, *proto.graph.output):
         for axis, name in AXES.items():
@@ -267,7 +263,7 @@ def _need_onnx() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings about their own insides."""
+    """Silences the exporters' warnings about their own insides."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

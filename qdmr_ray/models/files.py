@@ -27,13 +27,13 @@ from qdmr_ray.storage import Location, open_location
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
-# What an imported VQGAN's file held beside the network: its semantic head and VGG19. Kept so that
-# it can be written back; nothing here computes with it.
+# An imported VQGAN's semantic head and VGG19, kept so that they can be written back; nothing here
+# computes with them.
 EXTRAS_FILE = "extras.safetensors"
-# The digest of an imported model is this and the SHA-256 of the file it came from.
+# An imported model's digest is this prefix and the SHA-256 of its file.
 IMPORTED = "imported-sha256-"
 FORMAT = 1
-# The architecture of models whose description doesn't name it, by their kind.
+# The architecture, by kind, of models whose description doesn't name it.
 _ARCHITECTURES = {
     "vqgan": "vqgan",
     "qdmr_base": "qdmr",
@@ -61,12 +61,8 @@ class LoadedModel:
 
 
 def build_network(kind: str, settings: Settings, architecture: str | None = None) -> Network:
-    """A fresh network of the class that ``architecture`` names; by default that of ``kind``, one of
-    ours.
-
-    Raises:
-        SettingsError: there is no such network.
-    """
+    """Builds an untrained network of the class that ``architecture`` names, by default our class
+    for ``kind``; raises SettingsError where there is no such network."""
     build: Any = network_class(architecture or _ARCHITECTURES[kind])
     network: Network = build(settings)
     return network
@@ -81,13 +77,10 @@ def save_model(
     digest: str,
     extras: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes weights, then the description: a folder without one holds no model.
+    """Writes weights, then the description: a folder without a description holds no model.
 
-    ``extras`` are tensors that belong to the model but not to the network; :func:`load_extras`
-    gives them back.
-
-    Raises:
-        QdmrError: the place can't be written to.
+    ``extras`` are tensors that belong to the model but not to the network, which
+    :func:`load_extras` reads back. Raises QdmrError where the place can't be written to.
     """
     weights = _serialized(network.state_dict())
     description = {
@@ -108,11 +101,8 @@ def save_model(
 
 
 def read_description(folder: Location) -> dict[str, Any] | None:
-    """What ``model.json`` says, or None where there is no (complete) model.
-
-    Raises:
-        QdmrError: the file is there but is not a description of a model.
-    """
+    """Returns the content of ``model.json``, or None where there is no (complete) model; raises
+    QdmrError where the file is not a description of a model."""
     file = folder.join(DESCRIPTION_FILE)
     if not file.exists():
         return None
@@ -135,11 +125,8 @@ def read_description(folder: Location) -> dict[str, Any] | None:
 
 
 def load_model(checkpoint: str | Path | Location) -> LoadedModel:
-    """The network in a ``final`` folder, on the CPU, in eval mode.
-
-    Raises:
-        QdmrError: no model there, damaged weights, or weights of another network size.
-    """
+    """Loads the network in a ``final`` folder to the CPU, in eval mode; raises QdmrError for no
+    model there, damaged weights, or weights of another network size."""
     folder = checkpoint if isinstance(checkpoint, Location) else open_location(checkpoint)
     description = read_description(folder)
     if description is None:
@@ -167,21 +154,15 @@ def load_model(checkpoint: str | Path | Location) -> LoadedModel:
 
 
 def load_extras(folder: Location) -> dict[str, Tensor]:
-    """What :func:`save_model` was given as ``extras``; empty for a model without.
-
-    Raises:
-        QdmrError: the file is missing or damaged.
-    """
+    """Returns the ``extras`` that :func:`save_model` wrote, empty for a model without; raises
+    QdmrError where the file is missing or damaged."""
     checksum = (read_description(folder) or {}).get("extras_sha256")
     return _read_tensors(folder.join(EXTRAS_FILE), checksum) if checksum else {}
 
 
 def network_settings(description: Mapping[str, Any]) -> Settings:
-    """Network sizes from the description in ``model.json``.
-
-    Raises:
-        SettingsError: they are not those of its architecture.
-    """
+    """Returns network sizes from the description in ``model.json``; raises SettingsError where they
+    are not those of its architecture."""
     kind: Any = network_class(description["architecture"])
     settings: Settings = parse_settings(
         TypeAdapter(kind.settings_type), description["settings"], "settings"
@@ -190,11 +171,8 @@ def network_settings(description: Mapping[str, Any]) -> Settings:
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Loads ``state`` strictly; ``source`` names it in errors.
-
-    Raises:
-        QdmrError: a key is missing or too many, or a weight has another shape.
-    """
+    """Loads ``state`` strictly; raises QdmrError, which names ``source``, where keys are missing or
+    too many, or a weight has another shape."""
     wanted = network.state_dict()
     missing = sorted(wanted.keys() - state.keys())
     unexpected = sorted(state.keys() - wanted.keys())

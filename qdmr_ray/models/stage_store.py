@@ -1,13 +1,13 @@
-"""Results of stages that runs share: what has been trained once is not trained again.
+"""Results of stages that runs share: a stage that has been trained once is not trained again.
 
     STORE/vqgan-3f9c.../vqgan/final/      the result, as in a run folder
     STORE/vqgan-3f9c.../entry.json        what it is: stage, digest, settings
     STORE/vqgan-3f9c.../claims/           who trains it now
 
 An entry is named by the digest of everything that determines its weights (``stage_digest``): the
-stage's settings and those of the stages before it, the data, the seed, the number of workers and
-the version of the method. Who comes while it is being trained waits; whose process dies is
-replaced, from the newest checkpoint.
+settings of the stage and of those before it, the data, the seed, the number of workers and the
+version of the method. A second run that needs the stage waits; if the first one's process dies,
+the second takes over from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from qdmr_ray.storage.claims import Claims
 ENTRY_FILE = "entry.json"
 CLAIMS_FOLDER = "claims"
 USES_FOLDER = "uses"
-# Digits of the digest in a folder's name.
+# The number of digits of the digest in a folder's name.
 _DIGITS = 32
-# Without a sign of life for so long a stage is not being trained, whatever its claim says.
+# A stage without a sign of life for so long is not being trained, whatever its claim says.
 ALIVE_SECONDS = 600.0
 FINISHED, TRAINING, UNFINISHED = "finished", "training", "unfinished"
 _DAY = 86400.0
@@ -37,7 +37,7 @@ _DAY = 86400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One stage in the store; ``used`` is when a run last took or trained it, seconds since
+    """One stage in the store; ``used`` is when a run last took or trained it, in seconds since
     1970."""
 
     place: Location
@@ -55,7 +55,7 @@ class StageStore:
         self.root, self._endpoint = root, endpoint
 
     def place(self, stage: str, digest: str) -> Location:
-        """Where a stage's run folder lies."""
+        """Returns the place of a stage's run folder."""
         return self.root.join(f"{stage}-{digest[:_DIGITS]}")
 
     def provide(
@@ -66,12 +66,9 @@ class StageStore:
         train: Callable[[Location], None],
         say: Callable[[str], None],
     ) -> Location:
-        """The run folder that holds the finished stage: found, waited for, or made by ``train``,
-        which is given that folder.
-
-        Raises:
-            QdmrError: what ``train`` raises, or the store can't be used.
-        """
+        """Returns the run folder that holds the finished stage, once it is found, another run has
+        finished it, or ``train``, called with that folder, has made it. Raises QdmrError where
+        ``train`` does, or the store can't be used."""
         place = self.place(stage, digest)
 
         def finished() -> bool:
@@ -89,13 +86,13 @@ class StageStore:
         return place
 
     def note_use(self, place: Location, run: str) -> None:
-        """Remembers that ``run`` uses the entry, for :meth:`entries` and :func:`prunable`."""
+        """Records that ``run`` uses the entry, for :meth:`entries` and :func:`prunable`."""
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in run)[-120:]
         note = json.dumps({"run": run, "time": time.time()}).encode()
         place.join(USES_FOLDER, f"{name}.json").write_bytes_atomic(note)
 
     def entries(self) -> Iterator[Entry]:
-        """Every stage in the store, by name."""
+        """Yields every stage in the store, by name."""
         for place in self.root.list():
             file = place.join(ENTRY_FILE)
             if not file.exists():
@@ -126,8 +123,8 @@ class StageStore:
 
 
 def copy_stage(place: Location, run: Location, stage: str) -> None:
-    """What a run folder holds of a finished stage, from the entry at ``place``: metrics, pictures,
-    the result; its description comes last, so that half a copy is no result."""
+    """Copies metrics, pictures and result of a finished stage from the entry at ``place`` to a run
+    folder; the description comes last, so that half a copy is no result."""
     for parts in ((stage, PICTURES_FOLDER), (TENSORBOARD_FOLDER, stage)):
         for file in place.join(*parts).list():
             run.join(*parts, file.name).write_bytes_atomic(file.read_bytes())
@@ -137,8 +134,8 @@ def copy_stage(place: Location, run: Location, stage: str) -> None:
 
 
 def prunable(entries: Iterator[Entry], *, unused_days: float, unfinished: bool) -> list[Entry]:
-    """Entries that nobody used for ``unused_days``; with ``unfinished`` also every one that has no
-    result and is not being trained."""
+    """Returns the entries that nobody used for ``unused_days``, with ``unfinished`` also all that
+    have no result and are not being trained."""
     limit = time.time() - unused_days * _DAY
     return [
         entry
