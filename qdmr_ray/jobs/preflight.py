@@ -168,7 +168,7 @@ def _of_sweep(values: _Values, code: Path, _: str | None) -> _Found:
 
 
 def _of_run(values: _Values, code: Path, own: str | None) -> _Found:
-    """Returns a run's data, named by its own settings if they can be read from here."""
+    """Returns a run's places; its own settings name the data, if they can be read from here."""
     from qdmr_ray.config import experiment_of_run
 
     run, data, out = (values[key] for key in ("run", "data", "out"))

@@ -98,7 +98,7 @@ class Trials:
         wanted = self._wanted[number] if number < len(self._wanted) else None
         if wanted is None and fixed is not None:
             return None
-        # {} stands for the unchanged experiment, which may lie outside the space.
+        # {} stands for the unchanged experiment where it lies outside the space.
         settings = {} if wanted == {} else self.study.ask(name, wanted)
         return TrialRecord(id=name, number=number, settings=settings, name=settings.get(VARIANT))
 
