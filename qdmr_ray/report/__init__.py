@@ -19,9 +19,8 @@ __all__ = ["build_report", "run_page", "sweep_page"]
 
 
 def build_report(folder: Location | Path | str, out: Location | Path | str | None = None) -> str:
-    """Writes the report of what ``folder`` holds; returns its path or ``s3://…``.
-
-    A folder with ``sweep.json`` is a sweep's (``sweep_page``), any other a run's (``run_page``).
+    """Writes the report of what ``folder`` holds; returns its path or ``s3://…``. A folder with
+    ``sweep.json`` is a sweep's (``sweep_page``), any other a run's (``run_page``).
 
     Raises:
         QdmrError: the folder holds neither, or the page cannot be written.

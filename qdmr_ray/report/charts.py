@@ -1,9 +1,7 @@
-"""Charts of a run as Plotly figures: the curves of its training and the spread of its gains.
-
-Python builds the figures, ``report.js`` draws them. Colours are written as ``var(--name)``: the
-script replaces them by the values of the page's style sheet, in light and dark. Text from files
-goes through ``plain``, since Plotly renders a part of HTML in names and labels.
-"""
+"""Charts of a run as Plotly figures: the curves of its training and the spread of its gains. Python
+builds the figures, ``report.js`` draws them. Colours are written as ``var(--name)``: the script
+replaces them by the values of the page's style sheet, in light and dark. Text from files goes
+through ``plain``, since Plotly renders a part of HTML in names and labels."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from qdmr_ray.evaluate.names import INPUT, label
 from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.report.run_folder import StageCurves
 
-# Heights in CSS pixels: of a chart, and of a stage's strip of gains with what stands below them.
+# Heights in CSS pixels: of a chart, and of a stage's strip of gains with its labels.
 HEIGHT = 240
 ROW, BELOW_ROWS = 44, 58
 # More points than this cannot be told apart at the width of a chart.
@@ -30,8 +28,8 @@ FEWEST_TO_SMOOTH = 16
 SMOOTHING_FRACTION = 1 / 12
 # Positive curves that fall by more than this factor read better on a logarithmic axis.
 LOG_FACTOR = 25.0
-# Shares of the raw values that may be left outside the axis at either end, and by what factor they
-# must widen it before they are: one spike must not flatten the rest.
+# Shares of the raw values that may lie outside the axis at either end, and the factor by which they
+# must widen it before they do: one spike must not flatten the rest.
 OUTLIERS = 0.02
 OUTLIER_FACTOR = 1.6
 # Over fewer iterations than this, every tick is a whole one.
@@ -43,15 +41,15 @@ DOMAINS = ("source", "s2t", "target", "ground_truth")
 FAMILIES = ("time", "learning_rate", "gradient_norm")
 COLOURS = 6
 PLAIN_COLOUR = COLOURS - 1
-# Scalars that say how fast it ran rather than how well, shown apart.
+# These scalars measure how fast the run was rather than how well, and are shown apart.
 HOUSEKEEPING = ("time", "learning_rate", "data_wait", "per_second", "memory", "workers")
 
 Points = list[tuple[float, float | None]]
 
 # Labels of a linear axis keep as many digits as tell its ticks apart (2×10⁻⁴); those of a
-# logarithmic one are written out, where Plotly would shorten them to their first digit.
+# logarithmic one are written out, as Plotly would shorten them to their first digit.
 VALUE_AXIS = {"exponentformat": "power", "separatethousands": False}
-# From four on, Plotly labels all nine digits of a decade, which don't fit on a small chart.
+# From four ticks on, Plotly labels all nine digits of a decade, too many for a small chart.
 LOG_AXIS = {"type": "log", "tickformat": "~g", "nticks": 3}
 ITERATION_AXIS = {"title": {"text": "iteration"}, "exponentformat": "none"}
 
@@ -65,7 +63,7 @@ _AXIS = {
     "tickcolor": "var(--axis)",
     "title": {"standoff": 8},
 }
-# What all charts of a page have in common; it is written into the page once.
+# All charts of a page share this template; it is written into the page once.
 TEMPLATE: dict[str, Any] = {
     "layout": {
         "font": {**_TEXT, "color": "var(--muted)"},
@@ -83,7 +81,7 @@ TEMPLATE: dict[str, Any] = {
             "font": {**_TEXT, "color": "var(--ink)"},
             "namelength": -1,
         },
-        # Above the plot, where it hides no data however many lines it takes.
+        # The legend stands above the plot, where it hides no data however many lines it takes.
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
     }
 }
@@ -99,30 +97,29 @@ class ChartTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A Plotly figure as JSON; ``summary`` tells it in words to those who can't see it.
-
-    Without a ``table`` the page's script makes one of the figure's traces, a column each.
-    """
+    """A Plotly figure as JSON; ``summary`` describes it in words for those who can't see it.
+    Without a ``table``, the page's script makes one with a column for each of the figure's
+    traces."""
 
     title: str
     summary: str
     figure: dict[str, Any]
     height: int = HEIGHT
-    # The narrowest that it may be; where the page has less room, it scrolls sideways.
+    # The chart's minimum width; where the page has less room, the chart scrolls sideways.
     width: int = 0
     remark: str = ""
     table: ChartTable | None = None
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the page's script reads, all of it JSON."""
+        """The chart for the page's script, all of it JSON."""
         table = self.table and {"head": self.table.head, "rows": self.table.rows}
         return {**self.figure, "table": table}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """A row of dots, each a text, a value, and the trial that it belongs to, if any."""
+    """A row of dots, each with a text, a value, and its trial, if any."""
 
     name: str
     colour: str
@@ -139,24 +136,25 @@ class StageCharts:
 
 
 def plain(text: str) -> str:
-    """``text`` as Plotly shows it literally: it renders ``<b>``, ``<a href>`` and entities."""
+    """Returns ``text`` so that Plotly shows it literally: it renders ``<b>``, ``<a href>`` and
+    entities."""
     return escape(text, quote=False).replace("\n", "<br>")
 
 
 def figure(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
-    """The checked figure as JSON, without Plotly's default template."""
+    """Returns the checked figure as JSON, without Plotly's default template."""
     made = go.Figure(data=list(traces), layout=layout).to_plotly_json()
     made["layout"].pop("template", None)
     return {"data": made["data"], "layout": made["layout"]}
 
 
 def colour(index: int) -> str:
-    """A colour of the page's palette."""
+    """Returns a colour of the page's palette."""
     return f"var(--s{index % COLOURS})"
 
 
 def draw_stage(curves: StageCurves) -> StageCharts:
-    """Small multiples of every scalar that a stage logged."""
+    """Draws small multiples of every scalar that a stage logged."""
     grouped: dict[str, list[tuple[str, int, Points]]] = {}
     zero = []
     for key, (iterations, values) in curves.scalars.items():
@@ -180,11 +178,9 @@ def draw_stage(curves: StageCurves) -> StageCharts:
 
 
 def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
-    """One chart of ``(label, colour, points)`` over the iteration, in increasing order.
-
-    Values of ``None`` (not finite) leave a gap. The pointer reads out the running mean, with the
-    logged values as a thin line behind it.
-    """
+    """Draws ``(label, colour, points)`` over the iteration, in increasing order. A value of
+    ``None`` (not finite) leaves a gap. The tooltip reads out the running mean; the logged values
+    are a thin line behind it."""
     raw = [_thin(points, spikes=True) for _, _, points in lines]
     smooth = [
         _thin(_smooth(points) if len(points) >= FEWEST_TO_SMOOTH else points, spikes=False)
@@ -207,7 +203,7 @@ def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
             traces.append(_line(behind, line, opacity=0.35, hoverinfo="skip", showlegend=False))
     for (name, tone, _), mean in zip(lines, smooth, strict=True):
         shown = plain(name if name != title else "value")
-        # A line has no width where gaps leave a single point: there it needs a marker.
+        # A line has no width where gaps leave a single point, which therefore needs a marker.
         mode = "lines+markers" if _has_lone_point(mean) else "lines"
         line = {"color": colour(tone), "width": 2}
         traces.append(_line(mean, line, name=shown, mode=mode, marker={"size": 5}))
@@ -215,7 +211,7 @@ def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
     if clipped:
         value_axis["range"] = [low, high]
     elif not logarithmic and known and min(known) >= 0:
-        # Losses don't go below 0: the axis should not suggest it.
+        # Losses don't go below 0, so the axis should not either.
         value_axis["rangemode"] = "nonnegative"
     return Chart(
         title=title,
@@ -233,16 +229,14 @@ def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
 
 
 def iteration_axis(iterations: Sequence[float]) -> dict[str, Any]:
-    """The axis of these iterations: numbers are written out, and a tick is a whole iteration."""
+    """Returns the axis of these iterations: numbers written out, ticks at whole iterations."""
     few = max(iterations) - min(iterations) < FEW_ITERATIONS
     return {**ITERATION_AXIS, "dtick": 1} if few else ITERATION_AXIS
 
 
 def draw_gains(evaluation: Evaluation, metric: str, unit: str) -> Chart | None:
-    """A strip per stage with one dot per photograph: the metric's change from the input.
-
-    ``None`` where fewer than two photographs have both values.
-    """
+    """Draws a strip per stage with one dot per photograph: the metric's change from the input.
+    Returns ``None`` where fewer than two photographs have both values."""
     gains: dict[str, list[tuple[str, float]]] = {}
     for stage in evaluation.stages:
         for image in evaluation.per_image:
@@ -280,7 +274,7 @@ def draw_gains(evaluation: Evaluation, metric: str, unit: str) -> Chart | None:
 
 
 def draw_strips(strips: Sequence[Strip], *, axis: str, line: float | None) -> dict[str, Any]:
-    """A row of dots per strip with a bar at their mean, and a dotted line at ``line``."""
+    """Draws a row of dots per strip with a bar at their mean, and a dotted line at ``line``."""
     every = [value for strip in strips for _, value, _ in strip.dots]
     every += [] if line is None else [line]
     margin = 0.06 * (max(every) - min(every)) or abs(every[0]) * 0.05 or 1.0
@@ -321,12 +315,12 @@ def draw_strips(strips: Sequence[Strip], *, axis: str, line: float | None) -> di
 
 
 def strips_height(strips: Sequence[Strip]) -> int:
-    """Of the chart of these strips, in CSS pixels."""
+    """Returns the height of the chart of these strips, in CSS pixels."""
     return ROW * len(strips) + BELOW_ROWS
 
 
 def row_axis(names: Sequence[str]) -> dict[str, Any]:
-    """A vertical axis with a row per name, the first on top."""
+    """Returns a vertical axis with a row per name, the first on top."""
     return {
         "tickvals": list(range(len(names))),
         "ticktext": [plain(name) for name in names],
@@ -337,7 +331,7 @@ def row_axis(names: Sequence[str]) -> dict[str, Any]:
 
 
 def wants_log(values: Sequence[float]) -> bool:
-    """Whether the values read better on a logarithmic axis."""
+    """Returns whether the values read better on a logarithmic axis."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FACTOR
 
 
@@ -347,11 +341,9 @@ def _line(points: Points, line: dict[str, Any], **others: Any) -> go.Scatter:
 
 
 def _chart_of(key: str) -> tuple[str, str]:
-    """Title of the chart that a scalar belongs to, and its name in there.
-
+    """Returns the title of a scalar's chart, and the scalar's name in that chart:
     ``codebook/source/used`` is ``source`` in ``codebook/used``, ``image_discriminator/s2t_logit``
-    is ``s2t`` in ``image_discriminator/logit``.
-    """
+    is ``s2t`` in ``image_discriminator/logit``."""
     parts = key.split("/")
     if parts[0] in FAMILIES and len(parts) > 1:
         return parts[0], "/".join(parts[1:])
@@ -366,10 +358,9 @@ def _chart_of(key: str) -> tuple[str, str]:
 
 
 def _smooth(points: Points) -> Points:
-    """Running mean around each point; gaps stay gaps and add nothing.
-
-    Towards the ends it narrows, so that it doesn't lag behind a slope, to a third of its width.
-    """
+    """Returns the running mean around each point; gaps stay gaps and add nothing. Its window
+    narrows towards the ends, to a third of its width, so that the mean doesn't lag behind a
+    slope."""
     reach = max(2, round(len(points) * SMOOTHING_FRACTION / 2))
     sums, counts = [0.0], [0]
     for _, y in points:
@@ -385,7 +376,8 @@ def _smooth(points: Points) -> Points:
 
 
 def _thin(points: Points, *, spikes: bool) -> Points:
-    """At most ``MOST_POINTS``: of each run the lowest and highest where ``spikes``, else one."""
+    """Returns at most ``MOST_POINTS``: of each run of points the lowest and highest where
+    ``spikes``, else one."""
     if len(points) <= MOST_POINTS:
         return points
     kept: Points = []
@@ -406,7 +398,8 @@ def _thin(points: Points, *, spikes: bool) -> Points:
 def _value_range(
     raw: Sequence[Points], smooth: Sequence[Points], logarithmic: bool
 ) -> tuple[float, float]:
-    """All of the running means and, but for outliers, of the logged values, with some air."""
+    """Returns the range of all running means and, but for outliers, logged values, with a
+    margin."""
     logged = sorted(y for points in raw for _, y in points if y is not None)
     means = [y for points in smooth for _, y in points if y is not None]
     if not logged:

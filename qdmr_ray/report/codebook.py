@@ -1,8 +1,6 @@
 """The codebook on the page: which codes source and target choose, as a chart and as an atlas.
-
-Both were computed before (by ``qdmr evaluate``, ``qdmr demo`` or ``qdmr codebook``); a page only
-reads ``codebook.json`` and ``codebook.png``.
-"""
+``qdmr evaluate``, ``qdmr demo`` or ``qdmr codebook`` computed both; a page only reads
+``codebook.json`` and ``codebook.png``."""
 
 from __future__ import annotations
 
@@ -35,15 +33,15 @@ from qdmr_ray.report.pictures import embedded_picture
 from qdmr_ray.report.run_folder import RunData
 
 HEIGHT = 380
-# Between ticks, as a share of the larger bar's height: closer ones could not be told apart.
+# The distance of ticks, as a share of the larger bar's height: closer ones could not be told apart.
 TICK_DISTANCE = 0.14
-# A group of fewer of the codes has no room for its name.
+# A group of a smaller share of the codes has no room for its name.
 LABEL_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRow:
-    """One group of codes: how many, and which share of each domain's choices falls on them."""
+    """One group of codes: its size, and the share of each domain's choices that falls on it."""
 
     label: str
     codes: int
@@ -53,7 +51,7 @@ class GroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookSection:
-    """What the page shows of the codebook; the atlas is a data URI with its size in pixels."""
+    """The codebook's section on the page; the atlas is a data URI with its size in pixels."""
 
     usage: CodebookUsage
     sentence: str
@@ -64,14 +62,14 @@ class CodebookSection:
 
 
 def codebook_section(run: RunData) -> CodebookSection | str | None:
-    """The section of the run's ``codebook.json``; a line that says how to make or renew the file
-    where it is missing or of another network, ``None`` without a trained VQGAN."""
+    """Returns the section of the run's ``codebook.json``, ``None`` without a trained VQGAN. If the
+    file is missing or of another network, returns a line that says how to make or renew it."""
     usage, weights = None, None
     try:
         usage = read_usage(run.place)
     except QdmrError as error:
         run.problems.append(str(error))
-    # What is wrong with the network is no business of the report.
+    # Errors of the network are no concern of the report.
     with contextlib.suppress(QdmrError):
         weights = trained_weights(run.place)
     if usage is None:
@@ -89,10 +87,8 @@ def codebook_section(run: RunData) -> CodebookSection | str | None:
 
 
 def draw_usage(usage: CodebookUsage) -> Chart:
-    """Bars of source above and of target below the axis, over the codes sorted by target share.
-
-    Heights go with the square root of the share: the rare codes are the ones to look at.
-    """
+    """Draws bars of source above and of target below the axis, over the codes sorted by target
+    share. Heights go with the square root of the share: the rare codes are the ones to look at."""
     groups = usage.groups()
     codes = [int(code) for code in usage.order() if groups[code] != DEAD]
     shares = {
@@ -196,7 +192,7 @@ def _group_rows(usage: CodebookUsage) -> list[GroupRow]:
 
 
 def _percent(share: float) -> str:
-    """Rounded, but neither to 0 nor to 100 % where it is not."""
+    """Rounds a share, but neither to 0 nor to 100 % where it is not exactly that."""
     share = round(share, 12)
     if 0 < share < 0.0005:
         return "< 0.1 %"
@@ -211,7 +207,7 @@ def _rounded(share: float) -> float:
 
 
 def _ticks(largest: float) -> list[float]:
-    """Round shares from the largest down, as far apart as can be read."""
+    """Returns round shares from the largest down, as far apart as can be read."""
     power = math.floor(math.log10(largest))
     ticks, last = [], 1.0 + TICK_DISTANCE
     for share in (f * 10.0**e for e in (power, power - 1, power - 2) for f in (5.0, 2.0, 1.0)):
@@ -223,10 +219,9 @@ def _ticks(largest: float) -> list[float]:
 
 
 def _strips(groups: list[str]) -> tuple[list[dict[str, object]], list[float], list[str]]:
-    """Under the bars: where the source's own codes end and where the target's own begin.
-
-    A shape per group; the centres and the names of those that have room for one.
-    """
+    """Returns the strips under the bars, which show where the source's own codes end and the
+    target's own begin: a shape per group, and the centres and names of the groups that have room
+    for a name."""
     tones = {SHARED: PLAIN_COLOUR, SOURCE_OWN: DOMAINS.index(SOURCE)}
     shapes: list[dict[str, object]] = []
     centres, names, start = [], [], 0

@@ -1,9 +1,6 @@
-"""Pages as files: template, style, scripts and charts put together, and written whole.
-
-A page needs no network: pictures are data URIs, plotly.js is part of the page, and a content
-security policy lets no script run but the page's own, so that nothing in a file's name or a setting
-can.
-"""
+"""Pages as files: template, style, scripts and charts put together, and written whole. A page needs
+no network: pictures are data URIs and plotly.js is part of the page. A content security policy lets
+no script run but the page's own, so that no text in a file's name or a setting can run as one."""
 
 from __future__ import annotations
 
@@ -27,11 +24,9 @@ PLOTLY = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
 
 
 def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **content: Any) -> str:
-    """The page that ``template`` makes of ``content``, with these styles and scripts inside.
-
-    A template calls ``draw(chart)`` where a chart stands, and gets the number by which the page's
-    script finds the chart's figure.
-    """
+    """Returns the page that ``template`` makes of ``content``, with these styles and scripts
+    inside. A template calls ``draw(chart)`` where a chart stands; the number that it gets back
+    identifies the chart's figure for the page's script."""
     charts: list[Chart] = []
 
     def draw(chart: Chart) -> int:
@@ -56,7 +51,7 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
 
 
 def write_page(page: str, place: Location, out: Location | Path | str | None) -> str:
-    """Writes the page to ``out``, else into the folder ``place``; gives its path or ``s3://…``.
+    """Writes the page to ``out``, else into the folder ``place``; returns its path or ``s3://…``.
 
     Raises:
         QdmrError: it cannot be written.
@@ -66,18 +61,18 @@ def write_page(page: str, place: Location, out: Location | Path | str | None) ->
     if local is None:
         target.write_bytes_atomic(page.encode("utf-8"))
     else:
-        # A misspelt folder should be told, not made.
+        # A misspelt folder should raise an error, not be made.
         write_file_atomic(local, page.encode("utf-8"))
     return target.uri
 
 
 def located(place: Location | Path | str) -> Location:
-    """The place that a path or ``s3://…`` names."""
+    """Returns the place that a path or ``s3://…`` names."""
     return place if isinstance(place, Location) else open_location(place)
 
 
 def duration(seconds: float) -> str:
-    """``1 h 12 min``, ``3 min 5 s``: seconds say nothing about a run of hours."""
+    """Returns ``1 h 12 min`` or ``3 min 5 s``: seconds tell little about a run of hours."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     parts = [
@@ -88,7 +83,7 @@ def duration(seconds: float) -> str:
 
 @cache
 def _plotly() -> str:
-    """plotly.js as the installed package ships it (4.8 MB, so a page has it once)."""
+    """Returns plotly.js as the installed package ships it (4.8 MB, so a page has it once)."""
     return PLOTLY.read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""``evaluation.json`` as a report shows it: its stages in the run's order, its origin in lines."""
+"""``evaluation.json`` for a report: its stages in the run's order, its origin in lines."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
 
-# Enough of a sha256 to tell files apart by eye.
+# So many digits of a sha256 are enough to tell files apart by eye.
 DIGEST_SHOWN, DIGEST_LENGTH = 12, 64
 
 
 def read_evaluation(
     place: Location, order: Sequence[str], problems: list[str]
 ) -> Evaluation | None:
-    """The evaluation in ``place`` with the stages in ``order`` first; ``None`` where it is missing
-    or damaged, and the latter is added to ``problems``."""
+    """Returns the evaluation in ``place`` with the stages in ``order`` first; ``None`` where it is
+    missing or damaged. A damaged one is added to ``problems``."""
     try:
         evaluation = Evaluation.read_if_there(place.join(EVALUATION_FILE))
     except QdmrError as error:
@@ -34,23 +34,25 @@ def read_evaluation(
 
 
 def last_stage(evaluation: Evaluation) -> str | None:
-    """The stage whose result is the run's, ``None`` where none was evaluated."""
+    """Returns the stage whose result is the run's, ``None`` where none was evaluated."""
     return next(reversed(evaluation.stages), None)
 
 
 def metrics_of(evaluation: Evaluation) -> list[str]:
-    """Every metric that the input or a stage has, in the file's order."""
+    """Returns every metric that the input or a stage has, in the file's order."""
     return list(dict.fromkeys(name for row in evaluation.means.values() for name in row))
 
 
 def references(evaluation: Evaluation) -> list[str]:
-    """A sentence for each metric that compares with a file: without it, no two can be compared."""
+    """Returns a sentence for each metric that compares with a file, without which values of two
+    evaluations can't be compared."""
     known = [(metric.info, evaluation.reference(name)) for name, metric in METRICS.items()]
     return [f"{info.label} compares with {info.reference_label} in {f}." for info, f in known if f]
 
 
 def origin(evaluation: Evaluation) -> dict[str, str]:
-    """What determined the values, and what they were computed with: ``{"models.uda": "5e8a…"}``."""
+    """Returns what determined the values, and the software behind them: ``{"models.uda":
+    "5e8a…"}``."""
     known = {**evaluation.provenance.model_dump(exclude_defaults=True), **evaluation.environment}
     return _flat(known)
 

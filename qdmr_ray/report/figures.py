@@ -1,4 +1,4 @@
-"""The figures of an evaluation as the report shows them: headline, tiles and tables."""
+"""The metrics of an evaluation as the report shows them: headline, tiles and tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qdmr_ray.report.evaluation import last_stage, metrics_of
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A figure; ``gain`` is its change from the input as text, ``verdict`` ``better``, ``worse``
-    or nothing, ``value`` what a table sorts by (empty where there is no figure), ``spread`` the
-    median and the mean's interval as lines of text."""
+    """A value in a table. ``gain`` is its change from the input as text, ``verdict`` ``better``,
+    ``worse`` or empty, ``value`` the sorting key (empty without a value), ``spread`` the median and
+    the mean's interval as lines of text."""
 
     text: str
     value: str = ""
@@ -28,7 +28,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A stage's or a photograph's figures, in the order of the table's columns."""
+    """A stage's or a photograph's values, in the order of the table's columns."""
 
     name: str
     cells: list[Cell]
@@ -44,14 +44,15 @@ class ColumnGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Figures by stage or by photograph; each metric is a group of columns."""
+    """Values by stage or by photograph; each metric is a group of columns."""
 
     groups: list[ColumnGroup]
     rows: list[Row]
 
 
 def primary_metric(evaluation: Evaluation) -> str | None:
-    """The registry's primary metric where a stage has it, else the first one that a stage has."""
+    """Returns the registry's primary metric where a stage has it, else the first that a stage
+    has."""
     metrics = [
         name
         for name in metrics_of(evaluation)
@@ -61,7 +62,7 @@ def primary_metric(evaluation: Evaluation) -> str | None:
 
 
 def headline(evaluation: Evaluation | None) -> str:
-    """The run in one sentence: its last stage's gain over the input, good or bad."""
+    """Returns the run in one sentence: its last stage's gain over the input, good or bad."""
     if evaluation is None:
         return "This run has not been evaluated yet."
     count = photographs(evaluation.images)
@@ -79,25 +80,25 @@ def headline(evaluation: Evaluation | None) -> str:
 
 
 def photographs(count: int) -> str:
-    """``1 held-out photograph``, ``8 held-out photographs``."""
+    """Returns ``1 held-out photograph`` or ``8 held-out photographs``."""
     return f"{count} held-out photograph{'s' * (count != 1)}"
 
 
 def mean_gain(evaluation: Evaluation, stage: str, metric: str) -> float | None:
-    """Change of a mean figure from the input to ``stage``, ``None`` where either is missing."""
+    """Returns a mean's change from the input to ``stage``, ``None`` where either is missing."""
     before = evaluation.means.get(INPUT, {}).get(metric)
     return change(before, evaluation.means[stage].get(metric))
 
 
 def change(before: float | None, after: float | None) -> float | None:
-    """``after - before``, ``None`` where that is no finite figure."""
+    """Returns ``after - before``, ``None`` where that is no finite number."""
     if before is None or after is None or not math.isfinite(after - before):
         return None
     return after - before
 
 
 def tiles(evaluation: Evaluation | None) -> list[tuple[str, MetricInfo, Cell]]:
-    """The main metric of the input and each stage: label, style and figure."""
+    """Returns the main metric of the input and each stage: label, style and value."""
     metric = primary_metric(evaluation) if evaluation else None
     if evaluation is None or metric is None:
         return []
@@ -109,7 +110,7 @@ def tiles(evaluation: Evaluation | None) -> list[tuple[str, MetricInfo, Cell]]:
 
 
 def stage_table(evaluation: Evaluation | None) -> Table | None:
-    """A row for the input and for each stage."""
+    """Returns the table with a row for the input and for each stage."""
     if evaluation is None:
         return None
     styles = [(name, metric_info(name)) for name in metrics_of(evaluation)]
@@ -125,7 +126,7 @@ def stage_table(evaluation: Evaluation | None) -> Table | None:
 
 
 def photograph_table(evaluation: Evaluation | None) -> Table | None:
-    """A row per photograph; per metric the input, every stage, and the gain of the last."""
+    """Returns a row per photograph; per metric the input, every stage, and the gain of the last."""
     metrics = _photograph_metrics(evaluation) if evaluation else []
     if evaluation is None or not evaluation.per_image or not metrics:
         return None
@@ -150,7 +151,7 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
 
 
 def _photograph_metrics(evaluation: Evaluation) -> list[str]:
-    """The metrics with a mean, then those that single photographs alone have."""
+    """Returns the metrics with a mean, then those that only single photographs have."""
     rows = [row for image in evaluation.per_image for row in image.values.values()]
     return list(dict.fromkeys([*metrics_of(evaluation), *(name for row in rows for name in row)]))
 
@@ -167,7 +168,8 @@ def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricIn
 
 
 def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) -> tuple[str, ...]:
-    """``median 26.10`` and ``95 %: 25.30 … 27.00``; nothing where the file says nothing of it."""
+    """Returns ``median 26.10`` and ``95 %: 25.30 … 27.00``, or nothing where the file lacks
+    them."""
     known = evaluation.statistics.get(stage, {}).get(metric)
     if known is None:
         return ()
@@ -181,14 +183,15 @@ def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) 
 
 
 def verdict(style: MetricInfo, gain: float | None) -> str:
-    """``better`` or ``worse``; nothing where the change is none or cannot be seen."""
+    """Returns ``better`` or ``worse``, or an empty text where the change is zero or too small to
+    see."""
     if gain is None or not style.better or round(gain, style.digits) == 0:
         return ""
     return "better" if gain * style.better > 0 else "worse"
 
 
 def _best(evaluation: Evaluation, metric: str, style: MetricInfo) -> set[str]:
-    """The stages (input included) with the best figure, where one is better than another."""
+    """Returns the stages (input included) with the best value, if any is better than another."""
     known = {
         stage: value * style.better
         for stage, figures in evaluation.means.items()
@@ -200,5 +203,5 @@ def _best(evaluation: Evaluation, metric: str, style: MetricInfo) -> set[str]:
 
 
 def sortable(value: float | None) -> str:
-    """What the page's script sorts by; empty where there is no figure."""
+    """Returns the sorting key for the page's script; empty without a value."""
     return "" if value is None else repr(value)

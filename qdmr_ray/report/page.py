@@ -1,4 +1,4 @@
-"""The page of a run: what stands on it, put together from the run's folder."""
+"""The page of a run, put together from the run's folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qdmr_ray.report.run_folder import PICTURE_SUFFIX, RunData, read_run, switch
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
 
-# A picture that training wrote more than once: name-000200.png or name_000200.png.
+# Training wrote such a picture more than once: name-000200.png or name_000200.png.
 SERIES_NAME = re.compile(r"(?:(?P<name>.+)[-_])?(?P<iteration>\d+)")
 
 
@@ -35,7 +35,7 @@ class TrainingPicture:
 
 @dataclass(frozen=True, kw_only=True)
 class StageSection:
-    """What the page shows of one stage's training."""
+    """The page's section on one stage's training."""
 
     key: str
     label: str
@@ -50,13 +50,12 @@ def run_page(
     run: Location | Path | str,
     out: Location | Path | str | None = None,
 ) -> str:
-    """Writes the report of a run to ``out`` (``RUN/report.html``); gives its path or ``s3://…``.
-
-    ``run`` is a run folder or a folder with an evaluation alone, here or in a store. Everything
-    else may be missing: the page then says what is, and which command makes it.
+    """Writes the report of a run to ``out`` (``RUN/report.html``); returns its path or ``s3://…``.
+    ``run`` is a run folder or a folder with an evaluation alone, here or in a store. Anything else
+    may be missing: the page then names it, and the command that makes it.
 
     Raises:
-        QdmrError: neither a run nor an evaluation there, or the page cannot be written.
+        QdmrError: neither a run nor an evaluation is there, or the page cannot be written.
     """
     place = located(run)
     return write_page(_render(read_run(place)), place, out)
@@ -91,7 +90,7 @@ def _render(run: RunData) -> str:
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
-    """The line under the title."""
+    """Returns the line under the title."""
     facts = []
     if run.stages:
         facts.append(("Stages", " → ".join(label(stage) for stage in run.stages)))
@@ -129,7 +128,7 @@ def _stage_section(run: RunData, stage: str) -> StageSection:
 
 
 def _training_pictures(run: RunData, stage: str) -> list[TrainingPicture]:
-    """The newest picture of each name, with its caption."""
+    """Returns the newest picture of each name, with its caption."""
     newest: dict[str, tuple[int, Location]] = {}
     for file in run.pictures(stage):
         stem = file.name.removesuffix(PICTURE_SUFFIX)

@@ -1,4 +1,4 @@
-"""Pictures of a run, made small enough to travel inside one page, and maps of what is wrong."""
+"""Pictures of a run, small enough for one page, and maps of their differences from the truth."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from qdmr_ray.storage import Location
 PHOTOGRAPH_SIDE = 1024
 TRAINING_SIDE = 1400
 THUMBNAIL_SIDE = 112
-# Photographs are compared by eye, so with hardly any loss and with full colour resolution.
+# Photographs are compared by eye, so they keep nearly all detail and full colour resolution.
 PHOTOGRAPH_QUALITY = 92
 MAP_QUALITY = 80
 THUMBNAIL_QUALITY = 75
 # A training picture that is a larger PNG than this is stored as a JPEG.
 LARGEST_PNG = 400_000
-# Characters of base64 that all photographs together may take; with the 4.8 MB of plotly.js the page
-# stays below 15 MB.
+# All photographs together may take so many characters of base64; with the 4.8 MB of plotly.js the
+# page stays below 15 MB.
 PHOTOGRAPH_BUDGET = 9_500_000
 MOST_PHOTOGRAPHS = 12
-# Side in pixels of the blocks among which the one with the most detail is looked for.
+# The most detailed block is searched among blocks of this side in pixels.
 DETAIL_BLOCK = 48
 # Factors by which differences may be amplified, and the share of pixels that may then saturate.
 AMPLIFICATIONS = (16, 12, 8, 6, 4, 3, 2, 1)
@@ -43,10 +43,8 @@ SATURATED_SHARE = 0.01
 
 @dataclass(kw_only=True)
 class Photograph:
-    """One held-out photograph on the page: data URIs of its pictures and difference maps.
-
-    ``focus`` is where the magnified detail starts, as fractions of width and height.
-    """
+    """One held-out photograph on the page: data URIs of its pictures and difference maps. The
+    magnified detail starts at ``focus``, in fractions of width and height."""
 
     name: str
     width: int
@@ -59,12 +57,13 @@ class Photograph:
 
     @property
     def size(self) -> int:
-        """Characters that it adds to the page."""
+        """The characters that the photograph adds to the page."""
         return sum(map(len, [self.thumbnail, *self.pictures.values(), *self.differences.values()]))
 
 
 def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int]:
-    """The evaluated photographs that fit on the page, and the amplification of their maps."""
+    """Returns the evaluated photographs that fit on the page, and the amplification of their
+    maps."""
     if run.evaluation is None:
         return [], 1
     shown, amplification = embedded(run.evaluation, metric, lambda name: load_pictures(run, name))
@@ -76,12 +75,10 @@ def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int
 def embedded(
     evaluation: Evaluation, metric: str | None, load: Callable[[str], dict[str, np.ndarray]]
 ) -> tuple[list[Photograph], int]:
-    """The photographs that fit on the page, and the amplification of their maps.
-
-    ``load`` gives the pictures of a photograph, none where there are none. Where the photographs
-    don't all fit, they are spread evenly from the smallest to the largest gain in ``metric``, so
-    that the page doesn't show the best alone.
-    """
+    """Returns the photographs that fit on the page, and the amplification of their maps. ``load``
+    returns a photograph's pictures, which may be none. If not all photographs fit, they are spread
+    evenly from the smallest to the largest gain in ``metric``, so that the page doesn't show the
+    best alone."""
     chosen = _spread(evaluation, metric)
     loaded = [(image, load(image.name)) for image in chosen]
     present = [(image, pictures) for image, pictures in loaded if pictures]
@@ -97,7 +94,7 @@ def embedded(
 
 
 def training_picture(file: Location) -> tuple[str, int, int]:
-    """``(data URI, width, height)`` of a picture that training left.
+    """Returns ``(data URI, width, height)`` of a picture that training left.
 
     Raises:
         QdmrError: the file is no readable image.
@@ -106,7 +103,7 @@ def training_picture(file: Location) -> tuple[str, int, int]:
 
 
 def embedded_picture(pixels: np.ndarray) -> tuple[str, int, int]:
-    """``(data URI, width, height)`` of uint8 ``(H, W, 3)``, reduced where it is very large."""
+    """Returns ``(data URI, width, height)`` of uint8 ``(H, W, 3)``, reduced if very large."""
     image = Image.fromarray(pixels)
     image.thumbnail((TRAINING_SIDE, TRAINING_SIDE), Image.Resampling.LANCZOS)
     uri = _uri(image, "PNG")
@@ -116,7 +113,7 @@ def embedded_picture(pixels: np.ndarray) -> tuple[str, int, int]:
 
 
 def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
-    """The pictures of one photograph that are there: input, stages in order, ground truth."""
+    """Returns one photograph's existing pictures: input, stages in order, ground truth."""
     root = run.place.join("evaluation")
     folder = root.join(name)
     if not lies_below(folder, root, name):
@@ -145,7 +142,7 @@ def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
 
 
 def _spread(evaluation: Evaluation, metric: str | None) -> list[PhotographResult]:
-    """At most ``MOST_PHOTOGRAPHS``, ordered so that any first few are spread over the gains."""
+    """Returns at most ``MOST_PHOTOGRAPHS``, any first few of which are spread over the gains."""
     images, last = evaluation.per_image, last_stage(evaluation)
     if last is None or metric is None:
         return list(images[:MOST_PHOTOGRAPHS])
@@ -161,7 +158,7 @@ def _spread(evaluation: Evaluation, metric: str | None) -> list[PhotographResult
 
 
 def _bisected(length: int, wanted: int) -> Iterator[int]:
-    """``wanted`` places spread over ``length``: both ends, then the middle, then the quarters."""
+    """Yields ``wanted`` places spread over ``length``: both ends, the middle, then the quarters."""
     wanted = min(length, wanted)
     if wanted <= 2:
         yield from range(wanted)
@@ -179,7 +176,7 @@ def _bisected(length: int, wanted: int) -> Iterator[int]:
 
 
 def lies_below(folder: Location, root: Location, name: str) -> bool:
-    """Whether ``name`` leads to a folder in ``root`` and not out of it, nor over a link."""
+    """Returns whether ``name`` leads to a folder in ``root``, neither out of it nor over a link."""
     if "\0" in name or {"", ".", ".."} & set(name.split("/")):
         return False
     if folder.local_path is None or root.local_path is None:
@@ -188,7 +185,8 @@ def lies_below(folder: Location, root: Location, name: str) -> bool:
 
 
 def _amplification(sets: Sequence[dict[str, np.ndarray]]) -> int:
-    """The largest factor at which hardly any pixel of the inputs saturates, one for the page."""
+    """Returns the largest factor at which hardly any pixel of the inputs saturates, one per
+    page."""
     samples = [
         absolute_error(pictures[INPUT], pictures[GROUND_TRUTH]).ravel()
         for pictures in sets
@@ -224,10 +222,8 @@ def _embed(name: str, pictures: dict[str, np.ndarray], amplification: int) -> Ph
 
 
 def _most_detailed(image: np.ndarray) -> tuple[float, float]:
-    """Centre of the block with the strongest edges, as fractions (x, y) of width and height.
-
-    Chosen from the ground truth alone: a choice by gain would flatter the method.
-    """
+    """Returns the centre of the block with the strongest edges, as fractions (x, y) of width and
+    height. Only the ground truth decides: a choice by gain would flatter the method."""
     grey = image.mean(axis=2, dtype=np.float32)
     rows, columns = grey.shape[0] // DETAIL_BLOCK, grey.shape[1] // DETAIL_BLOCK
     if rows == 0 or columns == 0:
@@ -253,7 +249,7 @@ def _uri(image: Image.Image, kind: str, *, quality: int = 0) -> str:
     buffer = io.BytesIO()
     if kind == "JPEG":
         # subsampling=0 keeps colour at full resolution: lateral colour is one of the aberrations.
-        # No optimize=True: with it, Pillow fails on pictures that hardly compress.
+        # With optimize=True, Pillow fails on pictures that hardly compress.
         image.save(buffer, format=kind, quality=quality, subsampling=0)
     else:
         image.save(buffer, format=kind, optimize=True)

@@ -1,8 +1,6 @@
-"""What a run folder holds, read for its report: its settings or an evaluation have to be there.
-
-A part that is missing or broken becomes a line in ``RunData.problems`` instead of an error, since
-a report is wanted most for the run that went wrong.
-"""
+"""Reads a run folder for its report; its settings or an evaluation have to be there. A part that is
+missing or broken becomes a line in ``RunData.problems`` instead of an error, since a report is
+wanted most for the run that went wrong."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
 
 PICTURE_SUFFIX = ".png"
-# Settings that weigh a loss term; at 0 the term is off.
+# These settings weigh a loss term; at 0 the term is off.
 TERMS = frozenset(
     {
         "l1",
@@ -49,11 +47,9 @@ D = TypeVar("D", bound=Document)
 
 @dataclass(frozen=True, kw_only=True)
 class StageCurves:
-    """``metrics.jsonl`` of one stage: per scalar its iterations and values, in order.
-
-    A value that is not finite is ``None``. ``seconds`` is the time between the first and the last
-    line, ``None`` where it isn't known.
-    """
+    """``metrics.jsonl`` of one stage: per scalar its iterations and values, in order. A value that
+    is not finite is ``None``. ``seconds`` is the time between the first and the last line, ``None``
+    where it isn't known."""
 
     scalars: dict[str, tuple[list[int], list[float | None]]]
     iterations: int
@@ -62,8 +58,8 @@ class StageCurves:
 
 @dataclass(kw_only=True)
 class RunData:
-    """A run, or an evaluation alone, as its report shows it; ``problems`` says what could not be
-    read. ``config_text`` is empty where there are no settings."""
+    """A run, or an evaluation alone, for its report; ``problems`` names what could not be read, and
+    ``config_text`` is empty where there are no settings."""
 
     place: Location
     config: dict[str, Any]
@@ -86,7 +82,7 @@ class RunData:
         return bool(self.config_text)
 
     def pictures(self, stage: str) -> list[Location]:
-        """The pictures that the stage's training left, sorted by name."""
+        """Returns the pictures that the stage's training left, sorted by name."""
         folder = self.place.join(stage, PICTURES_FOLDER)
         return [file for file in folder.list() if file.name.endswith(PICTURE_SUFFIX)]
 
@@ -135,7 +131,8 @@ def _read_config(place: Location) -> tuple[dict[str, Any], str]:
 
 
 def _read_document(kind: type[D], file: Location, problems: list[str]) -> D | None:
-    """The document in ``file``; ``None`` where it is missing, or broken, which is a problem."""
+    """Returns the document in ``file``, ``None`` where it is missing or broken; adds a broken one
+    to ``problems``."""
     try:
         return kind.read_if_there(file)
     except QdmrError as error:
@@ -144,12 +141,12 @@ def _read_document(kind: type[D], file: Location, problems: list[str]) -> D | No
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number, which true and false aren't."""
+    """Returns whether a JSON value is a number, which true and false aren't."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def switched_off(run: RunData) -> list[str]:
-    """Names of the run's loss terms whose weight is 0, as in ``stages.vqgan.semantic``."""
+    """Returns the run's loss terms with weight 0, as ``stages.vqgan.semantic``."""
     sections = run.config.get("stages")
     if not isinstance(sections, Mapping):
         return []
@@ -163,7 +160,7 @@ def switched_off(run: RunData) -> list[str]:
 
 
 def _stages(run: RunData) -> list[str]:
-    """The stages that the settings run, in their order, then whatever else has left something."""
+    """Returns the stages of the settings in their order, then others that have left files."""
     configured = run.config.get("run")
     names = [str(name) for name in configured] if isinstance(configured, list) else []
     names = list(dict.fromkeys(filter(_is_plain_name, names)))
@@ -208,5 +205,5 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
 
 
 def _is_plain_name(name: str) -> bool:
-    """A folder directly inside the run, not a path that leads out of it."""
+    """Returns whether a name is a folder directly in the run, not a path that leads out of it."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -1,4 +1,4 @@
-"""What ``viewer.html.j2`` needs to compare photographs with a slider and in detail."""
+"""The variables of ``viewer.html.j2``, which compares photographs with a slider and in detail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def viewer_content(
     amplification: int,
     labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The template's variables; ``amplification`` is that of the difference maps."""
+    """Returns the template's variables; ``amplification`` is that of the difference maps."""
     return {
         "photographs": photographs,
         "viewer": _data(evaluation, photographs, labels or {}),
@@ -33,7 +33,7 @@ def viewer_content(
 def _data(
     evaluation: Evaluation | None, photographs: list[Photograph], labels: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the page's script needs to compare the photographs; JSON only."""
+    """Returns what the page's script needs to compare the photographs; JSON only."""
     if evaluation is None:
         return {"photographs": []}
     by_name = {image.name: image.values for image in evaluation.per_image}

@@ -1,15 +1,14 @@
 """Charts of a sweep as Plotly figures: over its trials, iterations, parameters and variants.
 
-Optuna has plots of these names (``optuna.visualization``). By their code, a user would lose
-something by every one of them:
+Optuna has plots of these names (``optuna.visualization``), each of which would lose something:
 
-- history, slice and Pareto front leave out trials that were stopped, fail or still run, and tell
+- history, slice and Pareto front leave out trials that were stopped, fail or still run, and show
   neither the baseline nor a trial's settings; a trial whose settings lie outside the search space
   (the experiment's own often do) can't be made an Optuna trial at all;
 - intermediate values gives every trial a colour of its own, so that best, baseline and stopped
   trials aren't told apart;
 - parallel coordinates are a WebGL trace that compiles code at run time, which the page's content
-  policy forbids, and that says nothing about the line under the pointer;
+  policy forbids, and that doesn't name the line under the pointer;
 - importances would be computed anew, by a random forest, where ``sweep.json`` holds those that the
   search reported.
 
@@ -73,17 +72,17 @@ BEST_COLOUR, BASELINE_COLOUR = "var(--best)", "var(--s2)"
 SHADES = 7
 # A golden share spreads the trials of a category evenly, whatever their number.
 GOLDEN = 0.6180339887
-# How much of a category's width its trials, and lines that still have to meet, are spread over.
+# Trials, and lines that still have to meet, are spread over these shares of a category's width.
 SPREAD, LINE_SPREAD = 0.6, 0.3
 FEWEST_FOR_MEDIAN = 3
-# Labels of choices longer than this are cut; the label under the pointer has them whole.
+# Longer labels of choices are cut; the tooltip shows them whole.
 LONGEST_LABEL = 16
 
 Place = tuple[Trial, float, float, str]
 
 
 def describe(sweep: Sweep, trial: Trial) -> str:
-    """A trial in some lines: state, values and settings."""
+    """Returns some lines about a trial: state, values and settings."""
     values = [
         f"{objective.style.label} {objective.text(value)}"
         for objective, value in zip(sweep.objectives, trial.values, strict=True)
@@ -96,10 +95,8 @@ def describe(sweep: Sweep, trial: Trial) -> str:
 
 
 def running_best(sweep: Sweep, index: int) -> list[tuple[int, float]]:
-    """``(number, value)`` of each trial that was better than all before it, in objective ``index``.
-
-    Trials that were stopped early don't count.
-    """
+    """Returns ``(number, value)`` of each trial that was better in objective ``index`` than all
+    before it. Trials that were stopped early don't count."""
     better = sweep.objectives[index].style.better
     steps: list[tuple[int, float]] = []
     for trial in filter(sweep.counts, sweep.searched):
@@ -110,10 +107,8 @@ def running_best(sweep: Sweep, index: int) -> list[tuple[int, float]]:
 
 
 def draw_history(sweep: Sweep, index: int) -> Chart | None:
-    """The value of each trial over its number; those that failed without one stand on the axis.
-
-    ``None`` where no trial has a value.
-    """
+    """Draws the value of each trial over its number; failed trials without one stand on the axis.
+    Returns ``None`` where no trial has a value."""
     objective, trials = sweep.objectives[index], sweep.searched
     known = [value for trial in trials if (value := trial.values[index]) is not None]
     if not known:
@@ -159,7 +154,7 @@ def draw_history(sweep: Sweep, index: int) -> Chart | None:
 
 
 def draw_learning_curves(sweep: Sweep, index: int) -> Chart | None:
-    """What each trial reported over its iterations; ``None`` where none has reported anything."""
+    """Draws each trial's reports over its iterations; returns ``None`` if there are none."""
     objective = sweep.objectives[index]
     curves = [
         (
@@ -175,7 +170,7 @@ def draw_learning_curves(sweep: Sweep, index: int) -> Chart | None:
     curves = [(trial, thinned(points)) for trial, points in curves if points]
     if not curves:
         return None
-    # Those that matter are drawn last, above the others.
+    # The best and the baseline are drawn last, above the others.
     curves.sort(key=lambda curve: (curve[0] is sweep.best, curve[0] is sweep.baseline))
     # Trials that were stopped early, or went wrong, may leave the picture.
     counting = [points for trial, points in curves if sweep.counts(trial)]
@@ -192,7 +187,7 @@ def draw_learning_curves(sweep: Sweep, index: int) -> Chart | None:
                 mode="lines+markers" if ends else "lines",
                 line=line,
                 opacity=1.0 if name in ("best", "baseline") else 0.6,
-                # A sign at the end alone: there the trial was stopped.
+                # Only the end has a sign: there the trial was stopped.
                 marker={
                     "symbol": SYMBOLS[_known_state(trial)][0],
                     "size": [0] * (len(points) - 1) + [8],
@@ -228,11 +223,9 @@ def draw_learning_curves(sweep: Sweep, index: int) -> Chart | None:
 
 
 def draw_parallel(sweep: Sweep) -> Chart | None:
-    """A line per trial across one axis per parameter and one per objective.
-
-    The most important parameter stands beside the objectives. Trials that lack a value have no
-    line; ``None`` where all do.
-    """
+    """Draws a line per trial across one axis per parameter and one per objective; the most
+    important parameter stands beside the objectives. A trial that lacks a value has no line;
+    returns ``None`` where all do."""
     trials = [trial for trial in sweep.searched if None not in trial.values]
     names = sweep.parameters[::-1]
     if not trials or not names:
@@ -322,13 +315,14 @@ def draw_parallel(sweep: Sweep) -> Chart | None:
 
 
 def draw_slices(sweep: Sweep, index: int) -> list[Chart]:
-    """Objective ``index`` over each parameter, the most important first; empty without values."""
+    """Draws objective ``index`` over each parameter, the most important first; empty without
+    values."""
     trials = [trial for trial in sweep.searched if trial.values[index] is not None]
     return [_slice(sweep, index, name, trials) for name in sweep.parameters] if trials else []
 
 
 def draw_importances(sweep: Sweep) -> Chart | None:
-    """A bar per parameter, the longest first; ``None`` where they are not known."""
+    """Draws a bar per parameter, the longest first; returns ``None`` where they are not known."""
     shares = sorted(sweep.importances.items(), key=lambda item: -item[1])
     if not shares:
         return None
@@ -366,10 +360,8 @@ def draw_importances(sweep: Sweep) -> Chart | None:
 
 
 def draw_front(sweep: Sweep, first: int, other: int) -> Chart | None:
-    """Two objectives against each other, the Pareto front connected where they are the only two.
-
-    ``None`` where no trial has both values.
-    """
+    """Draws two objectives against each other, and the line of the Pareto front where they are the
+    only two. Returns ``None`` where no trial has both values."""
     across, up = sweep.objectives[other], sweep.objectives[first]
     x_scale, y_scale = _objective_scale(sweep, other), _objective_scale(sweep, first)
     both = [
@@ -410,10 +402,8 @@ def draw_front(sweep: Sweep, first: int, other: int) -> Chart | None:
 
 
 def draw_variants(sweep: Sweep, index: int) -> Chart | None:
-    """A strip per variant with a dot per seed and a bar at the mean; ``None`` without values.
-
-    A dotted line marks the first variant's mean.
-    """
+    """Draws a strip per variant with a dot per seed, a bar at the mean, and a dotted line at the
+    first variant's mean; returns ``None`` without values."""
     objective, variants = sweep.objectives[index], sweep.searched
     seeded = [sweep.seeded(trial, index) for trial in variants]
     if not any(seeded):
@@ -446,19 +436,19 @@ def draw_variants(sweep: Sweep, index: int) -> Chart | None:
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most ``MOST_POINTS``, the last among them."""
+    """Returns at most ``MOST_POINTS``, the last among them."""
     step = -(-len(points) // MOST_POINTS)
     return list(points[::-1][::step][::-1])
 
 
 def shade(value: float, scale: Scale, better: int) -> int:
-    """From 0 for the worst values of the scale to ``SHADES - 1`` for the best."""
+    """Returns 0 for the worst values of the scale up to ``SHADES - 1`` for the best."""
     fraction = scale.place(value) if better > 0 else 1.0 - scale.place(value)
     return min(SHADES - 1, int(fraction * SHADES))
 
 
 def jittered(trial: Trial, scale: Scale, value: object, spread: float = SPREAD) -> float:
-    """Place of ``value``, moved by the trial's number within a share of its category's width."""
+    """Returns the place of ``value``, moved by the trial's number within its category's width."""
     offset = (trial.number * GOLDEN) % 1.0 - 0.5
     return scale.place(value) + offset * spread * scale.room(value)
 
@@ -506,7 +496,7 @@ def _slice(sweep: Sweep, index: int, name: str, trials: list[Trial]) -> Chart:
 def _medians(
     sweep: Sweep, index: int, name: str, x_scale: Scale, y_scale: Scale
 ) -> list[dict[str, Any]]:
-    """A bar at the median of each category, of the trials that count."""
+    """Returns a bar at the median of each category, of the trials that count."""
     by_place: dict[float, tuple[float, list[float]]] = {}
     for trial in filter(sweep.counts, sweep.searched):
         setting, value = trial.settings.get(name, MISSING), trial.values[index]
@@ -530,7 +520,7 @@ def _medians(
 
 
 def _marks(sweep: Sweep, places: Sequence[Place]) -> list[go.Scatter]:
-    """A sign per trial, a trace per state; rings around the best and the baseline."""
+    """Returns a sign per trial, a trace per state, and rings around the best and the baseline."""
     traces = []
     for state, (symbol, tone) in SYMBOLS.items():
         shown = [place for place in places if _known_state(place[0]) == state]
@@ -546,7 +536,7 @@ def _marks(sweep: Sweep, places: Sequence[Place]) -> list[go.Scatter]:
                         "symbol": symbol,
                         "size": 10,
                         "color": tone,
-                        # Signs that lie upon another stay apart.
+                        # The outline separates signs that overlap.
                         "line": {"width": 1, "color": "var(--card)"},
                     },
                     name=STATE_LABELS[state],
@@ -607,7 +597,8 @@ def _value_axis(scale: Scale) -> dict[str, Any]:
 def _by_trial(
     sweep: Sweep, trials: Iterable[Trial], columns: Sequence[tuple[str, Any]]
 ) -> ChartTable:
-    """A row per trial: its name, its state, and a column per ``(head, cell of a trial)``."""
+    """Returns a row per trial: its name, its state, and a column per ``(head, cell of a
+    trial)``."""
     return ChartTable(
         head=["Trial", "State", *(head for head, _ in columns)],
         rows=[
@@ -629,7 +620,8 @@ def _short(text: str, longest: int = LONGEST_LABEL) -> str:
 def _staircase(
     places: Sequence[tuple[float, float]], better: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """The edge of what the front dominates: corners at the worse of two neighbours' values."""
+    """Returns the edge of the region that the front dominates: corners at the worse of two
+    neighbours' values."""
     corners = [places[0]]
     for before, after in itertools.pairwise(places):
         worse = [

@@ -29,7 +29,7 @@ STATE_LABELS = {
     RUNNING: "running",
     FAILED: "failed",
 }
-# In place of a conditional parameter that did not apply; ``None`` is a value that it may have.
+# Stands for a conditional parameter that did not apply; ``None`` is a value that it may have.
 MISSING = object()
 
 
@@ -53,11 +53,11 @@ class Objective:
 
     @property
     def label(self) -> str:
-        """With its unit, as in ``PSNR dB``."""
+        """The name with its unit, as in ``PSNR dB``."""
         return self.style.full_label
 
     def text(self, value: float | None, *, signed: bool = False) -> str:
-        """``27.10 dB``, ``n/a``."""
+        """Returns ``27.10 dB`` or ``n/a``."""
         text = self.style.text(value, signed=signed)
         if value is None or not self.style.unit:
             return text
@@ -72,23 +72,23 @@ class Trial(TrialRecord):
 
     @property
     def has_value(self) -> bool:
-        """Whether it has a value of any objective."""
+        """Whether the trial has a value of any objective."""
         return any(value is not None for value in self.values)
 
     @property
     def label(self) -> str:
-        """What it is called: its variant's name, else its id."""
+        """The name of the trial's variant, else its id."""
         return self.name or self.id
 
     @property
     def title(self) -> str:
-        """``trial 0003``, ``source-only (trial 0003)``."""
+        """``trial 0003`` or ``source-only (trial 0003)``."""
         return f"{self.name} (trial {self.id})" if self.name else f"trial {self.id}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """A trial trained again with other seeds: per seed its values, per objective mean and std."""
+    """A trial trained again with other seeds: values per seed, mean and std per objective."""
 
     of: str
     seeds: list[str]
@@ -98,21 +98,21 @@ class Repeats:
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation over seeds, the second ``None`` of a single one."""
+    """Mean and standard deviation over seeds; the latter is ``None`` for a single seed."""
 
     mean: float | None
     std: float | None
     seeds: int
 
     def text(self, style: MetricInfo) -> str:
-        """``27.10 ± 0.08``, without the second where it isn't known."""
+        """Returns ``27.10 ± 0.08``, or the mean alone where the deviation isn't known."""
         mean = style.text(self.mean)
         return mean if self.mean is None or self.std is None else f"{mean} ± {style.text(self.std)}"
 
 
 @dataclass(kw_only=True)
 class Sweep:
-    """``sweep.json`` and ``best.yaml``; ``problems`` says what could not be read."""
+    """``sweep.json`` and ``best.yaml``; ``problems`` names what could not be read."""
 
     place: Location
     content: SweepFile
@@ -132,12 +132,12 @@ class Sweep:
 
     @property
     def space(self) -> dict[str, dict[str, Any]]:
-        """What was searched, by parameter."""
+        """The search space, by parameter."""
         return self.content.space
 
     @property
     def importances(self) -> dict[str, float]:
-        """Shares of the differences that each parameter explains, as far as they are known."""
+        """The share of the differences that each parameter explains, as far as it is known."""
         return self.content.importances
 
     @property
@@ -155,7 +155,7 @@ class Sweep:
 
     @property
     def parameters(self) -> list[str]:
-        """The most important first, as far as that is known; then as the space has them."""
+        """The parameters by importance, as far as it is known; then in the order of the space."""
         return sorted(self.space, key=lambda name: -self.importances.get(name, 0.0))
 
     @cached_property
@@ -165,11 +165,12 @@ class Sweep:
         return short_names(dict.fromkeys([*self.space, *named, *self.importances]))
 
     def with_number(self, number: int) -> list[Trial]:
-        """A trial and its repeats."""
+        """Returns a trial and its repeats."""
         return [trial for trial in self.trials if trial.number == number]
 
     def spread(self, trial: Trial, index: int) -> Spread:
-        """Objective ``index`` of a trial and its repeats: as the file has it, else from them."""
+        """Returns objective ``index`` of a trial and its repeats: from the file, else from their
+        values."""
         for repeats in self.repeats:
             if repeats.of == trial.id and repeats.mean[index] is not None:
                 count = sum(row[index] is not None for row in repeats.values)
@@ -177,7 +178,7 @@ class Sweep:
         return spread([value for _, value in self.seeded(trial, index)])
 
     def seeded(self, trial: Trial, index: int) -> list[tuple[Trial, float]]:
-        """The trial and its repeats with their values, as far as they have a result."""
+        """Returns the trial and its repeats with their values, as far as they have a result."""
         return [
             (seeded, value)
             for seeded in self.with_number(trial.number)
@@ -185,21 +186,21 @@ class Sweep:
         ]
 
     def scale_values(self, index: int) -> list[float]:
-        """The values that an axis has to show: the results, or all where there are hardly any.
-
-        Trials that were stopped early stand below the others and would squeeze them together.
-        """
+        """Returns the values that an axis has to show: the results, or all where there are
+        hardly any. Trials that were stopped early stand below the others and would squeeze them
+        together."""
         known = [(t, v) for t in self.searched if (v := t.values[index]) is not None]
         results = [value for trial, value in known if self.counts(trial)]
         return results if len(set(results)) > 1 else [value for _, value in known]
 
     def counts(self, trial: Trial) -> bool:
-        """Whether its value is a result: one that was stopped early could have become better."""
+        """Returns whether a trial's value is a result: one stopped early could have become
+        better."""
         return trial.state == FINISHED or trial is self.best or trial in self.front
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of ``values``, of which there may be none."""
+    """Returns the spread of ``values``, of which there may be none."""
     return Spread(
         statistics.fmean(values) if values else None,
         statistics.stdev(values) if len(values) > 1 else None,
@@ -208,14 +209,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def setting_text(value: Any) -> str:
-    """A setting's value as it is written in an experiment, numbers with four digits."""
+    """Returns a setting's value as an experiment writes it, numbers with four digits."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """``stages.uda.gan`` becomes ``gan``, or ``uda.gan`` where another ends in ``.gan``."""
+    """Shortens ``stages.uda.gan`` to ``gan``, or to ``uda.gan`` where another ends in ``.gan``."""
     parts = {name: name.split(".") for name in names}
     short = dict.fromkeys(parts, "")
     length = 0

@@ -1,4 +1,4 @@
-"""The figures of a sweep as its report shows them: headline and tiles."""
+"""The key numbers of a sweep's report: headline and tiles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qdmr_ray.report.sweep.data import FINISHED, STATE_LABELS, STOPPED, Sweep, T
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A key figure; ``gain`` is against the baseline, its ``verdict`` ``better`` or ``worse``."""
+    """A key number; ``gain`` is against the baseline, its ``verdict`` ``better`` or ``worse``."""
 
     label: str
     value: str
@@ -23,7 +23,7 @@ class Tile:
 
 
 def headline(sweep: Sweep) -> str:
-    """The sweep in one sentence or two, whether it found something or not."""
+    """Returns the sweep in a sentence or two, whether it found something or not."""
     trials = sweep.searched
     count = counted(len(trials), "variant" if sweep.is_ablation else "trial")
     if not any(sweep.counts(trial) and None not in trial.values for trial in trials):
@@ -53,7 +53,7 @@ def headline(sweep: Sweep) -> str:
 
 
 def tiles(sweep: Sweep) -> list[Tile]:
-    """Trials by state, best and baseline of each objective, stages trained and time."""
+    """Returns trials by state, best and baseline of each objective, stages trained and time."""
     own = reference(sweep)
     repeated = len(sweep.trials) - len(sweep.searched)
     seeds = [f"and {counted(repeated, 'repeat')} with other seeds"] if repeated else []
@@ -68,7 +68,7 @@ def tiles(sweep: Sweep) -> list[Tile]:
         best = champion(sweep, index)
         if best is not None:
             shown.append(_value_tile(sweep, "Best", index, best, own))
-        # With several objectives the gains tell what the baseline's own tiles would.
+        # With several objectives, the gains make the baseline's own tiles superfluous.
         if own is not None and own is not best and len(sweep.objectives) == 1:
             name = "First" if own is not sweep.baseline else "Baseline"
             shown.append(_value_tile(sweep, name, index, own))
@@ -89,7 +89,7 @@ def tiles(sweep: Sweep) -> list[Tile]:
 
 
 def facts(sweep: Sweep) -> list[tuple[str, str]]:
-    """The line under the title."""
+    """Returns the line under the title."""
     metrics = "; ".join(
         f"{objective.name}, {'maximised' if objective.style.better > 0 else 'minimised'}"
         for objective in sweep.objectives
@@ -109,14 +109,14 @@ def facts(sweep: Sweep) -> list[tuple[str, str]]:
 
 
 def reference(sweep: Sweep) -> Trial | None:
-    """What others are compared with: the baseline; the first variant of an ablation without."""
+    """Returns what others are compared with: the baseline, or an ablation's first variant."""
     if sweep.baseline is None and sweep.is_ablation and sweep.searched:
         return sweep.searched[0]
     return sweep.baseline
 
 
 def champion(sweep: Sweep, index: int) -> Trial | None:
-    """The trial that is best in one objective."""
+    """Returns the trial that is best in one objective."""
     if len(sweep.objectives) == 1:
         return sweep.best
     better = sweep.objectives[index].style.better
@@ -129,13 +129,13 @@ def champion(sweep: Sweep, index: int) -> Trial | None:
 
 
 def result(sweep: Sweep, trial: Trial, index: int) -> float | None:
-    """What a trial is judged by: its value; of a variant the mean over its seeds."""
+    """Returns what judges a trial: its value, or a variant's mean over its seeds."""
     mean = sweep.spread(trial, index).mean if sweep.is_ablation else None
     return trial.values[index] if mean is None else mean
 
 
 def stages_taken(sweep: Sweep) -> int:
-    """Stages that trials took from the shared store instead of training them."""
+    """Returns how many stages trials took from the shared store instead of training them."""
     return sum(
         stage not in trial.trained
         for trial in sweep.trials
@@ -145,14 +145,14 @@ def stages_taken(sweep: Sweep) -> int:
 
 
 def state_counts(trials: list[Trial]) -> str:
-    """``31 finished, 8 stopped early, 1 failed``."""
+    """Returns ``31 finished, 8 stopped early, 1 failed``."""
     counts = Counter(trial.state for trial in trials)
     order = [*STATE_LABELS, *(state for state in counts if state not in STATE_LABELS)]
     return ", ".join(f"{counts[s]} {STATE_LABELS.get(s, s)}" for s in order if counts[s])
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 trial``, ``40 trials``."""
+    """Returns ``1 trial`` or ``40 trials``."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
 

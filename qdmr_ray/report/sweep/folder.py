@@ -1,4 +1,4 @@
-"""What a sweep's folder holds, read for its report; ``sweep.json`` has to be there."""
+"""Reads a sweep's folder for its report; ``sweep.json`` has to be there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qdmr_ray.storage import Location
 
 
 def is_sweep(place: Location) -> bool:
-    """Whether the folder is a sweep's."""
+    """Returns whether the folder is a sweep's."""
     return place.join(SWEEP_FILE).size() is not None
 
 
@@ -76,7 +76,8 @@ def _objectives(named: list[sweep_file.Objective]) -> list[Objective]:
 
 
 def _style(name: str, better: int) -> MetricInfo:
-    """By the last part of ``uda/validation/psnr``; an unknown metric goes by its full name."""
+    """Returns the style by the last part of ``uda/validation/psnr``, or, of an unknown metric, one
+    with its full name."""
     last = name.rsplit("/", 1)[-1]
     if last.partition("_")[0] in METRICS:
         return replace(metric_info(last), better=better)
@@ -93,6 +94,6 @@ def _best_text(place: Location, problems: list[str]) -> str:
 
 
 def _values(row: Values | None, count: int) -> Values:
-    """``count`` values, ``None`` where one is missing or not finite."""
+    """Returns ``count`` values, ``None`` where one is missing or not finite."""
     known = [finite(value) for value in (row or [])[:count]]
     return known + [None] * (count - len(known))

@@ -29,9 +29,8 @@ class ObjectiveSection:
 
 
 def sweep_page(sweep: Location | Path | str, out: Location | Path | str | None = None) -> str:
-    """Writes the report of a sweep to ``out`` (``SWEEP/report.html``); gives its path or ``s3://…``.
-
-    ``sweep`` is a folder with ``sweep.json``, here or in a store. Pictures are shown of those
+    """Writes a sweep's report to ``out`` (``SWEEP/report.html``); returns its path or ``s3://…``.
+    ``sweep`` is a folder with ``sweep.json``, here or in a store. The report shows pictures of the
     trials whose folders hold an evaluation.
 
     Raises:
@@ -44,7 +43,7 @@ def sweep_page(sweep: Location | Path | str, out: Location | Path | str | None =
 def _render(sweep: Sweep) -> str:
     evaluation, photographs, amplification = compared_photographs(sweep)
     compared = viewer_content(evaluation, photographs, amplification, ROLE_LABELS)
-    # At first the slider is between baseline and best, not between input and best.
+    # The slider starts between baseline and best, not between input and best.
     compared["viewer"]["left"] = BASELINE
     return render(
         "sweep.html.j2",
@@ -85,6 +84,6 @@ def _objective_section(sweep: Sweep, index: int) -> ObjectiveSection:
 
 
 def _fronts(sweep: Sweep) -> list[Chart]:
-    """The first objective with each of the others; none where no trial has both values."""
+    """Draws the first objective against each of the others; none where no trial has both values."""
     drawn = [charts.draw_front(sweep, 0, index) for index in range(1, len(sweep.objectives))]
     return [chart for chart in drawn if chart]

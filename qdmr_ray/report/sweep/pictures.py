@@ -18,11 +18,9 @@ ROLE_LABELS = {BASELINE: "Baseline", BEST: "Best"}
 
 
 def compared_photographs(sweep: Sweep) -> tuple[Evaluation | None, list[Photograph], int]:
-    """One evaluation in which baseline and best are stages, the photographs that fit on the page,
-    and the amplification of their difference maps.
-
-    Of each trial the last stage is shown. ``None`` where neither trial was evaluated.
-    """
+    """Returns one evaluation in which baseline and best are stages (``None`` where neither trial
+    was evaluated), the photographs that fit on the page, and the amplification of their difference
+    maps. Each trial is shown by its last stage."""
     own = reference(sweep)
     roles = {BASELINE: own, BEST: sweep.best}
     if own is sweep.best:
@@ -40,7 +38,7 @@ def compared_photographs(sweep: Sweep) -> tuple[Evaluation | None, list[Photogra
 
 
 def _evaluated(sweep: Sweep, trial: Trial) -> RunData | None:
-    """The trial's folder with its evaluation; ``None`` without one."""
+    """Returns the trial's folder with its evaluation; ``None`` without one."""
     folder = sweep.place.join(trial.run)
     if not trial.run or not lies_below(folder, sweep.place, trial.run):
         return None
@@ -73,7 +71,7 @@ def _merged(runs: dict[str, RunData]) -> Evaluation:
 
 
 def _pictures(runs: dict[str, RunData], name: str, problems: list[str]) -> dict[str, np.ndarray]:
-    """Input, baseline, best and ground truth of one photograph, as far as they are there."""
+    """Returns input, baseline, best and ground truth of one photograph, as far as they exist."""
     pictures: dict[str, np.ndarray] = {}
     for role, run in runs.items():
         evaluation = run.evaluation

@@ -1,4 +1,4 @@
-"""Where the values of a parameter or a metric stand along an axis, as fractions of its length."""
+"""Places of a parameter's or a metric's values along an axis, as fractions of its length."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from qdmr_ray.report.sweep.data import MISSING, setting_text
 NOT_USED = "not used"
 # Shares of an axis that a slot takes, and the gap between the slots and the rest.
 SLOT, GAP = 0.16, 0.06
-# Values further below (or above) the middle half of all than this many times its width stand at
-# the edge: one trial that went wrong must not flatten the rest. As box plots do, and then some.
+# A value further from the middle half of all values than this many times its width stands at the
+# edge: one trial that went wrong must not flatten the rest. (Box plots use a smaller factor.)
 FENCE = 3.0
 FEWEST_FOR_FENCE = 8
 # Whole numbers in a range of at most this many stand side by side, as choices do.
@@ -26,11 +26,9 @@ WANTED_TICKS, MOST_LOG_TICKS = 5, 6
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """An axis of numbers from ``low`` to ``high``, or of ``choices`` at even distances.
-
-    Below either stand ``slots`` for what has no place there: a parameter that was not used, or 0
-    on a logarithmic axis.
-    """
+    """An axis of numbers from ``low`` to ``high``, or of ``choices`` at even distances. Below
+    either stand ``slots`` for values without a place there: an unused parameter, or 0 on a
+    logarithmic axis."""
 
     low: float = 0.0
     high: float = 1.0
@@ -40,21 +38,22 @@ class Scale:
     slots: tuple[str, ...] = ()
 
     def place(self, value: Any) -> float:
-        """The fraction at which ``value`` stands; numbers beyond the ends stand at the end."""
+        """Returns the fraction at which ``value`` stands; numbers beyond the ends stand at the
+        end."""
         slot = self._slot_of(value)
         if slot is not None:
             return (self.slots.index(slot) + 0.5) * SLOT
         return self._start + (1.0 - self._start) * self._fraction(value)
 
     def room(self, value: Any) -> float:
-        """How wide the place is that ``value`` shares with its like; 0 for a number."""
+        """Returns the width of the place that ``value`` shares with its like; 0 for a number."""
         if self._slot_of(value) is not None:
             return SLOT
         return self._step if self.choices else 0.0
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Places with their labels."""
+        """The places of the ticks with their labels."""
         slots = [((index + 0.5) * SLOT, slot) for index, slot in enumerate(self.slots)]
         if self.choices:
             return slots + [
@@ -65,7 +64,7 @@ class Scale:
 
     @property
     def numbers(self) -> list[float]:
-        """Round numbers between the ends, whole ones where the values are."""
+        """Round numbers between the ends, whole ones where the values are whole."""
         if self.low == self.high:
             return [self.low]
         ticks = round_ticks(self.low, self.high, logarithmic=self.logarithmic)
@@ -83,7 +82,7 @@ class Scale:
         )
 
     def held(self, value: float) -> float:
-        """``value`` within the ends."""
+        """Returns ``value`` limited to the ends."""
         return min(max(value, self.low), self.high)
 
     @property
@@ -117,10 +116,9 @@ class Scale:
 
 
 def parameter_scale(spec: Mapping[str, Any], observed: Sequence[Any]) -> Scale:
-    """The axis of a parameter with its entry of the search space and the values it took.
-
-    What the trials took outside the space (the experiment's own settings may) has its place too.
-    """
+    """Returns the axis of a parameter from its entry in the search space and its observed values,
+    which may lie outside the space, as the experiment's own settings may; these have their places
+    too."""
     known = [value for value in observed if value is not MISSING]
     choices, ends = spec.get("choice"), spec.get("float", spec.get("int"))
     if not _is_range(ends):
@@ -145,10 +143,8 @@ def parameter_scale(spec: Mapping[str, Any], observed: Sequence[Any]) -> Scale:
 
 
 def metric_scale(values: Sequence[float], better: int) -> Scale:
-    """The axis of a metric, with some air; logarithmic where its values fall far.
-
-    Values much worse than the rest stand at its end, where ``better`` is not 0.
-    """
+    """Returns the axis of a metric, with a margin; logarithmic where its values fall far. Values
+    much worse than the rest stand at its end, where ``better`` is not 0."""
     if not values:
         return Scale()
     low, high = _fenced(values, better)
@@ -160,7 +156,7 @@ def metric_scale(values: Sequence[float], better: int) -> Scale:
 
 
 def round_ticks(low: float, high: float, *, logarithmic: bool) -> list[float]:
-    """Round numbers inside the range: steps of 1, 2 or 5, or decades."""
+    """Returns round numbers inside the range: steps of 1, 2 or 5, or decades."""
     if logarithmic:
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
@@ -176,14 +172,14 @@ def round_ticks(low: float, high: float, *, logarithmic: bool) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """Up to ten digits, so that neighbouring ticks never read the same."""
+    """Returns up to ten digits, so that neighbouring ticks never read the same."""
     return f"{value:.10g}".replace("e-0", "e-").replace("-", "−")
 
 
 def _with_slots(scale: Scale, observed: Sequence[Any]) -> Scale:
     outside = [value for value in observed if not scale._has_place(value)]
     texts = [NOT_USED if value is MISSING else setting_text(value) for value in outside]
-    # What was not used comes first, at the very end of the axis.
+    # An unused parameter comes first, at the very end of the axis.
     slots = sorted(dict.fromkeys(texts), key=lambda text: (text != NOT_USED, text))
     return replace(scale, slots=tuple(slots))
 
@@ -200,7 +196,7 @@ def _fenced(values: Sequence[float], better: int) -> tuple[float, float]:
 
 
 def _whole_numbers(ends: Sequence[int], step: Any, known: Sequence[Any]) -> list[int]:
-    """The numbers of an integer range and those taken outside it, as far as they are not many."""
+    """Returns the numbers of an integer range and those taken outside it, if they are few."""
     step = step if isinstance(step, int) and step > 0 else 1
     low, high = math.ceil(ends[0]), math.floor(ends[1])
     searched = itertools.islice(range(low, high + 1, step), MOST_WHOLE + 1)

@@ -1,4 +1,4 @@
-"""The tables of a sweep's report: figures on unseen images, seeds, variants, search space."""
+"""The tables of a sweep's report: metrics on unseen images, seeds, variants, search space."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SeedTable:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceRow:
-    """A parameter: which values were searched, when it applies, what it was and became."""
+    """A parameter: its searched values, its condition, its baseline and its best value."""
 
     name: str
     values: str
@@ -53,10 +53,8 @@ class SpaceRow:
 
 
 def unseen_table(sweep: Sweep) -> Table | None:
-    """Figures on the images that the search never saw: the input, the baseline, the best, others.
-
-    Means over the seeds of a trial, where there are several. Gains are against the baseline.
-    """
+    """Returns the metrics on images that the search never saw: the input, the baseline, the best,
+    others; means over a trial's seeds, where there are several. Gains are against the baseline."""
     unseen = sweep.content.test
     if unseen is None:
         return None
@@ -86,7 +84,7 @@ def unseen_table(sweep: Sweep) -> Table | None:
 
 
 def unseen_caption(sweep: Sweep) -> str:
-    """What the table's figures are."""
+    """Returns the caption of the table of unseen images."""
     count = sweep.content.test.images if sweep.content.test else 0
     own = reference(sweep)
     gains = f"the change from {own.name or 'the baseline'} in small print, " if own else ""
@@ -94,7 +92,7 @@ def unseen_caption(sweep: Sweep) -> str:
 
 
 def seed_table(sweep: Sweep) -> SeedTable | None:
-    """A row for each repeated trial and objective; an ablation's seeds are with its variants."""
+    """Returns a row per repeated trial and objective; an ablation's seeds are with its variants."""
     if sweep.is_ablation:
         return None
     seeds = list(dict.fromkeys(seed for repeats in sweep.repeats for seed in repeats.seeds))
@@ -107,10 +105,8 @@ def seed_table(sweep: Sweep) -> SeedTable | None:
 
 
 def variant_table(sweep: Sweep) -> Table | None:
-    """A row per variant of an ablation: mean ± std over its seeds, and its change from the first.
-
-    ``None`` where there are no variants.
-    """
+    """Returns a row per variant of an ablation: mean ± std over its seeds, and its change from the
+    first; ``None`` without variants."""
     if not sweep.is_ablation or not sweep.searched:
         return None
     columns = []
@@ -129,7 +125,7 @@ def variant_table(sweep: Sweep) -> Table | None:
 
 
 def space_table(sweep: Sweep) -> list[SpaceRow]:
-    """What was searched, in the file's order."""
+    """Returns the search space, in the file's order."""
     return [
         SpaceRow(
             name=name,
@@ -143,7 +139,7 @@ def space_table(sweep: Sweep) -> list[SpaceRow]:
 
 
 def called(sweep: Sweep, trial: Trial) -> str:
-    """``Best: trial 0003``."""
+    """Returns ``Best: trial 0003``."""
     if sweep.is_ablation:
         return trial.label
     roles = [("Baseline", sweep.baseline), ("Best", sweep.best)]
@@ -152,7 +148,7 @@ def called(sweep: Sweep, trial: Trial) -> str:
 
 
 def _unseen_figures(sweep: Sweep, trial: Trial) -> list[dict[str, float | None]]:
-    """Of the trial and its repeats with other seeds."""
+    """Returns the metrics on unseen images of the trial and its repeats with other seeds."""
     known = sweep.content.test.trials if sweep.content.test else {}
     return [known[seeded.id] for seeded in sweep.with_number(trial.number) if seeded.id in known]
 
@@ -165,7 +161,7 @@ def _unseen_values(sweep: Sweep, trial: Trial, metric: str) -> list[float]:
 def _column(
     style: MetricInfo, spreads: Sequence[Spread], own: int | None, notes: Sequence[str]
 ) -> list[Cell]:
-    """A cell per row, with its change from row ``own`` and with the best marked."""
+    """Returns a cell per row, with its change from row ``own`` and with the best marked."""
     known = [row.mean * style.better for row in spreads if row.mean is not None]
     cells = []
     for place, (row, note) in enumerate(zip(spreads, notes, strict=True)):
@@ -201,7 +197,7 @@ def _seed_row(sweep: Sweep, repeats: Repeats, index: int, seeds: list[str]) -> S
 
 
 def _seeds_text(style: MetricInfo, values: list[float]) -> str:
-    """``3 seeds: 26.65, 26.62, 26.66``; nothing of none."""
+    """Returns ``3 seeds: 26.65, 26.62, 26.66``, or an empty text without values."""
     if not values:
         return ""
     seeds = f"{len(values)} seed{'s' * (len(values) != 1)}"
@@ -223,7 +219,7 @@ def _searched_values(spec: dict[str, Any]) -> str:
 
 
 def _condition(when: Any) -> str:
-    """``feature_gan is 0.01 or 0.1``."""
+    """Returns a text such as ``feature_gan is 0.01 or 0.1``."""
     if not isinstance(when, dict):
         return ""
     return " and ".join(

@@ -1,4 +1,4 @@
-"""The table of a sweep's trials: state, values, settings and what each of them cost."""
+"""The table of a sweep's trials: state, values, settings and cost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TrialTable:
 
 
 def trial_table(sweep: Sweep, trials: Sequence[Trial]) -> TrialTable:
-    """Every given trial with state, values, settings and what it cost."""
+    """Returns every given trial with its state, values, settings and cost."""
     names = list(dict.fromkeys([*sweep.space, *(n for trial in trials for n in trial.settings)]))
     ranks = {name: _ranks(trials, name) for name in names}
     rows = []
@@ -75,7 +75,7 @@ def trial_table(sweep: Sweep, trials: Sequence[Trial]) -> TrialTable:
 
 
 def _ranks(trials: Sequence[Trial], name: str) -> dict[str, int]:
-    """What texts among a setting's values sort by; empty where all are numbers."""
+    """Returns sorting keys of texts among a setting's values; empty where all are numbers."""
     values = [trial.settings[name] for trial in trials if name in trial.settings]
     if all(map(is_number, values)):
         return {}
