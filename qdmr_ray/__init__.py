@@ -5,8 +5,8 @@
     run = train(load_experiment(Path("experiments/demo.yaml")), storage="runs")
     print(evaluate(run)["stages"])
 
-Each function does what the command of its name does. They are imported when they are first asked
-for: ``import qdmr_ray`` itself imports neither Ray nor PyTorch.
+Each function does what the command of its name does. It is imported at its first use: ``import
+qdmr_ray`` itself imports neither Ray nor PyTorch.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ __all__ = [
     "train",
 ]
 _FUNCTIONS = "qdmr_ray.api"
-# Public functions that share their name with a subpackage.
+# These public functions share their name with a subpackage.
 _PACKAGES = ("train", "evaluate", "restore")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public function when it is first asked for."""
+    """Imports a public function at its first use."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _PACKAGES:
@@ -55,11 +55,10 @@ def __getattr__(name: str) -> Any:
 class CallablePackage(ModuleType):
     """A subpackage that can be called like the public function of its name.
 
-    ``qdmr_ray.train`` is both: the function that users import, and the package with the modules
-    that it is made of. Python binds a subpackage to its parent's attribute whenever anybody
-    imports it, so a function of that name would be there or not depending on the order of imports.
-    As a callable module it is always both, for attribute look-ups such as
-    ``qdmr_ray.train.run`` too. Type checkers see the plain function.
+    ``qdmr_ray.train`` is both the function that users import and the package of its modules. Python
+    binds a subpackage to its parent's attribute at any import of it, so a plain function of that
+    name would exist or not depending on the order of imports. A callable module is always both, for
+    attribute look-ups such as ``qdmr_ray.train.run`` too. Type checkers see the plain function.
     """
 
     def _function(self) -> Any:

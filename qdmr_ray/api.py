@@ -1,8 +1,6 @@
-"""The public functions: what a command of ``qdmr`` does, the function of that name does.
-
-They are imported from the package itself: ``from qdmr_ray import load_experiment, train``. The
-modules that do the work are imported when a function is called.
-"""
+"""The public functions: each does what the ``qdmr`` command of its name does. Import them from the
+package itself: ``from qdmr_ray import load_experiment, train``. The modules that do the work are
+imported when a function is called."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ __all__ = [
 
 # A folder or file: a local path, an s3:// address, or a location that another function returned.
 Place = str | PathLike[str] | Location
-# Called with the number of items that are done, and with the number of all.
+# Called with the number of finished items and the number of all.
 Progress = Callable[[int, int], None]
 
 
@@ -51,17 +49,15 @@ def train(
     store: Place | None = None,
     say: Callable[[str], None] = print,
 ) -> Location:
-    """Trains the stages of an experiment, and returns the run folder.
-
-    Called again with an experiment of the same name and the same ``storage``, it resumes. Ray is
-    joined, or started on this machine, unless it runs already.
+    """Trains the stages of an experiment, and returns the run folder. A second call with the same
+    name and ``storage`` resumes. Unless Ray runs already, this joins or starts it.
 
     Args:
-        experiment: what :func:`load_experiment` returns.
+        experiment: the result of :func:`load_experiment`.
         storage: the folder, local or ``s3://``, in which the run's folder lies.
         stages: names of stages to train, in order; all of ``experiment.run`` by default.
-        store: a folder in which runs share trained stages: what is there already is copied.
-        say: is given each line of news.
+        store: a folder in which runs share trained stages: those that it holds are copied.
+        say: receives each line of news.
 
     Raises:
         QdmrError: data, weights or an earlier run of that name don't fit, or training failed.
@@ -85,16 +81,15 @@ def sweep(
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
 ) -> SweepFile:
-    """Trains a sweep's trials, writes its report, and returns what ``sweep.json`` holds.
-
-    Called again with a plan of the same name and the same ``storage``, it resumes.
+    """Trains a sweep's trials, writes its report, and returns the content of ``sweep.json``. A
+    second call with the same name and ``storage`` resumes.
 
     Args:
-        plan: what :func:`load_sweep` returns.
+        plan: the result of :func:`load_sweep`.
         storage: the folder, local or ``s3://``, in which the sweep's folder lies.
-        retry_failed: whether trials that have failed begin again.
-        say: is given each line of news.
-        progress: is called with the trials that have ended, where the number of all is known.
+        retry_failed: whether failed trials begin again.
+        say: receives each line of news.
+        progress: is called with the number of ended trials, where the number of all is known.
 
     Raises:
         QdmrError: data or an earlier sweep of that name don't fit, or too many trials failed.
@@ -119,17 +114,17 @@ def evaluate(
     progress: Progress | None = None,
     codebook_progress: Progress | None = None,
 ) -> Evaluation:
-    """Restores and measures a test set with a run's stages; returns what ``evaluation.json`` holds.
-
-    Called again for the same models, data and settings, it goes on where it was interrupted.
+    """Restores and measures a test set with a run's stages; returns the content of
+    ``evaluation.json``. A second call for the same models, data and settings goes on after an
+    interruption.
 
     Args:
         run: a run folder, or the ``final`` folder of one stage.
         data: the packed dataset; the run's own by default.
         out: the folder that the evaluation is written to; the run's by default.
         overrides: settings such as ``"evaluation.lpips=true"`` in place of the run's.
-        progress: is called with the photographs that are done.
-        codebook_progress: is called with the crops that are encoded for the codebook's view.
+        progress: is called with the number of finished photographs.
+        codebook_progress: is called with the number of crops encoded for the codebook's view.
 
     Raises:
         QdmrError: nothing is trained there, there is no test set, or a file is damaged.
@@ -175,18 +170,18 @@ def restore(
     """Corrects one photograph in memory, or files into the folder ``out``.
 
     Args:
-        photographs: an array ``(H, W, 3)`` of uint8 or uint16 RGB, for which the corrected array
-            of the same type is returned; or files, folders and patterns such as ``"night/*.jpg"``,
-            for which the list of failures is returned, empty if all went well.
-        checkpoint: a stage's ``final`` folder, or what ``qdmr_ray.models.files.load_model`` made
-            of one. For many arrays, load it once.
+        photographs: an array ``(H, W, 3)`` of uint8 or uint16 RGB, for which the corrected array of
+            the same type is returned; or files, folders and patterns such as ``"night/*.jpg"``, for
+            which the list of failures is returned, empty if all went well.
+        checkpoint: a stage's ``final`` folder, or the result of
+            ``qdmr_ray.models.files.load_model`` for one, which is loaded once for many arrays.
         out: the folder that corrected files are written to, under their own names.
         settings: memory, precision and device.
-        report: is told about each file as it is done.
+        report: is told about each finished file.
 
     Raises:
-        QdmrError: the array has another type or shape, no photograph is found, or the checkpoint
-            or ``out`` can't be used.
+        QdmrError: the array has another type or shape, no photograph is found, or the checkpoint or
+            ``out`` can't be used.
     """
     import numpy as np
 

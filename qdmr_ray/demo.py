@@ -19,7 +19,7 @@ from qdmr_ray.errors import QdmrError
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.results import Evaluation
 
-# Called with a step's name, the items that are done, and the items in all.
+# Called with a step's name, the number of finished items and the number of all.
 Progress = Callable[[str, int, int], None]
 
 
@@ -38,7 +38,8 @@ def find_experiment(name: str) -> Path:
 
 
 def demo_experiment(out: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """The demo's experiment, on the data that :func:`make_demo_data` packs below ``out``."""
+    """Returns the demo's experiment, on the data that :func:`make_demo_data` packs below
+    ``out``."""
     experiment = load_experiment(find_experiment("demo"), overrides, name=out.name)
     path = experiment.data.path or str(out / "data" / "packed")
     return replace(experiment, data=replace(experiment.data, path=path))
@@ -67,9 +68,8 @@ def make_demo_data(out: Path, progress: Progress) -> None:
 def run_demo(
     out: Path, *, overrides: Sequence[str] = (), say: Callable[[str], None], progress: Progress
 ) -> Evaluation:
-    """Builds the data, trains the stages, evaluates and reports into ``out``.
-
-    Returns the evaluation. Called again on the same folder, it continues where it stopped.
+    """Builds the data, trains the stages, evaluates and reports into ``out``; returns the
+    evaluation. A second call for the same folder continues where the first one stopped.
 
     Raises:
         QdmrError: the first step that fails.

@@ -28,7 +28,7 @@ LEAST_SHARED_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check; a run fails without what is ``needed``."""
+    """The result of one check; a run fails if a ``needed`` one does."""
 
     what: str
     found: str
@@ -38,11 +38,9 @@ class Finding:
 
 
 def examine(storage: str, address: str | None = None) -> list[Finding]:
-    """Runs every check; none of them stops the others.
-
-    One file is written into ``storage`` and deleted. With ``address``, the jobs API of a cluster,
-    a check tells whether strangers could use that API.
-    """
+    """Runs every check; none of them stops the others. One file is written into ``storage`` and
+    deleted. With ``address``, the jobs API of a cluster, a check tells whether strangers could use
+    that API."""
     return [
         *(_dashboard(address) if address else ()),
         _python(),
@@ -137,7 +135,7 @@ def _dashboard(address: str) -> list[Finding]:
 
 
 def _is_public(host: str) -> bool:
-    """Whether a host's name or address is one that the internet reaches."""
+    """Returns whether a host's name or address is one that the internet reaches."""
     try:
         found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host, None)}
     except OSError:

@@ -1,6 +1,6 @@
 """The error that users see: one line that names file, setting and value, and says what to do."""
 
-# Set in the environment by ``-v``, which shows the traceback of an error; Ray's processes read it.
+# ``-v`` sets this variable, which shows the traceback of an error; Ray's processes read it, too.
 VERBOSE_VARIABLE = "QDMR_VERBOSE"
 
 
@@ -9,18 +9,18 @@ class QdmrError(Exception):
 
 
 class SettingsError(QdmrError, ValueError):
-    """A setting that is unknown, of the wrong type or out of its range; the exit code is 2.
-
-    Also a ``ValueError``, so that pydantic reports it together with the place in the file.
-    """
+    """A setting that is unknown, of the wrong type or out of its range; the exit code is 2. It is
+    also a ``ValueError``, so that pydantic reports it together with the place in the file."""
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message without line breaks; the name of its type where it has no message."""
+    """Returns the error's message without line breaks, or the name of its type without a
+    message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def reason(error: BaseException) -> str:
-    """One line for a list of failures: the message, after the type where it isn't a QdmrError."""
+    """Returns one line for a list of failures: the message, after the type unless it is a
+    QdmrError."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, QdmrError) else f"{type(error).__name__}: {text}"

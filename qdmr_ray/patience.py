@@ -1,11 +1,11 @@
-"""How often the package looks at something and how long it waits, each settable by environment.
+"""Intervals and waits of the package, each of which an environment variable overrides.
 
     QDMR_PATIENCE_CLAIM_STALE=300 qdmr train experiment.yaml
 
-The defaults suit a cluster. A slow shared disk may want longer ones, tests want shorter ones.
-Training workers take the variables of the node that they run on, or of their job
-(``qdmr submit --env``); those of an embedded Ray take the command's. Ray has variables of its own
-for what it waits for: ``RAY_TRAIN_HEALTH_CHECK_INTERVAL_S`` (how often it looks at the workers),
+The defaults suit a cluster. A slow shared disk may need longer ones, tests need shorter ones.
+Training workers read the variables of their node or of their job (``qdmr submit --env``); those of
+an embedded Ray read the command's. Ray has variables of its own:
+``RAY_TRAIN_HEALTH_CHECK_INTERVAL_S`` (how often it looks at the workers),
 ``RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S`` (how long an attempt to start them waits for room) and
 ``RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S`` (how often it asks which nodes are drained).
 """

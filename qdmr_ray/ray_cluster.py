@@ -1,4 +1,4 @@
-"""Joining or starting Ray, and what a command asks of it: one rule for every command.
+"""Joining or starting Ray, and checks of its resources: the same rule for every command.
 
 ensure_ray()                     # the cluster at RAY_ADDRESS, else a Ray of this command's own
 check_cpus(experiment)
@@ -22,15 +22,15 @@ from qdmr_ray.config import Experiment
 from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import VERBOSE_VARIABLE, QdmrError, SettingsError
 
-# A worker, and a CPU for Ray Data beside it.
+# A worker needs one, and Ray Data another.
 SMALLEST_LOCAL_CPUS = 2
-# The resource that the head of a cluster with an autoscaler offers.
+# The head of a cluster with an autoscaler offers this resource.
 AUTOSCALING = "autoscaling"
-# How often a local Ray is started, and what Ray says where it wasn't there in time.
+# A local Ray is started so often at most; Ray's error has this text if it wasn't there in time.
 _STARTS = 3
 _TOO_SLOW = "timed out during startup"
 
-# Settings of Ray's that a user's own environment overrides.
+# A user's own environment overrides these settings of Ray.
 _EVERYWHERE = {
     # An experiment must not phone home from a cluster whose owner wasn't asked.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,7 +38,7 @@ _EVERYWHERE = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
 _ON_A_CLUSTER = {
-    # Fills the dashboard's page of training runs.
+    # This fills the dashboard's page of training runs.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
 _LOCALLY = {
@@ -47,11 +47,11 @@ _LOCALLY = {
     # Ray runs workers at nice 15. On a machine that does anything else, training would wait for it
     # at every thread barrier.
     "RAY_worker_niceness": "0",
-    # Ray frees what nobody uses once a second; crops go faster than that.
+    # By default Ray frees unused objects once a second; crops go faster than that.
     "RAY_free_objects_period_milliseconds": "100",
-    # How often Ray Train looks at its workers: their end and their loss are seen sooner.
+    # Ray Train looks at its workers more often, and so notices their end and their loss sooner.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    # Nobody drains the only node. A process less, which takes 1.5 s of a CPU to start.
+    # Nobody drains the only node; this saves a process that takes 1.5 s of a CPU to start.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 _QUIETLY = {
@@ -62,11 +62,10 @@ _QUIETLY = {
 
 
 def ensure_ray(modules: Iterable[str] = ()) -> None:
-    """Joins the cluster that ``RAY_ADDRESS`` names, or starts an embedded local Ray.
-
-    Nothing happens where Ray runs in this process already. ``modules`` names the user's modules
-    that workers import (stages and networks from outside): their packages are sent to a cluster's
-    nodes; workers of a local Ray find them where this process does.
+    """Joins the cluster that ``RAY_ADDRESS`` names, or starts an embedded local Ray; does nothing
+    where this process has Ray already. ``modules`` names the user's modules that workers import
+    (stages and networks from outside): their packages are sent to a cluster's nodes; workers of a
+    local Ray find them where this process does.
 
     Raises:
         QdmrError: the cluster can't be reached.
@@ -78,7 +77,7 @@ def ensure_ray(modules: Iterable[str] = ()) -> None:
     for name, value in (variables if verbose else variables | _QUIETLY).items():
         os.environ.setdefault(name, value)
     if not verbose:
-        # What a user must know arrives as an error, and the progress bar is not broken up.
+        # Everything a user must know arrives as an error, and the progress bar stays in one piece.
         for name in ("ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS")
@@ -93,7 +92,8 @@ def ensure_ray(modules: Iterable[str] = ()) -> None:
 
 
 def outside_code(modules: Iterable[str]) -> dict[str, Any]:
-    """The runtime environment that takes the packages of ``modules`` to the nodes of a cluster."""
+    """Returns the runtime environment that sends the packages of ``modules`` to a cluster's
+    nodes."""
     if not joins_a_cluster():
         return {}
     packages = [importlib.import_module(name) for name in {m.partition(".")[0] for m in modules}]
@@ -110,7 +110,7 @@ def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str,
     }
     if address:
         ray.init(address, **options)
-        # Imported late: most commands start a Ray of their own.
+        # The import is late because most commands start a Ray of their own.
         from qdmr_ray.ray_compat import start_data_actors_here
 
         start_data_actors_here()
@@ -120,8 +120,8 @@ def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str,
             _start(options)
             return
         except Exception as error:
-            # Ray raises nothing narrower where the machine was too busy for its own limits, which
-            # nobody can set: a node has 30 s to start, and each agent of it 15 s.
+            # Ray raises nothing narrower where the machine was too busy for Ray's own fixed limits:
+            # a node has 30 s to start, and each agent of it 15 s.
             if _TOO_SLOW not in str(error):
                 raise
             ray.shutdown()
@@ -130,24 +130,22 @@ def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str,
 
 
 def _start(options: dict[str, Any]) -> None:
-    # Without an address Ray joins whichever cluster was started last on this machine: that of
-    # another command, which takes it along when it ends.
+    # Without an address Ray joins the cluster started last on this machine: that of another
+    # command, which takes it along when it ends.
     cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
     ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
 
 
 def joins_a_cluster() -> bool:
-    """Whether commands join a cluster that is there, instead of starting a Ray of their own."""
+    """Returns whether commands join an existing cluster instead of starting a Ray of their own."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def capacity() -> dict[str, float]:
-    """The cluster's resources, with infinite CPUs and GPUs where it grows when it has to.
-
-    Ray (2.60) tells nobody how far its autoscaler goes, not even that there is one. The head of a
-    cluster that has one therefore offers the resource ``autoscaling`` (as ``cluster/`` does); and a
-    cluster without any CPU can only be about to grow.
-    """
+    """Returns the cluster's resources, with infinite CPUs and GPUs where it grows on demand. Ray
+    (2.60) doesn't tell how far its autoscaler goes, not even that there is one. The head of a
+    cluster with an autoscaler therefore offers the resource ``autoscaling`` (as ``cluster/`` does);
+    and a cluster without any CPU can only be about to grow."""
     now: dict[str, float] = ray.cluster_resources()
     if now.get(AUTOSCALING) or not now.get("CPU"):
         return {**now, "CPU": math.inf, "GPU": math.inf}
@@ -155,7 +153,7 @@ def capacity() -> dict[str, float]:
 
 
 def uses_gpu(experiment: Experiment) -> bool:
-    """Whether the workers train on GPUs: as ``scaling.gpu`` says, else if there are enough.
+    """Returns whether the workers train on GPUs: as ``scaling.gpu`` says, else if there are enough.
 
     Raises:
         SettingsError: GPUs are asked for and the cluster has fewer, or a setting needs one.

@@ -1,10 +1,7 @@
-"""Every part of Ray that Ray doesn't promise to keep, what it is for, and what is lost without it.
-
-No other file of the package imports from ``ray.train.v2``, ``_internal`` or a name with a leading
+"""Every part of Ray that Ray doesn't promise to keep, its purpose, and what is lost without it. No
+other file of the package imports from ``ray.train.v2``, ``_internal`` or a name with a leading
 underscore, or reaches for one by attribute (``tests/test_rooms.py``). ``tests/test_ray_compat.py``
-compares what this file relies on with the Ray that is installed, and names the part that a newer
-Ray has changed.
-"""
+compares these parts with the installed Ray, and names the part that a newer Ray has changed."""
 
 from __future__ import annotations
 
@@ -13,12 +10,12 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
-# Ray Train's public callbacks hear of reports and of workers' errors only, and no public call ends
+# Ray Train's public callbacks hear only of reports and of workers' errors, and no public call ends
 # a training from outside. Without these two a user loses scaling.node_wait (Ray Train counts failed
 # starts over the whole run instead); a Ctrl-C and a Tune scheduler that free what a training holds
-# (a placement group outlives its controller: ray-project/ray #54305); and the place of workers that
-# Ray Train forgets when another one dies while they start. Ray passes callbacks of these classes on
-# deliberately ("custom workarounds", DataParallelTrainer._create_default_callbacks).
+# (a placement group outlives its controller: ray-project/ray #54305); and the places of workers
+# that Ray Train forgets when another one dies while they start. Ray passes callbacks of these
+# classes on deliberately ("custom workarounds", DataParallelTrainer._create_default_callbacks).
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 # The base of LostWhileStarting, which counts a worker that is lost between its start and its first
@@ -40,10 +37,8 @@ __all__ = [
 
 class TrainerWithPolicy(TorchTrainer):
     """A TorchTrainer whose controller asks ``failure_policy`` what to do after a failure.
-
-    ``FailureConfig`` has numbers but no policy. Without this one :class:`DefaultFailurePolicy`
-    decides, with the loss that is described there.
-    """
+    ``FailureConfig`` has numbers but no policy. Without this class :class:`DefaultFailurePolicy`
+    decides, and a worker that is lost just before it begins ends the run."""
 
     def __init__(
         self, *arguments: Any, failure_policy: DefaultFailurePolicy, **options: Any
@@ -53,16 +48,15 @@ class TrainerWithPolicy(TorchTrainer):
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = self._failure_policy
-        # Unknown to annotations, which are those of an older trainer.
+        # The annotations are those of an older trainer and lack the argument.
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
 def abort(controller: Any, *, timeout: float) -> None:
-    """Ends a training, its workers and their placement group.
-
-    ``controller`` is the handle of Ray Train's controller, an actor of a private class. Only Ray
-    Train's own answer to Ctrl-C calls this method; that answer is for a main thread, stays in place
-    when the training has ended, and makes a success of an interruption.
+    """Ends a training, its workers and their placement group. ``controller`` is the handle of Ray
+    Train's controller, an actor of a private class. Otherwise only Ray Train's answer to Ctrl-C
+    calls this method; that answer needs a main thread, stays in place when the training has ended,
+    and reports an interruption as a success.
 
     Raises:
         RayError: the controller is gone already, or doesn't answer for ``timeout`` seconds.
@@ -71,25 +65,21 @@ def abort(controller: Any, *, timeout: float) -> None:
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes that are about to be taken away.
-
-    ``ray.train.get_preemption_info`` tells workers of Ray Train only, and a sweep's trial with a
+    """Returns the ids of the nodes that are about to be taken away.
+    ``ray.train.get_preemption_info`` tells only workers of Ray Train, and a sweep's trial with a
     single worker trains in its own process; ``ray.util.state`` needs a dashboard that the node can
-    reach. Without this, such a trial on a drained node does the iterations after its newest
-    checkpoint again. The call is one for Ray's own libraries (ray-project/ray #42982).
-    """
+    reach. Without this, such a trial on a drained node repeats the iterations after its newest
+    checkpoint. The call is one for Ray's own libraries (ray-project/ray #42982)."""
     return set(ray._private.state.state.get_draining_nodes())
 
 
 def start_data_actors_here() -> None:
-    """Starts Ray Data's two lasting actors on this node.
-
-    Whoever needs one first starts it, on its own node, and it stays there until the cluster ends.
-    Left to a training worker, the autoscaler would never give back that worker's node, which costs
-    its price for as long as the cluster runs, although the actors take no CPU (ray-project/ray
-    #64703 is the same for one of Ray Train's). Nothing public starts them without running a task,
-    which a cluster without CPUs would first have to grow for.
-    """
+    """Starts Ray Data's two lasting actors on this node. The first process that needs one starts it
+    on its own node, where it stays until the cluster ends. If that were a training worker, the
+    autoscaler would never give back the worker's node, which costs its price for as long as the
+    cluster runs, although the actors take no CPU (ray-project/ray #64703 is the same for one of Ray
+    Train's). No public call starts them without running a task, for which a cluster without CPUs
+    would first have to grow."""
     from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
     from ray.data._internal.stats import get_or_create_stats_actor
 

@@ -1,4 +1,4 @@
-"""Which code this is: the version, the commit, and whether the working tree was changed."""
+"""The version of the running code: release, commit, and whether the working tree was changed."""
 
 from __future__ import annotations
 
@@ -24,34 +24,33 @@ class CodeVersion:
     changed: bool = False
 
     def __str__(self) -> str:
-        """The one word that files keep, a valid Python version: ``0.1.0+g1c548cb12345.changed``."""
+        """Returns the one word that files keep, a valid Python version:
+        ``0.1.0+g1c548cb12345.changed``."""
         if self.commit is None:
             return self.version
         return f"{self.version}+g{self.commit}{'.changed' if self.changed else ''}"
 
     def line(self) -> str:
-        """What ``qdmr --version`` prints."""
+        """Returns the line that ``qdmr --version`` prints."""
         commit = "" if self.commit is None else f", commit {self.commit}"
         return f"qdmr {self.version}{commit}{', changed' if self.changed else ''}"
 
 
 def code_version() -> str:
-    """The version as files keep it."""
+    """Returns the version as files keep it."""
     return str(_read(Path(__file__).resolve().parents[1]))
 
 
 def version_line() -> str:
-    """The version as people read it."""
+    """Returns the version as people read it."""
     return _read(Path(__file__).resolve().parents[1]).line()
 
 
 @cache
 def _read(root: Path) -> CodeVersion:
-    """The version of the package in ``root``, with git's word about it if ``root`` is a checkout.
-
-    Only ``root`` itself counts: a package that is installed below somebody else's checkout must not
-    take that one's commit for its own. ``.git`` is a file in a worktree.
-    """
+    """Returns the version of the package in ``root``, with git's commit if ``root`` itself is a
+    checkout: a package installed below another project's checkout must not take that project's
+    commit for its own. ``.git`` is a file in a worktree."""
     if not (root / ".git").exists():
         return CodeVersion(__version__)
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
