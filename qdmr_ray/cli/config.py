@@ -69,16 +69,16 @@ def schema(
         kind = experiment_type() if experiment is None else type(load_experiment(experiment))
     described = {"$schema": _DIALECT, "title": kind.__name__, **_section_schema(kind)}
     if not sweep:
-        # The sections under stages are the stages that there are, plugins' included.
+        # The sections under stages are the existing stages, plugins' included.
         stages = list(described["properties"]["stages"]["properties"])
         described["properties"]["run"]["items"]["enum"] = stages
-        # Stands in a run's config.yaml, which is an experiment as well.
+        # This key stands in a run's config.yaml, which is an experiment as well.
         described["properties"] = {VERSION_KEY: {"type": "string"}, **described["properties"]}
     say(json.dumps(described, indent=1, ensure_ascii=False))
 
 
 def _yaml_lines(settings: Any, values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """A line or a block for each setting, with what is known about it in comments above."""
+    """Yields a line or a block for each setting, with comments about it above."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         is_section = dataclasses.is_dataclass(value)
@@ -96,7 +96,7 @@ def _yaml_lines(settings: Any, values: Mapping[str, Any], indent: str = "") -> I
 
 
 def _yaml_value(value: Any) -> str:
-    """A value as YAML in one line."""
+    """Returns a value as YAML in one line."""
     import yaml
 
     text: str = yaml.safe_dump(
@@ -107,7 +107,7 @@ def _yaml_value(value: Any) -> str:
 
 
 def _about(field: dataclasses.Field[Any]) -> str:
-    """A setting's help, and in brackets its unit, limits, choices and default."""
+    """Returns a setting's help, and in brackets its unit, limits, choices and default."""
     known = field.metadata
     notes = [known["unit"]] if known["unit"] else []
     for name, words in (("minimum", "at least"), ("above", "above"), ("maximum", "at most")):
@@ -121,14 +121,14 @@ def _about(field: dataclasses.Field[Any]) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """A setting's default as plain values."""
+    """Returns a setting's default as plain values."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 def _section_schema(section: type) -> dict[str, Any]:
-    """The JSON schema of a dataclass of settings; a section with nothing below it is allowed."""
+    """Returns the JSON schema of a dataclass of settings; a section may be empty."""
     hints = get_type_hints(section)
     properties = {
         field.name: _setting_schema(field, hints[field.name])
@@ -138,7 +138,7 @@ def _section_schema(section: type) -> dict[str, Any]:
 
 
 def _setting_schema(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    """The JSON schema of one setting: type, limits, choices, help and default."""
+    """Returns the JSON schema of one setting: type, limits, choices, help and default."""
     known = field.metadata
     described = {"description": known["help"], **_type_schema(hint)}
     if dataclasses.is_dataclass(hint):
@@ -163,7 +163,7 @@ def _setting_schema(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def _type_schema(hint: Any) -> dict[str, Any]:
-    """The JSON schema of a type as settings have it."""
+    """Returns the JSON schema of a type of settings."""
     kind = get_origin(hint) or hint
     if kind in (Union, UnionType):
         kinds = [_type_schema(each) for each in get_args(hint)]

@@ -36,7 +36,7 @@ def evaluate(
         from qdmr_ray import api
     from qdmr_ray.storage import open_location
 
-    # As `train` does, for `qdmr jobs fetch`.
+    # `qdmr jobs fetch` finds the folder by this line, as `train`'s.
     say(f"run folder {open_location(out or run).uri}")
     with bars() as progress:
         evaluation = api.evaluate(
@@ -160,7 +160,7 @@ def niqe_fit(
 
     check_target(out)
     listed = (list_images(path) if path.is_dir() else [path] for path in images)
-    # Each photograph once: a file may be named beside its folder.
+    # A file may be named beside its folder: each photograph counts once.
     paths = dict.fromkeys(path for some in listed for path in some)
     fit = PristineFit()
     left_out = 0

@@ -1,8 +1,6 @@
-"""The ``qdmr`` command, assembled from the groups of commands in this folder.
-
-A command's function parses, calls and prints. What it calls is imported when it runs, so that
-``--help`` and a misspelt word are answered at once.
-"""
+"""The ``qdmr`` command, assembled from the groups of commands in this folder. A command's function
+parses, calls and prints. It imports what it calls when it runs, so that ``--help`` and a misspelt
+word are answered at once."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-# In the order of the help.
+# The help shows the groups in this order.
 for group in (
     *(data.app, train.app, sweep.app, config.app, train.stages_app, judge.app, restore.app),
     *(cluster.app, cluster.jobs_app, bench.app, verify.app),

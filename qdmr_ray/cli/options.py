@@ -1,8 +1,6 @@
-"""What commands share on their command lines: the app that they register with, options, choices.
-
-Every command, and every group, takes ``-v``, which shows the traceback of an error. A command line
-is parsed like any other, so ``-v`` behind ``--``, or in a command that is submitted, isn't ours.
-"""
+"""The common parts of commands' lines: the app that registers them, options, choices. Every
+command, and every group, takes ``-v``, which shows the traceback of an error. A ``-v`` behind
+``--``, or in a submitted command, belongs to that command."""
 
 from __future__ import annotations
 
@@ -59,11 +57,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class App(typer.Typer):
-    """Commands of the house: each takes ``-v`` and has an example at the end of its help.
-
-    With a ``name`` it is a group of commands; without one, its commands become those of ``qdmr``
-    itself. ``panel`` is the part of ``qdmr --help`` that lists the group, or the commands.
-    """
+    """Commands that take ``-v`` and end their help with an example. With a ``name`` the app is a
+    group of commands; without one, its commands become those of ``qdmr`` itself. ``panel`` is the
+    part of ``qdmr --help`` that lists the group, or the commands."""
 
     def __init__(self, name: str | None = None, *, panel: str, **options: Any) -> None:
         if name is not None:
@@ -75,7 +71,7 @@ class App(typer.Typer):
     def command(  # type: ignore[override]
         self, name: str | None = None, *, example: str, **options: Any
     ) -> Callable[[Function], Function]:
-        """Registers a function as a command; ``example`` is what follows ``qdmr`` in its help."""
+        """Registers a function as a command; its help ends with ``qdmr`` and the ``example``."""
         register = super().command(
             name,
             epilog=f"Example:  qdmr {example}",
@@ -91,12 +87,12 @@ class App(typer.Typer):
 
 
 def show_tracebacks() -> bool:
-    """Whether ``-v`` was given."""
+    """Returns whether ``-v`` was given."""
     return bool(os.environ.get(VERBOSE_VARIABLE))
 
 
 def _with_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with an option ``-v`` in its signature, which is where typer looks."""
+    """Returns the function with an option ``-v`` in its signature, which is where typer looks."""
 
     @wraps(function)
     def called(*args: Any, verbose: bool = False, **kwargs: Any) -> Any:

@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Switches garbage collection off, which importing half a million objects sets off repeatedly.
-
-    PyTorch and Ray are imported half a second, a sixth of the time, sooner.
-    """
+    """Switches off garbage collection, which an import of half a million objects triggers
+    repeatedly. Without it, PyTorch and Ray are imported half a second, a sixth of the time,
+    sooner."""
     gc.disable()
     try:
         yield
@@ -55,10 +54,8 @@ def print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each step when a person watches, a line per finished step when not.
-
-    The yielded function takes a step's name, what is done and what there is in all.
-    """
+    """Yields a function that takes a step's name, the work done and the work in all. It draws a
+    progress bar for each step when a person watches, else prints a line per finished step."""
     console = watched_console()
     if console is None:
         yield _line_when_done
@@ -77,20 +74,21 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def working(step: str) -> Iterator[None]:
-    """A moving sign beside the name of a step whose length is unknown, when a person watches."""
+    """Shows a moving sign beside the name of a step of unknown length, when a person watches."""
     console = watched_console()
     with console.status(step) if console else nullcontext():
         yield
 
 
 def watched_console() -> Console | None:
-    """Standard error, if it is a terminal on which progress can be drawn."""
+    """Returns standard error, if it is a terminal on which progress can be drawn."""
     console = Console(stderr=True)
     return console if console.is_terminal and os.environ.get("TERM") != "dumb" else None
 
 
 def in_megabytes(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """Makes a bar of megabytes from a step that counts bytes; the last byte fills it."""
+    """Turns the progress of a step that counts bytes into megabytes; the last byte fills the
+    bar."""
 
     def update(step: str, done: int, total: int) -> None:
         megabytes = -(-total // 10**6)
@@ -105,7 +103,7 @@ def _line_when_done(step: str, done: int, total: int) -> None:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """A row of means for the input and each stage, then what a reader must know about them."""
+    """Prints a row of means for the input and each stage, then notes that a reader must know."""
     from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
 
     primary = metric_info(PRIMARY)
@@ -126,8 +124,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def evaluation_notes(evaluation: Evaluation) -> list[str]:
-    """A line per metric that some photographs don't count for, and per file that a metric compares
-    with: without these, nobody can say whether two tables are comparable."""
+    """Returns a line per metric that some photographs don't count for, and per file that a metric
+    compares with: without these, nobody can say whether two tables are comparable."""
     from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
 
     notes = []

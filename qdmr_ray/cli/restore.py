@@ -70,7 +70,7 @@ def export(
 
 
 def bytes_of(memory: float) -> int:
-    """``--memory`` in GiB as bytes.
+    """Returns ``--memory`` (GiB) in bytes.
 
     Raises:
         SettingsError: infinite or no number.

@@ -1,4 +1,4 @@
-"""What ``qdmr restore`` shows while it works; imported when it runs, as it imports PyTorch."""
+"""The display of ``qdmr restore``, imported only when that runs, as it imports PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qdmr_ray.restore.restoration import Failure, Report
 
 
 class Interrupted(SystemExit):
-    """The user has interrupted the command, and has been told already what is done."""
+    """The user has interrupted the command, and has already been told which files are done."""
 
 
 class Lines(Report):
@@ -39,7 +39,7 @@ class Lines(Report):
         _print(f"restored {path} as {result} ({self.number} of {self.total})")
 
     def so_far(self, out: Path) -> str:
-        """Returns what is restored already, and what the same command would do again."""
+        """Returns a text on the restored files, and on what the same command would do again."""
         if not self.done:
             return "nothing is restored yet"
         return (
@@ -54,7 +54,7 @@ class Lines(Report):
 
 
 class Bar(Lines):
-    """Draws one bar over all photographs, with the name of the one in work."""
+    """Draws one bar over all photographs, with the name of the current one."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Bar(Lines):
         super().begun(path, number, total)
         text = f"restore {path.name} ({number} of {total})"
         done = number - 1
-        # Drawn at once: the arithmetic may leave the drawing thread no time for a while.
+        # The bar is drawn at once: the arithmetic may leave the drawing thread no time for a while.
         self._progress.update(
             self._task, description=text, total=total, completed=done, refresh=True
         )
@@ -85,14 +85,14 @@ class Bar(Lines):
 
 @contextmanager
 def shown(out: Path) -> Iterator[Lines]:
-    """Yields a bar when a person watches, lines when not; tells what is done if interrupted."""
+    """Yields a bar when a person watches, else lines; tells which files are done if interrupted."""
     console = watched_console()
     report = Lines()
     try:
         if console is None:
             yield report
             return
-        # A file's name may have the brackets of rich's markup.
+        # A file's name may contain brackets of rich's markup.
         columns = (TextColumn("{task.description}", markup=False), BarColumn())
         times = (TaskProgressColumn(), TimeRemainingColumn())
         with Progress(*columns, *times, console=console, transient=True) as progress:

@@ -49,7 +49,7 @@ def sweep(
     plan = api.load_sweep(file, overrides or (), name=name)
     endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
     folder = open_location(storage, endpoint=endpoint).join(plan.settings.name)
-    # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
+    # The line comes before anything can fail: `qdmr jobs fetch` finds a job's folder by it.
     say(f"sweep folder {folder.uri}")
     with quick_imports():
         import qdmr_ray.sweeps.run  # noqa: F401
@@ -68,10 +68,8 @@ def sweep(
 
 
 def _with_demo_data(plan: Plan, file: Path, progress: Any) -> Plan:
-    """The plan, with data where it varies the demo's experiment, which itself names none.
-
-    The data are made where ``qdmr demo`` makes them, unless they are there already.
-    """
+    """Returns the plan, with data where it varies the demo's experiment, which itself names none.
+    The data are made where ``qdmr demo`` makes them, unless they are there already."""
     from dataclasses import replace
 
     from qdmr_ray.demo import find_experiment, make_demo_data
@@ -86,7 +84,7 @@ def _with_demo_data(plan: Plan, file: Path, progress: Any) -> Plan:
 
 
 def _print_results(sweep: SweepFile) -> None:
-    """Prints a row for each trial that matters, the spread over seeds, and what was trained."""
+    """Prints a row for each trial that matters, the spread over seeds, and the trained stages."""
     results = sweep.to_dict()
     metrics = [metric["name"] for metric in results["metrics"]]
     table = Table("trial", "state", *metrics, "test PSNR", "settings")

@@ -69,7 +69,7 @@ def train(
     settings = api.load_experiment(experiment, overrides or (), name=name)
     from qdmr_ray.storage import open_location
 
-    # Before anything can fail: `qdmr jobs fetch` finds the folder of every job by this line.
+    # The line comes before anything can fail: `qdmr jobs fetch` finds a job's folder by it.
     folder = open_location(storage, endpoint=settings.data.s3_endpoint).join(settings.name)
     say(f"run folder {folder.uri}")
     with quick_imports():
