@@ -1,7 +1,5 @@
-"""Correcting photographs of any size with a trained network.
-
-The package can also be called: ``from qdmr_ray import restore; restore(image, checkpoint)``.
-"""
+"""Corrects photographs of any size with a trained network. The package can also be called:
+``from qdmr_ray import restore; restore(image, checkpoint)``."""
 
 import sys
 

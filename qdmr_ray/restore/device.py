@@ -1,4 +1,4 @@
-"""Where photographs are corrected."""
+"""The device on which photographs are corrected."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ _CHOICES = "name cpu, cuda or cuda:N"
 
 
 def usable_device(name: str | None) -> torch.device:
-    """The device called ``name``; None is a GPU where there is one.
-
-    Raises:
-        SettingsError: unknown, of another kind, or not there.
-    """
+    """Returns the device called ``name``, for None a GPU where there is one; raises SettingsError
+    for a device that is unknown, of another kind, or not there."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

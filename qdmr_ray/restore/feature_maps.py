@@ -1,8 +1,8 @@
-"""Feature maps of whole photographs, read and written in strips of rows; what exceeds the memory
-granted lies in unnamed temporary files.
+"""Feature maps of whole photographs, read and written in strips of rows; maps that exceed the
+memory granted lie in unnamed temporary files.
 
-Rows are stored with their channels innermost, so that a strip is one piece and PyTorch's
-channels-last convolutions take it as it lies.
+Rows are stored with their channels innermost, so that a strip is contiguous and PyTorch's
+channels-last convolutions take it without a copy.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.blocks import at_least_float32
 
-# Largest tensor of a strip. A step has a handful of them; rows that strips share are then few.
+# A strip's largest tensor. A step has a handful of them; strips then share few rows.
 STRIP_BYTES = 96 * 2**20
-# On a CPU a strip stays in the cache from layer to layer, and its memory is used again for the
-# next one instead of being taken from the system page by page: 15 % of the time.
+# On a CPU a strip of this size stays in the cache from layer to layer, and the next strip reuses
+# its memory instead of taking it from the system page by page: 15 % of the time.
 CACHED_BYTES = 8 * 2**20
-# But not of fewer rows than this: each neighbour's rows that a convolution reaches are computed
+# A strip has at least so many rows: those of its neighbours that a convolution reaches are computed
 # once more.
 FEWEST_ROWS = 32
 # Halvings and doublings need strips that begin and end at even rows.
@@ -39,11 +39,8 @@ def strips(
     multiple: int = _ROW_MULTIPLE,
     fewest: int = FEWEST_ROWS,
 ) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that cover ``height``, each of ``multiple`` rows or several times that.
-
-    They are of about ``STRIP_BYTES``; on a CPU of ``CACHED_BYTES``, or of ``fewest`` rows where
-    those are more.
-    """
+    """Yields ranges of rows that cover ``height``, each a multiple of ``multiple`` rows. They have
+    about ``STRIP_BYTES``; on a CPU ``CACHED_BYTES``, or ``fewest`` rows where those are more."""
     rows = STRIP_BYTES // row_bytes
     if device.type == "cpu":
         rows = min(rows, max(fewest, CACHED_BYTES // row_bytes))
@@ -53,7 +50,7 @@ def strips(
 
 
 class FeatureMap:
-    """(channels, height, width) of one photograph, of ``dtype``, on ``device`` or in a file."""
+    """A photograph's map (channels, height, width) of ``dtype``, on ``device`` or in a file."""
 
     def __init__(
         self,
@@ -73,10 +70,10 @@ class FeatureMap:
             self._rows = torch.empty(height, width, channels, dtype=dtype, device=device)
             return
         try:
-            # No name: the space is free again however the process ends.
+            # Unlinked at once, so that the space is free again however the process ends.
             self._file, name = tempfile.mkstemp(prefix="qdmr-", dir=folder)
             os.unlink(name)
-            # Taken now: a disk that is full must say so before hours of work.
+            # Reserved now: a full disk must raise its error before hours of work.
             reserve = getattr(os, "posix_fallocate", lambda file, _, size: os.truncate(file, size))
             reserve(self._file, 0, self.nbytes)
         except OSError as error:
@@ -102,12 +99,12 @@ class FeatureMap:
         return self.height * self.row_bytes
 
     def strips(self) -> Iterator[tuple[int, int]]:
-        """Ranges of rows that cover the map."""
+        """Yields ranges of rows that cover the map."""
         return strips(self.height, self.row_bytes, self.device)
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows ``first`` .. ``last - 1`` as (1, channels, n, width) on the device; not to be
-        changed."""
+        """Returns rows ``first`` .. ``last - 1`` as (1, channels, n, width) on the device; callers
+        must not change them."""
         if self._rows is not None:
             strip = self._rows[first:last]
         else:
@@ -122,7 +119,7 @@ class FeatureMap:
         """Writes ``values`` (1, channels, n, width) from row ``first`` on."""
         strip = values[0].permute(1, 2, 0)
         if self._rows is not None and strip.shape == self._rows.shape:
-            # The whole map at once: taken over, not copied.
+            # A tensor of the whole map becomes the map, without a copy.
             self._rows = strip.to(self._dtype).contiguous()
             return
         if self._rows is not None:
@@ -132,7 +129,7 @@ class FeatureMap:
         self._transfer(os.pwritev, data.view(torch.uint8).numpy().reshape(-1).data, first)
 
     def add(self, first: int, values: Tensor) -> Tensor:
-        """Adds ``values`` (1, channels, n, width) from row ``first`` on; gives the sum."""
+        """Adds ``values`` (1, channels, n, width) from row ``first`` on; returns the sum."""
         last = first + values.shape[2]
         if self._rows is None:
             total = self.rows(first, last) + values
@@ -142,14 +139,14 @@ class FeatureMap:
         return self.rows(first, last)
 
     def close(self) -> None:
-        """Gives memory and file back."""
+        """Frees the memory and closes the file."""
         self._rows = None
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _transfer(self, call: object, view: memoryview, first: int) -> None:
-        """preadv or pwritev, which may stop short of 2 GiB at a time."""
+        """Repeats preadv or pwritev, one call of which may stop short of 2 GiB."""
         done = 0
         while done < len(view):
             moved = call(self._file, [view[done:]], first * self.row_bytes + done)  # type: ignore[operator]
@@ -159,7 +156,7 @@ class FeatureMap:
 
 
 class Arena:
-    """Makes feature maps: in memory as long as they fit into ``memory`` bytes together."""
+    """Makes feature maps, in memory as long as they fit into ``memory`` bytes together."""
 
     def __init__(
         self, memory: int, device: torch.device, dtype: torch.dtype, folder: Path | None = None
@@ -169,7 +166,7 @@ class Arena:
         self._folder = folder or Path(tempfile.gettempdir())
 
     def new(self, channels: int, height: int, width: int) -> FeatureMap:
-        """A map whose contents are undefined."""
+        """Returns a map whose contents are undefined."""
         fits = self.fits(channels, height, width)
         made = FeatureMap(
             channels,
@@ -184,21 +181,19 @@ class Arena:
         return made
 
     def fits(self, channels: int, height: int, width: int) -> bool:
-        """Whether such a map would lie in memory."""
+        """Returns whether such a map would lie in memory."""
         return channels * height * width * self._dtype.itemsize <= self._free
 
     def drop(self, used: FeatureMap) -> None:
-        """Gives the map's room back."""
+        """Closes the map and reclaims its room."""
         if used._rows is not None:
             self._free += used.nbytes
         used.close()
 
 
 class GroupStatistics:
-    """Mean and variance of the groups of a group normalisation over a whole map, strip by strip.
-
-    Strips are combined by Chan, Golub and LeVeque's formula, in float64.
-    """
+    """Mean and variance of a group normalisation's groups over a whole map, gathered from strips by
+    Chan, Golub and LeVeque's formula in float64."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         self._norm = norm
@@ -207,8 +202,8 @@ class GroupStatistics:
         self._squares = torch.zeros(norm.num_channels, dtype=torch.float64)
 
     def add(self, strip: Tensor) -> None:
-        """Takes in (1, C, n, width): each row once."""
-        # Batch normalisation's own reduction: twenty times as fast as var_mean on these layouts.
+        """Includes a strip (1, C, n, width); each row may be included only once."""
+        # Batch normalisation's own reduction is twenty times as fast as var_mean on these layouts.
         mean, variance = torch.batch_norm_update_stats(at_least_float32(strip), None, None, 0.0)
         mean, variance = mean.double().cpu(), variance.double().cpu()
         count = strip.shape[2] * strip.shape[3]
@@ -219,7 +214,7 @@ class GroupStatistics:
         self._count = total
 
     def affine(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Scale and shift, (1, C, 1, 1), that normalise with these statistics."""
+        """Returns scale and shift (1, C, 1, 1) that normalise with these statistics."""
         norm = self._norm
         means = self._mean.view(norm.num_groups, -1)
         mean = means.mean(1, keepdim=True)

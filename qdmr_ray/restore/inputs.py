@@ -1,4 +1,4 @@
-"""Which photographs are meant by files, folders and patterns."""
+"""Finds the photographs that files, folders and patterns name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A file that could not be corrected, and why, in one line that names it; ``error`` is what
-    was raised, where something was."""
+    """A file that could not be corrected; ``reason`` names it and the cause in one line, ``error``
+    is the exception, if any."""
 
     path: Path
     reason: str
@@ -22,7 +22,7 @@ class Failure:
 
 
 def failure_of(path: Path, error: BaseException) -> Failure:
-    """Any error as one line that names the file."""
+    """Turns any error into one line that names the file."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
@@ -35,8 +35,8 @@ def failure_of(path: Path, error: BaseException) -> Failure:
 
 
 def expand(files: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
-    """The photographs named, each once, in the order given, folders and patterns sorted; and what
-    can't be looked into or holds none."""
+    """Returns the photographs named, each once, in the order given, with folders and patterns
+    sorted; and a failure for each name that can't be looked into or holds none."""
     found: dict[tuple[str, str], Path] = {}
     failures = []
     for named in files:
@@ -50,7 +50,7 @@ def expand(files: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
             kind = "folder" if path.is_dir() else "pattern"
             failures.append(Failure(path=path, reason=f"{path}: the {kind} holds no photographs"))
         for photograph in photographs:
-            # The name counts, too: two links to one file have two results.
+            # The name is part of the key: two links to one file have two results.
             found.setdefault((os.path.realpath(photograph), photograph.name), photograph)
     return list(found.values()), failures
 

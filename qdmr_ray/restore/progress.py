@@ -1,4 +1,4 @@
-"""How far the network is with a photograph."""
+"""The share of a photograph's arithmetic that is done."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from qdmr_ray.nets import QDMR
 
 
 class Work:
-    """Tells ``progress`` the share, 0 .. 1, of a photograph's arithmetic that is done.
-
+    """Calls ``progress`` with the share, 0 .. 1, of a photograph's arithmetic that is done.
     ``height`` and ``width`` are those of the padded photograph. A layer's arithmetic is its number
-    of weights at each position; what convolutions do twice to save memory is not counted.
-    """
+    of weights at each position, without what convolutions compute twice to save memory."""
 
     def __init__(
         self, network: QDMR, height: int, width: int, progress: Callable[[float], None] | None
@@ -35,14 +33,14 @@ class Work:
             self._total += _weights(level) * pixels
 
     def did(self, layer: nn.Module, positions: int) -> None:
-        """``layer`` has been applied at so many more positions of its result."""
+        """Records that ``layer`` has computed so many more positions of its result."""
         if self._progress is not None:
             self._done += _weights(layer) * positions
             self._progress(self._done / self._total)
 
 
 def fusing_layers(network: QDMR) -> list[nn.Module]:
-    """What finds each position's code and fuses it with the features."""
+    """Returns the layers that find each position's code and fuse it with the features."""
     return [network.before_quant, network.quantizer, network.after_quant, network.fusion]
 
 

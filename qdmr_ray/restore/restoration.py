@@ -31,37 +31,35 @@ from qdmr_ray.restore.tiled import restore_tiled
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location
 
-# Where a stage's result lies, or that result loaded.
+# The place of a stage's result, or that result loaded.
 Checkpoint = Path | str | Location | LoadedModel
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
-# An address in a store, of which Path leaves one stroke.
+# An address in a store, which has only one slash left as a Path.
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
 
 
 class Report:
-    """Told what ``restore_files`` does, as it does it; subclass it to show some of that."""
+    """Receives the events of ``restore_files`` as they happen; a subclass may show some."""
 
     def begun(self, path: Path, number: int, total: int) -> None:
-        """A photograph, the ``number``-th of ``total``."""
+        """Work on a photograph, the ``number``-th of ``total``, begins."""
 
     def advanced(self, share: float) -> None:
-        """How much of that photograph's arithmetic is done, 0 .. 1."""
+        """The ``share``, 0 .. 1, of that photograph's arithmetic is done."""
 
     def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
-        """It is done; ``lost`` says what its file has no room for, a line each."""
+        """The photograph is done; ``lost`` names what its file has no room for, a line each."""
 
     def failed(self, failure: Failure) -> None:
-        """It cannot be done, or something named holds no photograph."""
+        """A photograph can't be corrected, or something named holds no photograph."""
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
-    """``(..., H, W)`` padded right and bottom by reflection, and its ``(H, W)`` for cropping.
-
-    An image smaller than the padding is reflected again and again, to and fro; a side of one pixel
-    has nothing to reflect and is repeated.
-    """
+    """Pads ``(..., H, W)`` right and bottom by reflection; also returns ``(H, W)`` for cropping. An
+    image smaller than the padding is reflected repeatedly, to and fro; a side of one pixel, which
+    has nothing to reflect, is repeated."""
     height, width = int(x.shape[-2]), int(x.shape[-1])
     padded = x
     for axis, length in ((-2, height), (-1, width)):
@@ -73,16 +71,14 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
 
 
 def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
-    """The corrected images ``(B, 3, H, W)``, clamped to [0, 1], of any height and width.
-
-    ``network`` is a ``RestorationNetwork`` or a VQGAN; ``x`` is RGB in [0, 1] of the network's
-    type and on its device.
-    """
+    """Returns the corrected images ``(B, 3, H, W)``, clamped to [0, 1], of any height and width.
+    ``network`` is a ``RestorationNetwork`` or a VQGAN; ``x`` is RGB in [0, 1] of the network's type
+    and on its device."""
     padded, (height, width) = pad_to_multiple(x, network.multiple)  # type: ignore[arg-type]
     was_training = network.training
     network.eval()
     try:
-        # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
+        # "float32" must mean float32: cuDNN's own default is TensorFloat-32, of 10 bits.
         with torch.inference_mode(), tensor_float_32(ComputeSettings(), x.device):
             image = image_of(network(padded))
     finally:
@@ -92,9 +88,9 @@ def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreSettings:
-    """How photographs are computed: ``memory`` in bytes for the maps between the layers, those
-    that exceed it in files in the folder ``scratch``; ``dtype`` is float32 or bfloat16; files are
-    restored on ``device``, a GPU by default where there is one."""
+    """How photographs are computed: maps between the layers take up to ``memory`` bytes, and those
+    that exceed it lie in files in the folder ``scratch``; ``dtype`` is float32 or bfloat16; files
+    are restored on ``device``, by default a GPU where there is one."""
 
     memory: int = DEFAULT_MEMORY
     scratch: Path | None = None
@@ -116,15 +112,14 @@ def restore(
 ) -> np.ndarray:
     """Corrects one photograph, uint8 or uint16 ``(H, W, 3)`` RGB; the result has the same type.
 
-    ``checkpoint`` is a stage's result (a path, read anew on each call) or what
-    ``qdmr_ray.models.files.load_model`` made of it, which is then run where it is (CPU or GPU).
-    However large the image, the result of QDMR is the network's on the whole of it, in bounded
-    memory (see ``streamed``); other networks go over it in overlapping tiles (see ``tiled``). A
-    VQGAN gives the image as one of the target domain. ``progress`` is told
-    the share that is done.
+    ``checkpoint`` is a stage's result: a path, read anew on each call, or what
+    ``qdmr_ray.models.files.load_model`` returned, whose network runs on the device where it is.
+    QDMR's result is that of the network on the whole image, however large, in bounded memory (see
+    ``streamed``); other networks correct overlapping tiles (see ``tiled``). A VQGAN returns the
+    image in the style of the target domain. ``progress`` receives the share that is done.
 
     Raises:
-        QdmrError: another type or shape, or an unusable checkpoint.
+        QdmrError: the image has another type or shape, or the checkpoint is unusable.
     """
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
         raise QdmrError(
@@ -152,7 +147,7 @@ def restore(
             network.train(was_training)
     parameter = next(network.parameters())
     full_scale = np.iinfo(image.dtype).max
-    # By way of float32, which holds every uint16 exactly and every device knows.
+    # Converted through float32, which holds every uint16 exactly and exists on every device.
     pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0)
     x = (pixels / full_scale).to(device=parameter.device, dtype=parameter.dtype)
     if isinstance(network, RestorationNetwork):
@@ -180,13 +175,13 @@ def restore_files(
     """Corrects photographs into ``out`` under their own names and formats; returns what failed.
 
     ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
-    ``"night/*.jpg"``; each photograph is done once. EXIF orientation is applied; 16 bits,
-    transparency, EXIF data and colour profile are kept. Whatever is wrong with one file does not
-    stop the others, and leaves nothing behind.
+    ``"night/*.jpg"``; each photograph is corrected once. EXIF orientation is applied; 16 bits,
+    transparency, EXIF data and colour profile are kept. A file that fails does not stop the others,
+    and leaves nothing behind.
 
     Raises:
-        QdmrError: no photograph at all, ``out`` cannot be made or written to, or an unusable
-            checkpoint.
+        QdmrError: there is no photograph at all, ``out`` cannot be made or written to, or the
+            checkpoint is unusable.
     """
     report, settings = report or Report(), settings or RestoreSettings()
     if address := _ADDRESS.fullmatch(str(out)):
@@ -227,7 +222,7 @@ def restore_files(
 
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[None]:
-    """Makes the folder and tries to write there, before hours of work; empty, it goes again."""
+    """Makes the folder and tests it before hours of work; removes a new one that stays empty."""
     made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -259,7 +254,7 @@ def _restore_file(
     try:
         restored = restore(photograph.pixels, model, settings, report.advanced)
     except (RuntimeError, MemoryError) as error:
-        # PyTorch has an exception of its own for a GPU's memory only.
+        # PyTorch has an exception type of its own only for a GPU's memory.
         if not isinstance(error, MemoryError) and "memory" not in str(error):
             raise
         raise QdmrError(
@@ -270,12 +265,12 @@ def _restore_file(
 
 
 def _result_name(path: Path) -> str:
-    """The photograph's own name; one of another ending (by content an image) becomes a PNG."""
+    """Returns the photograph's own name, or a PNG's where the suffix is not that of an image."""
     return path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.stem}.png"
 
 
 def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
-    """Two photographs of one name must not overwrite each other, nor one its own result."""
+    """Keeps a result from overwriting another photograph's result, or the photograph itself."""
     if result in written:
         raise QdmrError(
             f"{path}: {result} already holds the result of {written[result]}; restore it into "

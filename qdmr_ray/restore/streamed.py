@@ -1,13 +1,13 @@
-"""A photograph of any size through the restoration network, exactly, in bounded memory.
+"""Passes a photograph of any size through the restoration network, exactly, in bounded memory.
 
     pixels = restore_pixels(network, image)           # uint8 or uint16 (H, W, 3)
 
 Tiles would not do: group normalisation sees a whole image, and attention reaches across hundreds
-of pixels. So the network is run layer by layer on strips of rows instead. A strip takes along the
+of pixels. The network therefore runs layer by layer on strips of rows. Each strip includes the
 rows that its convolutions reach, the statistics of each normalisation are gathered over all strips
-before it is applied, and the Swin bottleneck, whose windows don't touch within a block, goes
-through bands of windows. The result is the network's on the whole image, to rounding, whatever the
-strips; only the photograph, its result and the maps between the layers are ever whole, and maps
+before it is applied, and the Swin bottleneck, whose windows don't touch within a block, runs on
+bands of windows. The result is the network's on the whole image, to rounding, whatever the
+strips. Only the photograph, its result and the maps between the layers are ever whole, and maps
 that exceed the memory granted lie in scratch files (see ``feature_maps``). All else takes what a
 strip needs, which grows with a photograph's width only where a few rows exceed ``STRIP_BYTES``.
 """
@@ -33,7 +33,7 @@ from qdmr_ray.restore.upsample_conv import Doubling
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 
 DEFAULT_MEMORY = 2 * 2**30
-# Rows beyond a strip that a 3 x 3 convolution reaches, and two of them one after the other.
+# The rows beyond a strip that one 3 x 3 convolution reaches; two in turn reach twice as many.
 REACH = 1
 
 
@@ -46,23 +46,22 @@ def restore_pixels(
     scratch: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> np.ndarray:
-    """The corrected photograph, of the type and shape of ``image``: uint8 or uint16 (H, W, 3).
+    """Returns the corrected photograph, like ``image`` uint8 or uint16 (H, W, 3).
 
-    ``network`` is in eval mode on its device. ``memory`` bounds the bytes of the maps between the
-    layers; larger ones lie in files in ``scratch`` (the system's temporary folder by default).
-    Beyond that a strip's share is taken, the same however high the photograph. ``bfloat16``
-    computes in autocast and halves the maps. ``progress`` is told the share that is done, strip by
-    strip.
+    ``network`` is in eval mode on its device. The maps between the layers take up to ``memory``
+    bytes; larger ones lie in files in ``scratch`` (by default the system's temporary folder). A
+    strip takes further memory, the same however high the photograph. ``bfloat16`` computes in
+    autocast and halves the maps. ``progress`` receives the share that is done, strip by strip.
     """
     device = next(network.parameters()).device
-    # Float32 means float32: cuDNN's own default is TensorFloat-32, of 10 bits.
+    # "float32" must mean float32: cuDNN's own default is TensorFloat-32, of 10 bits.
     exact = tensor_float_32(ComputeSettings(), device)
     with torch.inference_mode(), exact, _precision(device, bfloat16):
         return _Pass(network, image, device, memory, bfloat16, scratch, progress).run()
 
 
 class _Pass:
-    """One photograph's way through the network."""
+    """The computation of one photograph."""
 
     def __init__(
         self,
@@ -94,14 +93,14 @@ class _Pass:
         return self._decode(tokens)
 
     def _pixels(self, first: int, last: int) -> Tensor:
-        """Rows of the padded image as (1, 3, n, width) in [0, 1]."""
+        """Returns rows of the padded image as (1, 3, n, width) in [0, 1]."""
         rows = self.image[self.row_at[first:last]][:, self.column_at]
         strip = torch.from_numpy(rows.astype(np.float32)).to(self.device, self.type)
         return (strip / self.full_scale).permute(2, 0, 1).unsqueeze(0)
 
     def _encode(self) -> FeatureMap:
-        """All levels of the encoder. The input of the first level is the image, whose first
-        convolution is done again for each strip: it is cheap, and its map the largest of all."""
+        """Runs all levels of the encoder. The first level computes the image's first convolution
+        anew for each strip: it is cheap, and its map would be the largest of all."""
         encoder = self.network.encoder
         height, width = len(self.row_at), len(self.column_at)
         current: FeatureMap | None = None
@@ -120,7 +119,7 @@ class _Pass:
     def _halved(
         self, halving: nn.Conv2d, below: FeatureMap | None, first: int, last: int
     ) -> Tensor:
-        """Rows ``first`` .. ``last - 1`` after ``halving``; ``below`` None is the image."""
+        """Returns rows ``first`` .. ``last - 1`` after ``halving``; ``below`` None is the image."""
         height = len(self.row_at) if below is None else below.height
         # The first convolution reaches two rows down and makes its strip a row shorter.
         reach = 4 if below is None else 2
@@ -138,8 +137,8 @@ class _Pass:
         begin: Callable[[int, int], Tensor],
         blocks: list[nn.Module],
     ) -> None:
-        """Fills ``out`` with what ``begin`` gives for each range of rows, of ``layer``, then
-        applies residual blocks to it in place, each with the statistics of the whole map."""
+        """Fills ``out`` with the rows that ``begin`` computes by ``layer``, then applies residual
+        blocks to it in place, each with the statistics of the whole map."""
         statistics = GroupStatistics(cast(ResBlock, blocks[0]).norm1) if blocks else None
         for first, last in out.strips():
             strip = begin(first, last)
@@ -159,11 +158,8 @@ class _Pass:
         statistics: GroupStatistics,
         following: nn.GroupNorm | None,
     ) -> GroupStatistics | None:
-        """One residual block in place; gives the statistics that the next normalisation needs.
-
-        The first convolution's map is kept where there is room for it, and computed a second time
-        where not.
-        """
+        """Runs one residual block in place; returns the statistics that the next normalisation
+        needs. Where the first convolution's map doesn't fit into memory, it is computed twice."""
         affine = statistics.affine(self.device, self.type)
         shape = (out.channels, out.height, out.width)
         middle = self.arena.new(*shape) if self.arena.fits(*shape) else None
@@ -197,7 +193,7 @@ class _Pass:
         return after
 
     def _fuse(self, features: FeatureMap) -> FeatureMap:
-        """Each position's code, and its fusion with the features."""
+        """Finds each position's code and fuses it with the features."""
         network = self.network
         out = self.arena.new(features.channels, features.height, features.width)
         for first, last in features.strips():
@@ -214,14 +210,14 @@ class _Pass:
         return out
 
     def _swin_group(self, group: SwinGroup, features: FeatureMap) -> FeatureMap:
-        """The blocks in a map of their own, since the group's input is added at its end."""
+        """Runs the blocks in a map of their own, since the group's input is added at its end."""
         tokens = self.arena.new(features.channels, features.height, features.width)
         before = features
         for layer in group.blocks:
             _swin_block(cast(SwinBlock, layer), before, tokens)
             before = tokens
             self.work.did(layer, tokens.height * tokens.width)
-        # In place: the group's input is needed row by row only.
+        # In place, since the group's input is needed row by row only.
         for first, last in features.strips():
             begin, end = max(0, first - REACH), min(features.height, last + REACH)
             x = group.conv(tokens.rows(begin, end))
@@ -243,7 +239,7 @@ class _Pass:
         return self._finish(current)
 
     def _finish(self, features: FeatureMap) -> np.ndarray:
-        """The last convolution, rounded to the photograph's own type."""
+        """Runs the last convolution and rounds its result to the photograph's own type."""
         result = np.empty_like(self.image)
         height, width = self.image.shape[:2]
         for first, last in strips(height, features.row_bytes, self.device):
@@ -260,7 +256,7 @@ class _Pass:
 
 
 class _Overwritten:
-    """Rows of a map that is overwritten from top to bottom, as they were before."""
+    """The former rows of a map that is being overwritten from top to bottom."""
 
     def __init__(self, features: FeatureMap, reach: int) -> None:
         self._features, self._reach = features, reach
@@ -268,7 +264,7 @@ class _Overwritten:
         self._written = 0
 
     def keep(self, first: int, last: int) -> None:
-        """Call before rows ``first`` .. ``last - 1`` are written."""
+        """Must be called before rows ``first`` .. ``last - 1`` are written."""
         self._kept = self.rows(max(0, last - self._reach), last).clone()
         self._written = last
 
@@ -283,18 +279,16 @@ class _Overwritten:
 
 
 def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
-    """One block from ``before`` into ``out``, which may be the same map: no two windows overlap.
-
-    It goes through bands of whole windows. Where the block is shifted, so is each band; the last
-    one then ends with the map's first rows.
-    """
+    """Runs one block from ``before`` into ``out``, band by band of whole windows; both may be the
+    same map, since windows don't overlap. A shifted block shifts each band, too, and the last band
+    then ends with the map's first rows."""
     # The MLP's inner layer is the widest of the block.
     hidden = cast(nn.Linear, block.mlp[0]).out_features
     window, shift, height = block.window, block.shift, before.height
     row_bytes = before.width * hidden * before.itemsize
     for first, last in strips(height, row_bytes, before.device, multiple=window, fewest=window):
         if last - first == height:
-            # Rolled as it is gathered: nothing is copied.
+            # Rolled while it is gathered, so that nothing is copied.
             out.put(0, _swin_band(block, before.rows(0, height), is_last=True, roll=shift))
             return
         begin, end = first + shift, min(last + shift, height)
@@ -308,8 +302,8 @@ def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
 
 
 def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool, roll: int = 0) -> Tensor:
-    """One block on (1, C, n, width), n a multiple of the window; ``is_last`` of a map's bands.
-    Windows begin ``roll`` rows down, and go round."""
+    """Runs one block on (1, C, n, width), n a multiple of the window, with windows that begin
+    ``roll`` rows down and wrap round; ``is_last`` marks the last band of a map."""
     rows = band[0].permute(1, 2, 0)
     height, width, channels = rows.shape
     window, shift = block.window, block.shift
@@ -333,8 +327,8 @@ def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool, roll: int = 0) 
 
 
 def _window_order(height: int, width: int, window: int, shift: tuple[int, int]) -> Tensor:
-    """Token numbers by window, int64 (windows, window * window), of a band whose rows and columns
-    are rolled back by ``shift``: gathering by it rolls and cuts into windows in one copy."""
+    """Returns token numbers by window, int64 (windows, window * window), of a band whose rows and
+    columns are rolled back by ``shift``: one gather with it both rolls and cuts into windows."""
     numbers = torch.arange(height * width).view(height, width)
     numbers = numbers.roll((-shift[0], -shift[1]), dims=(0, 1))
     cut = numbers.view(height // window, window, width // window, window).transpose(1, 2)
@@ -342,15 +336,15 @@ def _window_order(height: int, width: int, window: int, shift: tuple[int, int]) 
 
 
 def _band_mask(height: int, width: int, window: int, shift: int, *, is_last: bool) -> Tensor:
-    """The part of ``shift_mask`` for a band's windows: of rows, only a map's last windows see
-    others than their neighbours."""
+    """Returns the part of ``shift_mask`` for a band's windows; of all bands, only a map's last one
+    holds rows that are neighbours through the roll alone."""
     if is_last:
         return shift_mask(height, width, window, shift)
     return shift_mask(height + window, width, window, shift)[: -(width // window)]
 
 
 def _doubled(double: Doubling, below: FeatureMap, first: int, last: int) -> Tensor:
-    """Rows ``first`` .. ``last - 1`` of ``below`` enlarged by ``double``."""
+    """Returns rows ``first`` .. ``last - 1`` of ``below`` enlarged by ``double``."""
     begin = max(0, first // 2 - REACH)
     end = min(below.height, -(-last // 2) + REACH)
     return double(below.rows(begin, end))[:, :, first - 2 * begin : last - 2 * begin]
@@ -366,7 +360,7 @@ def _precision(device: torch.device, bfloat16: bool) -> torch.autocast | nullcon
 
 
 def reflected(length: int, wanted: int) -> np.ndarray:
-    """Positions 0 … length - 1, back to 0, and so on, int64 (wanted,)."""
+    """Returns positions 0 … length - 1, back to 0, and so on, int64 (wanted,)."""
     if length == 1:
         return np.zeros(wanted, dtype=np.int64)
     period = 2 * (length - 1)

@@ -1,11 +1,11 @@
-"""Correcting a photograph of any size tile by tile, for networks that can't be run layer by layer.
+"""Corrects a photograph of any size tile by tile, for networks that can't run layer by layer.
 
-Neighbouring tiles share ``overlap`` pixels. Of these, the quarter next to a tile's edge isn't used,
-since the network didn't see what lies beyond the edge, and the half in the middle blends linearly
-from one tile to the other. So the result is that of the network on the whole photograph where no
-output pixel depends on input farther away than a quarter of ``overlap``, and free of visible seams
-where farther input matters little. A network that looks at the whole image (global attention,
-group normalisation) differs from tile to tile: it needs ``qdmr_ray.restore.streamed``.
+Neighbouring tiles share ``overlap`` pixels. The quarter of these next to a tile's edge isn't used,
+since the network didn't see what lies beyond the edge; the half in the middle blends linearly from
+one tile to the other. The result equals the network on the whole photograph where no output pixel
+depends on input farther away than a quarter of ``overlap``, and has no visible seams where farther
+input matters little. A network that looks at the whole image (global attention, group
+normalisation) differs from tile to tile and needs ``qdmr_ray.restore.streamed``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Side of a tile, in pixels: a few hundred MB of activations for networks of usual width.
+# Side of a tile in pixels: a few hundred MB of activations for networks of usual width.
 TILE = 512
 
 
@@ -29,11 +29,9 @@ def restore_tiled(
     tile: int = TILE,
     progress: Callable[[float], None] | None = None,
 ) -> Tensor:
-    """The corrected image (1, 3, H, W) of ``x`` (1, 3, H, W), on the CPU in float32, unclamped.
-
-    ``network`` corrects images of any size up to ``tile`` a side, rounded up to a multiple of
-    ``multiple``. ``progress`` is told the share of tiles that are done.
-    """
+    """Returns the corrected image (1, 3, H, W) of ``x``, on the CPU in float32, unclamped;
+    ``network`` corrects images of up to ``tile`` a side, rounded up to a multiple of ``multiple``,
+    and ``progress`` receives the share of tiles that are done."""
     height, width = x.shape[-2:]
     side = -(-max(tile, 2 * overlap) // multiple) * multiple
     rows = list(_spans(height, side, overlap))
@@ -51,7 +49,7 @@ def restore_tiled(
 
 
 def _spans(length: int, side: int, overlap: int) -> Iterator[tuple[int, int]]:
-    """First and last + 1 pixel of each tile along one axis; the last one may be shorter."""
+    """Yields first and last + 1 pixel of each tile along one axis; the last one may be shorter."""
     first = 0
     while first + side < length:
         yield first, first + side
@@ -60,7 +58,7 @@ def _spans(length: int, side: int, overlap: int) -> Iterator[tuple[int, int]]:
 
 
 def _weights(first: int, end: int, length: int, overlap: int) -> Tensor:
-    """The weights of a tile's pixels along one axis (end - first,); neighbours add up to 1."""
+    """Returns the weights of a tile's pixels along one axis (end - first,); neighbours sum to 1."""
     positions = np.arange(first, end) + 0.5
     weights = np.ones(end - first)
     margin, ramp = overlap / 4, overlap / 2

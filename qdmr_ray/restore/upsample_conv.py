@@ -1,4 +1,4 @@
-"""Nearest upsampling by 2 and the convolution after it, in one, with 4/9 of the products."""
+"""Nearest upsampling by 2 and its convolution in one operation, with 4/9 of the products."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class Doubling:
-    """``convolution(upsampled x)``: (1, C, n, W) to (1, O, 2 n, 2 W), to rounding.
+    """Computes ``convolution(upsampled x)`` from (1, C, n, W) to (1, O, 2 n, 2 W), to rounding.
 
-    ``convolution`` has a kernel of 3 and padding 1. Each result sees 2 x 2 of the positions that
-    are enlarged, some of them by several weights. Those are added up here, once, and a single
-    convolution with kernel 2 gives all four results around a corner; the enlarged features, four
-    times as many, are never made. Not for training: PyTorch's gradients of it are no faster.
+    ``convolution`` has kernel 3 and padding 1. Each result depends on 2 x 2 positions before the
+    upsampling, on some of them by several weights. The constructor adds these weights up, and one
+    convolution with kernel 2 computes all four results around a corner; the upsampled features,
+    four times as many, are never made. Not for training: PyTorch's gradients of it are no faster.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -36,6 +36,6 @@ class Doubling:
         out = corners.new_empty(height, 2, width, 2, self._channels)
         for i in range(2):
             for j in range(2):
-                # What lies further down or to the right sees positions further on.
+                # Results further down or to the right depend on positions further on.
                 out[:, i, :, j] = corners[i : i + height, j : j + width, i, j]
         return out.view(2 * height, 2 * width, self._channels).permute(2, 0, 1).unsqueeze(0)
