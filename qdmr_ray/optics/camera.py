@@ -1,6 +1,6 @@
-"""What a camera does to light: sensor noise, then its image signal processor (ISP).
+"""A camera turns light into a photograph: sensor noise, then its image signal processor (ISP).
 
-Linear light is relative to the brightest white the camera records: 0 is black and 1 is white.
+Linear light is relative to the brightest white that the camera records: 0 is black, 1 is white.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class CameraSettings(Settings):
 
 
 def srgb_to_linear(image: np.ndarray) -> np.ndarray:
-    """uint8 (…) sRGB values to float32 linear light in [0, 1] (IEC 61966-2-1)."""
+    """Converts uint8 (…) sRGB values to float32 linear light in [0, 1] (IEC 61966-2-1)."""
     value = np.arange(WHITE_LEVEL + 1) / WHITE_LEVEL
     knee = SRGB_LINEAR_KNEE * SRGB_SLOPE
     power = ((value + SRGB_OFFSET) / (1 + SRGB_OFFSET)) ** SRGB_EXPONENT
@@ -64,7 +64,7 @@ def srgb_to_linear(image: np.ndarray) -> np.ndarray:
 
 
 def tone_curve(linear: np.ndarray, gamma: float | None) -> np.ndarray:
-    """Linear light in [0, 1] to display values in [0, 1]: a power, or sRGB when ``None``."""
+    """Maps linear light in [0, 1] to display values in [0, 1] by a power; ``None`` is sRGB."""
     if gamma is not None:
         return linear ** (1 / gamma)
     power = (1 + SRGB_OFFSET) * linear ** (1 / SRGB_EXPONENT) - SRGB_OFFSET
@@ -72,12 +72,12 @@ def tone_curve(linear: np.ndarray, gamma: float | None) -> np.ndarray:
 
 
 def add_glare(light: np.ndarray, glare: float) -> np.ndarray:
-    """Spreads the share ``glare`` of each channel's light evenly; (H, W, 3), the mean is kept."""
+    """Spreads the share ``glare`` of each channel's light (H, W, 3) evenly; keeps the mean."""
     return (1 - glare) * light + glare * light.mean(axis=(0, 1))
 
 
 def expose(light: np.ndarray, camera: CameraSettings, random: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) linear light to raw values in [0, 1], with Poisson shot and Gaussian read noise."""
+    """Adds Poisson shot and Gaussian read noise to (H, W, 3) linear light: raw values in [0, 1]."""
     signal = np.clip(light * np.asarray(camera.sensor_response, np.float32), 0, 1)
     electrons = random.poisson(signal.astype(np.float64) * camera.full_well)
     reading = electrons + camera.read_noise * random.standard_normal(signal.shape)
@@ -85,10 +85,8 @@ def expose(light: np.ndarray, camera: CameraSettings, random: np.random.Generato
 
 
 def develop(raw: np.ndarray, camera: CameraSettings) -> np.ndarray:
-    """(H, W, 3) raw values in [0, 1] to a uint8 photograph.
-
-    White balance, clipping, denoising, tone curve, unsharp mask, rounding.
-    """
+    """Turns (H, W, 3) raw values in [0, 1] into a uint8 photograph: white balance, clipping,
+    denoising, tone curve, unsharp mask, rounding."""
     light = np.clip(raw * np.asarray(camera.white_balance, np.float32), 0, 1)
     if camera.denoise > 0:
         light = gaussian_filter(light, (camera.denoise, camera.denoise, 0))

@@ -4,7 +4,7 @@
     lens = load_lens("my_lens.yaml")
     lens = load_lens("measured_psfs.npz")
 
-A lens here is a lens on its camera: the PSFs over the frame and what sensor and ISP do.
+A lens includes its camera: the PSFs over the frame, and the work of sensor and ISP.
 ``datasets/README.md`` describes both file formats.
 """
 
@@ -43,7 +43,7 @@ class LensSettings(Settings):
 
 @dataclass(frozen=True)
 class Lens:
-    """What the simulator needs: a name for folders and messages, PSFs, and the camera."""
+    """The simulator's input: a name for folders and messages, PSFs, and the camera."""
 
     name: str
     grid: PSFGrid
@@ -51,15 +51,13 @@ class Lens:
 
 
 def shipped_lenses() -> list[str]:
-    """Names of the lenses that come with the package, sorted."""
+    """Returns the names of the lenses that come with the package, sorted."""
     return sorted(path.stem for path in LENS_FOLDER.glob("*.yaml"))
 
 
 def load_lens(lens: str) -> Lens:
-    """A lens by the name of a shipped one, or from a ``.yaml`` or ``.npz`` file.
-
-    Raises QdmrError for an unknown name, and for a file that is missing, unreadable or malformed.
-    """
+    """Returns a shipped lens by its name, or a lens from a ``.yaml`` or ``.npz`` file; raises
+    QdmrError for an unknown name, and for a file that is missing, unreadable or malformed."""
     path = Path(lens)
     if path.suffix == ".npz":
         return Lens(path.stem, PSFGrid.load(path), CameraSettings())
@@ -83,10 +81,7 @@ def load_lens(lens: str) -> Lens:
 
 
 def read_lens_settings(path: Path) -> LensSettings:
-    """Reads a lens file.
-
-    Raises QdmrError when it cannot be read, SettingsError for a key that is not known, with the
-    nearest known one, and for a value of the wrong type or out of range.
-    """
+    """Reads a lens file; raises QdmrError where it can't be read, and SettingsError for an unknown
+    key, with the nearest known one, and for a value of the wrong type or out of range."""
     settings: LensSettings = parse_settings(TypeAdapter(LensSettings), read_yaml(path), str(path))
     return settings

@@ -16,7 +16,7 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import write_file_atomic
 
 NPZ_VERSION = 1
-# A cell further from sum 1 than this was not normalised; closer is rounding, and is mended.
+# A cell whose sum differs more from 1 was not normalised; less is rounding, and is corrected.
 SUM_TOLERANCE = 0.01
 
 
@@ -24,12 +24,10 @@ SUM_TOLERANCE = 0.01
 class PSFGrid:
     """PSFs over a frame: ``psf`` is float32 (rows, columns, 3, k, k), k odd.
 
-    Row 0 belongs to the top edge of the frame and the last row to the bottom edge, columns from
-    left to right, channels R, G, B. ``psf[r, c, ch, y, x]`` is the picture that a white point
-    leaves in channel ``ch``, y downwards and x to the right; the point itself is at the middle
-    pixel. Values are at least 0, and each k × k cell sums to 1.
-
-    Raises QdmrError when the array breaks one of these rules.
+    Row 0 belongs to the top edge of the frame, the last row to the bottom edge; columns run from
+    left to right, channels are R, G, B. ``psf[r, c, ch, y, x]`` is the picture of a white point in
+    channel ``ch``, y downwards and x to the right, with the point itself at the middle pixel.
+    Values are at least 0, and each k × k cell sums to 1. Raises QdmrError for any other array.
     """
 
     psf: np.ndarray
@@ -57,24 +55,20 @@ class PSFGrid:
 
     @property
     def support(self) -> int:
-        """Width and height of a PSF in pixels."""
+        """The width and height of a PSF in pixels."""
         return int(self.psf.shape[-1])
 
     def save(self, path: Path) -> None:
-        """Writes an ``.npz`` with the keys ``psf`` (float32, as described above) and ``version``.
-
-        Raises QdmrError when the file cannot be written; nothing half-written stays behind.
-        """
+        """Writes an ``.npz`` with the keys ``psf`` (float32, as in the class) and ``version``;
+        raises QdmrError where the file can't be written, and leaves nothing half-written behind."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, psf=self.psf, version=np.int64(NPZ_VERSION))
         write_file_atomic(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> PSFGrid:
-        """Reads what ``save`` wrote, or a user's own file with at least the key ``psf``.
-
-        Raises QdmrError, naming the file, when it is missing or malformed.
-        """
+        """Reads a file of ``save``, or a user's own with at least the key ``psf``; raises
+        QdmrError, naming the file, where it is missing or malformed."""
         try:
             with np.load(path, allow_pickle=False) as archive:
                 if "psf" not in archive:
@@ -95,7 +89,7 @@ class PSFGrid:
 
 
 def centroid(psf: np.ndarray) -> np.ndarray:
-    """(2,) centre of light (x, y) of a (k, k) PSF, in pixels from its middle pixel."""
+    """Returns the (2,) centre of light (x, y) of a (k, k) PSF, in pixels from its middle pixel."""
     offsets = np.arange(psf.shape[-1]) - psf.shape[-1] // 2
     total = psf.sum()
     return np.array([psf.sum(axis=0) @ offsets, psf.sum(axis=1) @ offsets]) / total

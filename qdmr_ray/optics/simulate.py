@@ -1,10 +1,10 @@
-"""One clean photograph to the photograph that a bad lens would have taken.
+"""Simulates the photograph that a bad lens would have taken from a clean photograph.
 
     aberrated = simulate_image(image, load_lens("manufactured"), seed=0, name="a.png")
 
-sRGB photograph → linear light → a PSF that changes over the field → veiling glare → sensor noise
-→ the camera's processing → 8-bit photograph. The clean photograph is the ground truth: both stay
-aligned pixel by pixel, because the green PSFs are centred (``wavefront.py``).
+The steps are: sRGB photograph → linear light → a PSF that changes over the field → veiling glare →
+sensor noise → the camera's processing → 8-bit photograph. The clean photograph is the ground truth:
+both stay aligned pixel by pixel, because the green PSFs are centred (``wavefront.py``).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from qdmr_ray.optics.psf import PSFGrid
 
 
 def simulate_image(image: np.ndarray, lens: Lens, *, seed: int, name: str) -> np.ndarray:
-    """A clean photograph as the lens and its camera would have taken it.
+    """Returns a clean photograph as the lens and its camera would have taken it.
 
     Args:
         image: uint8 (H, W, 3) sRGB, at least as large as the lens's PSFs.
-        seed: with ``name`` it decides the noise, so the order of images does not matter.
+        seed: determines the noise together with ``name``, so the order of images doesn't matter.
         name: the image's name, in errors too.
 
     Returns:
@@ -41,18 +41,13 @@ def simulate_image(image: np.ndarray, lens: Lens, *, seed: int, name: str) -> np
 
 
 def blur(light: np.ndarray, grid: PSFGrid) -> np.ndarray:
-    """Spreads every point of the picture by the PSF of its place in the field.
+    """Spreads every point of the picture by the PSF of its position in the field.
 
-    A point between grid positions uses their PSFs mixed bilinearly. With hat functions w_i that
-    sum to 1 everywhere, that is Σ_i psf_i * (w_i · light): Nagy and O'Leary, "Restoring images
-    degraded by spatially variant blur", SIAM J. Sci. Comput. 19 (1998) 1063. Beyond its edges
-    the picture goes on as its reflection.
-
-    Args:
-        light: float32 (H, W, 3), H and W at least the PSFs' support.
-
-    Returns:
-        float32 (H, W, 3).
+    A point between grid positions uses a bilinear mixture of their PSFs. With hat functions w_i
+    that sum to 1 everywhere, this is Σ_i psf_i * (w_i · light): Nagy and O'Leary, "Restoring images
+    degraded by spatially variant blur", SIAM J. Sci. Comput. 19 (1998) 1063. Beyond its edges the
+    picture is continued by reflection. ``light`` and the result are float32 (H, W, 3), H and W at
+    least the PSFs' support.
     """
     height, width = light.shape[:2]
     rows, columns = grid.psf.shape[:2]
@@ -82,10 +77,8 @@ def require_size(name: str, height: int, width: int, lens: Lens) -> None:
 
 
 def _hat_weights(length: int, positions: int, reach: int) -> list[tuple[int, np.ndarray]]:
-    """Per grid position, where its hat function begins on the padded axis, and its values.
-
-    The hats sum to 1 at every pixel; in the padding the outermost position has all the weight.
-    """
+    """Returns for each grid position the start and values of its hat function on the padded axis.
+    The hats sum to 1 at every pixel; in the padding the outermost position has all the weight."""
     pixels = np.clip(np.arange(length + 2 * reach) - reach, 0, length - 1)
     place = pixels * ((positions - 1) / max(length - 1, 1))
     hats = []
@@ -97,7 +90,7 @@ def _hat_weights(length: int, positions: int, reach: int) -> list[tuple[int, np.
 
 
 def _convolve(patch: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Full 2-D convolution of (3, h, w) with (3, k, k): (3, h + k − 1, w + k − 1)."""
+    """Returns the full 2-D convolution (3, h + k − 1, w + k − 1) of (3, h, w) with (3, k, k)."""
     height, width = (patch.shape[axis] + kernel.shape[axis] - 1 for axis in (1, 2))
     shape = (scipy.fft.next_fast_len(height, True), scipy.fft.next_fast_len(width, True))
     spectrum = scipy.fft.rfft2(patch, shape) * scipy.fft.rfft2(kernel, shape)

@@ -11,9 +11,9 @@ needs no further terms:
 - J. W. Goodman, Introduction to Fourier Optics, chapter 6: the PSF is the squared magnitude of
   the Fourier transform of the generalised pupil function.
 
-Axes everywhere: x to the right, y downwards, as in the image. A field position h is measured from
-the middle of the frame in units of half its diagonal (|h| = 1 in the corners); a pupil position p
-in units of the pupil's radius.
+Axes are as in the image, x to the right and y downwards. A field position h is measured from the
+middle of the frame in units of half its diagonal (|h| = 1 in the corners), a pupil position p in
+units of the pupil's radius.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.optics.psf import PSFGrid, centroid
 from qdmr_ray.settings import Settings, setting
 
-# Below this share of the light inside the support the blur would be visibly cut off.
+# With a smaller share of the light inside the support, the blur would be visibly cut off.
 MINIMUM_ENERGY = 0.9
 CENTROID_TOLERANCE_PX = 1e-3
 CENTROID_ROUNDS = 8
@@ -91,15 +91,11 @@ class OpticsSettings(Settings):
 
 
 def wavefront(optics: OpticsSettings, h: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Wavefront error at field position ``h`` over pupil positions ``p``, before chromatic terms.
+    """Returns the wavefront error at field position ``h`` over pupil positions ``p``.
 
-    Args:
-        h: (2,) field position (x, y), |h| = 1 in the corners.
-        p: (2, …) pupil positions (x, y), |p| = 1 on the edge.
-
-    Returns:
-        (…) waves at the reference wavelength. Wyant & Creath, table of Seidel terms; Thompson
-        2005 for the field vector about the decentred axis.
+    ``h`` is (2,), x and y, with |h| = 1 in the corners; ``p`` is (2, …), with |p| = 1 on the edge.
+    The result (…) is in waves at the reference wavelength, without chromatic terms. Sources: Wyant
+    & Creath, table of Seidel terms; Thompson 2005 for the field vector about the decentred axis.
     """
     x, y = p
     square = x * x + y * y
@@ -122,17 +118,17 @@ def wavefront(optics: OpticsSettings, h: np.ndarray, p: np.ndarray) -> np.ndarra
 class _Pupil:
     """The sampled exit pupil of one colour channel, and its transform to PSFs in pixels.
 
-    The pupil is laid out over spatial frequencies in cycles per pixel, so its radius is half the
+    The pupil's axes are spatial frequencies in cycles per pixel, so its radius is half the
     diffraction cut-off, pixel pitch / (wavelength · F-number) (Goodman, section 6.3.2), and a
-    longer wavelength gives a wider PSF.
+    longer wavelength has a wider PSF.
     """
 
     def __init__(self, optics: OpticsSettings, wavelength: float) -> None:
         self.support = optics.support
         nanometres = 1000.0
         cutoff = optics.pixel_pitch * nanometres / (wavelength * optics.f_number)
-        # The intensity has twice the pupil's bandwidth: sample it at twice the cut-off or finer.
-        # An odd number of samples per pixel puts a sample on the pixel's middle.
+        # The intensity has twice the pupil's bandwidth, so it is sampled at twice the cut-off or
+        # finer. An odd number of samples per pixel puts a sample on the pixel's middle.
         self.oversampling = max(3, math.ceil(2 * cutoff) | 1)
         # Twice the support, so that the light beyond it does not wrap round into it.
         self.size = scipy.fft.next_fast_len(2 * self.support * self.oversampling)
@@ -140,15 +136,13 @@ class _Pupil:
         self.fx, self.fy = np.meshgrid(frequency, frequency)
         self.p = np.stack([self.fx, self.fy]) / (cutoff / 2)
         samples_in_radius = cutoff / 2 * self.size / self.oversampling
-        # A ramp one sample wide instead of a staircase along the pupil's edge.
+        # The pupil's edge is a ramp one sample wide instead of a staircase.
         self.amplitude = np.clip((1 - np.hypot(*self.p)) * samples_in_radius + 0.5, 0, 1)
         self.scale = optics.reference_wavelength / wavelength
 
     def psf(self, waves: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """(k, k) PSF, sum 1, of a wavefront in reference waves, moved by ``shift`` (x, y) pixels.
-
-        Raises QdmrError when the support holds too little of the light.
-        """
+        """Returns a wavefront's (k, k) PSF, sum 1, moved by ``shift`` (x, y) pixels; ``waves`` are
+        reference waves. Raises QdmrError where the support holds too little of the light."""
         cycles = waves * self.scale + self.fx * shift[0] + self.fy * shift[1]
         field = scipy.fft.fft2(self.amplitude * np.exp(2j * np.pi * cycles))
         intensity = np.fft.fftshift(np.abs(field) ** 2)
@@ -168,7 +162,7 @@ class _Pupil:
 
 
 def field_positions(optics: OpticsSettings) -> np.ndarray:
-    """(rows, columns, 2) field positions (x, y) of the grid, |h| = 1 in the corners."""
+    """Returns (rows, columns, 2) field positions (x, y) of the grid, |h| = 1 in the corners."""
     half_height = 1 / math.hypot(optics.aspect, 1)
     x = np.linspace(-1, 1, optics.columns) * optics.aspect * half_height
     y = np.linspace(-1, 1, optics.rows) * half_height
@@ -176,13 +170,12 @@ def field_positions(optics: OpticsSettings) -> np.ndarray:
 
 
 def psf_grid(optics: OpticsSettings) -> PSFGrid:
-    """The PSFs of a lens over its frame.
+    """Returns the PSFs of a lens over its frame.
 
-    At each position the green PSF is moved so that its centre of light is on the middle pixel,
-    and red and blue move with it: the clean photograph stays aligned with the aberrated one, and
-    what is left between the channels is lateral colour.
-
-    Raises QdmrError when the support is too small for the aberrations.
+    The green PSF of each position is moved so that its centre of light is on the middle pixel, and
+    red and blue move with it: the clean photograph stays aligned with the aberrated one, and only
+    lateral colour remains between the channels. Raises QdmrError where the support is too small for
+    the aberrations.
     """
     pupils = [_Pupil(optics, wavelength) for wavelength in optics.wavelengths]
     red_shift, blue_shift = optics.lateral_colour
@@ -205,10 +198,8 @@ def psf_grid(optics: OpticsSettings) -> PSFGrid:
 
 
 def _centring_shift(pupil: _Pupil, waves: np.ndarray) -> np.ndarray:
-    """(2,) pixels by which a PSF must move for its centre of light to be on the middle pixel.
-
-    Repeated, because what the support cuts off changes as the PSF moves.
-    """
+    """Returns the (2,) pixels by which a PSF must move for its centre of light to be on the middle
+    pixel; iterates, because moving the PSF changes what the support cuts off."""
     shift = np.zeros(2)
     for _ in range(CENTROID_ROUNDS):
         miss = centroid(pupil.psf(waves, shift))
