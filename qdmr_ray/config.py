@@ -2,8 +2,8 @@
 
     experiment = load_experiment(Path("experiments/demo.yaml"), ["stages.vqgan.iterations=100"])
 
-Every section is a dataclass beside the code that it configures; this module puts them together,
-reads them, and says in one line what is wrong with a file.
+Every section is a dataclass beside the code that it configures; this module combines them, reads
+them, and names in one line what is wrong with a file.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from qdmr_ray.version import code_version
 
 # Raised when a change of code makes the same settings train another result.
 METHOD_VERSION = 1
-# Settings that METHOD_VERSION's first runs didn't have: section of the digest, name, default.
+# Settings that METHOD_VERSION's first runs lacked: section of the digest, name, default.
 _LATER_SETTINGS = (
     ("network", "fusion", True),
     ("network", "kind", DEFAULT_KIND),
     ("settings", "s2t", True),
 )
-# Stands in a saved config.yaml beside the settings.
+# The key of the code's version in a saved config.yaml.
 VERSION_KEY = "code_version"
-# What is done about a run that goes wrong.
+# The actions for a run that goes wrong.
 STOP, WARN, OFF = "stop", "warn", "off"
 ACTIONS = (STOP, WARN, OFF)
 # A run is a folder of this name in its storage, and nowhere else.
@@ -62,7 +62,7 @@ class StagesSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingSettings(Settings):
-    """Where training runs."""
+    """Settings of where training runs."""
 
     workers: int = setting(
         1, "training workers; the batch is the stage's batch_size times this", minimum=1
@@ -113,13 +113,13 @@ class ScalingSettings(Settings):
 
     @property
     def fewest_workers(self) -> int:
-        """Workers without which training doesn't go on."""
+        """The number of workers without which training doesn't go on."""
         return self.workers if self.min_workers is None else self.min_workers
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardSettings(Settings):
-    """What is done about a run that goes wrong: stop it, warn, or nothing."""
+    """Settings of what is done about a run that goes wrong: stop it, warn, or nothing."""
 
     non_finite: str = setting(
         STOP,
@@ -141,7 +141,7 @@ class GuardSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingSettings(Settings):
-    """What training writes down, and how often."""
+    """Settings of what training writes down, and how often."""
 
     log_interval: int = setting(100, "averages logged", unit="iterations", minimum=1)
     picture_interval: int = setting(5000, "example pictures made", unit="iterations", minimum=1)
@@ -163,7 +163,7 @@ class LoggingSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(Settings):
-    """How the test set is judged."""
+    """Settings of how the test set is judged."""
 
     border: int = setting(0, "pixels left out at each edge", unit="pixels", minimum=0)
     luma: bool = setting(False, "compare the Y channel (BT.601) instead of RGB")
@@ -192,7 +192,7 @@ class EvaluationSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Settings):
-    """Everything that a run is determined by."""
+    """Everything that determines a run."""
 
     name: str = setting("", "name of the run folder; --name replaces it")
     seed: int = setting(0, "of initial weights, sample order and crops", minimum=0)
@@ -256,7 +256,7 @@ class Experiment(Settings):
             )
 
     def stage(self, name: str) -> StageSettings:
-        """Settings of the stage ``name``."""
+        """Returns the settings of the stage ``name``."""
         settings: StageSettings = getattr(self.stages, name)
         return settings
 
@@ -267,37 +267,31 @@ class Experiment(Settings):
         return (*self.plugins, *([module] if module else []))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as YAML and JSON hold them."""
+        """Returns plain values, as YAML and JSON hold them."""
         own_type: Any = type(self)
         plain: dict[str, Any] = _adapter(own_type).dump_python(self, mode="json")
         return plain
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class of an experiment with plugins exists in the process that has read it.
+        # Only the process that has read an experiment with plugins has its class.
         return experiment_from_dict, (self.to_dict(),)
 
 
 def experiment_type(kind: str = DEFAULT_KIND, plugins: Sequence[str] = ()) -> type[Experiment]:
-    """The type of the experiments whose network is of ``kind`` and whose stages are ours and those
-    of ``plugins``: each section is the dataclass that the stage or the network registers.
-
-    Raises:
-        SettingsError: there is no such network or module.
-    """
+    """Returns the type of experiments with a network of ``kind`` and with our stages and those of
+    ``plugins``: each section is the dataclass that the stage or the network registers. Raises
+    SettingsError where there is no such network or module."""
     load_plugins(plugins)
     network: Any = restoration_class(kind).settings_type
     return _experiment_type(network, tuple(STAGES.values()))
 
 
 def type_described_by(values: Mapping[str, Any]) -> type[Experiment]:
-    """The type of the experiment with these plain values, by their plugins and ``network.kind``.
-
-    Raises:
-        SettingsError: there is no such network or module.
-    """
+    """Returns the type of the experiment with these plain values, by their plugins and
+    ``network.kind``; raises SettingsError where there is no such network or module."""
     network, plugins = values.get("network"), values.get("plugins")
     kind = network.get("kind") if isinstance(network, Mapping) else None
-    # Values of another type are left to the parser, which says what is wrong with them.
+    # Values of another type are left to the parser, which names what is wrong with them.
     modules = plugins if isinstance(plugins, list | tuple) else ()
     return experiment_type(
         kind if isinstance(kind, str) else DEFAULT_KIND,
@@ -338,7 +332,7 @@ def _adapter(experiment: Any) -> TypeAdapter[Experiment]:
 def load_experiment(
     path: Path | str, overrides: Sequence[str] = (), *, name: str | None = None
 ) -> Experiment:
-    """The experiment in a YAML file, with ``a.b=value`` overrides applied.
+    """Reads the experiment in a YAML file and applies ``a.b=value`` overrides.
 
     Raises:
         QdmrError: the file is missing or is no YAML.
@@ -346,7 +340,7 @@ def load_experiment(
     """
     path = Path(path)
     values = read_yaml(path)
-    # So that the config.yaml of a run can be trained again.
+    # Removed, so that the config.yaml of a run can be trained again.
     values.pop(VERSION_KEY, None)
     for override in overrides:
         apply_override(values, override)
@@ -355,11 +349,8 @@ def load_experiment(
 
 
 def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings") -> Experiment:
-    """An experiment from plain values; ``source`` stands at the start of error messages.
-
-    Raises:
-        SettingsError: a setting is unknown, of the wrong type or out of range.
-    """
+    """Returns an experiment from plain values; raises SettingsError, which starts with ``source``,
+    where a setting is unknown, of the wrong type or out of range."""
     try:
         settings: Any = type_described_by(values)
     except SettingsError as error:
@@ -374,7 +365,7 @@ def stage_digest(
     manifest_digest: str,
     imported: Mapping[str, str] | None = None,
 ) -> str:
-    """Identifies a stage's result by all that determines it, its needed stages included.
+    """Returns a digest of all that determines a stage's result, its needed stages included.
 
     Settings that change only where or how visibly it trains (logging, Ray, paths) are left out.
     ``imported`` holds the digests of stages whose weights come from elsewhere.
@@ -404,7 +395,7 @@ def stage_digest(
         "stage": kind.version,
         "network": restoration_class(experiment.network.kind).version,
     }
-    # The first version stands for itself, as it did before there were others.
+    # Version 1 is left out, so that digests from before there were versions stay valid.
     if changed := {name: version for name, version in versions.items() if version != 1}:
         determining["versions"] = changed
     _leave_out_later_defaults(determining)
@@ -413,20 +404,20 @@ def stage_digest(
 
 
 def _leave_out_later_defaults(determining: dict[str, Any]) -> None:
-    """A setting that came later must not change the digest of what was trained before it."""
+    """Removes later settings with their default, which must not change earlier stages' digests."""
     for section, name, default in _LATER_SETTINGS:
         if determining[section].get(name, default) == default:
             determining[section].pop(name, None)
 
 
 def dump_experiment(experiment: Experiment) -> str:
-    """The YAML saved with a run: every setting in force, defaults included, and the version."""
+    """Returns the YAML saved with a run: every setting in force, with defaults, and the version."""
     values = {VERSION_KEY: code_version(), **experiment.to_dict()}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def experiment_of_run(text: str, source: str) -> Experiment:
-    """The experiment that :func:`dump_experiment` wrote."""
+    """Returns the experiment that :func:`dump_experiment` wrote."""
     values = yaml.safe_load(text)
     values.pop(VERSION_KEY, None)
     return experiment_from_dict(values, source=source)

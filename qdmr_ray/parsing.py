@@ -1,4 +1,4 @@
-"""Plain values from YAML files and ``--set`` overrides to typed settings, with one-line errors."""
+"""Turns plain values of YAML files and ``--set`` into typed settings, with one-line errors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from qdmr_ray.errors import QdmrError, SettingsError, one_line
 
 
 def parse_settings(adapter: TypeAdapter[Any], values: Mapping[str, Any], source: str) -> Any:
-    """Plain values as typed settings.
-
-    Raises:
-        SettingsError: one line that names source, setting and value.
-    """
+    """Turns plain values into typed settings; raises SettingsError, whose one line names source,
+    setting and value."""
     root = adapter._type if isinstance(adapter._type, type) else object
     try:
         return adapter.validate_python(_without_empty_sections(values, root))
@@ -28,7 +25,7 @@ def parse_settings(adapter: TypeAdapter[Any], values: Mapping[str, Any], source:
 
 
 def _without_empty_sections(values: Mapping[str, Any], section: Any) -> dict[str, Any]:
-    """A section with nothing below it (all lines commented out) means its defaults."""
+    """Replaces sections with nothing below them (all lines commented out) by their defaults."""
     hints = get_type_hints(section) if dataclasses.is_dataclass(section) else {}
     filled: dict[str, Any] = {}
     for name, value in values.items():
@@ -42,7 +39,7 @@ def _without_empty_sections(values: Mapping[str, Any], section: Any) -> dict[str
 
 
 def _explain(error: Mapping[str, Any], root: type) -> str:
-    # pydantic writes the place as keys; an unknown key's place ends with that key.
+    # pydantic's location is a list of keys, which for an unknown key ends with that key.
     path = [part for part in error["loc"] if not (isinstance(part, str) and "[" in part)]
     name = ".".join(str(part) for part in path)
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -65,7 +62,7 @@ def _explain_unknown(path: Sequence[Any], name: str, root: type) -> str:
     if near:
         hint = f"did you mean {prefix}{near[0]}?"
     else:
-        # By their last part, as a setting is often right and only its section is missing.
+        # Compared by last part, as a setting is often right and only its section is missing.
         elsewhere = {setting.rsplit(".", 1)[-1]: setting for setting, _ in all_settings(root)}
         near = difflib.get_close_matches(str(path[-1]), elsewhere, n=1)
         hint = f"did you mean {elsewhere[near[0]]}?" if near else f"known: {', '.join(known)}"
@@ -73,7 +70,7 @@ def _explain_unknown(path: Sequence[Any], name: str, root: type) -> str:
 
 
 def all_settings(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Every setting below ``section`` as (dotted name, field)."""
+    """Yields every setting below ``section`` as (dotted name, field)."""
     if not dataclasses.is_dataclass(section):
         return
     hints = get_type_hints(section)
@@ -85,17 +82,14 @@ def all_settings(section: Any, prefix: str = "") -> Iterator[tuple[str, dataclas
 
 
 def _section(hint: Any) -> type | None:
-    """The dataclass that a setting's type is, or may be (``Section | None``)."""
+    """Returns the dataclass that a setting's type is or may be (``Section | None``)."""
     kinds = (hint, *get_args(hint))
     return next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Raises:
-        QdmrError: missing, unreadable or something else than a mapping.
-    """
+    """Reads a YAML file that holds a mapping; raises QdmrError where it is missing, unreadable or
+    something else than a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -108,11 +102,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Applies ``a.b=value`` (the value as YAML) to nested plain values.
-
-    Raises:
-        SettingsError: no ``=``, or a section name where a value stands.
-    """
+    """Applies ``a.b=value`` (the value as YAML) to nested plain values; raises SettingsError where
+    the ``=`` is missing, the value is no YAML, or a section's name is that of a setting."""
     name, separator, text = override.partition("=")
     if not separator or not name:
         raise SettingsError(f"--set {override}: write --set section.setting=value")
@@ -124,25 +115,22 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def put_setting(values: dict[str, Any], name: str, value: Any, *, said: str | None = None) -> None:
-    """Puts the value of a dotted name into nested plain values; ``said`` starts the error.
-
-    Raises:
-        SettingsError: a setting's name where a section's stands.
-    """
+    """Puts the value of a dotted name into nested plain values; raises SettingsError, which starts
+    with ``said``, where a section's name is that of a setting."""
     *sections, leaf = name.split(".")
     place = values
     for section in sections:
         inner = {} if place.get(section) is None else place[section]
         if not isinstance(inner, dict):
             raise SettingsError(f"{said or name}: {section} is a setting, not a section")
-        # A copy, as an anchor in the file may have put the same section elsewhere, too.
+        # Copied, since an anchor in the file may have put the same section elsewhere, too.
         place[section] = dict(inner)
         place = place[section]
     place[leaf] = value
 
 
 def nearest_setting(name: str, known: Sequence[str]) -> str:
-    """Which of the known dotted names may have been meant, as the end of an error message."""
+    """Returns the end of an error message with the known dotted name that may have been meant."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if not near:
         by_last = {setting.rsplit(".", 1)[-1]: setting for setting in known}

@@ -1,6 +1,6 @@
 """Base of every typed setting: a frozen dataclass whose fields carry help, unit and limits.
 
-Standard library only, so that ``qdmr_ray.nets`` and ``qdmr_ray.stages`` work where nothing but
+It uses the standard library only, so that ``qdmr_ray.nets`` and ``qdmr_ray.stages`` work where only
 PyTorch is installed. ``qdmr_ray.config`` reads YAML files into these classes.
 """
 
@@ -24,11 +24,9 @@ def setting(
     maximum: float | None = None,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
-    """A dataclass field with its default (or default factory), help text, unit and limits.
-
+    """Returns a dataclass field with its default (or default factory), help text, unit and limits.
     ``minimum`` and ``maximum`` are inclusive, ``above`` is exclusive; on a tuple each item is
-    checked, and ``None`` values (optional settings) pass.
-    """
+    checked, and ``None`` values (optional settings) pass."""
     metadata = {
         "help": help,
         "unit": unit,
@@ -46,7 +44,7 @@ def setting(
 class Settings:
     """Checks each field against its limits when built; subclasses extend ``__post_init__``."""
 
-    # Read by pydantic when a file is parsed: an unknown key is an error, never ignored.
+    # pydantic reads this when a file is parsed: an unknown key is an error, never ignored.
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
