@@ -70,8 +70,8 @@ BACKBONES = {
 class LPIPS(nn.Module):
     """LPIPS of each pair of images of two batches; its own weights never train.
 
-    ``forward`` sends gradients to its first argument only. Where one target is compared with
-    several images, ``distance(features(x), features(target))`` computes its features once.
+    ``forward`` sends gradients to its first argument only. To compare one target with several
+    images, keep ``features(target)`` and call ``distance(features(x), kept)`` for each.
     """
 
     shift: Tensor

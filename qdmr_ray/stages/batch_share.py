@@ -1,4 +1,4 @@
-"""Which samples of a batch a worker takes, in which micro-batches and with which weights.
+"""Divides a batch among workers, and each worker's samples into weighted micro-batches.
 
 The batch doesn't depend on the number of workers: fewer workers take more samples each, in more
 micro-batches, so that none needs more memory. Each micro-batch's mean loss is weighted by its
@@ -14,10 +14,9 @@ from dataclasses import dataclass
 class Share:
     """One worker's samples: ``first`` .. ``first + count - 1`` of a batch of ``total``.
 
-    ``micro_batches`` are the sizes of the pieces that pass through the networks in turn, and
-    ``weights`` the factors on their mean losses. All workers have equally many pieces, since they
-    exchange gradients and estimate spectral norms in step; a piece of size 0 stands for a worker
-    that has no sample left.
+    ``micro_batches`` are the sizes of those that pass through the networks in turn, ``weights`` the
+    factors on their mean losses. All workers have equally many, since they exchange gradients and
+    estimate spectral norms in step; size 0 means that the worker has no sample left.
     """
 
     total: int
