@@ -1,4 +1,4 @@
-"""Judging restored photographs: metrics, evaluation over a test set, comparison of runs.
+"""Judges restored photographs: metrics, evaluation over a test set, comparison of runs.
 
 The package can also be called: ``from qdmr_ray import evaluate; evaluate("runs/demo")``.
 """
@@ -25,7 +25,7 @@ _RESTORATION = "qdmr_ray.restore.restoration"
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: ``qdmr bench restore`` runs where only PyTorch is installed."""
+    """Imports on first use, since ``qdmr bench restore`` runs where only PyTorch is installed."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

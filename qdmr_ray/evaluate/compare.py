@@ -22,10 +22,10 @@ from qdmr_ray.evaluate.statistics import FEWEST_PAIRS, RESAMPLES, holm, paired_p
 from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
 
-# Inputs of the same test set have the same values up to this; they are computed in float64.
+# Relative difference allowed between inputs of one test set, whose values are float64.
 _TOLERANCE = 1e-6
 
-# By metric; values that are null are left out.
+# Values by metric, without those that are null.
 Known = dict[str, float]
 
 
@@ -60,11 +60,8 @@ class Comparison:
 
 
 def read_evaluation(place: Location) -> StoredEvaluation:
-    """The evaluation in a run folder, in the folder given as ``--out``, or in the file itself.
-
-    Raises:
-        QdmrError: there is none, or it holds no values of single images.
-    """
+    """Reads the evaluation of a run folder, of a folder given as ``--out``, or in the file itself;
+    raises QdmrError where there is none, or it holds no values of single images."""
     file = place if place.name.endswith(".json") else place.join(EVALUATION_FILE)
     if not file.exists():
         raise QdmrError(f"{file.uri}: there is no evaluation; run qdmr evaluate first")
@@ -88,11 +85,8 @@ def read_evaluation(place: Location) -> StoredEvaluation:
 
 
 def named_apart(evaluations: Sequence[StoredEvaluation]) -> list[StoredEvaluation]:
-    """The evaluations; those whose folders have the same name are called by their whole path.
-
-    Raises:
-        SettingsError: the same file is named twice.
-    """
+    """Calls evaluations whose folders have one name by their whole path; raises SettingsError where
+    a file is named twice."""
     sources = Counter(evaluation.source for evaluation in evaluations)
     twice = next((source for source, count in sources.items() if count > 1), None)
     if twice is not None:
@@ -110,14 +104,14 @@ def compare(
     metrics: Sequence[str] = (),
     reference: str = INPUT,
 ) -> Comparison:
-    """The table of ``evaluations``: a row for the input, then one for every stage of each.
+    """Makes the table of ``evaluations``: a row for the input, then one for every stage of each.
 
-    ``metrics`` are those that every row has, if none is named. Significance is Wilcoxon's
-    signed-rank test of each row against ``reference`` (a row's name) on the same images, with
-    Holm's correction over the rows of a metric.
+    Without ``metrics`` it shows those that every row has. Significance is Wilcoxon's signed-rank
+    test of each row against ``reference`` (a row's name) on the same images, with Holm's correction
+    over the rows of a metric.
 
     Raises:
-        QdmrError: other test sets or settings, or no common image.
+        QdmrError: the test sets or settings differ, or no image is in all evaluations.
         SettingsError: an unknown metric or reference.
     """
     if not evaluations:
@@ -161,7 +155,7 @@ def _cells(columns: Mapping[str, list[float]], reference: str, metric: str) -> d
     corrected = dict(zip(others, holm(raw), strict=True))
     known = {row: statistics_of(values) for row, values in columns.items()}
     better = metric_info(metric).better
-    # Where it isn't known which direction is better, no mean is the best.
+    # No mean is the best where it isn't known which direction is better.
     ranked = {row: found.mean * better for row, found in known.items() if found.mean is not None}
     best = max(ranked.values()) if better else None
     return {
@@ -202,8 +196,8 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
 
 
 def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, Known]]:
-    """``rows[name][image][metric]``; the input's row joins the metrics of all evaluations, since
-    the input is the same in each."""
+    """Returns ``rows[name][image][metric]``; the input's row joins the metrics of all evaluations,
+    since the input is the same in each."""
     inputs: dict[str, Known] = {}
     for evaluation in evaluations:
         for image, stages in evaluation.images.items():
@@ -219,7 +213,7 @@ def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, Known]
 def _metrics(
     rows: Mapping[str, Mapping[str, Known]], names: Sequence[str], wanted: Sequence[str]
 ) -> list[str]:
-    """The metrics of the table, in the order of the files or of ``wanted``."""
+    """Returns the metrics of the table, in the order of the files or of ``wanted``."""
     order = dict.fromkeys(m for row in rows.values() for n in names for m in row[n])
     complete = [
         metric

@@ -1,4 +1,4 @@
-"""A comparison as text: plain columns, Markdown or LaTeX (with the package booktabs)."""
+"""Writes a comparison as text: plain columns, Markdown or LaTeX (with the package booktabs)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qdmr_ray.evaluate.compare import Cell, Comparison
 from qdmr_ray.evaluate.metrics.registry import metric_info
 
 FORMATS = ("plain", "markdown", "latex")
-# A smaller p is shown as smaller than this.
+# A smaller p is printed as ``<0.001``.
 SMALLEST_P = 0.001
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -28,18 +28,15 @@ _LATEX = {
 
 
 def comparison_text(comparison: Comparison, style: str = "plain") -> str:
-    """The table with its notes; the best mean is bold, in plain text marked by ``*``.
-
-    Raises:
-        SettingsError: an unknown format.
-    """
+    """Returns the table with its notes; the best mean is bold, in plain text marked by ``*``.
+    Raises SettingsError for an unknown format."""
     if style not in FORMATS:
         raise SettingsError(f"--format {style}: choose from {', '.join(FORMATS)}")
     return {"plain": _plain, "markdown": _markdown, "latex": _latex}[style](comparison)
 
 
 def escape_latex(text: str) -> str:
-    """The text with every character escaped that LaTeX would take for a command."""
+    """Escapes every character that LaTeX would take for a command."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
@@ -87,7 +84,7 @@ def _latex(comparison: Comparison) -> str:
 
 
 def _headings(comparison: Comparison) -> list[str]:
-    """The columns' metrics, each followed by ``p`` where there are rows to compare."""
+    """Returns the columns' metrics, each followed by ``p`` where there are rows to compare."""
     tested = len(comparison.rows) > 1
     return ["", *(h for m in comparison.metrics for h in ([m, "p"] if tested else [m]))]
 

@@ -1,4 +1,4 @@
-"""The evaluation of a run on its test set: Ray Data spreads the photographs over the cluster.
+"""Evaluates a run on its test set; Ray Data spreads the photographs over the cluster.
 
     evaluation = evaluate_run(open_location("runs/demo"))
 
@@ -49,12 +49,12 @@ from qdmr_ray.storage import Location, open_location
 
 # The share of a CPU that Ray reserves for a restoring actor, which mostly waits for its threads.
 ACTOR_CPUS = 0.5
-# How often a photograph is tried again whose worker was lost. With Ray's default, for ever, a
-# photograph that exhausts a worker's memory would kill one worker after the other.
+# Retries of a photograph whose worker was lost. Ray's default is for ever, so that a photograph
+# that exhausts memory would kill one worker after the other.
 WORKER_RETRIES = 3
 # Settings that an evaluation may replace; all others have determined the trained models.
 OWN_SETTINGS = ("evaluation.", "weights.", "data.s3_endpoint")
-# How many listings of a store run at the same time.
+# Listings of a store that run at the same time.
 _LISTERS = 16
 
 Progress = Callable[[int, int], None]
@@ -81,16 +81,15 @@ def evaluate_run(
 ) -> Evaluation:
     """Restores the test set with every trained stage of a run (or with one ``final`` folder).
 
-    Writes ``evaluation.json`` and the pictures into the run, or into ``out``. A photograph that
-    fails stands under ``failed`` with its reason, and the others are judged. A single model's stage
-    is named by its folder. Ray is started or joined when it is needed. Where the run has a VQGAN
-    and its own dataset was evaluated, the view of its codebook is written as well, unless
+    It writes ``evaluation.json`` and the pictures into the run, or into ``out``. A photograph that
+    fails is listed under ``failed`` with its reason, and the others are judged. A single model's
+    stage is named by its folder. Ray is started or joined when it is needed. Where the run has a
+    VQGAN and its own dataset was evaluated, the view of its codebook is written too, unless
     ``codebook`` is False.
 
     Args:
         overrides: ``evaluation.…=value`` and ``weights.…=value``, replacing the run's settings.
-        progress: called with the photographs that are done and the photographs in all;
-            ``codebook_progress`` likewise with crops.
+        progress: called with (photographs done, in all), ``codebook_progress`` likewise with crops.
 
     Raises:
         QdmrError: nothing trained there, no test set, or a damaged file.
@@ -141,7 +140,7 @@ def evaluate_run(
 
 
 def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
-    """The run's experiment and restoring stages by name, or the one model in a folder."""
+    """Returns the run's experiment and restoring stages by name, or the one model in a folder."""
     if read_description(run) is not None:
         _check_restores(run)
         folder = run.path.rstrip("/").rsplit("/", 2)
@@ -179,7 +178,7 @@ def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """A folder's name for each photograph: of a.png and a.jpg the second becomes ``a (2)``."""
+    """Names a folder for each photograph: of a.png and a.jpg the second becomes ``a (2)``."""
     seen: Counter[str] = Counter()
     unique: list[str] = []
     for name in names:
@@ -211,13 +210,13 @@ def _provenance(
 
 
 def _wanted(models: Mapping[str, Location], *, paired: bool, sheets: bool) -> set[str]:
-    """The files that a judged photograph's folder holds."""
+    """Returns the names of the files that a judged photograph's folder holds."""
     kinds = [INPUT, *models, *([GROUND_TRUTH] if paired else []), *([COMPARISON] if sheets else [])]
     return {f"{kind}.png" for kind in kinds}
 
 
 def _complete(pictures: Location, names: Mapping[int, str], wanted: set[str]) -> set[int]:
-    """The photographs whose pictures still exist, all of them."""
+    """Returns the photographs whose pictures all still exist."""
 
     def complete(index: int) -> bool:
         return wanted <= pictures.join(names[index]).file_sizes().keys()
@@ -227,7 +226,7 @@ def _complete(pictures: Location, names: Mapping[int, str], wanted: set[str]) ->
 
 
 def _outside_modules(task: EvaluationTask) -> list[str]:
-    """The user's modules that define the networks of the models to judge."""
+    """Returns the user's modules that define the networks of the models to judge."""
     places = [open_location(uri, endpoint=task.endpoint) for uri in task.models.values()]
     found = [description for place in places if (description := read_description(place))]
     modules = [module_of(description["architecture"]) for description in found]
@@ -269,9 +268,8 @@ def _judge_missing(
 def spread_over(
     nodes: Sequence[Mapping[str, Any]], workers: int | None, photographs: int
 ) -> Spread:
-    """How many workers use the cluster of these ``nodes``, as ``ray.nodes()`` lists them, and how.
-
-    ``workers`` is ``evaluation.workers``."""
+    """Spreads workers over the cluster of ``nodes`` (from ``ray.nodes()``); ``workers`` is
+    ``evaluation.workers``."""
     alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
     gpus = int(sum(resources.get("GPU", 0) for resources in alive))
     # The head of a cluster on Kubernetes has no CPUs, so it restores nothing.
@@ -290,7 +288,7 @@ def spread_over(
 def _judged(
     task: EvaluationTask, rows: Sequence[Mapping[str, Any]], spread: Spread
 ) -> Iterator[dict[str, Any]]:
-    """The actors' results for ``rows``, as they come; rows whose workers died are missing."""
+    """Yields the actors' results for ``rows`` as they come; rows whose workers died are missing."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Restorer raises nothing for a photograph, so that only a worker that died too often fails.
@@ -303,7 +301,7 @@ def _judged(
         ).map(
             Restorer,  # type: ignore[arg-type]
             fn_constructor_args=(task,),
-            # One at a time, so that a worker that dies costs a try of its own photograph only.
+            # One task at a time, so that a worker that dies costs a try of its own photograph only.
             compute=ray.data.ActorPoolStrategy(
                 size=spread.workers, max_tasks_in_flight_per_actor=1
             ),
@@ -316,7 +314,7 @@ def _judged(
     try:
         yield from dataset.iter_rows()
     except Exception as error:
-        # When a worker can't be set up, Ray passes on only the text of the traceback.
+        # Ray passes on only the traceback's text when a worker can't be set up.
         _, named, words = str(error).rpartition(f"{QdmrError.__module__}.{QdmrError.__name__}: ")
         if named:
             raise QdmrError(" ".join(words.split())) from error

@@ -1,8 +1,8 @@
 """The journal of an evaluation in progress, from which a killed evaluation goes on.
 
-``results.jsonl`` is written by the driver alone: a first line that names the evaluation by its
-digest, then a line for each photograph as it is done. A photograph whose line a crash cut short is
-measured again.
+The driver alone writes ``results.jsonl``: a first line that names the evaluation by its digest,
+then a line for each photograph as it is done. A photograph whose line a crash cut short is measured
+again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,13 @@ from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
 
 RESULTS_FILE = "results.jsonl"
-# An object in a store can't be appended to: it is written anew, at most once in this many seconds.
+# A store can't append to an object: the file is written anew, at most once in so many seconds.
 STORE_SECONDS = 10.0
 
 
 class ResultsFile:
-    """The photographs in ``file``, each once.
-
-    ``rows`` holds by index those that an evaluation of the same ``digest`` has left, and those that
-    are added. Rows of another digest are dropped.
-    """
+    """The photographs in ``file``, each once. ``rows`` holds, by index, those that an evaluation of
+    the same ``digest`` has left and those that are added; rows of another digest are dropped."""
 
     def __init__(self, file: Location, digest: str) -> None:
         self._file, self._head = file, JournalHead(digest=digest)
@@ -32,16 +29,13 @@ class ResultsFile:
         self.rows: dict[int, Judged] = self._earlier()
 
     def keep(self, indexes: set[int]) -> None:
-        """Drops every other row and starts the file again with what is left."""
+        """Drops every other row and writes the file anew."""
         self.rows = {index: row for index, row in self.rows.items() if index in indexes}
         self.flush()
 
     def add(self, row: Judged) -> None:
-        """Appends a row, unless the photograph has one.
-
-        Raises:
-            QdmrError: the place can't be written to.
-        """
+        """Appends a row, unless the photograph has one; raises QdmrError where it can't be
+        written."""
         if row.index in self.rows:
             return
         self.rows[row.index] = row

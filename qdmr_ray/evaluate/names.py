@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from qdmr_ray.stages import STAGES
 
-# Beside the stages' names, keys of `evaluation.json` and stems of pictures in `evaluation/NAME/`.
+# Like the stages' names: keys of `evaluation.json` and stems of pictures in `evaluation/NAME/`.
 INPUT = "input"
 GROUND_TRUTH = "ground_truth"
-# The sheet that compares them, beside these pictures.
+# The sheet that compares these pictures, beside them.
 COMPARISON = "comparison"
 # The set of a packed dataset that is judged.
 TEST_SET = "test"
@@ -15,10 +15,8 @@ IMAGE_LABELS = {INPUT: "Aberrated input", GROUND_TRUTH: "Ground truth"}
 
 
 def label(name: str) -> str:
-    """The label of a stage, of the input or of the ground truth: ``uda`` becomes ``UDA``.
-
-    A stage whose plugin isn't loaded is shown under its own name.
-    """
+    """Returns the label of a stage, of the input or of the ground truth: ``uda`` becomes ``UDA``. A
+    stage whose plugin isn't loaded keeps its own name."""
     if name in IMAGE_LABELS:
         return IMAGE_LABELS[name]
     return STAGES[name].label if name in STAGES else name

@@ -18,9 +18,9 @@ from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT
 from qdmr_ray.storage.document import Document, Part
 
-# By metric.
+# Values by metric.
 Values = dict[str, float | None]
-# By image (`input` or a stage), then by metric.
+# Values by image (`input` or a stage), then by metric.
 ImageValues = dict[str, Values]
 
 
@@ -71,7 +71,7 @@ class Provenance(Part):
 
     ``test_set`` is the digest of the photographs, ``models`` has that of each stage's weights,
     ``validation_images`` lists the photographs that were left out since the training was judged on
-    them. Which file a metric compares with stands under the metric's own key.
+    them. The file that a metric compares with is named under the metric's own key.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -89,9 +89,9 @@ class Provenance(Part):
 class Evaluation(Document):
     """``evaluation.json``: means over ``images`` photographs, and each one's own values.
 
-    A metric's means are over the same photographs for the input and every stage: those that it
-    could be measured on, with a finite value each. ``left_out`` names the others, and
-    ``statistics`` says how many counted. ``environment`` is what the values were computed with.
+    A metric's means are over the same photographs for the input and every stage: those that have a
+    finite value for each. ``left_out`` names the others, and ``statistics`` tells how many counted.
+    ``environment`` names versions and devices that computed the values.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -118,16 +118,14 @@ class Evaluation(Document):
 
 
 class JournalHead(Document):
-    """The first line of a journal: which evaluation it belongs to."""
+    """The first line of a journal, which identifies its evaluation."""
 
     digest: str
 
 
 class Judged(Document):
-    """A further line of a journal: a worker's result for one photograph.
-
-    ``left_out`` holds the reasons by metric, ``environment`` what the values were computed with.
-    """
+    """A further line of a journal: a worker's result for one photograph. ``left_out`` holds the
+    reasons by metric, ``environment`` the versions and device that computed the values."""
 
     index: int
     name: str

@@ -1,4 +1,5 @@
-"""A sheet for each test photograph that compares the stages: ``evaluation/NAME/comparison.png``.
+"""Draws the sheet that compares the stages on a test photograph:
+``evaluation/NAME/comparison.png``.
 
     sheet = comparison_sheet("astronaut", {"input": …, "uda": …, "ground_truth": …}, figures)
 
@@ -19,10 +20,10 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, label
 
-# The gain of the error maps: errors of 255 / ERROR_GAIN levels and more get the lightest colour. It
-# is the same on every sheet, so that sheets can be compared.
+# Gain of the error maps: errors of 255 / ERROR_GAIN levels and more get the lightest colour. It is
+# the same on every sheet, so that sheets can be compared.
 ERROR_GAIN = 4
-# The scale of the error maps in OKLCH (Ottosson, "A perceptual color space for image processing",
+# Scale of the error maps in OKLCH (Ottosson, "A perceptual color space for image processing",
 # 2020): lightness rises evenly, the hue (in degrees) stays.
 MAP_LIGHTNESS = (0.13, 0.97)
 MAP_HUE = 60.0
@@ -46,16 +47,11 @@ _TITLE, _LABEL, _SMALL = 20, 17, 13
 def comparison_sheet(
     name: str, images: Mapping[str, np.ndarray], figures: Mapping[str, Mapping[str, float]]
 ) -> np.ndarray:
-    """uint8 ``(H, W, 3)``.
+    """Draws the sheet, uint8 ``(H, W, 3)``, titled with the photograph's ``name``.
 
-    Args:
-        name: the photograph's, for the title.
-        images: uint8 ``(H, W, 3)`` of one size: ``input``, the stages, and ``ground_truth`` last
-            where there is one.
-        figures: those of each image by metric, for the captions.
-
-    Raises:
-        QdmrError: the images differ in size.
+    ``images`` are uint8 ``(H, W, 3)`` of one size, else QdmrError is raised: ``input``, the stages,
+    and ``ground_truth`` last where there is one. ``figures`` are each image's values by metric, for
+    the captions.
     """
     height, width = images[INPUT].shape[:2]
     if {image.shape for image in images.values()} != {(height, width, 3)}:
@@ -84,7 +80,7 @@ def comparison_sheet(
 
 
 def figure_caption(figures: Mapping[str, float]) -> str:
-    """``PSNR 27.53 dB   SSIM 0.8412``; an infinite PSNR is that of an identical image."""
+    """Writes ``PSNR 27.53 dB   SSIM 0.8412``; an infinite PSNR is that of an identical image."""
     parts = []
     for metric, value in figures.items():
         info = metric_info(metric)
@@ -96,16 +92,14 @@ def figure_caption(figures: Mapping[str, float]) -> str:
 
 
 def region_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of the details in a photograph."""
+    """Returns the height and width of the details in a photograph."""
     return max(1, min(REGION_HEIGHT, height // 3)), max(1, min(REGION_WIDTH, width // 3))
 
 
 def interest(image: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """float64 ``(H, W)`` by which details are chosen; no method's result has a part in it.
-
-    The absolute error of the input; without a ground truth, its local contrast (the length of the
-    gradient).
-    """
+    """Returns the float64 ``(H, W)`` score by which details are chosen; no method's result enters
+    it. It is the absolute error of the input; without a ground truth, its local contrast (the
+    length of the gradient)."""
     if truth is not None:
         return absolute_error(image, truth).astype(np.float64)
     grey = image.mean(axis=2, dtype=np.float64)
@@ -117,7 +111,7 @@ def interest(image: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
 def choose_regions(
     score: np.ndarray, size: tuple[int, int], count: int = REGIONS
 ) -> list[tuple[int, int]]:
-    """(top, left) of up to ``count`` rectangles without overlap and with the largest sums."""
+    """Returns (top, left) of up to ``count`` disjoint rectangles with the largest sums."""
     height, width = size
     total = np.pad(score, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     sums = total[height:, width:] - total[:-height, width:] - total[height:, :-width]
@@ -132,20 +126,20 @@ def choose_regions(
 
 
 def absolute_error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """float32 ``(H, W)`` in [0, 255]: ``|image - truth|``, mean over the channels."""
+    """Returns float32 ``(H, W)`` in [0, 255]: ``|image - truth|``, mean over the channels."""
     return np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean(axis=2)
 
 
 def error_colours(error: np.ndarray, gain: float = ERROR_GAIN) -> np.ndarray:
-    """uint8 ``(H, W, 3)`` of an absolute error ``(H, W)`` in levels, amplified by ``gain``."""
+    """Colours an absolute error ``(H, W)`` in levels times ``gain``, as uint8 ``(H, W, 3)``."""
     levels = np.clip(np.rint(error * gain), 0, 255).astype(np.uint8)
     return map_colours()[levels]
 
 
 @cache
 def map_colours() -> np.ndarray:
-    """uint8 (256, 3), the colours of every error map: from dark to light in one hue, equally far
-    apart to the eye, so readable by the colour-blind and in grey too."""
+    """Returns the colours of every error map, uint8 (256, 3): from dark to light in one hue,
+    equally far apart to the eye, so readable by the colour-blind and in grey too."""
     lightness = np.linspace(*MAP_LIGHTNESS, 256)
     # Colours near black and white have no room for chroma.
     chroma = MAP_CHROMA * np.sin(np.pi * np.linspace(0.0, 1.0, 256)) ** 0.8
@@ -210,7 +204,7 @@ class _Sheet:
 def _overview(
     image: np.ndarray, corners: list[tuple[int, int]], size: tuple[int, int]
 ) -> Image.Image:
-    """The photograph as large as a tile is, with the details' frames."""
+    """Draws the photograph as large as a tile is, with the details' frames."""
     picture = _fitted(Image.fromarray(image), Image.Resampling.LANCZOS)
     scale = picture.width / image.shape[1]
     draw = ImageDraw.Draw(picture)
@@ -225,13 +219,13 @@ def _overview(
 
 
 def _error_tile(image: np.ndarray, truth: np.ndarray) -> Image.Image:
-    # Reduced before it is coloured, so that errors are averaged and not colours.
+    # The error is reduced before it is coloured, so that errors are averaged and not colours.
     error = _fitted(Image.fromarray(absolute_error(image, truth)), Image.Resampling.BOX)
     return Image.fromarray(error_colours(np.asarray(error)))
 
 
 def _scale_tile(height: int) -> Image.Image:
-    """The legend of the error maps; it stands in the ground truth's column, which has no error."""
+    """Draws the legend of the error maps, in the ground truth's column, which has no error."""
     tile = Image.new("RGB", (COLUMN, max(height, LEGEND_HEIGHT)), BACKGROUND)
     bar_width = COLUMN - 2 * MARGIN
     levels = np.linspace(0, 255 / ERROR_GAIN, bar_width)
@@ -247,7 +241,7 @@ def _scale_tile(height: int) -> Image.Image:
 
 
 def _fitted(picture: Image.Image, method: Image.Resampling) -> Image.Image:
-    """At most COLUMN x TALLEST; a smaller picture is enlarged by a whole factor, unblurred."""
+    """Fits into COLUMN x TALLEST; a smaller picture is enlarged by a whole factor, unblurred."""
     scale = min(COLUMN / picture.width, TALLEST / picture.height)
     if scale >= 1.0:
         factor = int(scale)

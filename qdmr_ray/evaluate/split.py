@@ -1,4 +1,4 @@
-"""The split of the test set: photographs that a search may look at, and those for the final test.
+"""Splits the test set: photographs that a search may look at, and those for the final test.
 
 Settings that were chosen by a metric on some photographs look better on these than they are. A
 sweep therefore judges on the validation part of the test set, and its runs are evaluated on the
@@ -16,14 +16,12 @@ from qdmr_ray.errors import SettingsError
 
 
 def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> list[int]:
-    """Positions of the validation photographs among ``names``, ascending.
+    """Returns the positions of the validation photographs among ``names``, ascending.
 
-    These are the photographs whose names match ``validation_names``. Without such names it is the
-    share ``validation_share`` of all, chosen by a hash of their names, so that every run on the
-    same data chooses the same.
-
-    Raises:
-        SettingsError: a pattern matches nothing, or no photograph is left for the test.
+    These photographs match ``validation_names``. Without such patterns they are the share
+    ``validation_share`` of all, chosen by a hash of their names, so that every run on the same data
+    chooses the same. Raises SettingsError where a pattern matches nothing, or no photograph is
+    left.
     """
     if settings.validation_names:
         for pattern in settings.validation_names:

@@ -47,7 +47,7 @@ def summarize(
     failed: Sequence[FailedPhotograph] = (),
     provenance: Provenance | None = None,
 ) -> Evaluation:
-    """The evaluation of the photographs in ``rows``."""
+    """Builds the evaluation of the photographs in ``rows``."""
     columns = _columns(rows, [INPUT, *stages])
     known = provenance or Provenance()
     statistics = {
@@ -74,11 +74,9 @@ def summarize(
 
 
 def statistics_of(values: Sequence[float]) -> Statistics:
-    """Mean, median and interval of one metric over the images.
-
-    What is not finite is null (an infinite PSNR makes the mean and the interval so); one image
-    alone has no interval.
-    """
+    """Returns mean, median and interval of one metric over the images. A result that is not
+    finite is null (an infinite PSNR makes the mean and the interval so); one image alone has no
+    interval."""
     array = np.asarray(values, dtype=np.float64)
     low, high = bootstrap_interval(array) if len(array) > 1 else (math.nan, math.nan)
     mean, median = (
@@ -99,14 +97,14 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> tuple[float, float]:
-    """BCa bootstrap interval of the mean of two or more values (Efron, "Better bootstrap confidence
-    intervals", 1987), by SciPy.
+    """Returns the BCa bootstrap interval of the mean of two or more values, by SciPy (Efron,
+    "Better bootstrap confidence intervals", 1987).
 
-    BCa corrects the percentile interval for bias and for a spread that changes with the mean; of
-    few and skewed values the percentile interval is too narrow and on the wrong side. Identical
-    values give an interval without width. Where values differ by rounding alone, BCa isn't defined
-    and the percentile interval of the same resamples is returned; ``(nan, nan)`` where a value is
-    not finite.
+    BCa corrects the percentile interval, which for few and skewed values is too narrow and on the
+    wrong side, for bias and for a spread that changes with the mean. Identical values give an
+    interval without width. Where values differ by rounding alone, BCa isn't defined and the
+    percentile interval of the same resamples is returned; ``(nan, nan)`` where a value is not
+    finite.
     """
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
@@ -135,13 +133,9 @@ def bootstrap_interval(
 
 
 def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on pairs; 1 where no pair differs.
-
-    Pairs without a difference are left out, as Wilcoxon does.
-
-    Raises:
-        ValueError: the two have unlike lengths.
-    """
+    """Returns the two-sided p of Wilcoxon's signed-rank test on pairs, 1 where no pair differs;
+    leaves out pairs without a difference, as Wilcoxon does. Raises ValueError for unlike
+    lengths."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values make no pairs")
     differences = np.subtract(first, second, dtype=np.float64)
@@ -177,8 +171,8 @@ def _columns(rows: Sequence[Judged], names: Sequence[str]) -> dict[str, dict[str
 
 
 def _environment(rows: Sequence[Judged]) -> dict[str, str]:
-    """The versions and devices that computed the photographs; several values are joined where an
-    evaluation went on elsewhere, or on unlike nodes."""
+    """Collects the versions and devices that computed the photographs; several values are joined
+    where an evaluation went on elsewhere, or on unlike nodes."""
     found: dict[str, set[str]] = {}
     for row in rows:
         for name, value in row.environment.items():
@@ -187,7 +181,7 @@ def _environment(rows: Sequence[Judged]) -> dict[str, str]:
 
 
 def _left_out(row: Judged) -> list[LeftOut]:
-    """The metrics in whose means this photograph doesn't count."""
+    """Returns the metrics in whose means this photograph doesn't count, with the reasons."""
     reasons = dict(row.left_out)
     for name, values in row.values.items():
         for metric, value in values.items():

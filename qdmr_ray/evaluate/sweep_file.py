@@ -21,7 +21,7 @@ from qdmr_ray.storage.document import Document, Part
 SWEEP_FILE = "sweep.json"
 # The best trial's settings as an experiment.
 BEST_FILE = "best.yaml"
-# A folder in here is a trial's run folder, which holds its RECORD_FILE, too.
+# Each folder in here is a trial's run folder, which also holds its RECORD_FILE.
 TRIALS_FOLDER = "trials"
 RECORD_FILE = "trial.json"
 
@@ -46,9 +46,9 @@ class TrialRecord(Document):
 
     ``settings`` are those of the search space, and ``seed`` is added to the experiment's. Trials
     with the same ``number`` differ in their seeds only. ``progress`` holds the iterations of each
-    stage that this trial has trained by itself, ``trained`` those of them that it completed, and
-    ``stages`` the digests of all its stages. ``metrics`` has every metric that was validated, and
-    ``values`` those that the sweep is judged by.
+    stage that this trial has trained by itself, ``trained`` the stages among them that it
+    completed, and ``stages`` the digests of all its stages. ``metrics`` has every metric that was
+    validated, and ``values`` those that the sweep is judged by.
     """
 
     model_config = ConfigDict(frozen=False)
@@ -84,17 +84,17 @@ class TrialRecord(Document):
 
     @property
     def is_repeat(self) -> bool:
-        """Whether it trains the settings of an earlier trial again, with another seed."""
+        """Whether this trial trains the settings of an earlier one again, with another seed."""
         return "-s" in self.id
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing is left to do for it."""
+        """Whether nothing is left to do for this trial."""
         return self.state in ENDED
 
     def add(self, iteration: int, seconds: float, values: Values) -> bool:
-        """Appends a measurement and returns True; a trial that goes on after a kill measures some
-        iterations again, which are left out."""
+        """Appends a measurement and returns True. A trial that goes on after a kill measures some
+        iterations again; such a measurement is left out and False returned."""
         if any(line.iteration >= iteration for line in self.history):
             return False
         self.history.append(Measurement(iteration=iteration, seconds=seconds, values=values))
@@ -118,8 +118,8 @@ class Stopping(Part):
 
 
 class Repeats(Part):
-    """A trial that was trained again with other seeds: ``values`` for each seed, and their mean
-    and standard deviation for each metric."""
+    """A trial that was trained again with other seeds: ``values`` for each seed, and their mean and
+    standard deviation for each metric."""
 
     of: str
     seeds: list[int] = Field(default_factory=list)
@@ -131,7 +131,7 @@ class Repeats(Part):
 
 class UnseenMetrics(Part):
     """Means over ``images`` photographs that the search never saw: of the aberrated input, and of
-    what each trial makes of it."""
+    each trial's restorations."""
 
     images: int
     input: Metrics = Field(default_factory=dict)
@@ -159,11 +159,11 @@ class SweepFile(Document):
     seconds: float | None = None
 
     def trial(self, name: str | None) -> TrialRecord | None:
-        """The trial with this id, None where there is none."""
+        """Returns the trial with this id, None where there is none."""
         return next((trial for trial in self.trials if trial.id == name), None)
 
 
 def finite(value: Any) -> float | None:
-    """A metric as JSON can hold it: None where it is no finite number."""
+    """Returns a metric as JSON can hold it: None where it is no finite number."""
     number = float(value) if isinstance(value, int | float) else math.nan
     return number if math.isfinite(number) else None

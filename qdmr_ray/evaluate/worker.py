@@ -1,4 +1,4 @@
-"""A worker of an evaluation restores one photograph with every model and measures the results."""
+"""A worker of an evaluation, which restores one photograph with every model and measures it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ from qdmr_ray.storage import open_location
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
     """The arguments of every restoring actor: the test set, the models by name, where to write.
-
     Paths are absolute, since an actor's working directory is Ray's own. ``sharing`` actors share
-    the CPUs of a node.
-    """
+    the CPUs of a node."""
 
     data: str
     endpoint: str | None
@@ -118,8 +116,8 @@ class Restorer:
 
 
 def _cpus() -> float:
-    """The CPUs of this node: as Ray counts them where the node is a container or one of several on
-    a machine, else the machine's."""
+    """Returns the CPUs of this node: as Ray counts them where the node is a container or one of
+    several on a machine, else the machine's."""
     cpus = float(os.cpu_count() or 1)
     if not ray.is_initialized():
         return cpus

@@ -1,1 +1,1 @@
-"""How the source and the target domain use the codebook."""
+"""Measures and draws how the source and the target domain use the codebook."""

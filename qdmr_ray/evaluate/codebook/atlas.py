@@ -16,10 +16,10 @@ GAP = 4
 BAR_HEIGHT = 5
 HEAD_HEIGHT, CAPTION_HEIGHT = 54, 30
 TITLE_SIZE, TEXT_SIZE = 16, 13
-# Room for the words at the top.
+# The words at the top need this width.
 LEAST_WIDTH = 540
-# A row has at least so many tiles, so that those of a small codebook don't grow without bound, and
-# at least this part of a square's, so that a large codebook's sheet is about as wide as high.
+# A row has at least this many tiles, so that a small codebook's don't grow without bound, and at
+# least this part of a square's, so that a large codebook's sheet is about as wide as high.
 FEWEST_COLUMNS = 16
 LEAST_PART_OF_SQUARE = 0.9
 BACKGROUND, TRACK = (24, 26, 30), (46, 50, 58)
@@ -28,11 +28,11 @@ SOURCE_COLOUR, TARGET_COLOUR = (116, 169, 255), (79, 207, 162)
 
 
 def atlas_picture(tiles: np.ndarray, usage: CodebookUsage) -> np.ndarray:
-    """All codes as tiles, sorted by target share and separated by group; uint8 (H, W, 3).
+    """Draws all codes as tiles, sorted by target share and separated by group; uint8 (H, W, 3).
 
-    ``tiles`` uint8 (K, h, w, 3) are the decoded codes. Under each tile, a bar to the left shows
-    how often the source chooses the code, and one to the right how often the target does. All bars
-    have the same square-root scale, since frequencies of codes differ by factors of hundreds.
+    ``tiles`` uint8 (K, h, w, 3) are the decoded codes. Under each tile, the bar to the left shows
+    how often the source chooses the code, the bar to the right how often the target does. All bars
+    share a square-root scale, since frequencies of codes differ by factors of hundreds.
     """
     height, width = tiles.shape[1:3]
     scale, columns = _layout(width, usage.codes)
@@ -67,7 +67,7 @@ def atlas_picture(tiles: np.ndarray, usage: CodebookUsage) -> np.ndarray:
 
 
 def _layout(width: int, codes: int) -> tuple[int, int]:
-    """The whole factor by which tiles are enlarged, and the number of tiles in a row."""
+    """Returns the whole factor by which tiles are enlarged, and the number of tiles in a row."""
     wanted = max(FEWEST_COLUMNS, math.ceil(LEAST_PART_OF_SQUARE * math.sqrt(codes)))
     room = WIDTH - 2 * MARGIN + GAP
     scale = max(1, (room // wanted - GAP) // width)
@@ -87,7 +87,8 @@ def _head(sheet: Image.Image, usage: CodebookUsage) -> None:
 
 
 def _bar_lengths(usage: CodebookUsage, longest: int) -> np.ndarray:
-    """int (K, 2): pixels of the bars of source and target, at least 1 for a code that is chosen."""
+    """Bar lengths of source and target in pixels, int (K, 2), at least 1 for a code that is
+    chosen."""
     frequencies = np.stack([usage.source.frequencies, usage.target.frequencies], axis=1)
     lengths = np.ceil(longest * np.sqrt(frequencies / max(frequencies.max(), 1e-12)))
     return lengths.astype(int)

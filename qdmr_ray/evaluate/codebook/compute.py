@@ -3,7 +3,7 @@
     view = codebook_view(open_location("runs/demo"))
     write_view(view, open_location("runs/demo"))      # codebook.json and codebook.png
 
-Needs no Ray: a bounded number of crops goes through the encoder in this process.
+It needs no Ray: a bounded number of crops goes through the encoder in this process.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import Location
 
 CROPS, CROP = 64, 256
-# Crops that go through the encoder at a time, and codes through the decoder: both bound memory.
+# Crops per encoder pass, and codes per decoder pass: both bound memory.
 BATCH, CODES_AT_ONCE = 4, 256
-# Of the crops' places.
+# Seed of the crops' places.
 SEED = 0
 
 Progress = Callable[[int, int], None]
@@ -62,11 +62,11 @@ def codebook_view(
     own_share: float = OWN_SHARE,
     progress: Progress | None = None,
 ) -> CodebookView:
-    """Counts what ``crops`` squares of each domain choose from the codebook of ``run``: a run
-    folder, or the folder of a VQGAN, such as an imported one, with ``data``.
+    """Counts what ``crops`` squares of each domain choose from the codebook of ``run``.
 
-    The squares are spread evenly over each set of the packed dataset ``data`` (the run's by
-    default), at places that are the same each time; they measure ``crop`` pixels, or what a smaller
+    ``run`` is a run folder or, with ``data``, the folder of a VQGAN, such as an imported one. The
+    squares are spread evenly over each set of the packed dataset ``data`` (the run's by default),
+    at places that are the same each time; they measure ``crop`` pixels, or what a smaller
     photograph allows.
 
     Raises:
@@ -111,22 +111,15 @@ def codebook_view(
 
 
 def write_view(view: CodebookView, place: Location) -> None:
-    """Writes ``codebook.png``, then ``codebook.json`` into the folder ``place``.
-
-    Raises:
-        QdmrError: the place can't be written to.
-    """
+    """Writes ``codebook.png``, then ``codebook.json`` into ``place``; raises QdmrError where it
+    can't."""
     place.join(ATLAS_FILE).write_bytes_atomic(encode_png(view.atlas))
     view.usage.write(place.join(USAGE_FILE))
 
 
 def renew_view(run: Location, place: Location, progress: Progress | None = None) -> None:
-    """Writes the view of the run's codebook into ``place``, unless it is there or the run has no
-    trained VQGAN.
-
-    Raises:
-        QdmrError: as :func:`codebook_view` and :func:`write_view`.
-    """
+    """Writes the view of the run's codebook into ``place`` unless it is there already or the run
+    has no trained VQGAN; raises QdmrError as :func:`codebook_view` and :func:`write_view` do."""
     weights = trained_weights(run)
     if weights is None:
         return
@@ -139,20 +132,14 @@ def renew_view(run: Location, place: Location, progress: Progress | None = None)
 
 
 def read_usage(place: Location) -> CodebookUsage | None:
-    """``codebook.json`` in ``place``, None where there is none.
-
-    Raises:
-        QdmrError: the file is damaged.
-    """
+    """Reads ``codebook.json`` in ``place``, None without one; raises QdmrError where it is
+    damaged."""
     return CodebookUsage.read_if_there(place.join(USAGE_FILE))
 
 
 def trained_weights(run: Location) -> str | None:
-    """sha256 of the run's trained VQGAN, ``None`` where it has none.
-
-    Raises:
-        QdmrError: there is a model, but it is damaged or no VQGAN.
-    """
+    """Returns the sha256 of the run's trained VQGAN, None where it has none; raises QdmrError where
+    the model is damaged or no VQGAN."""
     return _weights_of(run.join("vqgan", FINAL_FOLDER))
 
 
@@ -168,13 +155,9 @@ def _weights_of(folder: Location) -> str | None:
 def cut_crops(
     reader: RecordReader, set_name: str, *, crops: int, crop: int, multiple: int
 ) -> Iterator[np.ndarray]:
-    """``crops`` squares uint8 (3, c, c), spread evenly over the photographs of a set.
-
-    c is ``crop``, or the photograph's smaller side, rounded down to a multiple of ``multiple``.
-
-    Raises:
-        QdmrError: no such set, a photograph smaller than ``multiple``, or a damaged shard.
-    """
+    """Yields ``crops`` squares uint8 (3, c, c), spread evenly over the photographs of a set. c is
+    ``crop``, or the photograph's smaller side, rounded down to a multiple of ``multiple``. Raises
+    QdmrError for a missing set, a photograph smaller than ``multiple``, or a damaged shard."""
     count, random = reader.count(set_name), np.random.default_rng(SEED)
     table = reader.index(set_name)
     for number in range(crops):
@@ -192,12 +175,13 @@ def cut_crops(
 
 @torch.inference_mode()
 def count_codes(network: VQGAN, images: Iterable[np.ndarray], *, batch: int = BATCH) -> np.ndarray:
-    """int64 (K,): how often each code is chosen by squares uint8 (3, c, c), ``batch`` at a time."""
+    """Counts how often squares uint8 (3, c, c), ``batch`` at a time, choose each code; int64
+    (K,)."""
     codes = network.quantizer.codes
     counts = torch.zeros(len(codes), dtype=torch.int64)
     for stack in _stacks(images, batch):
         pixels = torch.from_numpy(np.stack(stack)).to(codes.device).float() / 255
-        # Float32 means float32: of near codes, TensorFloat-32 chooses another.
+        # TensorFloat-32 would choose another of two near codes.
         with tensor_float_32(ComputeSettings(), codes.device):
             indices = network.encode_indices(pixels).flatten()
         counts += torch.bincount(indices, minlength=len(codes)).cpu()
@@ -206,7 +190,7 @@ def count_codes(network: VQGAN, images: Iterable[np.ndarray], *, batch: int = BA
 
 @torch.inference_mode()
 def decode_tiles(network: VQGAN, *, codes_at_once: int = CODES_AT_ONCE) -> np.ndarray:
-    """uint8 (K, h, w, 3): every code decoded, ``codes_at_once`` at a time."""
+    """Decodes every code, ``codes_at_once`` at a time: uint8 (K, h, w, 3)."""
     codes = network.quantizer.codes
     chunks = torch.arange(len(codes), device=codes.device).split(codes_at_once)
     return np.stack(
@@ -225,7 +209,7 @@ def _experiment(run: Location) -> Experiment:
 
 
 def _stacks(images: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
-    """The images in their order, in stacks of one size and at most ``most``."""
+    """Yields the images in their order, in stacks of one size and at most ``most``."""
     for _, alike in groupby(images, key=lambda image: image.shape):
         while stack := list(islice(alike, most)):
             yield stack
@@ -234,7 +218,7 @@ def _stacks(images: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray
 def _told(
     images: Iterable[np.ndarray], done: int, total: int, progress: Progress | None
 ) -> Iterator[np.ndarray]:
-    """The same images; ``progress`` counts each when the next one is asked for."""
+    """Yields the same images; ``progress`` counts each when the next one is asked for."""
     for number, image in enumerate(images, start=done + 1):
         yield image
         if progress is not None:

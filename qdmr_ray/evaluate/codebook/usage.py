@@ -1,9 +1,9 @@
 """How source and target photographs use the codes of one codebook: counts and what follows.
 
-A codebook mixes the domains where both choose the same codes. Codes that one domain alone chooses
-are its own: what it stores there is of no use to the other.
-
     usage = CodebookUsage.read(open_location("runs/demo").join(USAGE_FILE))
+
+A codebook mixes the domains where both choose the same codes. A code that only one domain chooses
+is its own: what that domain stores there is of no use to the other.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from qdmr_ray.storage.document import Document, Part
 
 USAGE_FILE, ATLAS_FILE = "codebook.json", "codebook.png"
 
-# A code is a domain's own where that domain makes this share of its use, or more.
+# A code is a domain's own where that domain makes at least this share of its use.
 OWN_SHARE = 0.9
 SOURCE, TARGET = "source", "target"
-# The groups of codes, in the order in which they are shown.
+# The groups of codes, in display order.
 SOURCE_OWN, SHARED, TARGET_OWN, DEAD = "source_own", "shared", "target_own", "dead"
 GROUPS = (SOURCE_OWN, SHARED, TARGET_OWN, DEAD)
 GROUP_LABELS = {
@@ -41,7 +41,7 @@ class SetUsage(Part):
 
     @property
     def choices(self) -> int:
-        """The places in all code maps; each chose one code."""
+        """The number of positions in all code maps; each chose one code."""
         return sum(self.counts)
 
     @property
@@ -51,12 +51,12 @@ class SetUsage(Part):
 
     @property
     def used(self) -> int:
-        """Codes that were chosen at all."""
+        """The number of codes that were chosen at all."""
         return sum(count > 0 for count in self.counts)
 
     @property
     def used_share(self) -> float:
-        """The same as a share of the codebook."""
+        """The share of the codebook that was chosen at all."""
         return self.used / len(self.counts)
 
     @property
@@ -70,8 +70,8 @@ class SetUsage(Part):
 class CodebookUsage(Document):
     """``codebook.json``: the use of one codebook by both domains, and what it was counted on.
 
-    ``crop`` is the largest side of the squares in pixels, ``own_share`` the share of its use from
-    which on a code is a domain's own; ``weights_sha256`` and ``data_digest`` identify network and
+    ``crop`` is the largest side of the squares in pixels; a code is a domain's own from
+    ``own_share`` of its use on; ``weights_sha256`` and ``data_digest`` identify network and
     dataset. The file also holds everything that follows from the counts; a reader computes it anew.
     """
 
@@ -84,7 +84,7 @@ class CodebookUsage(Document):
 
     @property
     def codes(self) -> int:
-        """Size of the codebook."""
+        """The size of the codebook."""
         return len(self.source.counts)
 
     @property
@@ -104,28 +104,28 @@ class CodebookUsage(Document):
 
     @property
     def target_on_source_codes(self) -> float:
-        """Share of the target's choices that fall on codes which the source chooses at all."""
+        """The share of the target's choices that fall on codes which the source chooses at all."""
         return float(self.target.frequencies[np.asarray(self.source.counts) > 0].sum())
 
     def groups(self) -> np.ndarray:
         """str (K,): for each code, which of ``GROUPS`` it belongs to."""
         source, target = self.source.frequencies, self.target.frequencies
         both, groups = source + target, np.full(self.codes, SHARED, dtype="U10")
-        # Compared without a division, so that 9 of 10 is not lost to rounding.
+        # The comparison avoids a division, so that 9 of 10 is not lost to rounding.
         groups[source >= self.own_share * both] = SOURCE_OWN
         groups[target >= self.own_share * both] = TARGET_OWN
         groups[both == 0] = DEAD
         return groups
 
     def group_sizes(self) -> dict[str, int]:
-        """Codes in each group."""
+        """The number of codes in each group."""
         groups = self.groups()
         return {group: int((groups == group).sum()) for group in GROUPS}
 
     def order(self) -> list[int]:
-        """The codes from the source's own to the target's own by target share, dead ones last; of
-        the same share, those that are chosen most come first."""
-        # Rounded, since equal shares need not be equal to the last bit.
+        """Sorts the codes from the source's own to the target's own by target share, dead ones
+        last; of equal shares, the code that is chosen most comes first."""
+        # Equal shares need not be equal to the last bit, hence the rounding.
         share, groups = np.nan_to_num(self.target_share).round(12), self.groups()
         use = self.source.frequencies + self.target.frequencies
         group_places = np.array([GROUPS.index(group) for group in groups])
@@ -168,6 +168,6 @@ def _set_dict(usage: SetUsage) -> dict[str, Any]:
 
 
 def _relative_entropy(of: np.ndarray, to: np.ndarray) -> float:
-    """Kullback-Leibler divergence in bits; ``to`` is above 0 wherever ``of`` is."""
+    """Returns the Kullback-Leibler divergence in bits; ``to`` is above 0 wherever ``of`` is."""
     known = of > 0
     return float((of[known] * np.log2(of[known] / to[known])).sum())

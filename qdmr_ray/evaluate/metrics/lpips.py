@@ -33,7 +33,7 @@ class LPIPS(Metric):
 
     @classmethod
     def from_settings(cls, experiment: Experiment) -> LPIPS | None:
-        """With ``evaluation.lpips``; raises QdmrError where AlexNet's weights are missing."""
+        """Needs ``evaluation.lpips``; raises QdmrError where AlexNet's weights are missing."""
         if not experiment.evaluation.lpips:
             return None
         from qdmr_ray.nets.lpips import find_backbone_weights
@@ -43,7 +43,7 @@ class LPIPS(Metric):
         return cls(weights=weights, reference=file_digest(path))
 
     def open(self, device: str) -> Measure:
-        """Computed in float32 on ``device``."""
+        """Measures in float32 on ``device``."""
         import torch
 
         from qdmr_ray.nets.lpips import build_lpips

@@ -1,4 +1,4 @@
-"""What a metric is: how it reads, when it is measured, and how.
+"""Defines a metric: its labels, the settings that ask for it, and its measurement.
 
     class Sharpness(Metric):
         info = MetricInfo(name="sharpness", label="Sharpness", better=1, needs_truth=False)
@@ -10,8 +10,8 @@
         def open(self, device: str) -> Measure:
             return lambda image, truth: float(np.diff(image, axis=1).std())
 
-Such a class in a file of its own and its line in ``registry.METRICS`` are a new metric. Tables,
-pages, sheets, statistics and the command line take all they show of it from ``info``.
+A new metric is such a class in a file of its own and a line in ``registry.METRICS``. Tables, pages,
+sheets, statistics and the command line take all they show of it from ``info``.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ Measure = Callable[[np.ndarray, np.ndarray | None], float]
 
 @dataclass(frozen=True, kw_only=True)
 class MetricInfo:
-    """How a metric is called and how its values read.
+    """The labels of a metric and the format of its values.
 
-    ``better`` is 1 where higher is better, -1 where lower is, 0 where it isn't known. ``reference``
-    is set for a metric that compares with a file, such as a network's weights: the key under which
-    ``evaluation.json`` names the file. ``reference_label`` is what that file holds.
+    ``better`` is 1 where higher is better, -1 where lower is, 0 where it isn't known. A metric that
+    compares with a file, such as a network's weights, has a ``reference``: the key under which
+    ``evaluation.json`` names the file, whose content ``reference_label`` describes.
     """
 
     name: str
@@ -61,11 +61,11 @@ class MetricInfo:
     reference_label: str = ""
 
     def text(self, value: float | None, *, signed: bool = False) -> str:
-        """The value with the metric's digits and a typographic minus; ``n/a`` without a value."""
+        """Formats the value with the metric's digits and a typographic minus; ``n/a`` for none."""
         return self.plain(value, signed=signed).replace("-", "−").replace("inf", "∞")
 
     def plain(self, value: float | None, *, signed: bool = False) -> str:
-        """The same in ASCII, for LaTeX and programs."""
+        """Formats the value as ``text`` does, in ASCII, for LaTeX and programs."""
         if value is None or math.isnan(value):
             return "n/a"
         return f"{value:{'+' if signed and math.isfinite(value) else ''}.{self.digits}f}"
@@ -85,29 +85,24 @@ class Metric(ABC):
     """A metric with the settings of one evaluation. Instances travel to the workers (pickled)."""
 
     info: ClassVar[MetricInfo]
-    # The file that this metric compares with: its name and SHA-256; empty without one.
+    # Name and SHA-256 of the file that this metric compares with; empty without one.
     reference: str = ""
 
     @classmethod
     @abstractmethod
     def from_settings(cls, experiment: Experiment) -> Self | None:
-        """The metric as the settings want it, None where they leave it off.
-
-        Raises:
-            QdmrError: a file that the metric needs is missing or unreadable.
-        """
+        """Builds the metric as the settings want it, None where they leave it off; raises QdmrError
+        where a file that it needs is missing or unreadable."""
 
     @abstractmethod
     def open(self, device: str) -> Measure:
-        """What measures on a worker; networks are loaded here, once, onto ``device``."""
+        """Returns the function that measures on a worker; loads networks, once, onto ``device``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairMetric(Metric):
-    """A metric that every evaluation of pairs computes, without a network or a file.
-
-    ``evaluation.border`` and ``luma`` say on which part of the images.
-    """
+    """A metric that every evaluation of pairs computes, without a network or a file, on the part of
+    the images that ``evaluation.border`` and ``luma`` select."""
 
     compute: ClassVar[Callable[..., float]]
     border: int
@@ -119,16 +114,12 @@ class PairMetric(Metric):
         return cls(border=settings.border, luma=settings.luma)
 
     def open(self, device: str) -> Measure:
-        """Computed on the CPU, whatever the ``device``."""
+        """Measures on the CPU, whatever the ``device``."""
         return partial(self.compute, border=self.border, luma=self.luma)
 
 
 def file_digest(path: Path) -> str:
-    """``NAME, sha256 …`` of the file that a metric compares with.
-
-    Raises:
-        QdmrError: the file can't be read.
-    """
+    """Returns ``NAME, sha256 …`` of a metric's file; raises QdmrError where it can't be read."""
     try:
         return f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
     except OSError as error:
@@ -136,18 +127,16 @@ def file_digest(path: Path) -> str:
 
 
 def json_value(value: float) -> float | None:
-    """The value as JSON holds it: None (null) where it is not finite, as JSON has no infinity.
-
-    A stored PSNR of null thus means that the two images were identical; means leave such a pair
-    out. A metric that was not computed has no key at all.
-    """
+    """Returns the value as JSON holds it: None (null) where it is not finite. A stored PSNR of null
+    thus means that the two images were identical; means leave such a pair out. A metric that was
+    not computed has no key at all."""
     return value if math.isfinite(value) else None
 
 
 def comparable(
     a: np.ndarray, b: np.ndarray, *, border: int, luma: bool, smallest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both images inside the border: uint8 ``(H, W, 3)``, or their Y as float64 ``(H, W, 1)``.
+    """Crops both images to the border: uint8 ``(H, W, 3)``, or their Y as float64 ``(H, W, 1)``.
 
     Raises:
         QdmrError: a wrong type or shape, shapes that differ, a negative border, or less than
@@ -177,6 +166,6 @@ def comparable(
 
 
 def _luma(image: np.ndarray) -> np.ndarray:
-    """BT.601's Y, float64 ``(H, W, 1)``, not rounded."""
+    """Returns BT.601's Y, float64 ``(H, W, 1)``, not rounded."""
     weighted = image / FULL_SCALE * np.array(BT601_WEIGHTS)
     return np.asarray(weighted.sum(axis=2, keepdims=True) + BT601_OFFSET)

@@ -5,8 +5,8 @@
 NIQE is the distance of the statistics of an image's blocks from those of clean photographs, the
 "pristine model": the authors' own, or one fitted with ``qdmr niqe-fit``. Lower is better, and only
 values of one model compare. NumPy and SciPy compute it, in float64 after the grey values; 2
-megapixels take about a third of a second on one core, and some 60 bytes a pixel.
-Mittal, Soundararajan, Bovik, "Making a 'Completely Blind' Image Quality Analyzer", 2013 ("paper").
+megapixels take about a third of a second on one core, and some 60 bytes a pixel. The "paper" is
+Mittal, Soundararajan, Bovik, "Making a 'Completely Blind' Image Quality Analyzer", 2013.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["NIQE", "PristineFit", "block_features", "halve", "niqe", "save_pristine"]
 
-# Sides of the blocks at the first scale; the paper's section II-C.
+# Side of the blocks at the first scale (section II-C of the paper).
 BLOCK = 96
 # A covariance needs two rows.
 FEWEST_BLOCKS = 2
-# The pristine model is fitted from blocks sharper than this share of their image's sharpest: the
-# paper's T, section II-C.
+# The pristine model is fitted from blocks sharper than this share of their image's sharpest (the
+# paper's T, section II-C).
 SHARPNESS = 0.75
 # Shape parameters of the generalised Gaussians, and functions of each.
 SHAPES = 0.2 + 0.001 * np.arange(9801)
@@ -54,15 +54,15 @@ _GREY_WEIGHTS = ((2, 0.114), (1, 0.587), (0, 0.299))
 # MATLAB's bicubic kernel (Keys, a = -0.5), twice as wide against aliasing, at the distances
 # 3.5, 2.5, 1.5, 0.5, … of a halved image's pixels from the old ones.
 _HALVING_TAPS = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
-# Grey levels; a pixel that differs less from the mean around it differs by rounding alone.
+# In grey levels: a pixel that differs less from the mean around it differs by rounding alone.
 _ROUNDING = 1e-9
 
 
 def niqe(image: np.ndarray, model: PristineModel, border: int = 0) -> float:
-    """The distance of ``image``, uint8 ``(H, W, 3)`` RGB, from ``model``: 0 or more, lower better.
+    """Returns the distance of ``image``, uint8 ``(H, W, 3)`` RGB, from ``model``; lower is better.
 
-    ``border`` pixels are left out at each edge; what is left is cropped to whole blocks of 96 x 96
-    pixels from the top left. Photographs score between about 2 and 10.
+    It leaves out ``border`` pixels at each edge and crops what is left to whole blocks of 96 x 96
+    pixels from the top left. Distances are 0 or more, about 2 to 10 for photographs.
 
     Raises:
         QdmrError: another type or shape, a negative border, less than two blocks inside it, or
@@ -90,10 +90,8 @@ def niqe(image: np.ndarray, model: PristineModel, border: int = 0) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class NIQE(Metric):
-    """NIQE against the pristine model of ``evaluation.niqe``; it needs no ground truth.
-
-    The model travels with the metric, so that workers need no file.
-    """
+    """NIQE against the pristine model of ``evaluation.niqe``; it needs no ground truth. The model
+    travels with the metric, so that workers need no file."""
 
     info = MetricInfo(
         name="niqe",
@@ -110,7 +108,7 @@ class NIQE(Metric):
 
     @classmethod
     def from_settings(cls, experiment: Experiment) -> NIQE | None:
-        """With ``evaluation.niqe``; raises QdmrError where that names no readable parameters."""
+        """Needs ``evaluation.niqe``; raises QdmrError where that names no readable parameters."""
         settings = experiment.evaluation
         if settings.niqe is None:
             return None
@@ -126,7 +124,7 @@ class NIQE(Metric):
         return cls(model=model, border=settings.border, reference=named)
 
     def open(self, device: str) -> Measure:
-        """Computed with NumPy, whatever the ``device``."""
+        """Measures with NumPy, whatever the ``device``."""
         return lambda image, truth: niqe(image, self.model, border=self.border)
 
 
@@ -134,10 +132,8 @@ class PristineFit:
     """A running mean and covariance of clean images' sharp blocks; the images need not fit memory.
 
     A block counts whose mean local deviation is more than ``sharpness`` times the largest of its
-    image (section II-C of the paper). ``images`` and ``blocks`` count what has gone in.
-
-    Raises:
-        QdmrError: ``sharpness`` outside [0, 1).
+    image (section II-C of the paper). ``images`` and ``blocks`` count what has gone in. Raises
+    QdmrError for ``sharpness`` outside [0, 1).
     """
 
     def __init__(self, sharpness: float = SHARPNESS) -> None:
@@ -151,10 +147,8 @@ class PristineFit:
 
     def add(self, image: np.ndarray) -> int:
         """Takes in one image, uint8 ``(H, W, 3)`` RGB; returns how many of its blocks counted.
-
-        Raises:
-            QdmrError: another type or shape, or not one block of 96 x 96 pixels.
-        """
+        Raises QdmrError for another type or shape, or where not one block of 96 x 96 pixels
+        fits."""
         features, sharpness = block_features(image)
         if not len(features):
             raise QdmrError(
@@ -169,11 +163,8 @@ class PristineFit:
         return len(kept)
 
     def model(self, source: str = "own images") -> PristineModel:
-        """The model of all blocks so far; ``source`` describes the images in a few words.
-
-        Raises:
-            QdmrError: too few blocks for a covariance of 36 features.
-        """
+        """Returns the model of all blocks so far; ``source`` describes the images in a few words.
+        Raises QdmrError where the blocks are too few for a covariance of 36 features."""
         if self.blocks <= FEATURES:
             raise QdmrError(
                 f"a pristine model needs more than {FEATURES} sharp blocks of {BLOCK}x{BLOCK} "
@@ -196,14 +187,12 @@ class PristineFit:
 def block_features(
     image: np.ndarray, window: np.ndarray = GAUSSIAN_WINDOW, border: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features ``(N, 36)`` and sharpness ``(N,)`` of the N whole blocks inside ``border``.
+    """Returns features ``(N, 36)`` and sharpness ``(N,)`` of the N whole blocks inside ``border``.
 
-    The blocks come row by row; of the features, scale 1 first. Where a block has no negative or no
-    positive value, features are NaN, and the shape is the smallest, as in the authors' code. The
-    sharpness is the mean local deviation in grey levels. ``image`` is uint8 ``(H, W, 3)`` RGB.
-
-    Raises:
-        QdmrError: another type or shape, or a negative border.
+    Blocks come row by row, features of scale 1 first. A block without negative or without positive
+    values has features of NaN and the smallest shape, as in the authors' code. The sharpness is the
+    mean local deviation in grey levels. ``image`` is uint8 ``(H, W, 3)`` RGB; QdmrError is raised
+    for another type or shape, or a negative border.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise QdmrError(
@@ -223,11 +212,9 @@ def block_features(
 
 
 def halve(image: np.ndarray) -> np.ndarray:
-    """MATLAB's ``imresize(image, 0.5)``: bicubic, with antialiasing; ``(H, W)``, both even.
-
-    Its weights are multiples of 1/256, so that grey levels need no scaling to [0, 1] and back: the
-    float64 result is exact.
-    """
+    """MATLAB's ``imresize(image, 0.5)``: bicubic, with antialiasing; ``(H, W)``, both even. Its
+    weights are multiples of 1/256, so that grey levels need no scaling to [0, 1] and back: the
+    float64 result is exact."""
     for axis in (0, 1):
         padding = [(0, 0), (0, 0)]
         padding[axis] = (3, 3)
@@ -239,7 +226,7 @@ def halve(image: np.ndarray) -> np.ndarray:
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
-    """Whole grey levels, float64; made in float32, which decides where halves go."""
+    """Returns whole grey levels, float64, computed in float32, which decides where halves go."""
     full_scale = np.float32(255)
     grey = np.zeros(image.shape[:2], dtype=np.float32)
     for channel, weight in _GREY_WEIGHTS:
@@ -250,7 +237,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 def _scale_features(
     grey: np.ndarray, block: int, window: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``(N, 18)`` features of one scale's blocks, and their mean local deviation ``(N,)``."""
+    """Returns one scale's features ``(N, 18)`` of the blocks and mean local deviations ``(N,)``."""
     mean = ndimage.convolve(grey, window, mode="nearest")
     square = ndimage.convolve(grey * grey, window, mode="nearest")
     deviation = np.sqrt(np.abs(square - mean * mean))
@@ -263,13 +250,13 @@ def _scale_features(
 
 
 def _strips(image: np.ndarray, block: int) -> np.ndarray:
-    """``(H, W)`` as ``(rows, columns, block, block)``."""
+    """Reshapes ``(H, W)`` to ``(rows, columns, block, block)``."""
     height, width = image.shape
     return image.reshape(height // block, block, width // block, block).swapaxes(1, 2)
 
 
 def _strip_features(blocks: np.ndarray) -> np.ndarray:
-    """``(columns, 18)`` features of one row of blocks ``(columns, block, block)``."""
+    """Returns the features ``(columns, 18)`` of one row of blocks ``(columns, block, block)``."""
     shape, left, right = _fit_gaussian(blocks)
     features = [SHAPES[shape], (left + right) / 2]
     for shift in _SHIFTS:
@@ -279,7 +266,7 @@ def _strip_features(blocks: np.ndarray) -> np.ndarray:
 
 
 def _fit_gaussian(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The asymmetric generalised Gaussian of each block: index into ``SHAPES``, left, right spread.
+    """Fits each block's asymmetric generalised Gaussian: index into ``SHAPES``, left, right spread.
 
     Lasmar, Stitou, Berthoumieu, "Multiscale skewed heavy tailed model for texture analysis", 2009.
     """
@@ -301,5 +288,5 @@ def _fit_gaussian(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def _complete(features: np.ndarray) -> np.ndarray:
-    """The rows without NaN."""
+    """Returns the rows without NaN."""
     return features[~np.isnan(features).any(axis=1)]

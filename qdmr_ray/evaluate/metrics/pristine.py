@@ -2,9 +2,9 @@
 
     model = load_pristine("niqe_pris_params.npz")
 
-The authors of NIQE publish theirs as ``modelparameters.mat``; many programs carry the same
-numbers as ``niqe_pris_params.npz``. Neither is part of this package: name a file of yours, or fit
-one from clean photographs with ``qdmr niqe-fit``.
+The authors of NIQE publish theirs as ``modelparameters.mat``; many programs carry the same numbers
+as ``niqe_pris_params.npz``. Neither is part of this package: name a file of yours, or fit one from
+clean photographs with ``qdmr niqe-fit``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.storage import write_file_atomic
 
-# Features of a block: 18 at each of two scales.
+# A block has 18 features at each of two scales.
 FEATURES = 36
 WINDOW_SIDE = 7
 WINDOW_SIGMA = 7 / 6
-# MATLAB's names first, without the underscore before "param".
+# MATLAB's names come first; they lack the underscore before "param".
 _MEAN_KEYS = ("mu_prisparam", "mu_pris_param")
 _COVARIANCE_KEYS = ("cov_prisparam", "cov_pris_param")
 _WINDOW_KEY = "gaussian_window"
@@ -30,7 +30,7 @@ _REMEDY = "name the authors' .mat or .npz, or make one with qdmr niqe-fit"
 
 
 def _gaussian_window() -> np.ndarray:
-    """The weights of local means and deviations; their sum is 1."""
+    """Returns the weights of local means and deviations; their sum is 1."""
     offsets = np.arange(WINDOW_SIDE) - (WINDOW_SIDE - 1) / 2
     line = np.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
     window = np.outer(line, line)
@@ -43,12 +43,8 @@ GAUSSIAN_WINDOW = _gaussian_window()
 @dataclass(frozen=True, eq=False)
 class PristineModel:
     """Mean ``(36,)`` and covariance ``(36, 36)`` of clean images' features, and ``window (7, 7)``.
-
-    ``source`` says where the figures are from; it is stored with them.
-
-    Raises:
-        QdmrError: another shape, or a number that is not finite.
-    """
+    ``source`` names the origin of the numbers and is stored with them. Raises QdmrError for another
+    shape, or a number that is not finite."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -74,11 +70,9 @@ def load_pristine(path: Path | str) -> PristineModel:
     """Reads a model: MATLAB's ``.mat``, or else an ``.npz``; no code in it is ever run.
 
     The keys are ``mu_prisparam`` and ``cov_prisparam``, or ``mu_pris_param`` and
-    ``cov_pris_param``. Without ``gaussian_window`` it is the 7 x 7 Gaussian of sigma 7/6; without
-    ``source`` that is the path.
-
-    Raises:
-        QdmrError: no such file, another kind of file, a missing key, or wrong shapes.
+    ``cov_pris_param``. ``gaussian_window`` defaults to the 7 x 7 Gaussian of sigma 7/6, ``source``
+    to the path. Raises QdmrError for a missing file, another kind of file, a missing key, or wrong
+    shapes.
     """
     path = Path(path)
     try:
@@ -110,11 +104,8 @@ def load_pristine(path: Path | str) -> PristineModel:
 
 
 def save_pristine(path: Path | str, model: PristineModel) -> None:
-    """Writes ``model`` as an ``.npz`` that ``load_pristine`` and other programs read, atomically.
-
-    Raises:
-        QdmrError: another ending, a missing folder, or a place that is not writable.
-    """
+    """Writes ``model`` atomically as an ``.npz`` that ``load_pristine`` and other programs read;
+    raises QdmrError for another ending, a missing folder, or a place that is not writable."""
     path = check_target(path)
     buffer = io.BytesIO()
     np.savez(
@@ -128,11 +119,8 @@ def save_pristine(path: Path | str, model: PristineModel) -> None:
 
 
 def check_target(path: Path | str) -> Path:
-    """Checks before a fit of minutes that its model can be saved at ``path``, and returns the path.
-
-    Raises:
-        QdmrError: another ending than ``.npz``, or a missing folder.
-    """
+    """Checks, before a fit of minutes, that its model can be saved at ``path``, and returns the
+    path; raises QdmrError for another ending than ``.npz``, or a missing folder."""
     path = Path(path)
     if path.suffix.lower() != ".npz":
         raise QdmrError(f"{path}: a pristine model is an .npz; name a file that ends in .npz")
@@ -150,14 +138,14 @@ def _read_npz(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_mat(data: bytes) -> dict[str, np.ndarray]:
-    # Lazy: scipy.io takes a while to import, and most models are .npz.
+    # scipy.io takes a while to import, and most models are .npz.
     from scipy.io import loadmat
 
     return loadmat(io.BytesIO(data))
 
 
 def _numbers(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray:
-    """The float64 array under the first of ``keys`` that is there."""
+    """Returns the float64 array under the first of ``keys`` that is there."""
     for key in keys:
         if key in arrays:
             try:

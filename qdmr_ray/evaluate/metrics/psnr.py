@@ -13,17 +13,15 @@ from qdmr_ray.evaluate.metrics.metric import FULL_SCALE, MetricInfo, PairMetric,
 
 
 def psnr(a: np.ndarray, b: np.ndarray, *, border: int = 0, luma: bool = False) -> float:
-    """Peak signal-to-noise ratio in dB, from one mean squared error over pixels and channels.
+    """Returns the peak signal-to-noise ratio in dB, from one mean squared error over all values.
 
     Args:
         a, b: the two images, uint8 ``(H, W, 3)`` RGB; their order doesn't matter.
         border: pixels left out at each edge.
         luma: compare the Y channel (BT.601, MATLAB's convention, not rounded) instead of RGB.
 
-    Returns ``math.inf`` for identical images; ``metric.json_value`` gives what is stored for it.
-
-    Raises:
-        QdmrError: a wrong type or shape, shapes that differ, or nothing left inside the border.
+    Returns ``math.inf`` for identical images, which ``metric.json_value`` stores as null. Raises
+    QdmrError for a wrong type or shape, shapes that differ, or nothing left inside the border.
     """
     first, second = comparable(a, b, border=border, luma=luma, smallest=1)
     error = float(np.square(np.subtract(first, second, dtype=np.float64)).mean())

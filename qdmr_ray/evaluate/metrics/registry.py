@@ -1,4 +1,4 @@
-"""The metrics that there are, in the order in which evaluations and tables show them."""
+"""All metrics, in the order in which evaluations and tables show them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ if TYPE_CHECKING:
 METRICS: dict[str, type[Metric]] = {
     metric.info.name: metric for metric in (PSNR, SSIM, LPIPS, NIQE)
 }
-# What a table or a headline shows first, where it was measured.
+# A table or a headline shows this metric first, where it was measured.
 PRIMARY = PSNR.info.name
 
 
 def metrics_for(experiment: Experiment) -> list[Metric]:
-    """The metrics that an experiment's settings want.
-
-    Raises:
-        QdmrError: a file that one of them needs is missing or unreadable.
-    """
+    """Returns the metrics that an experiment's settings want; raises QdmrError where a file that
+    one of them needs is missing or unreadable."""
     chosen = (metric.from_settings(experiment) for metric in METRICS.values())
     return [metric for metric in chosen if metric is not None]
 
 
 def metric_info(name: str) -> MetricInfo:
-    """How the metric ``name`` reads; a name such as ``psnr_y`` or ``lpips_vgg`` is a variant of the
-    metric before the first ``_``. Another name reads as it is, and has no better direction."""
+    """Returns the info of the metric ``name``, which may be a variant (``psnr_y``, ``lpips_vgg``)
+    of the metric before the first ``_``. An unknown name is its own label and has no better
+    direction."""
     head, _, variant = name.partition("_")
     known = METRICS.get(head)
     if known is None:

@@ -3,8 +3,8 @@
     ssim(restored, ground_truth), ssim(restored, ground_truth, border=4, luma=True)
 
 scikit-image computes it. On a photograph of 10 megapixels this takes two thirds of the processor
-time and a quarter of the memory (0.6 GB a channel) of the float64 PyTorch code used before, and
-the values agree to 1e-14.
+time and a quarter of the memory (0.6 GB a channel) of the float64 PyTorch code used before, and the
+values agree to 1e-14.
 """
 
 from __future__ import annotations
@@ -22,13 +22,10 @@ SSIM_WINDOW = 11
 
 
 def ssim(a: np.ndarray, b: np.ndarray, *, border: int = 0, luma: bool = False) -> float:
-    """Structural similarity in [-1, 1], 1 for identical images: per channel, then their mean.
+    """Returns structural similarity in [-1, 1], 1 for identical images: the mean over channels.
 
-    The window is a Gaussian of 11 x 11 pixels (sigma 1.5), kept wholly inside the image. The
-    arguments are those of ``psnr``.
-
-    Raises:
-        QdmrError: as ``psnr``, and where less than 11 x 11 pixels are left inside the border.
+    The window is a Gaussian of 11 x 11 pixels (sigma 1.5), kept wholly inside the image. Arguments
+    and errors are those of ``psnr``; less than 11 x 11 pixels inside the border are an error too.
     """
     first, second = comparable(a, b, border=border, luma=luma, smallest=SSIM_WINDOW)
     channels = range(first.shape[2])
@@ -39,7 +36,7 @@ def ssim(a: np.ndarray, b: np.ndarray, *, border: int = 0, luma: bool = False) -
 
 
 def _channel_ssim(first: np.ndarray, second: np.ndarray) -> float:
-    # Only here: the import takes a quarter of a second, which a table of results need not wait for.
+    # Imported here: the import takes 0.25 s, which a table of results need not wait for.
     from skimage.metrics import structural_similarity
 
     value = structural_similarity(
