@@ -1,1 +1,1 @@
-"""Folders of photographs -> packed shards -> endless streams of crops (Ray Data)."""
+"""Turns folders of photographs into packed shards, and shards into endless streams of crops."""

@@ -1,4 +1,4 @@
-"""One page to look at before training: what a packed dataset holds, pictures and sizes.
+"""Draws one page to look at before training: what a packed dataset holds, pictures and sizes.
 
     write_png(Path("sheet.png"), contact_sheet(RecordReader("data/realab-s1")))
 
@@ -32,39 +32,36 @@ LEAST_HALF_WIDTH = 360
 SMALLEST_THUMBNAIL = 64
 TITLE_SIZE, TEXT_SIZE = 24, 15
 TITLE_HEIGHT, LINE_HEIGHT = 32, 19
-# From the base line of text to the end of its line.
+# Distance from the base line of text to the end of its line.
 DESCENT = 4
-# Neutral, so that the page doesn't change how colours are seen.
+# The grey is neutral, so that the page doesn't change how colours are seen.
 BACKGROUND = (24, 24, 24)
 CELL = (38, 38, 38)
 EDGE = (170, 70, 60)
 BRIGHT, DIM, ALARM = (232, 232, 232), (150, 150, 150), (235, 130, 115)
 
-# A large photograph is first averaged by a whole factor to no less than three times the
-# thumbnail's size: no difference is seen, and Lanczos is several times as fast.
+# A large photograph is first averaged by a whole factor to no less than three times the thumbnail's
+# size: no difference is seen, and Lanczos is several times as fast.
 REDUCING_GAP = 3.0
 ELLIPSIS = "..."
-# So many records are tried to tell whether a set holds pairs.
+# Records that are tried to tell whether a set holds pairs.
 _TRIED = 8
 
 
 def contact_sheet(
     reader: RecordReader, *, columns: int = 4, thumbnail: int = 240, rows: int = 6
 ) -> np.ndarray:
-    """The packed dataset's photographs on one page, uint8 (H, W, 3).
+    """Draws the packed dataset's photographs on one page, uint8 (H, W, 3).
 
-    Source at the left, target at the right, test below over the whole width; a set that isn't
-    there is left out. Source and target are ``columns`` thumbnails wide and at most ``rows``
-    high; a pair, aberrated and ground truth touching, takes two columns. The records are spread
-    evenly over their set, from the first to the last. Under them lies a strip of squares at 1:1,
-    from the corner with the most detail and from the centre, where aberrations and noise show.
+    Source is at the left, target at the right, test below over the whole width; a missing set is
+    left out. Source and target are ``columns`` thumbnails wide and at most ``rows`` high; a pair,
+    aberrated and ground truth touching, takes two columns. The records are spread evenly over their
+    set, from the first to the last. Under them lies a strip of squares at 1:1, from the corner with
+    the most detail and from the centre, where aberrations and noise show.
 
-    A record that can't be read is an empty tile that says why. ``thumbnail`` is the longest side
-    of a photograph in pixels; one that is smaller is enlarged by a whole factor. One record is in
-    memory at a time.
-
-    Raises:
-        QdmrError: there is no photograph, or a setting is too small.
+    A record that can't be read is an empty tile that says why. ``thumbnail`` is the longest side of
+    a photograph in pixels; a smaller photograph is enlarged by a whole factor. One record is in
+    memory at a time. Raises QdmrError without photographs, or where a setting is too small.
     """
     for setting, value, least in (
         ("columns", columns, 1),
@@ -98,15 +95,15 @@ def size_histogram(
     most: int = 12,
     ascii_only: bool = False,
 ) -> list[str]:
-    """A line of text with a bar per image size, the most frequent first.
+    """Writes a line of text with a bar per image size, the most frequent first.
 
     ``sizes`` holds (height, width, count). The bar of the most frequent size is ``width``
-    characters long. What exceeds ``most`` sizes is one line without a bar.
+    characters long; all sizes beyond ``most`` share one line without a bar.
     """
     counts: Counter[tuple[int, int]] = Counter()
     for image_height, image_width, count in sizes:
         counts[image_width, image_height] += count
-    # Of equally frequent sizes, the largest first. A unary plus drops what counts nothing.
+    # Of equally frequent sizes, the largest comes first; the unary plus drops counts of 0.
     ranked = sorted((+counts).items(), key=lambda item: (-item[1], -item[0][0] * item[0][1], item))
     shown, folded = ranked[:most], ranked[most:]
     digits = max((len(str(size[0])) for size, _ in shown), default=0)
@@ -138,11 +135,8 @@ class _Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class _Section:
-    """A set on the page: rows of cells, and a strip of squares at 1:1.
-
-    ``left`` and ``width`` are those of the section; ``cell_lefts`` and ``cell_width`` those of the
-    cells of every row.
-    """
+    """A set on the page: rows of cells, and a strip of squares at 1:1. ``left`` and ``width`` are
+    the section's; ``cell_lefts`` and ``cell_width`` those of the cells of every row."""
 
     title: str
     legend: str
@@ -177,12 +171,12 @@ class _Page:
     def section(
         self, reader: RecordReader, name: str, span: int, halves: Sequence[int], rows: int
     ) -> _Section:
-        """A set over these halves, its cells ``span`` columns wide, decoded record by record."""
+        """Lays out a set over these halves, in cells ``span`` columns wide, record by record."""
         # A section of the whole width keeps to the columns of the halves above it.
         step = span * (self.thumbnail + GAP)
         lefts = [self.left(h) + k * step for h in halves for k in range(self.columns // span)]
         count, per_row = reader.count(name), len(lefts)
-        # As many records as a set in one half has, over a width that is that many times.
+        # A wide set shows as many records as a set in one half, in rows that are that much longer.
         chosen = _evenly(count, per_row * -(-rows // len(halves)))
         cells, crops = [], []
         for index in chosen:
@@ -207,7 +201,7 @@ class _Page:
         )
 
     def band(self, sections: Sequence[_Section]) -> Iterator[Image.Image]:
-        """Horizontal pieces of the page: sections side by side, their rows at one height."""
+        """Yields horizontal pieces of the page: sections side by side, their rows at one height."""
         yield self._headings([(section, section.title, section.legend) for section in sections])
         for row in range(max(len(section.rows) for section in sections)):
             yield self._row([(s, s.rows[row]) for s in sections if row < len(s.rows)])
@@ -218,7 +212,7 @@ class _Page:
         yield self.blank(SECTION_GAP // 2)
 
     def _headings(self, headings: Sequence[tuple[_Section, str, str]]) -> Image.Image:
-        """A title and a legend at the left end of each section; all titles may be empty."""
+        """Draws a title and a legend at the left end of each section; all titles may be empty."""
         top = TITLE_HEIGHT if any(title for _, title, _ in headings) else 0
         band = self.blank(top + LINE_HEIGHT + GAP)
         for section, title, legend in headings:
@@ -241,10 +235,8 @@ class _Page:
 
 
 def _span(reader: RecordReader, name: str) -> int:
-    """Columns of a record: 2 for a set of pairs, else 1; 0 for a set that isn't there or empty.
-
-    The first of a few records that can be read decides.
-    """
+    """Returns the columns of a record: 2 for pairs, else 1; 0 for a set that is missing or empty.
+    The first of a few records that can be read decides."""
     try:
         count = reader.count(name)
     except QdmrError:
@@ -258,7 +250,7 @@ def _span(reader: RecordReader, name: str) -> int:
 
 
 def _evenly(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` places out of ``count``, with the first and the last."""
+    """Returns at most ``wanted`` places out of ``count``, with the first and the last."""
     if count <= wanted:
         return list(range(count))
     return [place * (count - 1) // max(wanted - 1, 1) for place in range(wanted)]
@@ -267,7 +259,7 @@ def _evenly(count: int, wanted: int) -> list[int]:
 def _cells(
     reader: RecordReader, name: str, index: int, thumbnail: int
 ) -> tuple[_Cell, list[_Cell]]:
-    """A record's thumbnails, and its squares at 1:1. The record itself isn't kept."""
+    """Returns a record's thumbnails, and its squares at 1:1. The record itself isn't kept."""
     try:
         record = reader.read(name, index)
     except QdmrError as error:
@@ -304,7 +296,7 @@ def _thumbnail(image: np.ndarray, side: int) -> Image.Image:
 
 
 def _places(image: np.ndarray, side: int) -> list[tuple[str, int, int]]:
-    """(what it is, top, left) of the squares to show: a corner and the centre.
+    """Returns (label, top, left) of the squares to show: a corner and the centre.
 
     The corner is the one with the most detail in ``image``, which for a pair is the ground truth:
     noise and blur shall not choose. A photograph that fits into one square is shown whole.
@@ -314,7 +306,7 @@ def _places(image: np.ndarray, side: int) -> list[tuple[str, int, int]]:
         return [("whole", 0, 0)]
 
     def detail(corner: tuple[str, int, int]) -> int:
-        """How much neighbouring pixels differ: more for texture than for the shading of a sky."""
+        """Sums differences of neighbouring pixels: more for texture than for a sky's shading."""
         _, top, left = corner
         square = image[top : top + side, left : left + side].astype(np.int16)
         return sum(int(np.abs(np.diff(square, axis=axis)).sum(dtype=np.int64)) for axis in (0, 1))
@@ -353,7 +345,7 @@ def _write(
     colour: tuple[int, int, int],
     size: int = TEXT_SIZE,
 ) -> None:
-    """Text from its left end on the base line, shortened in the middle to ``width`` pixels."""
+    """Draws text from its left end on the base line, shortened in the middle to ``width``."""
     font = ImageFont.load_default(size=size)
     text = _drawable(text)
     shown, kept = text, len(text)
@@ -364,13 +356,13 @@ def _write(
 
 
 def _shortened(text: str, kept: int) -> str:
-    """The first and last of ``kept`` characters: what differs in file names is often the end."""
+    """Keeps the first and last of ``kept`` characters: file names often differ at the end."""
     tail = kept // 2
     return text[: kept - tail] + ELLIPSIS + text[len(text) - tail :]
 
 
 def _drawable(text: str) -> str:
-    """Without what Pillow's own font has no signs for: accents go, other letters become ``?``."""
+    """Drops what Pillow's own font has no signs for: accents go, other letters become ``?``."""
     plain = (
         sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign)
     )
@@ -378,7 +370,7 @@ def _drawable(text: str) -> str:
 
 
 def _wrapped(text: str, width: int, most: int) -> list[str]:
-    """At most ``most`` lines of about ``width`` pixels; what is too much goes from the middle."""
+    """Wraps to at most ``most`` lines of about ``width`` pixels; an excess goes from the middle."""
     font = ImageFont.load_default(size=TEXT_SIZE)
     length = max(len(ELLIPSIS) + 1, int(width / font.getlength("n")))
     text = _drawable(text)

@@ -1,9 +1,9 @@
-"""The demo's data: real photographs that come inside scikit-image and scikit-learn.
+"""Makes the demo's data from real photographs that come inside scikit-image and scikit-learn.
 
     build_demo_data(Path("runs/demo/data/realab"))
 
-Nothing is downloaded. The split is by photograph: what is in the test set is in no training set,
-and the target's photographs are not the source's, so that the domains are unpaired.
+Nothing is downloaded. The split is by photograph: no photograph of the test set is in a training
+set, and the target's photographs are not the source's, so that the domains are unpaired.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from qdmr_ray.photographs.decode import probe_image, read_image
 from qdmr_ray.storage import open_location
 from qdmr_ray.storage.document import Part
 
-# What Realab calls its first lens: the demo has one lens, as designed and as manufactured.
+# Realab's name of its first lens: the demo has one lens, as designed and as manufactured.
 LENS_NAME = "S1"
 LENSES = {"source": "prescription", "target": "manufactured", "test": "manufactured"}
 CREDITS_FILE = "CREDITS.md"
-# Beyond this a frame would be a blown-up photograph, soft before it meets the lens.
+# Beyond this factor a frame would be a blown-up photograph, soft before it meets the lens.
 MAXIMUM_ENLARGEMENT = 1.1
 
 _PHOTOGRAPHS_FILE = Path(__file__).with_name("demo_photographs.yaml")
@@ -39,11 +39,9 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 
 class Window(NamedTuple):
-    """A part of a photograph that becomes a frame.
-
-    ``zoom`` 1 is the largest window of the frame's shape, 2 one of half its width; ``x`` and ``y``
-    place it: 0 at the left or top edge, 1 at the right or bottom edge.
-    """
+    """A part of a photograph that becomes a frame. ``zoom`` 1 is the largest window of the frame's
+    shape, 2 one of half its width; ``x`` and ``y`` place it: 0 at the left or top edge, 1 at the
+    right or bottom edge."""
 
     zoom: float = 1.0
     x: float = 0.5
@@ -52,7 +50,7 @@ class Window(NamedTuple):
     def box(
         self, height: int, width: int, frame: tuple[int, int]
     ) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) in pixels of a photograph of this height and width."""
+        """Returns (left, top, right, bottom) in pixels of a photograph of this height and width."""
         scale = min(height / frame[0], width / frame[1]) / self.zoom
         window_height, window_width = frame[0] * scale, frame[1] * scale
         left, top = (width - window_width) * self.x, (height - window_height) * self.y
@@ -73,22 +71,20 @@ class Photograph(Part):
 
     @property
     def frame_names(self) -> list[str]:
-        """File names of the photograph's frames, one for each window."""
+        """The file names of the photograph's frames, one for each window."""
         return [f"{Path(self.file).stem}_{number}.png" for number in range(len(self.windows))]
 
 
 @cache
 def demo_photographs() -> tuple[Photograph, ...]:
-    """The demo's photographs, in the order in which they are simulated."""
+    """Returns the demo's photographs, in the order in which they are simulated."""
     found = read_yaml(_PHOTOGRAPHS_FILE)["photographs"]
     return TypeAdapter(tuple[Photograph, ...]).validate_python(found)
 
 
 def photograph_path(photograph: Photograph) -> Path:
-    """Where the photograph lies in the installed package; the package is not imported.
-
-    Raises QdmrError when the package or the file is not installed.
-    """
+    """Finds the photograph in the installed package, which is not imported; raises QdmrError when
+    the package or the file is not installed."""
     distribution = _DISTRIBUTIONS[photograph.package]
     spec = importlib.util.find_spec(photograph.package)
     if spec is None or not spec.submodule_search_locations:
@@ -107,10 +103,8 @@ def photograph_path(photograph: Photograph) -> Path:
 
 
 def cut_frames(photograph: Photograph, frame: tuple[int, int]) -> list[np.ndarray]:
-    """The photograph's frames, each uint8 (*frame, 3), scaled by a Lanczos filter.
-
-    Raises QdmrError when the photograph is too small for the frame.
-    """
+    """Cuts the photograph's frames, each uint8 (*frame, 3), scaled by a Lanczos filter; raises
+    QdmrError when the photograph is too small for the frame."""
     image = read_image(photograph_path(photograph))
     height, width = image.shape[:2]
     _require_size(photograph, height, width, frame)
@@ -128,20 +122,18 @@ def build_demo_data(
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Writes the demo's three sets in the Realab layout, the same bytes every time.
+    """Writes the demo's three sets in the Realab layout, the same bytes every time; returns
+    ``out``.
 
     ``Syn/gt`` and ``Syn/S1/train`` are pairs through the lens as designed, ``Real-Sim/S1/train``
-    other photographs through the lens as manufactured, and ``Real-Sim/S1/val`` with ``val_gt``
-    the test pairs through the manufactured lens. ``CREDITS.md`` names the photographs' authors.
+    other photographs through the lens as manufactured, and ``Real-Sim/S1/val`` with ``val_gt`` the
+    test pairs through the manufactured lens. ``CREDITS.md`` names the photographs' authors.
 
     Args:
         out: the Realab folder; new, empty, or written by this function before.
         frame: (height, width) in pixels of all images.
         seed: of the cameras' noise.
         progress: called with (frames done, frames in all).
-
-    Returns:
-        ``out``.
 
     Raises:
         QdmrError: a package or photograph is missing, the frame is too large or too small, or
@@ -167,7 +159,7 @@ def build_demo_data(
 
 
 def credits() -> str:
-    """Title, author, licence and origin of every photograph, as Markdown."""
+    """Lists title, author, licence and origin of every photograph, as Markdown."""
     lines = [
         "# Photographs",
         "",
@@ -195,7 +187,7 @@ def _require_size(photograph: Photograph, height: int, width: int, frame: tuple[
 
 
 def _refuse_foreign_images(out: Path) -> None:
-    """A frame left from elsewhere would join a set, and might be in two."""
+    """Refuses images of other origin, which would join a set, and might be in two."""
     for domain in DOMAINS:
         own = {name for p in demo_photographs() if p.domain == domain for name in p.frame_names}
         for folder in domain_folders(out, domain, LENS_NAME):

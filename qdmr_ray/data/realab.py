@@ -3,9 +3,9 @@
     qdmr data fetch-realab --out data/Realab
 
 ``huggingface_hub`` receives each file under a temporary name and moves it when it is complete. A
-run that is killed loses the files in flight, eight at most; the next run receives those again and
-nothing else. The library compares sizes only, so every file is hashed here and compared with the
-hub's checksum; a record in ``.qdmr-fetch`` keeps a later run from hashing it again.
+run that is killed loses the files in flight, eight at most; the next run receives only those again.
+The library compares sizes only, so every file is hashed here and compared with the hub's checksum;
+a record in ``.qdmr-fetch`` keeps a later run from hashing it again.
 """
 
 from __future__ import annotations
@@ -51,17 +51,15 @@ _REMEDY = (
 _AGAIN = "run the same command again, it goes on where it stopped"
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _DAMAGED = (zipfile.BadZipFile, tarfile.ReadError, zlib.error, EOFError, UnicodeError)
-# How often a file is received before it counts as damaged on the hub.
+# Tries at receiving a file before it counts as damaged on the hub.
 _TRIES = 2
 _HASHING_THREADS = 4
 
 
 class _Record(Document):
-    """What earlier runs verified and unpacked, by the file's path on the hub.
-
-    ``verified`` holds checksum, size and time of change; ``unpacked`` the archive's checksum and
-    how many files each folder received.
-    """
+    """The files that earlier runs verified and unpacked, by path on the hub. ``verified`` holds
+    checksum, size and time of change; ``unpacked`` the archive's checksum and how many files each
+    folder received."""
 
     verified: dict[str, tuple[str, int, int]] = Field(default_factory=dict)
     unpacked: dict[str, tuple[str, dict[str, int]]] = Field(default_factory=dict)
@@ -86,8 +84,7 @@ def fetch_realab(
         keep_archives: leave archives in place after they are unpacked.
         progress: called with (step, bytes done, bytes in all).
 
-    Returns:
-        Two lines: what was fetched, and what to do next.
+    Returns two lines: what was fetched, and what to do next.
 
     Raises:
         QdmrError: the hub is unreachable, refuses or is busy; the disk is short, full or not
@@ -170,7 +167,7 @@ class _Hub:
         self.revision = self.commit = revision
 
     def files(self, include: Sequence[str]) -> list[_File]:
-        """Resolves the revision to a commit, so that all files belong together, and lists it."""
+        """Lists the files of the commit that the revision is now, so that all belong together."""
         from huggingface_hub import HfApi
         from huggingface_hub.utils import filter_repo_objects
 
@@ -201,10 +198,8 @@ class _Hub:
         self._patiently(lambda: snapshot_download(DATASET, **options))
 
     def _patiently(self, operation: Callable[[], T], *, first_contact: bool = False) -> T:
-        """The result of ``operation``, which is tried again after a failure that may pass.
-
-        An address that does not answer is told at once on ``first_contact``.
-        """
+        """Returns the result of ``operation``, which is tried again after a failure that may pass.
+        On ``first_contact`` an address that does not answer is an error at once."""
         for wait in (*WAITS, None):
             try:
                 return operation()
@@ -218,8 +213,8 @@ class _Hub:
                 if wait is None or lasting:
                     raise self._explained(cause, status, lasting) from error
             except (ImportError, KeyError, TypeError, ValueError) as error:
-                # A portal's page, a file that leads elsewhere, a token with characters that no
-                # token has, a proxy of a kind that needs another package.
+                # The causes: a portal's page, a file that leads elsewhere, a token with characters
+                # that no token has, a proxy of a kind that needs another package.
                 raise self._explained(error, None, lasting=True) from error
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -227,7 +222,7 @@ class _Hub:
     def _explained(self, error: BaseException, status: int | None, lasting: bool) -> QdmrError:
         if status is None:
             text = " ".join(str(error).split()) or type(error).__name__
-            # The bytes may come from another host; of its URL, which holds secrets, only that.
+            # The bytes may come from another host, named alone, since its URL holds secrets.
             request = getattr(error, "_request", None)
             host = f" by {request.url.host}" if request else ""
             return QdmrError(f"{self.page}: no usable answer{host} ({text}); {_REMEDY}; {_AGAIN}")
@@ -318,7 +313,7 @@ class _Fetch:
         return [file for file, agrees in zip(unknown, agree, strict=True) if not agrees]
 
     def _stamp(self, file: _File) -> tuple[str, int, int] | None:
-        """What the record holds of a verified file; None where there is no file."""
+        """Returns (checksum, size, time of change) of a file; None where there is none."""
         try:
             found = (self.out / file.path).stat()
         except FileNotFoundError:
@@ -341,10 +336,8 @@ class _Fetch:
 
 
 def _unpack(archive: Path, staging: Path) -> dict[str, int]:
-    """Unpacks into ``staging`` and moves the files beside the archive once all are whole.
-
-    Returns how many files each folder received; folders relative to the archive's own.
-    """
+    """Unpacks into ``staging`` and moves the files beside the archive once all are whole. Returns
+    how many files each folder received; folders are relative to the archive's own."""
     shutil.rmtree(staging, ignore_errors=True)
     try:
         if archive.name.lower().endswith(".zip"):
@@ -404,7 +397,7 @@ def _gigabytes(size: int) -> str:
 
 
 def _patterns(include: Sequence[str]) -> list[str] | None:
-    """What the library takes: patterns of files, also of those in a folder that matches."""
+    """Returns patterns for the library, which match also the files in a folder that matches."""
     return [*include, *(f"{pattern.rstrip('/')}/*" for pattern in include)] or None
 
 
@@ -413,7 +406,7 @@ def _path(entry: Any) -> str:
 
 
 def _bar(total: int, progress: Progress) -> type[Any]:
-    """The progress bar class that the library wants: it draws nothing and calls ``progress``."""
+    """Makes the library's progress bar class, which draws nothing and calls ``progress``."""
     from tqdm import tqdm
 
     class Bar(tqdm):

@@ -1,4 +1,4 @@
-"""Folders of clean photographs to the Realab layout, each photograph imaged through a lens.
+"""Turns folders of clean photographs into the Realab layout, each imaged through a lens.
 
     qdmr data simulate photographs --lens manufactured --out data/realab
 
@@ -18,7 +18,7 @@ from qdmr_ray.optics.simulate import require_size, simulate_image
 from qdmr_ray.photographs.decode import encode_png, read_image
 from qdmr_ray.storage import open_location
 
-# Folders of the Realab layout per domain: the aberrated images', and the clean images'.
+# Folders of the Realab layout per domain: of the aberrated images, and of the clean images.
 DOMAINS: dict[str, tuple[str, str | None]] = {
     "source": ("Syn/{lens}/train", "Syn/gt"),
     "target": ("Real-Sim/{lens}/train", None),
@@ -47,8 +47,7 @@ def simulate_folder(
         seed: of the noise; the same seed gives the same files.
         progress: called with (images done, images in all).
 
-    Returns:
-        How many photographs were simulated.
+    Returns how many photographs were simulated.
 
     Raises:
         QdmrError: no such folder, no images in it, two images that would get the same name, an
@@ -71,7 +70,7 @@ def simulate_folder(
 
 
 def domain_folders(out: Path, domain: str, lens_name: str) -> tuple[Path, Path | None]:
-    """A domain's folders in the Realab layout: aberrated, and clean (``None`` when unpaired)."""
+    """Returns a domain's Realab folders: aberrated, and clean (``None`` when unpaired)."""
     aberrated, clean = DOMAINS[domain]
     return (
         out / aberrated.format(lens=lens_name),
@@ -83,10 +82,8 @@ def write_pair(
     image: np.ndarray, lens: Lens, aberrated: Path, clean: Path | None, *, name: str, seed: int
 ) -> None:
     """Writes ``image`` through the lens to ``aberrated/name`` and, unless unpaired, as it is to
-    ``clean/name``; makes the folders.
-
-    Raises QdmrError when the image is too small for the lens or a file cannot be written.
-    """
+    ``clean/name``; makes the folders. Raises QdmrError when the image is too small for the lens or
+    a file cannot be written."""
     result = simulate_image(image, lens, seed=seed, name=name)
     for folder, picture in ((aberrated, result), (clean, image)):
         if folder is not None:

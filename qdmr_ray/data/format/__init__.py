@@ -1,1 +1,1 @@
-"""What a packed dataset holds on disk, and how it is read."""
+"""The files of a packed dataset, and how they are read."""

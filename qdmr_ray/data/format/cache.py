@@ -1,10 +1,10 @@
 """A node's own copies of shards that lie in a store, shared by every process of the node.
 
-Crops are read from the store by range at first; meanwhile a thread copies whole shards to a
-folder on this node's disk, one process at a time for each, and from then on they are mapped from
-there. Which shards are copied is settled beforehand: the first ones, as many as ``cache_bytes``
-allow. Every record is read once an epoch in random order, so no choice of what to keep could hit
-more often, and nothing is ever dropped only to be fetched again.
+Crops are read from the store by range at first; meanwhile a thread copies whole shards to a folder
+on this node's disk, one process at a time for each, and from then on they are mapped from there.
+The first shards are copied, as many as ``cache_bytes`` allow. Every record is read once an epoch in
+random order, so no choice of what to keep could hit more often, and nothing is ever dropped only to
+be fetched again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def default_cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/qdmr_ray/shards``, by default below ``~/.cache``."""
+    """Returns ``$XDG_CACHE_HOME/qdmr_ray/shards``, by default below ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "qdmr_ray" / "shards"
 
@@ -39,9 +39,9 @@ def default_cache_folder() -> Path:
 class ShardCache:
     """Copies in ``folder`` of the first ``limit`` bytes of ``files``, which lie in ``location``.
 
-    Without ``fills`` it makes no copies and uses those of other processes. Safe for use by several
-    threads and processes at once. File names carry their content's checksum, so datasets share
-    the folder without collisions.
+    Without ``fills`` it makes no copies and uses those of other processes. Several threads and
+    processes may use it at once. File names carry their content's checksum, so datasets share the
+    folder without collisions.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ShardCache:
         self._thread: threading.Thread | None = None
 
     def path(self, name: str) -> Path | None:
-        """The copy of a file; ``None`` while there is none, and then the thread makes one."""
+        """Returns the copy of a file; ``None`` while there is none, which the thread then makes."""
         file = self._wanted.get(name)
         if file is None:
             return None
@@ -82,13 +82,9 @@ class ShardCache:
         return None
 
     def fetch(self, file: FileEntry) -> Path | None:
-        """A copy of ``file``, made now by one process of the node while the others wait.
-
-        ``None`` when the folder cannot hold it.
-
-        Raises:
-            QdmrError: the store does not give the file.
-        """
+        """Returns a copy of ``file``, made now by one process of the node while the others wait;
+        ``None`` when the folder cannot hold it. Raises QdmrError where the store does not give the
+        file."""
         target = self._folder / file.file
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +118,7 @@ class ShardCache:
             while True:
                 self._copy(self._queue.get())
         except (OSError, QdmrError) as error:
-            # Training goes on without it, only slower.
+            # Training goes on without copies, only slower.
             _log.warning("no more shards are kept in %s: %s", self._folder, error)
 
     def _copy(self, file: FileEntry) -> None:
@@ -142,7 +138,7 @@ class ShardCache:
 
     def _drop_other_datasets(self) -> None:
         """Makes room: deletes files that this dataset doesn't want, the longest unused first."""
-        # An index is small, and may be another training run's.
+        # Indexes stay: they are small, and may be another training run's.
         shards = self._folder.glob("*.parquet")
         others = [file for file in shards if file.name not in self._wanted]
         sizes = {file: file.stat() for file in others}
@@ -158,10 +154,8 @@ class ShardCache:
 
 @contextlib.contextmanager
 def _claimed(lock: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Yields whether this process holds the file lock ``lock``, which ends with the process.
-
-    The file stays: removing it would let a third process lock another one of the same name.
-    """
+    """Yields whether this process holds the file lock ``lock``, which ends with the process. The
+    file stays: removing it would let a third process lock another one of the same name."""
     with open(lock, "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -1,12 +1,12 @@
 """The index of one set: where every record's pixels lie, their checksums, and where it came from.
 
-An Arrow IPC file beside the shards. It is memory-mapped, so that ten million records cost each
-process the pages that it touches and not a parsed list, and any Arrow reader opens it.
+The index is an Arrow IPC file beside the shards. It is memory-mapped, so that ten million records
+cost each process the pages that it touches and not a parsed list; any Arrow reader opens it.
 
-Pixels are checked by bands of ``BAND_ROWS`` rows, so that a crop can be checked without reading
-the whole photograph. CRC-32 takes 0.4 ms for the five bands of a crop of 256 out of 1920 x 1280
-(sha256: 1.1 ms; tests/benchmarks/layouts.py, one core of an Intel Xeon, 2026-11-23), and a
-reader does it once per band.
+Pixels are checked by bands of ``BAND_ROWS`` rows, so that a crop can be checked without reading the
+whole photograph. CRC-32 takes 0.4 ms for the five bands of a crop of 256 out of 1920 x 1280
+(sha256: 1.1 ms; tests/benchmarks/layouts.py, one core of an Intel Xeon, 2026-11-23), and a reader
+does it once per band.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from qdmr_ray.storage import Location
 
 CHANNELS = 3
 BAND_ROWS = 64
-# The ground truth's offset of a record without ground truth.
+# The offset that stands for no ground truth.
 _NONE = -1
 
 INDEX_SCHEMA = pa.schema(
@@ -49,8 +49,7 @@ class RecordEntry:
 
     ``origin`` and ``ground_truth_origin`` are paths below the packed folder; the offsets are the
     bytes before the uint8 pixels (height, 3, width) in the shard file; ``sha256`` is over the
-    photograph's pixels followed by the ground truth's; bands are CRC-32 of ``BAND_ROWS`` rows
-    each.
+    photograph's pixels followed by the ground truth's; bands are CRC-32 of ``BAND_ROWS`` rows each.
     """
 
     name: str
@@ -66,22 +65,20 @@ class RecordEntry:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row of pixels, all channels."""
+        """The bytes of one row of pixels, all channels."""
         return CHANNELS * self.width
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of the photograph's pixels; the ground truth has as many."""
+        """The bytes of the photograph's pixels; the ground truth has as many."""
         return self.row_bytes * self.height
 
 
 @dataclass(frozen=True)
 class ImageColumns:
-    """Places and checksums of one kind of image by record: the photographs or the ground truths.
-
-    ``offsets`` int64 (N,), -1 where there is none; the checksums of record i are
-    ``bands[first_bands[i] : first_bands[i + 1]]``, uint32.
-    """
+    """Offsets and checksums of the photographs, or of the ground truths, by record. ``offsets`` are
+    int64 (N,), -1 where there is none; the checksums of record i are ``bands[first_bands[i] :
+    first_bands[i + 1]]``, uint32."""
 
     offsets: np.ndarray
     first_bands: np.ndarray
@@ -118,7 +115,7 @@ class SetIndex:
         )
 
     def origin(self, position: int) -> str:
-        """The path of a record's photograph below the packed folder, for messages."""
+        """Returns the path of a record's photograph below the packed folder, for messages."""
         return self._columns["origin"][position].as_py()
 
     def _image_columns(self, kind: str) -> ImageColumns:
@@ -134,7 +131,7 @@ class SetIndex:
 
 
 def index_table(entries: list[RecordEntry]) -> pa.Table:
-    """The rows of ``entries``."""
+    """Makes a table with a row for each of ``entries``."""
     columns = {
         field.name: [getattr(entry, field.name) for entry in entries] for field in INDEX_SCHEMA
     }
@@ -145,7 +142,7 @@ def index_table(entries: list[RecordEntry]) -> pa.Table:
 
 
 def content_digest(table: pa.Table) -> str:
-    """sha256 over name, size and pixels of every record; nothing of shards or offsets."""
+    """Returns the sha256 over name, size and pixels of every record, not over shards or offsets."""
     digest = hashlib.sha256()
     for batch in table.select(["name", "height", "width", "sha256"]).to_batches():
         for name, height, width, pixels in zip(*map(pa.Array.to_pylist, batch), strict=True):
@@ -154,20 +151,17 @@ def content_digest(table: pa.Table) -> str:
 
 
 def encode_index(table: pa.Table) -> memoryview:
-    """The bytes of an index file: the same for the same rows and metadata."""
+    """Returns the bytes of an index file, the same for the same rows and metadata."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
-        # One batch: readers then see every column in one piece of the mapped file.
+        # Readers see every column of one batch in one piece of the mapped file.
         writer.write_table(table.combine_chunks())
     return memoryview(sink.getvalue())
 
 
 def set_index(location: Location, entry: SetEntry) -> SetIndex:
-    """The index of one set of the dataset in ``location``, mapped where it lies on a local disk.
-
-    Raises:
-        QdmrError: the index is missing, or not the file that the manifest describes.
-    """
+    """Reads the index of one set of the dataset in ``location``, mapped where it lies on a local
+    disk; raises QdmrError where it is missing, or not the file that the manifest describes."""
     file = location.join(entry.index.file)
     local = file.local_path
     try:
@@ -184,7 +178,7 @@ def set_index(location: Location, entry: SetEntry) -> SetIndex:
 
 
 def band_checksums(pixels: np.ndarray) -> np.ndarray:
-    """uint32 (bands,): CRC-32 of every ``BAND_ROWS`` rows of uint8 (H, 3, W), C-contiguous."""
+    """CRC-32 of every ``BAND_ROWS`` rows of uint8 (H, 3, W), C-contiguous: uint32 (bands,)."""
     return np.array(
         [
             zlib.crc32(pixels[top : top + BAND_ROWS].data)

@@ -1,9 +1,9 @@
 """``manifest.json``: what a packed dataset holds, and how to tell whether it is whole.
 
-The manifest is written last; a folder without one is not a dataset. It names every shard and,
-per set, the index of its records (``index``): ten million records would not fit in a JSON file
-that every process parses. Its digest covers every pixel, name and size, and nothing of the
-machine, the path or the way the shards are cut.
+The manifest is written last; a folder without one is not a dataset. It names every shard and, per
+set, the index of its records (``index``): ten million records would not fit in a JSON file that
+every process parses. Its digest covers every pixel, name and size, but not the machine, the path or
+the way the shards are cut.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ShardEntry(FileEntry):
 
 
 class ValueStatistics(Part):
-    """Per channel (R, G, B) over all pixels of a set, in pixel values 0 .. 255."""
+    """Statistics per channel (R, G, B) over all pixels of a set, in pixel values 0 .. 255."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -44,7 +44,7 @@ class ValueStatistics(Part):
 
 
 class SizeCount(Part):
-    """How many records have one size in pixels."""
+    """The number of records of one size in pixels."""
 
     height: int
     width: int
@@ -60,12 +60,9 @@ class LeftOut(Part):
 
 
 class SetEntry(Part):
-    """One set (source, target or test).
-
-    ``images`` counts records (a pair once), ``content`` is the checksum of names, sizes and
-    pixels, ``shards`` are in the order of their records, ``ground_truth`` is ``None`` where the
-    set is not ``paired``.
-    """
+    """One set (source, target or test). ``images`` counts records (a pair once), ``content`` is the
+    checksum of names, sizes and pixels, ``shards`` are in the order of their records,
+    ``ground_truth`` is ``None`` where the set is not ``paired``."""
 
     paired: bool
     images: int
@@ -78,10 +75,8 @@ class SetEntry(Part):
 
 
 class Manifest(Document):
-    """A packed dataset; ``sets`` maps "source", "target" and "test", as far as they exist.
-
-    The file calls its format ``schema_version`` and holds a checksum over its own content.
-    """
+    """A packed dataset; ``sets`` maps "source", "target" and "test", as far as they exist. The file
+    calls its format ``schema_version`` and holds a checksum over its own content."""
 
     FORMAT: ClassVar[int] = 2
 
@@ -90,21 +85,15 @@ class Manifest(Document):
     left_out: tuple[LeftOut, ...] = ()
 
     def set(self, name: str) -> SetEntry:
-        """The set called ``name``.
-
-        Raises:
-            QdmrError: the dataset has no such set.
-        """
+        """Returns the set called ``name``; raises QdmrError where the dataset has none."""
         if name not in self.sets:
             raise QdmrError(f"the dataset has no {name} set; it has: {', '.join(self.sets)}")
         return self.sets[name]
 
     @property
     def digest(self) -> str:
-        """sha256 over lens, names, sizes and pixels of every record of every set.
-
-        Every stage's digest contains it: what goes into it must not change.
-        """
+        """The sha256 over lens, names, sizes and pixels of every record of every set. Every stage's
+        digest contains it, so the hashed content must not change."""
         content = {name: entry.content for name, entry in self.sets.items()}
         return _sha256([self.FORMAT, self.lens, content])
 
@@ -115,11 +104,8 @@ class Manifest(Document):
 
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Self:
-        """The manifest in the plain values of a file.
-
-        Raises:
-            QdmrError: the manifest is damaged, or of another format.
-        """
+        """Parses the plain values of a file; raises QdmrError for a damaged manifest or another
+        format."""
         damaged = QdmrError(f"{source}: damaged manifest; {_AGAIN}")
         if not isinstance(values, dict) or "schema_version" not in values:
             raise damaged
@@ -138,22 +124,19 @@ class Manifest(Document):
         return manifest
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of ``manifest.json``, with digest and checksum."""
+        """Returns the content of ``manifest.json``, with digest and checksum."""
         content = super().to_dict() | {"schema_version": self.FORMAT, "digest": self.digest}
         del content["format"]
         return content | {"checksum": _sha256(content)}
 
     def to_json(self, *, indent: int | None = 1) -> str:
-        """The text of ``manifest.json``: the same bytes for the same content."""
+        """Returns the text of ``manifest.json``: the same bytes for the same content."""
         return json.dumps(self.to_dict(), indent=indent, sort_keys=True) + "\n"
 
 
 def read_manifest(folder: Location) -> Manifest:
-    """The manifest of the packed dataset in ``folder``.
-
-    Raises:
-        QdmrError: there is none, it is damaged, or another version of the program wrote it.
-    """
+    """Reads the manifest of the packed dataset in ``folder``; raises QdmrError where there is none,
+    it is damaged, or another version of the program wrote it."""
     file = folder.join(MANIFEST_NAME)
     if not file.exists():
         raise QdmrError(

@@ -1,8 +1,8 @@
-"""Reading records of a packed dataset by their position; opened once per process.
+"""Reads records of a packed dataset by their position; opened once per process.
 
 On a local disk the shards are memory-mapped: a crop touches only its own rows, and the operating
-system's page cache is the cache. In a store, the rows of a crop are one ranged request, and
-shards that the node has copied (``cache``) are mapped like local ones.
+system's page cache is the cache. In a store, the rows of a crop are one ranged request, and shards
+that the node has copied (``cache``) are mapped like local ones.
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ class RecordReader:
     ``endpoint`` is the address of an S3-compatible store. ``cache_bytes`` bounds what this node
     keeps of a dataset in a store, in ``cache_folder``; 0 keeps nothing. Without ``fill_cache`` this
     reader copies no shards but uses the copies of others. Every band of pixels is checked against
-    its checksum the first time that it is read. Safe for use by several threads.
-
-    Raises:
-        QdmrError: there is no dataset, or its manifest is damaged.
+    its checksum the first time that it is read. Several threads may use one reader. Raises
+    QdmrError where there is no dataset, or its manifest is damaged.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class RecordReader:
         }
         self._indexes: dict[str, SetIndex] = {}
         self._mapped: dict[str, np.ndarray] = {}
-        # Which bands have been checked, bool (bands of the set,) by set and kind of image.
+        # Tells which bands have been checked, bool (bands of the set,) by set and kind of image.
         self._checked: dict[tuple[str, bool], np.ndarray] = {}
         self._cache: ShardCache | None = None
         if self._location.local_path is None and cache_bytes:
@@ -78,15 +76,12 @@ class RecordReader:
         return self._location.local_path is None
 
     def count(self, set_name: str) -> int:
-        """Records in a set."""
+        """Returns the number of records in a set."""
         return self.manifest.set(set_name).images
 
     def index(self, set_name: str) -> SetIndex:
-        """The index of a set, read when it is first needed.
-
-        Raises:
-            QdmrError: there is no such set, or its index is missing or damaged.
-        """
+        """Returns the index of a set, read when it is first needed; raises QdmrError where there is
+        no such set, or its index is missing or damaged."""
         if set_name not in self._indexes:
             entry = self.manifest.set(set_name)
             copy = self._cache.fetch(entry.index) if self._cache else None
@@ -96,11 +91,8 @@ class RecordReader:
         return self._indexes[set_name]
 
     def read(self, set_name: str, index: int) -> Record:
-        """A whole record, as writable copies.
-
-        Raises:
-            QdmrError: the set does not exist, or its shard is missing or damaged.
-        """
+        """Reads a whole record, as writable copies; raises QdmrError where the set does not exist,
+        or its shard is missing or damaged."""
         table = self.index(set_name)
         self._find(set_name, index)
         height = int(table.heights[index])
@@ -133,7 +125,7 @@ class RecordReader:
         if offset < 0:
             raise QdmrError(f"the {set_name} set of {self._location.uri} has no ground truth")
         height, width = int(table.heights[index]), int(table.widths[index])
-        # Whole bands, because only those can be checked.
+        # Only whole bands can be checked.
         first_band, end_band = top // BAND_ROWS, -(-bottom // BAND_ROWS)
         first, end = first_band * BAND_ROWS, min(end_band * BAND_ROWS, height)
         start = int(columns.first_bands[index])
@@ -160,12 +152,9 @@ class RecordReader:
         size: int,
         ground_truth: bool = False,
     ) -> np.ndarray:
-        """The square of ``size`` pixels at (top, left), as a view, uint8 (3, size, size).
-
-        Raises:
-            QdmrError: as ``lines``.
-            ValueError: the square reaches over the photograph's edge.
-        """
+        """Reads the square of ``size`` pixels at (top, left), as a view, uint8 (3, size, size);
+        raises QdmrError as ``lines``, and ValueError where the square reaches over the photograph's
+        edge."""
         sizes = self.index(set_name)
         height, width = int(sizes.heights[index]), int(sizes.widths[index])
         if not (0 <= top <= height - size and 0 <= left <= width - size):
@@ -174,7 +163,7 @@ class RecordReader:
         return lines[:, :, left : left + size].transpose(1, 0, 2)
 
     def _find(self, set_name: str, index: int) -> tuple[ShardEntry, int]:
-        """The shard of a record and its row there."""
+        """Returns the shard of a record and its row there."""
         entry = self.manifest.set(set_name)
         if not 0 <= index < entry.images:
             raise IndexError(f"{set_name} record {index} of {entry.images}")
@@ -191,10 +180,9 @@ class RecordReader:
         bands: np.ndarray,
         checked: np.ndarray,
     ) -> np.ndarray:
-        """Whole bands of pixels, uint8 ``shape``, that agree with their checksums ``bands``.
-
-        ``checked`` tells which bands need no comparing any more; those compared here are marked.
-        """
+        """Reads whole bands of pixels, uint8 ``shape``, that agree with their checksums ``bands``.
+        ``checked`` marks the bands that need no comparing any more, and receives those compared
+        here."""
         length = math.prod(shape)
         mapped = self._mapping(shard)
         if mapped is not None:
@@ -206,14 +194,14 @@ class RecordReader:
                 data = self._fetch(shard, offset, length)
                 if len(data) == length:
                     lines = np.frombuffer(data, dtype=np.uint8).reshape(shape)
-                    # Fetched anew each time, so checked each time.
+                    # A fetched piece is new each time, so it is checked each time.
                     if _agree(lines, bands, np.zeros_like(checked)):
                         return lines
         place = self._location.join(shard.file).uri
         raise QdmrError(f"{place}: wrong checksum; pack the dataset again")
 
     def _mapping(self, shard: ShardEntry) -> np.ndarray | None:
-        """The shard's bytes where it lies on a disk of this machine."""
+        """Returns the shard's bytes where it lies on a disk of this machine, else None."""
         mapped = self._mapped.get(shard.file)
         if mapped is None:
             path = self._location.join(shard.file).local_path
@@ -237,7 +225,7 @@ class RecordReader:
             raise QdmrError(f"{path}: is missing; pack the dataset again") from error
         if size != shard.bytes:
             raise _wrong_size(str(path), size, shard)
-        # A plain array over the mapping: slicing np.memmap costs ten times as much.
+        # Slicing np.memmap costs ten times as much as slicing a plain array over the mapping.
         return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
 
     def _checked_bands(
@@ -250,7 +238,7 @@ class RecordReader:
 
 
 def _agree(lines: np.ndarray, bands: np.ndarray, checked: np.ndarray) -> bool:
-    """Compares the bands of ``lines`` that are not ``checked`` yet with theirs, and marks them."""
+    """Compares bands of ``lines`` not yet ``checked`` with their checksums, and marks them."""
     for band in np.flatnonzero(~checked).tolist():
         top = band * BAND_ROWS
         if zlib.crc32(lines[top : top + BAND_ROWS].data) != bands[band]:

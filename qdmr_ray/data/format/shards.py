@@ -45,7 +45,7 @@ from qdmr_ray.storage import open_location
 
 # Digits of the checksum in a file name: enough to keep different contents apart.
 DIGEST_DIGITS = 16
-# A uint8 pixel has so many values.
+# The number of values of a uint8 pixel.
 LEVELS = 256
 _SCHEMA = pa.schema(
     [
@@ -66,11 +66,9 @@ _GROUND_TRUTH_COLUMN = _SCHEMA.get_field_index("ground_truth")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """The arguments of one packing task: these records of this set become shard ``number``.
-
-    Origins are paths below ``root``. With ``leave_out`` a record that cannot be used is left
-    out; else it is an error.
-    """
+    """The arguments of one packing task: these records of this set become shard ``number``. Origins
+    are paths below ``root``. A record that cannot be used is left out with ``leave_out``, else an
+    error."""
 
     set_name: str
     number: int
@@ -79,22 +77,20 @@ class ShardJob:
     leave_out: bool = False
 
     def origin(self, path: Path) -> str:
-        """The name of a file in the dataset."""
+        """Returns the name of a file in the dataset."""
         return origin_of(path, self.root)
 
     def paths(self) -> list[Path]:
-        """Every file of the job: a photograph, its ground truth, the next photograph …"""
+        """Lists every file of the job: a photograph, its ground truth, the next photograph …"""
         both = ((record.image, record.ground_truth) for record in self.records)
         return [path for pair in both for path in pair if path is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedShard:
-    """The result of a job.
-
-    ``shard`` is ``None`` when every record was left out. ``image_levels`` and
-    ``ground_truth_levels`` are int64 (3, 256): how many pixels of each channel have each value.
-    """
+    """The result of a job. ``shard`` is ``None`` when every record was left out.
+    ``image_levels`` and ``ground_truth_levels`` are int64 (3, 256): how many pixels of each
+    channel have each value."""
 
     shard: ShardEntry | None
     index: pa.Table
@@ -106,8 +102,8 @@ class PackedShard:
 def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> PackedShard:
     """Decodes the job's files and writes its shard; the same files give the same bytes.
 
-    The file name carries the content's checksum, so that packing again never touches the shards
-    of a dataset that is in use.
+    The file name carries the content's checksum, so that packing again never touches the shards of
+    a dataset that is in use.
 
     Raises:
         QdmrError: an image is unreadable, constant or not of the size that its header promised,
@@ -155,13 +151,13 @@ def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> 
 
 
 def origin_of(path: Path, root: Path) -> str:
-    """``path`` as the dataset names it: below ``root`` where it lies there, else whole."""
+    """Returns ``path`` as the dataset names it: below ``root`` where it lies there, else whole."""
     path = path.absolute()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def record_digest(image: np.ndarray, ground_truth: np.ndarray | None) -> bytes:
-    """The sha256 of one record's pixels, uint8, C-contiguous."""
+    """Returns the sha256 of one record's pixels, uint8, C-contiguous."""
     digest = hashlib.sha256(image.data)
     if ground_truth is not None:
         digest.update(ground_truth.data)
@@ -169,7 +165,8 @@ def record_digest(image: np.ndarray, ground_truth: np.ndarray | None) -> bytes:
 
 
 def record_pixels(entry: RecordEntry, data: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Photograph and ground truth, uint8 (H, 3, W), in ``data``, the bytes of a whole shard."""
+    """Returns photograph and ground truth, uint8 (H, 3, W), from ``data``, a whole shard's
+    bytes."""
     shape = (entry.height, CHANNELS, entry.width)
     length = entry.image_bytes
     image = data[entry.image_offset : entry.image_offset + length].reshape(shape)
@@ -180,7 +177,7 @@ def record_pixels(entry: RecordEntry, data: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _lines(files: RecordFiles, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The file's pixels as lines (H, 3, W), and how often each channel has each value."""
+    """Returns the file's pixels as lines (H, 3, W), and how often each channel has each value."""
     pixels = read_image(path)
     height, width = pixels.shape[:2]
     if (height, width) != (files.height, files.width):
@@ -198,7 +195,7 @@ def _lines(files: RecordFiles, path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _entry(
     job: ShardJob, files: RecordFiles, image: np.ndarray, truth: np.ndarray | None
 ) -> RecordEntry:
-    """The record's entry; the offsets of its pixels are known when the shard is complete."""
+    """Makes the record's entry; the offsets of its pixels are known when the shard is complete."""
     none = np.empty(0, dtype=np.uint32)
     return RecordEntry(
         name=files.name,
@@ -240,7 +237,7 @@ def _located(entries: list[RecordEntry], data: memoryview) -> list[RecordEntry]:
         if truth is not None:
             truth = _value_offset(group.column(_GROUND_TRUTH_COLUMN), length)
         entry = replace(entry, image_offset=image_offset, ground_truth_offset=truth)
-        # Reading relies on where the library puts the bytes: prove it for every record.
+        # Reading relies on where the library puts the bytes, so this proves it for every record.
         if record_digest(*record_pixels(entry, content)) != entry.sha256:
             raise RuntimeError("this version of pyarrow lays out Parquet pages in another way")
         located.append(entry)
@@ -248,5 +245,5 @@ def _located(entries: list[RecordEntry], data: memoryview) -> list[RecordEntry]:
 
 
 def _value_offset(chunk: pq.ColumnChunkMetaData, length: int) -> int:
-    """Where the only value of a column chunk starts: it fills the chunk's end."""
+    """Returns where the only value of a column chunk starts: it fills the chunk's end."""
     return chunk.data_page_offset + chunk.total_compressed_size - length

@@ -1,4 +1,4 @@
-"""Whether a packed dataset is complete, and whether every record of it is whole.
+"""Checks that a packed dataset is complete and that every record of it is whole.
 
 qdmr data inspect data/s1 --verify
 """
@@ -35,11 +35,8 @@ def verify(
     progress: Callable[[int, int], None] = lambda done, total: None,
     endpoint: str | None = None,
 ) -> tuple[Problem, ...]:
-    """Reads every record against its checksum; returns a problem for each bad one.
-
-    Raises:
-        QdmrError: there is no dataset, or its manifest or an index is damaged.
-    """
+    """Reads every record against its checksum and returns a problem for each bad one; raises
+    QdmrError where there is no dataset, or its manifest or an index is damaged."""
     location = open_location(uri, endpoint=endpoint)
     manifest = read_manifest(location)
     total = sum(entry.images for entry in manifest.sets.values())
@@ -57,11 +54,8 @@ def verify(
 
 
 def check_complete(location: Location, manifest: Manifest, sets: tuple[str, ...]) -> None:
-    """Refuses a dataset of which ``sets`` lack a file or part of one; lists, reads nothing.
-
-    Raises:
-        QdmrError: names the first such file and says how many there are.
-    """
+    """Refuses a dataset whose ``sets`` lack a file or part of one; lists files, reads none. The
+    QdmrError names the first such file and says how many there are."""
     present = location.file_sizes()
     entries = [manifest.set(name) for name in sets]
     files = [file for entry in entries for file in (*entry.shards, entry.index)]
@@ -76,7 +70,7 @@ def check_complete(location: Location, manifest: Manifest, sets: tuple[str, ...]
 def _shard_problems(
     file: Location, shard: ShardEntry, index: SetIndex, first: int
 ) -> Iterator[Problem]:
-    """What is wrong with a shard whose first row is record ``first`` of ``index``."""
+    """Yields the problems of a shard whose first row is record ``first`` of ``index``."""
     try:
         data = file.read_bytes()
     except QdmrError as error:

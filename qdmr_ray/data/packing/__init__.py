@@ -1,1 +1,1 @@
-"""Image folders to shards and their manifest."""
+"""Packs image folders into shards and their manifest."""

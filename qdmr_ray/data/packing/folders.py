@@ -1,4 +1,4 @@
-"""Folders of photographs: finding the sets of a dataset, pairing their files, checking them.
+"""Finds the sets of a dataset in folders of photographs, pairs their files and checks them.
 
 Everything that can be wrong with a user's folders is found here, before anything is written.
 """
@@ -17,7 +17,7 @@ CLEAN = Path("Syn", "gt")
 REAL_SIM = "Real-Sim"
 REAL_SNAP = "Real-Snap"
 TARGETS = (REAL_SIM, REAL_SNAP)
-# How many of the files without a partner a message names.
+# A message names this many of the files without a partner.
 _NAMED = 3
 
 # Called with (done, in all).
@@ -34,11 +34,9 @@ class ImageFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFolders:
-    """Where the three sets lie; a set that is ``None`` does not exist.
-
-    ``source`` are simulated pairs (aberrated, clean), ``target`` unpaired photographs of the real
-    lens, ``test`` held-out photographs of the real lens, with ground truth where it is known.
-    """
+    """Where the three sets lie; a set that is ``None`` does not exist. ``source`` are simulated
+    pairs (aberrated, clean), ``target`` unpaired photographs of the real lens, ``test`` held-out
+    photographs of the real lens, with ground truth where it is known."""
 
     lens: str | None = None
     source: ImageFolder | None = None
@@ -46,17 +44,15 @@ class DatasetFolders:
     test: ImageFolder | None = None
 
     def sets(self) -> dict[str, ImageFolder]:
-        """The sets that exist, by name, in the order source, target, test."""
+        """Returns the sets that exist, by name, in the order source, target, test."""
         named = {"source": self.source, "target": self.target, "test": self.test}
         return {name: folder for name, folder in named.items() if folder is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordFiles:
-    """The files of one record, checked: both exist, can be opened and have this size.
-
-    ``name`` is the file name without its ending, the same on both sides of a pair.
-    """
+    """The files of one record, checked: both exist, can be opened and have this size. ``name`` is
+    the file name without its ending, the same on both sides of a pair."""
 
     name: str
     image: Path
@@ -66,7 +62,7 @@ class RecordFiles:
 
     @property
     def pixel_bytes(self) -> int:
-        """Bytes of the record's pixels, the ground truth's included."""
+        """The bytes of the record's pixels, the ground truth's included."""
         return 3 * self.height * self.width * (1 if self.ground_truth is None else 2)
 
 
@@ -77,11 +73,8 @@ def is_photograph(path: Path) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The photographs directly in ``folder``, sorted by name; hidden files are left out.
-
-    Raises:
-        QdmrError: the folder is missing, no folder, or holds no photograph.
-    """
+    """Lists the photographs directly in ``folder``, sorted by name, without hidden files; raises
+    QdmrError where the folder is missing, no folder, or holds no photograph."""
     try:
         files = sorted(path for path in folder.iterdir() if is_photograph(path))
     except OSError as error:
@@ -99,13 +92,12 @@ def is_realab(root: Path) -> bool:
 def find_realab(
     root: Path, lens: str | None = None, target: str | None = None, *, needs_target: bool = True
 ) -> DatasetFolders:
-    """The sets of one lens in a folder laid out as Realab; ``root`` may also hold ``Realab/``.
+    """Finds the sets of one lens in a folder laid out as Realab; ``root`` may also hold
+    ``Realab/``.
 
     ``lens`` and ``target`` ("Real-Sim" or "Real-Snap") may be ``None`` where there is one only.
-    Without ``needs_target`` a layout that has source pairs alone is enough.
-
-    Raises:
-        QdmrError: the layout is not there, or ``lens`` or ``target`` is missing or ambiguous.
+    Without ``needs_target`` a layout that has source pairs alone is enough. Raises QdmrError where
+    the layout is not there, or ``lens`` or ``target`` is missing or ambiguous.
     """
     if (root / "Realab").is_dir():
         root = root / "Realab"
@@ -136,7 +128,7 @@ def check_folders(
     *,
     rejected: list[tuple[str, Path, str]] | None = None,
 ) -> dict[str, list[RecordFiles]]:
-    """Every record of every set, by set name, sorted by name; nothing is decoded yet.
+    """Returns every record of every set, by set name, sorted by name; decodes nothing yet.
 
     ``progress`` is called with (records checked, records in all). Where a list ``rejected`` is
     given, a record that cannot be used is appended to it as (set, file, reason), not raised.
@@ -165,7 +157,7 @@ def check_folders(
 
 
 def _target_folders(root: Path, target: str, lens: str) -> tuple[ImageFolder, ImageFolder]:
-    """Training and test folder of one target set, whether they exist or not."""
+    """Returns the training and test folders of one target set, whether they exist or not."""
     if target == REAL_SNAP:
         train, test = (root / REAL_SNAP / f"{lens}_{name}_2K" for name in ("train", "val"))
         return ImageFolder(images=train), ImageFolder(images=test)
@@ -175,7 +167,7 @@ def _target_folders(root: Path, target: str, lens: str) -> tuple[ImageFolder, Im
 
 
 def _only(what: str, wanted: str | None, present: list[str], where: Path) -> str:
-    """``wanted`` if it is there, or the only one that is there."""
+    """Returns ``wanted`` if it is there, or the only option that is there."""
     options = ", ".join(present) or "none"
     if wanted is not None and wanted not in present:
         raise QdmrError(f"{where}: no {what} {wanted!r}; there is: {options}")
@@ -185,7 +177,7 @@ def _only(what: str, wanted: str | None, present: list[str], where: Path) -> str
 
 
 def _match(folder: ImageFolder) -> list[tuple[Path, Path | None]]:
-    """Photographs with their ground truth, matched by name without ending."""
+    """Matches photographs with their ground truth by name without ending."""
     images = list_images(folder.images)
     if folder.ground_truth is None:
         return [(path, None) for path in images]

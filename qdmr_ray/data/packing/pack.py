@@ -1,11 +1,11 @@
-"""Folders of photographs -> a packed dataset: Parquet shards, an index per set and a manifest.
+"""Packs folders of photographs into Parquet shards, an index per set and a manifest.
 
     qdmr data pack Realab --out data/s1 --set lens=S1
 
-Packing is lossless, and the same files give the same bytes. Killed or failed, it leaves what was
-there before, and the shards that it finished (``resume``): run again, it goes on. Shards are
-named by their content, the manifest comes last and in one piece, and only then are files of an
-earlier packing removed.
+Packing is lossless, and the same files give the same bytes. A packing that is killed or fails
+leaves what was there before and the shards that it finished (``resume``), from which the next run
+goes on. Shards are named by their content, the manifest comes last and in one piece, and only then
+are files of an earlier packing removed.
 """
 
 from __future__ import annotations
@@ -92,13 +92,9 @@ class PackSettings(Settings):
             raise SettingsError("test_ground_truth needs test_images")
 
     def folders(self, src: Path) -> DatasetFolders:
-        """The folders that these settings name, and the others from a Realab layout in ``src``.
-
-        Photographs of a lens may thus lie elsewhere than its simulated pairs.
-
-        Raises:
-            QdmrError: there is no such layout, or its lens or target set is ambiguous.
-        """
+        """Returns the folders that these settings name, and the others from a Realab layout in
+        ``src``; photographs of a lens may thus lie elsewhere than its simulated pairs. Raises
+        QdmrError where there is no such layout, or its lens or target set is ambiguous."""
 
         def named_folder(images: str | None, ground_truth: str | None = None) -> ImageFolder | None:
             if images is None:
@@ -134,14 +130,14 @@ def pack(
 ) -> Manifest:
     """Packs the photographs below ``src`` into the folder ``out`` (local path or ``s3://…``).
 
-    Shards are written by Ray tasks on this machine when Ray is running, else one after another;
-    ``start_ray`` is called when there is so much to pack that starting it pays. ``progress`` is
-    called with (steps done, steps in all): every record is checked, then packed. ``endpoint`` is
-    the address of an S3-compatible store.
+    Ray tasks on this machine write the shards when Ray is running, else this process writes them
+    one after another; ``start_ray`` is called when there is so much to pack that starting it pays.
+    ``progress`` is called with (steps done, steps in all): every record is checked, then packed.
+    ``endpoint`` is the address of an S3-compatible store.
 
     Raises:
         QdmrError: something is wrong with the folders or images, or ``out`` cannot be written.
-            What is wrong with names, sizes and headers is found before anything is written.
+            Wrong names, sizes and headers are found before anything is written.
     """
     if not src.is_dir():
         raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
@@ -210,12 +206,12 @@ def _jobs(
 def _run(
     jobs: Sequence[ShardJob], location: Location, endpoint: str | None
 ) -> Iterator[tuple[ShardJob, PackedShard]]:
-    """Yields each shard as it is finished, in any order; those of an interrupted run first."""
+    """Yields each shard as it is finished, in any order; those of an interrupted run come first."""
     before = finished_before(location, jobs)
     yield from before
     known = {(job.set_name, job.number) for job, _ in before}
     rest = [job for job in jobs if (job.set_name, job.number) not in known]
-    # Where Ray is running, it has been imported; importing it here would cost two seconds.
+    # A running Ray has been imported already; importing it here would cost two seconds.
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         yield from _run_on_ray(ray, rest, location.uri, endpoint)
@@ -238,7 +234,7 @@ def _run_on_ray(
             ready, _ = ray.wait(list(running))
             yield running.pop(ready[0]), ray.get(ready[0])
     except ray.exceptions.RayTaskError as error:
-        # The user's error, without the remote traceback around it.
+        # Raises the user's error without the remote traceback around it.
         if isinstance(error.cause, QdmrError):
             raise error.cause from None
         raise
@@ -299,8 +295,8 @@ def _size_counts(table: pa.Table) -> tuple[SizeCount, ...]:
 
 
 def _statistics(levels: Any) -> ValueStatistics:
-    """From int64 (3, 256), how many pixels have each value: exact, whatever the order."""
-    # Python's integers, of any length: nothing is lost before the division and the root.
+    """Computes the statistics from int64 (3, 256) counts of values: exact, whatever the order."""
+    # Python's integers have any length: nothing is lost before the division and the root.
     counts, values = levels.astype(object), np.arange(LEVELS).astype(object)
     pixels, total, squares = counts.sum(axis=1), counts @ values, counts @ values**2
     deviation = (pixels * squares - total * total) ** 0.5 / pixels

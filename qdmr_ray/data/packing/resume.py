@@ -1,8 +1,8 @@
-"""What an interrupted packing has finished: a note beside each shard until the manifest is there.
+"""Resumes an interrupted packing by a note beside each shard, kept until the manifest is there.
 
-A note says which files a shard was made from (names, lengths, times of change) and holds its
-rows of the index. Packing again takes a shard over when its note still fits; the result is the
-same as packing undisturbed, because a shard depends on its files and settings alone.
+A note names the files a shard was made from (names, lengths, times of change) and holds its rows of
+the index. Packing again takes a shard over when its note still fits; the result is the same as
+packing undisturbed, because a shard depends on its files and settings alone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ _METADATA = b"qdmr"
 
 
 class _Note(Document):
-    """The metadata of a note, which is an Arrow file of the shard's rows of the index.
-
-    ``levels`` holds the counts of pixel values of the photographs and of the ground truths.
-    """
+    """The metadata of a note, which is an Arrow file of the shard's rows of the index. ``levels``
+    holds the counts of pixel values of the photographs and of the ground truths."""
 
     fingerprint: str
     shard: ShardEntry | None
@@ -38,12 +36,8 @@ class _Note(Document):
 
 
 def write_and_note(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> PackedShard:
-    """Writes a job's shard, then its note.
-
-    Raises:
-        QdmrError: as ``write_shard``.
-    """
-    # Before the files are read: one that changes meanwhile must not pass for packed.
+    """Writes a job's shard, then its note; raises QdmrError as ``write_shard``."""
+    # Computed before the files are read: one that changes meanwhile must not pass for packed.
     fingerprint = _fingerprint(job)
     packed = write_shard(job, folder_uri, endpoint)
     note = _Note(
@@ -61,7 +55,7 @@ def write_and_note(job: ShardJob, folder_uri: str, endpoint: str | None = None) 
 def finished_before(
     location: Location, jobs: Sequence[ShardJob]
 ) -> list[tuple[ShardJob, PackedShard]]:
-    """The jobs that an interrupted packing into ``location`` has done, each with its result."""
+    """Returns the jobs that an interrupted packing into ``location`` did, with their results."""
     names = {file.name for file in location.join(UNFINISHED_FOLDER).list()}
     present = location.file_sizes() if names else {}
     found = []
@@ -80,7 +74,7 @@ def _note_file(location: Location, job: ShardJob) -> Location:
 
 
 def _fingerprint(job: ShardJob) -> str:
-    """A checksum over everything that decides what the job's shard will hold."""
+    """Returns a checksum over everything that decides what the job's shard will hold."""
     files = []
     for path in job.paths():
         try:
@@ -93,7 +87,7 @@ def _fingerprint(job: ShardJob) -> str:
 
 
 def _decode(data: bytes, fingerprint: str) -> PackedShard | None:
-    """The result in a note; ``None`` when it is damaged or was made from other files."""
+    """Returns the result in a note; ``None`` when it is damaged or was made from other files."""
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
         note = _Note.parse(table.schema.metadata[_METADATA], "note")

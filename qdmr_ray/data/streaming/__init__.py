@@ -1,1 +1,1 @@
-"""Shards to training batches, through Ray Data."""
+"""Turns shards into training batches, through Ray Data."""

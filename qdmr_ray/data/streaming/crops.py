@@ -1,4 +1,4 @@
-"""Cutting the samples of some iterations out of a packed dataset.
+"""Cuts the samples of some iterations out of a packed dataset.
 
 The result depends on the arguments alone. Both streams cut with this code, in the training process
 or in Ray's tasks, so their batches hold the same numbers.
@@ -19,7 +19,7 @@ from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops, worker_positions
 from qdmr_ray.errors import QdmrError
 
-# Column of images -> (its set, whether it is the ground truth).
+# Maps a column of images to (its set, whether it is the ground truth).
 FIELDS = {
     "source": ("source", False),
     "ground_truth": ("source", True),
@@ -65,10 +65,7 @@ class CropRequest:
 
 class Cutter:
     """Computes and cuts the samples of some iterations; opens the dataset unless a reader is given.
-
-    Raises:
-        QdmrError: the dataset was packed again since the request was made.
-    """
+    Raises QdmrError where the dataset was packed again since the request was made."""
 
     def __init__(self, request: CropRequest, reader: RecordReader | None = None) -> None:
         self._request = request
@@ -79,15 +76,15 @@ class Cutter:
         self._said: set[str] = set()
         self._threads: ThreadPoolExecutor | None = None
         if self._reader.is_remote:
-            # Waiting for a store takes no CPU: many requests at a time.
+            # Waiting for a store takes no CPU, so many requests run at a time.
             self._threads = ThreadPoolExecutor(request.requests, thread_name_prefix="crops")
 
     def cut(self, iterations: np.ndarray) -> dict[str, np.ndarray]:
-        """Columns of n * batch_size rows for n iterations.
+        """Returns columns of n * batch_size rows for n iterations.
 
         Images are uint8 (rows, 3, c, c). For each set there are ``SET_index`` (the record),
-        ``SET_place`` (float32 (rows, 2): the crop's middle as a share of height and width, that
-        is its position in the field of view) and ``SET_skipped`` (broken records passed over).
+        ``SET_place`` (float32 (rows, 2): the crop's middle as a share of height and width, that is
+        its position in the field of view) and ``SET_skipped`` (broken records passed over).
         """
         request = self._request
         positions = worker_positions(
@@ -124,7 +121,7 @@ class Cutter:
                     skipped[row] += 1
                     if skipped[row] >= min(_MOST_SKIPPED_IN_A_ROW, self._reader.count(name)):
                         raise
-                    # The next record at the same position: always the same one stands in.
+                    # Always the same record stands in: the next one, at the same position.
                     following = (chosen.index + 1) % self._reader.count(name)
                     chosen = self._plan.instead(name, int(positions[row]), following)
             index[row] = chosen.index
@@ -158,16 +155,13 @@ class Cutter:
 
 @lru_cache(maxsize=4)
 def cutter_of_process(request: CropRequest) -> Cutter:
-    """This process's cutter: Ray reuses its processes, so shards stay mapped between tasks."""
+    """Returns this process's cutter: Ray reuses processes, so shards stay mapped between tasks."""
     return Cutter(request)
 
 
 def crop_plan(request: CropRequest, indexes: dict[str, SetIndex]) -> CropPlan:
-    """The plan of ``request`` over the records of ``indexes``, by set name.
-
-    Raises:
-        QdmrError: a set is empty, or an image smaller than the crop.
-    """
+    """Plans ``request`` over the records of ``indexes``, by set name; raises QdmrError where a set
+    is empty, or an image smaller than the crop."""
     return CropPlan(
         {name: (index.heights, index.widths) for name, index in indexes.items()},
         crop=request.crop,
@@ -178,11 +172,8 @@ def crop_plan(request: CropRequest, indexes: dict[str, SetIndex]) -> CropPlan:
 
 
 def checked_fields(sets: tuple[str, ...], fields: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The columns of images that are wanted: ``fields``, or all of ``sets``.
-
-    Raises:
-        ValueError: a set or field is unknown, or a field belongs to a set that is not asked for.
-    """
+    """Returns the wanted columns of images: ``fields``, or all of ``sets``; raises ValueError where
+    a set or field is unknown, or a field belongs to a set that is not asked for."""
     known = {set_name for set_name, _ in FIELDS.values()}
     if not sets or not set(sets) <= known:
         raise ValueError(f"sets {sets}: choose from {', '.join(sorted(known))}")
@@ -193,11 +184,9 @@ def checked_fields(sets: tuple[str, ...], fields: tuple[str, ...] | None) -> tup
 
 
 def _mirrored(planes: np.ndarray) -> np.ndarray:
-    """``planes`` (3, H, W) left to right; eight pixels at a time where the width allows.
-
-    numpy reverses bytes one by one (315 us for 3 x 256 x 256); reversing 64-bit words and the
-    bytes inside each takes 32 us.
-    """
+    """Mirrors ``planes`` (3, H, W) left to right, eight pixels at a time where the width allows:
+    numpy reverses bytes one by one (315 us for 3 x 256 x 256); reversing 64-bit words and the bytes
+    inside each takes 32 us."""
     if planes.shape[-1] % _WORD_BYTES:
         return planes[..., ::-1]
     words = np.ascontiguousarray(planes).view(np.uint64)

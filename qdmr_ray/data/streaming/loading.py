@@ -1,10 +1,10 @@
 """One bounded piece of an endless stream: a Ray Data execution over some iterations.
 
-A row says which iterations a block covers; a task computes their samples (``plan``), cuts them
-out of the mapped shards (``crops``) and returns one block of several batches. The rows go in as
-ready blocks, not as ``ray.data.range``: its read tasks want a whole CPU each, which a node full of
-training workers does not have, and they add a second to every segment (1.2 s against 0.2 s to
-the first block).
+A row names the iterations of a block; a task computes their samples (``plan``), cuts them out of
+the mapped shards (``crops``) and returns one block of several batches. The rows go in as ready
+blocks, not as ``ray.data.range``: its read tasks want a whole CPU each, which a node full of
+training workers does not have, and they add a second to every segment (1.2 s against 0.2 s to the
+first block).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from qdmr_ray.errors import QdmrError
 if TYPE_CHECKING:
     from qdmr_ray.data.streaming.stream import DataSettings
 
-# The label that Ray itself gives to every node.
+# Ray itself gives this label to every node.
 _NODE_LABEL = "ray.io/node-id"
-# The column of a block that holds an error instead of samples.
+# A block with this column holds an error instead of samples.
 _ERROR = "error"
 # A worker that waits this long for its data is probably short of CPUs; it says so once.
 _PATIENCE_SECONDS = 60.0
@@ -40,8 +40,8 @@ _log = logging.getLogger(__name__)
 class Segment:
     """One Ray Data execution over iterations ``first`` .. ``end - 1``, started by a thread.
 
-    The thread takes every block's reference as soon as it is there, so that the execution ends
-    with its last task. An execution that waits for its consumer doesn't sleep: inside the training
+    The thread takes every block's reference as soon as it is there, so that the execution ends with
+    its last task. An execution that waits for its consumer doesn't sleep: inside the training
     process it would hold the interpreter lock half of the time (measured on 2 cores: a step takes
     four times as long). The blocks lie in the object store until they are used.
     """
@@ -58,11 +58,8 @@ class Segment:
         self._thread.start()
 
     def next_block(self) -> dict[str, np.ndarray] | None:
-        """The next block as read-only arrays in shared memory; ``None`` at the end or when stopped.
-
-        Raises:
-            QdmrError: a shard is missing or damaged.
-        """
+        """Returns the next block as read-only arrays in shared memory, ``None`` at the end or when
+        stopped; raises QdmrError where a shard is missing or damaged."""
         item = self._next_item()
         if item is None:
             return None
@@ -106,14 +103,14 @@ class Segment:
         except Exception as error:  # The consumer raises it.
             self._queue.put(error)
         finally:
-            # A generator: closing it ends the execution at once.
+            # Closing the generator ends the execution at once.
             getattr(bundles, "close", lambda: None)()
 
 
 def _dataset(
     settings: DataSettings, request: CropRequest, first: int, end: int, block: int
 ) -> ray.data.Dataset:
-    """The lazy pipeline over iterations ``first`` .. ``end - 1``: a row, a task, a block."""
+    """Builds the lazy pipeline over iterations ``first`` .. ``end - 1``: a row, a task, a block."""
     rows = [
         pa.table({"first": [start], "end": [min(start + block, end)]})
         for start in range(first, end, block)
@@ -126,7 +123,7 @@ def _dataset(
         num_cpus=settings.loader_cpus,
         # The shards are on this node's disk or in its page cache, and the consumer is here too.
         label_selector={_NODE_LABEL: ray.get_runtime_context().get_node_id()},
-        # Where the workers leave no CPU of it, another node is better than waiting for ever.
+        # Where this node's workers leave no CPU, another node is better than waiting for ever.
         fallback_strategy=[{"label_selector": {}}],
     )
     context = dataset.context
@@ -143,7 +140,7 @@ def _cut_block(row: dict[str, np.ndarray], request: CropRequest) -> dict[str, np
     try:
         return cutter_of_process(request).cut(iterations)
     except QdmrError as error:
-        # As a block, because an exception would reach the user through three of Ray's own.
+        # The error travels as a block, since an exception would arrive through three of Ray's own.
         return {_ERROR: np.array([str(error)])}
 
 
@@ -152,5 +149,5 @@ def _quiet_console() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.WARNING)
-    # Marks as already said Ray's warning, once per process, that progress bars are off.
+    # This marks Ray's once-per-process warning that progress bars are off as already said.
     log_once("ray_data_progress_manager_disabled")

@@ -1,20 +1,20 @@
-"""Which sample stands at which position of an endless stream: arithmetic, no files, no Ray.
+"""Plans which sample has which position in an endless stream: arithmetic, no files, no Ray.
 
 The sample at global position p is a function of (seed, p) alone: which record of each set, where
 the crop lies, how it is flipped. So a run can stop and go on, and change its number of workers,
-without losing or repeating a sample. Nothing is stored: the order of a set is a keyed
-pseudo-random permutation that is computed for the positions asked for.
+without losing or repeating a sample. Nothing is stored: the order of a set is a keyed pseudo-random
+permutation that is computed for the positions asked for.
 
 - A set of N records is passed in epochs: positions e*N .. e*N + N-1 hold every record once, in an
   order that depends on (seed, set, e). The shorter set simply has more epochs.
-- Crop corners are uniform over the image. Flips and transpose have probability 1/2 each
-  (METHOD.md, "Stages") and are the same for all images of a sample. Augmentation is applied in
-  the order horizontal flip, vertical flip, transpose.
-- A sample is a source pair or a target image, so the two sets draw corners and flips
-  independently. With ``same_place`` both draws are shared: the crops have one place in the
-  lens's field of view, the same coordinates where sizes agree and the same relative place where
-  they do not. Flips and transpose are shared with it, because an aberration such as coma points
-  away from the axis: turning one crop only would undo what the common place is for.
+- Crop corners are uniform over the image. Flips and transpose have probability 1/2 each (METHOD.md,
+  "Stages") and are the same for all images of a sample. Augmentation is applied in the order
+  horizontal flip, vertical flip, transpose.
+- A sample is a source pair or a target image, so the two sets draw corners and flips independently.
+  With ``same_place`` both draws are shared: the crops have one place in the lens's field of view,
+  the same coordinates where sizes agree and the same relative place where they do not. Flips and
+  transpose are then shared too, because an aberration such as coma points away from the axis:
+  turning one crop only would undo what the common place is for.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 _MASK_64 = (1 << 64) - 1
 _HALF = np.uint64(32)
 
-# What a random number is for. Fixed numbers: changing one changes every recorded run.
+# Purposes of the random numbers. Changing a number changes every recorded run.
 _ORDER, _TOP, _LEFT, _AUGMENT = 1, 2, 3, 4
 _SET_KEYS = {"source": 1, "target": 2, "test": 3}
 _SHARED_KEY = 0
 
-# Four rounds make a Feistel network indistinguishable from random for most uses (Luby and
-# Rackoff 1988); two more cost little and help the tiny halves of small sets.
+# Four rounds make a Feistel network indistinguishable from random for most uses (Luby and Rackoff
+# 1988); two more cost little and help the tiny halves of small sets.
 _ROUNDS = 6
-# Halves of at least 3 bits: with fewer a Feistel network reaches only some of the orders.
+# With halves of fewer than 3 bits a Feistel network reaches only some of the orders.
 _MINIMUM_HALF_BITS = 3
 
 
@@ -64,7 +64,7 @@ _CROP_FIELDS = tuple(field.name for field in fields(Crop))
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """For n positions: record index, crop corner (int64) and augmentation (bool), each (n,)."""
+    """Record index, crop corner (int64) and augmentation (bool) for n positions, each (n,)."""
 
     index: np.ndarray
     top: np.ndarray
@@ -74,20 +74,15 @@ class Crops:
     transpose: np.ndarray
 
     def rows(self) -> list[Crop]:
-        """The samples one by one."""
+        """Returns the samples one by one."""
         columns = (getattr(self, name).tolist() for name in _CROP_FIELDS)
         return [Crop(*values) for values in zip(*columns, strict=True)]
 
 
 class CropPlan:
-    """The endless plan over one or more sets.
-
-    ``sizes`` maps each set's name to the heights and widths of its records, integers (N,) each;
-    ``label``, where given, names a record (set, index) in error messages.
-
-    Raises:
-        QdmrError: a set is empty or an image smaller than ``crop``.
-    """
+    """The endless plan over one or more sets. ``sizes`` maps each set's name to the heights and
+    widths of its records, integers (N,) each; ``label``, where given, names a record (set, index)
+    in error messages. Raises QdmrError where a set is empty or an image smaller than ``crop``."""
 
     def __init__(
         self,
@@ -98,7 +93,7 @@ class CropPlan:
         seed: int,
         label: Callable[[str, int], str] = lambda _, index: str(index),
     ) -> None:
-        # As they are: for millions of records they are views of a mapped file.
+        # Not copied: for millions of records the arrays are views of a mapped file.
         self._sizes = dict(sizes)
         self._crop = crop
         self._same_place = same_place
@@ -107,7 +102,7 @@ class CropPlan:
             self._check(name, label)
 
     def at(self, positions: np.ndarray) -> dict[str, Crops]:
-        """The samples at global ``positions``, int64 (n,) and not negative, by set name."""
+        """Returns the samples at global ``positions``, int64 (n,) and not negative, by set name."""
         positions = np.asarray(positions)
         if positions.size and positions.min() < 0:
             raise ValueError("positions must not be negative")
@@ -118,8 +113,8 @@ class CropPlan:
         }
 
     def instead(self, name: str, position: int, index: int) -> Crop:
-        """The sample at ``position`` with record ``index`` in the place of the one planned: at
-        the same relative place, augmented alike."""
+        """Returns the sample at ``position`` with record ``index`` in the place of the planned one:
+        at the same relative place, augmented alike."""
         return self._crops(name, np.array([position], dtype=np.uint64), np.array([index])).rows()[0]
 
     def _crops(self, name: str, positions: np.ndarray, index: np.ndarray) -> Crops:
@@ -159,12 +154,12 @@ class CropPlan:
 
 
 def permute(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
-    """Each of ``values`` (uint64 (n,), below ``count``) under the permutation of its key.
+    """Maps each of ``values`` (uint64 (n,), below ``count``) by the permutation of its key.
 
-    For one key this is a bijection of 0 .. count-1: a Feistel network over the next larger power
-    of four, walked until it comes back into the range (Black and Rogaway, CT-RSA 2002). Takes
-    memory for ``values`` only, whatever ``count`` is; at most four rounds of walking on average
-    for sets above 16 records.
+    For one key this is a bijection of 0 .. count-1: a Feistel network over the next larger power of
+    four, walked until it comes back into the range (Black and Rogaway, CT-RSA 2002). It takes
+    memory for ``values`` only, whatever ``count`` is; at most four rounds of walking on average for
+    sets above 16 records.
     """
     half_bits = max(-(-(count - 1).bit_length() // 2), _MINIMUM_HALF_BITS)
     walked = np.array(values, dtype=np.uint64)
@@ -178,11 +173,9 @@ def permute(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
 def worker_positions(
     iterations: np.ndarray, *, batch_size: int, first: int, total: int
 ) -> np.ndarray:
-    """Global positions, int64 (n * batch_size,), of one worker's batches, in order.
-
-    An iteration takes ``total`` positions, and this worker those from its ``first`` on, so that
-    workers share one global order whatever their number.
-    """
+    """Returns global positions, int64 (n * batch_size,), of one worker's batches, in order. An
+    iteration takes ``total`` positions, and this worker those from its ``first`` on, so that
+    workers share one global order whatever their number."""
     begin = np.asarray(iterations, dtype=np.int64) * total + first
     return (begin[:, None] + np.arange(batch_size, dtype=np.int64)).reshape(-1)
 
@@ -197,7 +190,7 @@ def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray
 
 
 def _random(values: np.ndarray, seed: int, key: int, purpose: int) -> np.ndarray:
-    """uint64 (n,), well mixed, a function of its four arguments."""
+    """Returns uint64 (n,), well mixed, a function of the four arguments."""
     start = np.array([seed & _MASK_64], dtype=np.uint64)
     for part in (key, purpose):
         start = _mix(start + np.uint64((part * _GOLDEN + 1) & _MASK_64))
@@ -211,16 +204,14 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def _room(sides: np.ndarray, crop: int) -> np.ndarray:
-    """How many places a crop has along a side."""
+    """Returns the number of places that a crop has along a side."""
     return sides.astype(np.int64) - crop + 1
 
 
 def _below(random: np.ndarray, limits: np.ndarray) -> np.ndarray:
-    """int64 (n,), uniform over 0 .. limit-1; the same number gives the same relative place.
-
-    The upper 32 bits are used as a fraction, so images must be below 2**31 pixels a side; the
-    bias is below 2**-18 for sides up to 16,384.
-    """
+    """Returns int64 (n,), uniform over 0 .. limit-1; the same number gives the same relative place.
+    The upper 32 bits are used as a fraction, so images must be below 2**31 pixels a side; the bias
+    is below 2**-18 for sides up to 16,384."""
     return (((random >> _HALF) * limits.astype(np.uint64)) >> _HALF).astype(np.int64)
 
 

@@ -5,9 +5,9 @@
     for batch in stream: ...
 
 Every training worker runs a pipeline of its own, in segments of bounded length (``loading``), so
-that a long run never makes one huge plan; the next segment starts well before the current one
-ends, so that there is no stall at the seam. The first block is cut in the training process: the
-loading processes take seconds to start (measured: 3.8 s to the first batch without it, 0.5 s with).
+that a long run never makes one huge plan; the next segment starts well before the current one ends,
+so that there is no stall at the seam. The first block is cut in the training process: the loading
+processes take seconds to start (measured: 3.8 s to the first batch without it, 0.5 s with).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from qdmr_ray.storage import open_location
 if TYPE_CHECKING:
     from qdmr_ray.data.streaming.loading import Segment
 
-# Per iteration: images as uint8 tensors (B, 3, c, c) under "source", "ground_truth", "target";
-# "positions" as int64 array (B,), and per set "SET_index", "SET_place" and "SET_skipped" (see
-# ``Cutter.cut``).
+# One iteration's data: images as uint8 tensors (B, 3, c, c) under "source", "ground_truth",
+# "target"; "positions" as int64 array (B,), and per set "SET_index", "SET_place" and "SET_skipped"
+# (see ``Cutter.cut``).
 Batch = dict[str, Any]
 
 # The next segment starts when this share of the current one is left: seconds of work ahead of a
@@ -91,11 +91,8 @@ class SegmentSize:
 
 
 def segment_size(settings: DataSettings, *, batch_size: int, crop: int, fields: int) -> SegmentSize:
-    """The longest plan of which two, one in use and one in the making, respect the bound.
-
-    Raises:
-        SettingsError: ``object_store_bytes`` holds less than two batches.
-    """
+    """Returns the longest plan of which two, one in use and one in the making, respect the bound;
+    raises SettingsError where ``object_store_bytes`` holds less than two batches."""
     batch_bytes = batch_size * fields * CHANNELS * crop * crop
     iterations = settings.object_store_bytes // (2 * batch_bytes)
     if iterations < 1:
@@ -111,15 +108,14 @@ def segment_size(settings: DataSettings, *, batch_size: int, crop: int, fields: 
 
 
 def required_cpus(settings: DataSettings, world_size: int) -> float:
-    """CPUs that the loading tasks of ``world_size`` workers need beside the workers' own.
-
-    Where a cluster has less to spare, Ray Data waits for ever without a word: check first.
-    """
+    """Returns the CPUs that the loading tasks of ``world_size`` workers need beside the workers'
+    own. Check them first: where a cluster has less to spare, Ray Data waits for ever without a
+    word."""
     return world_size * settings.loader_workers * settings.loader_cpus
 
 
 class _Stream:
-    """The part that both streams share: checks, the range of iterations, batches out of blocks."""
+    """The base of both streams: checks, the range of iterations, batches out of blocks."""
 
     def __init__(
         self,
@@ -163,8 +159,8 @@ class _Stream:
             first=first,
             total=total,
         )
-        # Found here and not in a task: an unknown set, or a crop larger than an image.
-        # Making copies on disk is the loading processes' business.
+        # An unknown set, or a crop larger than an image, is found here and not in a task. Making
+        # copies on disk is the loading processes' business.
         self._reader = self.request.reader(fill_cache=False)
         crop_plan(self.request, {name: self._reader.index(name) for name in sets})
         self._segment_size = segment_size(
@@ -177,7 +173,7 @@ class _Stream:
         try:
             for block in self._blocks():
                 for first in range(0, len(block["positions"]), size):
-                    # Copies: a block lies read-only in shared memory, which it would hold.
+                    # Rows are copied: a block lies read-only in shared memory, which it would hold.
                     rows = {name: np.array(c[first : first + size]) for name, c in block.items()}
                     yield {n: torch.from_numpy(r) if n in FIELDS else r for n, r in rows.items()}
         finally:
@@ -188,10 +184,10 @@ class _Stream:
         raise NotImplementedError
 
     def _open(self) -> None:
-        """What a stream does before its first batch is asked for."""
+        """Prepares the stream before its first batch is asked for."""
 
     def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
-        """The columns of one or more batches at a time, in order (see ``Cutter.cut``)."""
+        """Yields the columns of one or more batches at a time, in order (see ``Cutter.cut``)."""
         raise NotImplementedError
 
 
@@ -199,7 +195,7 @@ class InProcessStream(_Stream):
     """The batches of ``CropStream`` with the same arguments, cut in this process without Ray."""
 
     def close(self) -> None:
-        """Nothing to free; here so that both streams are used alike."""
+        """Frees nothing; it exists so that both streams are used alike."""
 
     def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
         cutter = Cutter(self.request)
@@ -210,15 +206,12 @@ class InProcessStream(_Stream):
 class CropStream(_Stream):
     """One training worker's batches for iterations ``start_iteration`` .. ``end_iteration - 1``.
 
-    ``sets`` is ("source",) or ("source", "target"); ``fields`` are the images wanted, all that
-    the sets hold when ``None``. Of the ``total`` samples of an iteration (``batch_size`` when not
+    ``sets`` is ("source",) or ("source", "target"); ``fields`` are the images wanted, all that the
+    sets hold when ``None``. Of the ``total`` samples of an iteration (``batch_size`` when not
     given) this worker takes ``batch_size`` from its ``first`` on. Loading starts at once, while the
     networks are still being built. Iterating yields a ``Batch`` per iteration; it can be done once
-    and closes the stream.
-
-    Raises:
-        QdmrError: no dataset, a set is missing, a crop larger than an image; while iterating,
-            a shard that is missing or damaged.
+    and closes the stream. Raises QdmrError without a dataset, for a missing set and a crop larger
+    than an image; while iterating, for a shard that is missing or damaged.
     """
 
     _segments: list[Segment]
@@ -260,7 +253,7 @@ class CropStream(_Stream):
             self._segments.append(self._segment(newest.end))
 
     def _segment(self, first: int) -> Segment:
-        # Imported here: it needs Ray, which InProcessStream does without.
+        # The module needs Ray, which InProcessStream does without.
         from qdmr_ray.data.streaming.loading import Segment
 
         end = min(first + self._segment_size.iterations, self._end)
