@@ -59,11 +59,8 @@ class Claims:
 
     def acquire(self, finished: Callable[[], bool], say: Callable[[str], None]) -> Claim | None:
         """Waits until the work is free and returns the claim, or None once the work is
-        ``finished``. ``say`` receives one line that names the holder.
-
-        Raises:
-            QdmrError: the folder can't be read or written.
-        """
+        ``finished``. ``say`` receives one line that names the holder. Raises QdmrError if the
+        folder can't be read or written."""
         told: int | None = None
         while not finished():
             number = self._highest()
@@ -79,8 +76,8 @@ class Claims:
         return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Returns the holder (``owner``, ``time`` of its last sign of life), or None if there is
-        none."""
+        """Returns the holder (``owner``, ``time`` of its last sign of life), or None without
+        one."""
         number = self._highest()
         if number == 0:
             return None
@@ -157,8 +154,8 @@ class Claim:
 
     def _run(self) -> None:
         while not self._over.wait(self._beat):
-            # A store that fails for a while must not end the work; at worst, another process
-            # repeats it.
+            # A store that fails for a while must not end the work; at worst, the work is done
+            # twice.
             with suppress(QdmrError):
                 self._show()
 

@@ -41,11 +41,8 @@ class Document(Part):
 
     @classmethod
     def parse(cls, data: bytes | str, source: str) -> Self:
-        """Returns the document in ``data``; errors begin with ``source``.
-
-        Raises:
-            QdmrError: it is no JSON, of a newer format, or a field is missing or of a wrong type.
-        """
+        """Returns the document in ``data``; raises QdmrError, which begins with ``source``, for no
+        JSON, a newer format, or a field that is missing or of a wrong type."""
         try:
             values = json.loads(data)
         except ValueError as error:
@@ -77,11 +74,8 @@ class Document(Part):
 
     @classmethod
     def read(cls, file: Location) -> Self:
-        """Returns the document in ``file``.
-
-        Raises:
-            QdmrError: the file is missing or unreadable, or as :meth:`parse`.
-        """
+        """Returns the document in ``file``; raises as :meth:`parse`, also for a missing or
+        unreadable file."""
         return cls.parse(file.read_bytes(), file.uri)
 
     @classmethod
@@ -100,11 +94,8 @@ class Document(Part):
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
     def write(self, file: Location) -> None:
-        """Writes ``file`` completely or not at all, and makes the folders above it.
-
-        Raises:
-            QdmrError: the disk is full or the place is not writable.
-        """
+        """Writes ``file`` completely or not at all, and makes the folders above it; raises
+        QdmrError if the disk is full or the place is not writable."""
         file.write_bytes_atomic(self.to_json().encode())
 
 

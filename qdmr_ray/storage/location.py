@@ -52,8 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder on a disk of this machine (absolute ``path``) or in a ``store``
-    (``bucket/key``)."""
+    """A file or folder on a disk (absolute ``path``) or in a ``store`` (``bucket/key``)."""
 
     path: str
     store: Store | None = None
@@ -65,8 +64,7 @@ class Location:
 
     @property
     def uri(self) -> str:
-        """The address that ``open_location`` takes: an absolute local path or
-        ``s3://bucket/key``."""
+        """The address for ``open_location``: an absolute local path or ``s3://bucket/key``."""
         return f"{S3_SCHEME}{self.path}" if self.is_s3 else self.path
 
     @property
@@ -85,11 +83,8 @@ class Location:
         return Location(path, self.store)
 
     def read_bytes(self, offset: int = 0, length: int | None = None) -> bytes:
-        """Returns the file's content, or ``length`` bytes of it from ``offset``.
-
-        Raises:
-            QdmrError: the file is missing, unreadable or ends before ``offset + length``.
-        """
+        """Returns the file's content, or ``length`` bytes of it from ``offset``; raises QdmrError
+        if the file is missing, unreadable or ends before ``offset + length``."""
         data, size = self.read_piece(offset, length)
         if length is not None and len(data) != length:
             raise QdmrError(
@@ -99,12 +94,9 @@ class Location:
         return data
 
     def read_piece(self, offset: int, length: int | None = None) -> tuple[bytes, int]:
-        """Returns ``length`` bytes from ``offset``, fewer where the file ends, and the file's size;
-        in a store, this takes one request.
-
-        Raises:
-            QdmrError: the file is missing or unreadable.
-        """
+        """Returns ``length`` bytes from ``offset``, fewer where the file ends, and the file's
+        size; in a store, this takes one request. Raises QdmrError if the file is missing or
+        unreadable."""
 
         def read_file() -> tuple[bytes, int]:
             with open(self.path, "rb") as file:
@@ -119,11 +111,8 @@ class Location:
         return self._do("read", read_file, read_object)
 
     def write_bytes_atomic(self, data: bytes | memoryview) -> None:
-        """Writes the file completely or not at all, and makes the folders above it.
-
-        Raises:
-            QdmrError: the disk is full or the place is not writable.
-        """
+        """Writes the file completely or not at all, and makes the folders above it; raises
+        QdmrError if the disk is full or the place is not writable."""
         # obstore would take pyarrow's buffers for iterables of their bytes.
         view = memoryview(data).cast("B")
 
@@ -146,11 +135,8 @@ class Location:
 
     def create(self, data: bytes) -> bool:
         """Writes a small file unless it exists, and returns whether it wrote it. Of several
-        processes that try at once only one succeeds, provided that their ``data`` differ.
-
-        Raises:
-            QdmrError: the place is not writable.
-        """
+        processes that try at once only one succeeds, provided that their ``data`` differ. Raises
+        QdmrError if the place is not writable."""
         attempts = 0
 
         def create_file() -> bool:
@@ -160,8 +146,7 @@ class Location:
             try:
                 with os.fdopen(descriptor, "wb") as made:
                     made.write(data)
-                # A link, unlike a rename, fails if the file exists; and nobody sees half of the
-                # file.
+                # A link, unlike a rename, fails if the file exists; and nobody sees half a file.
                 os.link(name, path)
             except FileExistsError:
                 return False
@@ -205,8 +190,7 @@ class Location:
         return [self.join(name) for name in sorted(self._entries())]
 
     def file_sizes(self) -> dict[str, int]:
-        """Returns the bytes of each file directly in this folder, by name, from a single
-        listing."""
+        """Returns the bytes of each file directly in this folder, by name, from one listing."""
         return {name: size for name, size in self._entries().items() if size is not None}
 
     def _entries(self) -> dict[str, int | None]:
@@ -267,8 +251,7 @@ def _read_object(bucket: S3Store, key: str, start: int, end: int | None) -> tupl
         # which tells a complete body from one that a proxy has cut.
         result = obstore.get(bucket, key, options={"range": wanted})
     except BaseError as error:
-        # The range lies beyond the object, or the object is empty, which some stores send as a
-        # whole.
+        # The range lies beyond the object, or the object is empty, which some stores send whole.
         is_whole = "non-partial response" in str(error)
         if Failure.of(error).status != _RANGE_REFUSED and not is_whole:
             raise
@@ -344,17 +327,14 @@ def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
 
 def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
     """Writes a local file under a temporary name, then renames it; no half-written file stays.
-
-    Raises:
-        QdmrError: the folder is missing or not writable, or the disk is full.
-    """
+    Raises QdmrError if the folder is missing or not writable, or the disk is full."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            # A rename may reach the disk before the data do; after a power cut the file would then
-            # exist, but be empty.
+            # A rename may reach the disk before the data; a power cut would then leave an empty
+            # file.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:

@@ -104,8 +104,8 @@ class Store:
 
     def bucket(self, name: str, *, uploading: bool = False) -> S3Store:
         """Returns the bucket, opened once for each process; each request is sent once.
-        ``uploading`` is for large objects: it leaves time for slow lines and tries each part
-        several times."""
+        ``uploading`` is for large objects, with time for slow lines and several attempts at each
+        part."""
         return _bucket(self, name, uploading)
 
 
@@ -203,8 +203,7 @@ def persistently(operation: Callable[[], T], address: str) -> T:
 
 @dataclass(frozen=True)
 class Failure:
-    """What an error of obstore tells: the answer's HTTP status and S3 code, if there was an
-    answer."""
+    """The contents of an obstore error: the answer's HTTP status and S3 code, if one came."""
 
     status: int | None
     code: str
