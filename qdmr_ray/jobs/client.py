@@ -58,11 +58,8 @@ class Job:
 
 def find_address(flag: str | None) -> str:
     """Returns the jobs API's address: the flag's, that of ``RAY_API_SERVER_ADDRESS``, or
-    ``address`` in ``~/.config/qdmr/config.yaml``.
-
-    Raises:
-        SettingsError: no address is set, or it is no http address.
-    """
+    ``address`` in ``~/.config/qdmr/config.yaml``. Raises SettingsError if none is set, or it is no
+    http address."""
     file = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).expanduser()
     address = flag or os.environ.get(ADDRESS_VARIABLE) or _configured(file)
     if not address:
@@ -117,11 +114,8 @@ def check_variables(pairs: Sequence[str], secret_names: Sequence[str]) -> dict[s
 
 
 def check_secrets() -> None:
-    """Checks, inside a job, that its machine provides the variables given with ``--secret``.
-
-    Raises:
-        QdmrError: a variable is missing.
-    """
+    """Checks, inside a job, that its machine provides the variables given with ``--secret``; raises
+    QdmrError if one is missing."""
     for name in filter(None, os.environ.get(SECRETS_VARIABLE, "").split(",")):
         if not os.environ.get(name):
             raise QdmrError(
@@ -131,11 +125,7 @@ def check_secrets() -> None:
 
 
 class Jobs:
-    """The jobs API at ``address``.
-
-    Raises:
-        QdmrError: nothing answers there, or it asks for a token.
-    """
+    """The jobs API at ``address``; raises QdmrError if nothing answers or it asks for a token."""
 
     def __init__(self, address: str) -> None:
         from ray.job_submission import JobSubmissionClient
@@ -182,11 +172,7 @@ class Jobs:
         return sorted(found, key=lambda job: -(job.began or 0))
 
     def job(self, name: str) -> Job:
-        """Returns one job.
-
-        Raises:
-            QdmrError: there is no such job.
-        """
+        """Returns one job; raises QdmrError if there is no such job."""
         return _job(self._asked(lambda: self._client.get_job_info(name), name))
 
     def logs(self, name: str) -> str:
@@ -198,11 +184,8 @@ class Jobs:
         self, name: str, show: Callable[[str], None], note: Callable[[str], None] = print
     ) -> str:
         """Shows what the job prints until it ends, even over a connection that breaks, and returns
-        the job's state. ``note`` receives a line when the connection is lost.
-
-        Raises:
-            QdmrError: there is no such job, or nothing answers for minutes.
-        """
+        the job's state. ``note`` receives a line when the connection is lost. Raises QdmrError if
+        there is no such job, or nothing answers for minutes."""
         self.job(name)
         return Follower(self._client, self.address, name, show, note).run()
 
@@ -215,11 +198,8 @@ class Jobs:
         return state
 
     def folder(self, name: str) -> str:
-        """Returns the run or sweep folder that the job's log names, whatever state it is in.
-
-        Raises:
-            QdmrError: the log names none (yet).
-        """
+        """Returns the run or sweep folder that the job's log names, whatever the job's state;
+        raises QdmrError if the log names none (yet)."""
         job = self.job(name)
         named = [
             found for found in _FOLDER.findall(self.logs(name)) if _may_write(job.command, found)

@@ -52,11 +52,8 @@ class Follower:
         self._shown = 0
 
     def run(self) -> str:
-        """Follows the job to its end, and returns its final state.
-
-        Raises:
-            QdmrError: nothing answers for PATIENCE_SECONDS, or the server refuses.
-        """
+        """Follows the job to its end, and returns its final state; raises QdmrError if nothing
+        answers for PATIENCE_SECONDS, or the server refuses."""
         heard, pause, told, state = time.monotonic(), _FIRST_PAUSE_SECONDS, False, ""
         while True:
             before = self._shown
@@ -105,11 +102,7 @@ class Follower:
                 self._shown = max(self._shown, passed)
 
     def _passing(self, error: Exception) -> Exception:
-        """Returns the error if trying again may help.
-
-        Raises:
-            QdmrError: trying again can't help.
-        """
+        """Returns the error if trying again may help, else raises a QdmrError."""
         import aiohttp
 
         status = status_of(error)

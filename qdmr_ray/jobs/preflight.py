@@ -50,11 +50,8 @@ class Place(NamedTuple):
 
 def parse_command(words: Sequence[str], qdmr: Any) -> Command | None:
     """Parses the words of a ``qdmr`` command of WRITES; returns None for any other command.
-    ``qdmr`` is the command line's root group.
-
-    Raises:
-        SettingsError: the usage of the command is wrong.
-    """
+    ``qdmr`` is the command line's root group. Raises SettingsError if the usage of the command is
+    wrong."""
     program, *rest = words
     if program != "qdmr":
         return None
@@ -78,11 +75,8 @@ def parse_command(words: Sequence[str], qdmr: Any) -> Command | None:
 
 
 def check_places(command: Command) -> None:
-    """Checks that the job's output outlasts the job, at a place where the next job finds it.
-
-    Raises:
-        SettingsError: it would lie in the folder that Ray makes for the job.
-    """
+    """Checks that the job's output outlasts the job, at a place where the next job finds it; raises
+    SettingsError if it would lie in the folder that Ray makes for the job."""
     on_disk = command.name in ON_DISKS_ONLY
     for key, flag in WRITES[command.name].items():
         value = command.values.get(key)
@@ -125,11 +119,8 @@ def places_of(
 
 def check_buckets(places: Iterable[Place], warn: Callable[[str], None]) -> None:
     """Checks that each bucket exists and can be read with this machine's credentials. A store that
-    doesn't answer here causes only a warning, since perhaps only the cluster reaches it.
-
-    Raises:
-        QdmrError: no such bucket, no credentials, no right to it.
-    """
+    doesn't answer here causes only a warning, since perhaps only the cluster reaches it. Raises
+    QdmrError for no such bucket, no credentials or no right to it."""
     for place in places:
         try:
             check_bucket(place.uri, place.endpoint)
@@ -137,8 +128,7 @@ def check_buckets(places: Iterable[Place], warn: Callable[[str], None]) -> None:
             warn(f"{error}; going on, as the cluster may reach it (--no-check doesn't look)")
 
 
-# Places, here or in S3, with the store's address where settings name one; None if this machine
-# can't tell.
+# Places, here or in S3, with the store's address if settings name one; None if unknown here.
 _Found = list[tuple[str | None, str | None]] | None
 _Values = Mapping[str, Any]
 

@@ -26,12 +26,8 @@ class Unreachable(QdmrError):  # noqa: N818
 
 
 def check_bucket(uri: str, endpoint: str | None = None) -> None:
-    """Checks that this machine's credentials reach the bucket of ``uri``.
-
-    Raises:
-        Unreachable: no connection.
-        QdmrError: no credentials, no such bucket, no right to it.
-    """
+    """Checks that this machine's credentials reach the bucket of ``uri``. Raises Unreachable
+    without a connection, QdmrError for no credentials, no such bucket or no right to it."""
     bucket = uri.removeprefix("s3://").partition("/")[0]
     remedy = "; where only the cluster may reach it, --no-check doesn't look"
     _told(uri, lambda: _hasty_client(endpoint).head_bucket(Bucket=bucket), remedy)

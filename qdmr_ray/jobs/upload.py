@@ -93,11 +93,8 @@ class Upload:
 
 
 def plan_upload(root: Path) -> Upload:
-    """Chooses the files that a job uploads from ``root``.
-
-    Raises:
-        QdmrError: they are more than Ray accepts; the error names the largest.
-    """
+    """Chooses the files that a job uploads from ``root``; raises QdmrError, which names the
+    largest, if they are more than Ray accepts."""
     tracked = set(_git_files(root, "--cached"))
     others = set(_git_files(root, "--others", "--exclude-standard")) - tracked
     names = tracked | others or set(_walked(root, root))
