@@ -176,11 +176,8 @@ class Plan:
         return Space.parse(self.settings.space)
 
     def experiment(self, settings: Mapping[str, Any], *, name: str, seed: int) -> Experiment:
-        """Returns the experiment of a trial; ``seed`` is added to the experiment's own.
-
-        Raises:
-            SettingsError: the settings don't go together.
-        """
+        """Returns the experiment of a trial; ``seed`` is added to the experiment's own. Raises
+        SettingsError if the settings don't go together."""
         values = dict(self.values)
         if self.settings.variants and settings:
             settings = self.settings.variants[settings[VARIANT]] or {}
@@ -192,10 +189,7 @@ class Plan:
 
     def baseline(self) -> dict[str, Any]:
         """Returns the experiment's own values of the parameters; {} if they are not in the space.
-
-        Raises:
-            SettingsError: the experiment itself is wrong.
-        """
+        Raises SettingsError if the experiment itself is wrong."""
         if self.settings.variants:
             return {}
         plain = self.experiment({}, name="baseline", seed=0).to_dict()
@@ -203,7 +197,7 @@ class Plan:
         return found if self.space.holds(found) else {}
 
     def fixed(self) -> list[dict[str, Any]] | None:
-        """Returns the settings of a grid or of variants in order, or None if a sampler proposes
+        """Returns the ordered settings of a grid or of variants; None if a sampler proposes
         them."""
         if self.settings.variants or self.settings.sampler == GRID:
             return list(self.space.grid())

@@ -1,6 +1,5 @@
 """The files that a sweep leaves: ``sweep.json``, the best settings as an experiment, Optuna's
-study, TensorBoard's hparams, and the best trial's metrics on photographs that the search never
-saw."""
+study, TensorBoard's hparams, and the best trial's metrics on photographs unseen in the search."""
 
 from __future__ import annotations
 
@@ -40,11 +39,8 @@ Say = Callable[[str], None]
 
 def write_results(trials: Trials, say: Say) -> SweepFile:
     """Evaluates the best trials, the baseline and the repeats, writes the sweep's files, and
-    returns the content of ``sweep.json``.
-
-    Raises:
-        QdmrError: a file can't be written, or an evaluation fails.
-    """
+    returns the content of ``sweep.json``. Raises QdmrError if a file can't be written, or an
+    evaluation fails."""
     results = summary(trials)
     # The file is written before the evaluations, one of which may fail.
     results.write(trials.sweep.join(SWEEP_FILE))
@@ -152,8 +148,8 @@ def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetri
 
 
 def _restoring_stage(run: Location) -> str | None:
-    """Returns the last trained stage of a run that restores photographs, None without one or if the
-    folder is gone."""
+    """Returns a run's last trained stage that restores photographs, None without it or the
+    folder."""
     config = run.join(CONFIG_FILE)
     if not config.exists():
         return None

@@ -171,11 +171,8 @@ class Runner:
         self._resources = self._reserved(gpu)
 
     def run(self) -> None:
-        """Trains all trials and then the repeats.
-
-        Raises:
-            QdmrError: trials fail one after the other, or none can be judged.
-        """
+        """Trains all trials and then the repeats; raises QdmrError if trials fail one after the
+        other, or none can be judged."""
         trials = self._trials
         self._fit("trials", stopping_scheduler(trials, self._experiment))
         if trials.problem is None and trials.begin_repeats():
@@ -184,11 +181,8 @@ class Runner:
             raise QdmrError(f"{trials.sweep.uri}: {trials.problem}")
 
     def _room(self, gpu: bool) -> int:
-        """Returns how many trials fit on the cluster, their loading tasks included.
-
-        Raises:
-            SettingsError: none fits, or the cluster grows.
-        """
+        """Returns how many trials fit on the cluster, their loading tasks included; raises
+        SettingsError if none fits, or the cluster grows."""
         scaling, resources = self._experiment.scaling, capacity()
         cpus = trial_cpus(self._experiment) + (0 if self._alone else _WAITING_CPUS)
         if math.isinf(resources.get("CPU", 0)):

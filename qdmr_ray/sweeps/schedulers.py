@@ -48,8 +48,7 @@ def stopping_scheduler(trials: Trials, experiment: Experiment) -> TrialScheduler
         _replay(asha, asha.on_trial_result, ended)
         return asha
     median = MedianStoppingRule(**common, min_samples_required=stopping.least_trials)
-    # Its on_trial_result refuses the second result of a trial that it would stop today, since it
-    # now knows more trials.
+    # Its on_trial_result, now knowing more trials, refuses a later result of one it would now stop.
     _replay(median, median.on_trial_complete, ended)
     return median
 

@@ -66,11 +66,7 @@ class Parameter:
         )
 
     def values(self) -> list[Any]:
-        """Returns all values, for a grid.
-
-        Raises:
-            SettingsError: there are infinitely many.
-        """
+        """Returns all values, for a grid; raises SettingsError if there are infinitely many."""
         if self.kind == CHOICE:
             return list(self.choices)
         if self.kind == INT and not self.log:
@@ -92,8 +88,8 @@ class Parameter:
 
 
 def label(value: Any) -> Any:
-    """Returns a value as Optuna takes it: anything but a number, a text, a bool or None as JSON
-    text."""
+    """Returns a number, a text, a bool or None as it is, and other values as JSON text, for
+    Optuna."""
     if value is None or type(value) in _SCALARS:
         return value
     return json.dumps(value)
@@ -107,11 +103,8 @@ class Space:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Space:
-        """Returns the space that a sweep's file describes.
-
-        Raises:
-            SettingsError: an unknown kind, an empty range, conditions in a circle.
-        """
+        """Returns the space that a sweep's file describes; raises SettingsError for an unknown
+        kind, an empty range, or conditions in a circle."""
         found = {str(name): _parameter(str(name), spec) for name, spec in values.items()}
         for parameter in found.values():
             for other, wanted in parameter.when.items():

@@ -99,11 +99,8 @@ def _sharing(experiment: Experiment, concurrent: int) -> int:
 
 def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> TrialReport:
     """Trains the trial that ``config`` describes and returns its last report; ``tell`` takes the
-    earlier ones. A failure is reported, not raised.
-
-    Raises:
-        Preempted: this process's node is about to be taken away; the trial has saved itself.
-    """
+    earlier ones. A failure is reported; only Preempted is raised: this process's node is about to
+    be taken away, and the trial has saved itself."""
     return Trial(config, context, tell).run()
 
 

@@ -74,8 +74,7 @@ class Trials:
         return record
 
     def begin_repeats(self) -> bool:
-        """Limits the sweep to repeats of its best settings with other seeds; returns whether any is
-        left."""
+        """Limits the sweep to its best settings with other seeds; returns whether any remain."""
         self._repeats = []
         for first in self._to_repeat():
             for seed in range(1, self.plan.settings.repeat):
@@ -103,8 +102,7 @@ class Trials:
         return TrialRecord(id=name, number=number, settings=settings, name=settings.get(VARIANT))
 
     def _first_settings(self) -> list[dict[str, Any]]:
-        """Returns the settings to try before the sampler's proposals: the experiment's own
-        first."""
+        """Returns the settings to try before the sampler's: the experiment's own first."""
         settings, first = self.plan.settings, [dict(row) for row in self.plan.settings.first]
         fixed = self.plan.fixed()
         if settings.variants:
@@ -210,8 +208,7 @@ class Trials:
     # -- the state of the sweep --------------------------------------------------------------
 
     def front(self) -> list[str]:
-        """Returns the ids of the finished trials that no other one beats in every metric, ordered
-        by the first metric, best first."""
+        """Returns the ids of the finished trials on the Pareto front, best first metric first."""
         signs = [1 if mode == MAX else -1 for mode in self.plan.settings.modes]
         rows: dict[str, list[float]] = {}
         for record in self.records.values():
@@ -254,11 +251,8 @@ class Trials:
 
 
 def _read_records(sweep: Location) -> dict[str, TrialRecord]:
-    """Returns the records of all trials that the folder holds, in the order of their ids.
-
-    Raises:
-        QdmrError: a record is damaged.
-    """
+    """Returns the records of all trials in the folder, by id; raises QdmrError for a damaged
+    one."""
     records = {}
     for folder in sweep.join(TRIALS_FOLDER).list():
         try:

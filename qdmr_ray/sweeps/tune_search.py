@@ -53,8 +53,7 @@ class TrialSearch(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Notes the end of a trial: by itself, by the scheduler, or by losing its process too
-        often."""
+        """Notes the end of a trial: by itself, by the scheduler, or by too many lost processes."""
         name = self._names[trial_id]
         # Only this method receives the report that made the scheduler stop a trial.
         report = self._note(name, result or {})
