@@ -36,12 +36,8 @@ def crop_stream(
     start: int = 0,
     end: int = 0,
 ) -> Stream:
-    """Returns the crops of a stage's iterations ``start`` .. ``end - 1``, or a worker's share of
-    them.
-
-    Raises:
-        SettingsError: the dataset lacks a set, or a crop is larger than an image.
-    """
+    """Returns the crops of a stage's iterations ``start`` .. ``end - 1``, or a worker's share.
+    Raises SettingsError if the dataset lacks a set, or a crop is larger than an image."""
     settings = experiment.stage(stage)
     return kind(
         experiment.data,
@@ -65,9 +61,9 @@ def batches_of(
     device: torch.device,
     hurry: Callable[[], None],
 ) -> Batches:
-    """Yields this worker's batches from ``stage.iteration`` to the end, with images on ``device``.
-    ``hurry`` is called when Ray no longer loads on this node. Closing the generator frees its
-    loaders."""
+    """Yields this worker's batches from ``stage.iteration`` to the end, with images on
+    ``device``. ``hurry`` is called when Ray no longer loads on this node. Closing the generator
+    frees loaders."""
 
     def loaded(
         kind: type[CropStream] | type[InProcessStream],

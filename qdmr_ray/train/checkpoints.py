@@ -66,8 +66,7 @@ class CheckpointState(Document):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files agree with their checksums; ``data`` is the content of
-    ``state.pt``."""
+    """A checkpoint whose files agree with their checksums; ``data`` is ``state.pt``'s content."""
 
     folder: Location
     state: CheckpointState
@@ -129,21 +128,14 @@ class CheckpointStore:
         before_complete: Callable[[], None] = lambda: None,
     ) -> None:
         """Copies ``content`` to memory and writes it in a thread, after the previous write.
-        ``before_complete`` is called in the thread just before the checkpoint counts.
-
-        Raises:
-            QdmrError: the previous write failed.
-        """
+        ``before_complete`` is called in the thread just before the checkpoint counts. Raises
+        QdmrError if the previous write failed."""
         self.wait()
         copied = self._memory.copy(content)
         self._writing = self._thread.submit(self._write, state, copied, before_complete)
 
     def wait(self) -> None:
-        """Returns when everything saved is stored.
-
-        Raises:
-            QdmrError: it could not be written.
-        """
+        """Returns when everything saved is stored; raises QdmrError if it could not be written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -189,8 +181,7 @@ class CheckpointStore:
                 self._delete(folder)
 
     def _rating(self, state: CheckpointState) -> float | None:
-        """Returns a number that is smaller for a better checkpoint, or None where there is no
-        value."""
+        """Returns a number that is smaller for a better checkpoint, or None without a value."""
         value = state.metrics.get(self._best_metric or "", math.nan)
         if not math.isfinite(value):
             return None
@@ -214,11 +205,8 @@ class CheckpointStore:
     # -- reading -----------------------------------------------------------------------------
 
     def newest(self) -> Checkpoint | None:
-        """Returns the newest checkpoint that is complete and undamaged.
-
-        Raises:
-            QdmrError: the place can't be read.
-        """
+        """Returns the newest complete and undamaged checkpoint; raises QdmrError if the place can't
+        be read."""
         for folder in reversed(self._folders()):
             if not _is_completed(folder):
                 continue
@@ -229,11 +217,8 @@ class CheckpointStore:
         return None
 
     def named(self, name: str) -> Checkpoint:
-        """Returns the checkpoint in the folder ``name``.
-
-        Raises:
-            QdmrError: the checkpoint is missing or damaged.
-        """
+        """Returns the checkpoint in the folder ``name``; raises QdmrError if it is missing or
+        damaged."""
         return _checked(self._location.join(name))
 
     def _folders(self) -> list[Location]:

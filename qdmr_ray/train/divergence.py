@@ -1,7 +1,6 @@
 """Detects a run that goes wrong: values that are not finite, a discriminator that explodes, a
 codebook that dies. Watching costs no wait for the GPU: each step marks on the device which terms
-went wrong when. The marks are read when a line is logged or a checkpoint saved, before a bad state
-is kept."""
+went wrong when; the marks are read at a log line or a checkpoint, before a bad state is kept."""
 
 from __future__ import annotations
 
@@ -53,14 +52,10 @@ class Guard:
 
     def check(self) -> list[str]:
         """Returns a warning for each term newly found not finite; a collective call on all ranks.
-
-        Raises:
-            NotFiniteError: a term is not finite and the setting says stop; names term and
-                iteration.
-        """
+        Raises NotFiniteError, which names term and iteration, where the setting says stop."""
         if self._first_bad is None:
             return []
-        # The minimum over the ranks is the first iteration; 0 stands for never, so it counts as the
+        # The minimum over the ranks is the first iteration; 0 means never, so it becomes the
         # largest.
         never = torch.iinfo(torch.int64).max
         bad = self._first_bad.cpu()
@@ -100,11 +95,8 @@ class Guard:
         return self._told(self._settings.non_finite, text, remedy)
 
     def check_means(self, metrics: Mapping[str, float], iteration: int) -> list[str]:
-        """Returns warnings about the logged means; the same on all ranks.
-
-        Raises:
-            QdmrError: a setting says stop.
-        """
+        """Returns warnings about the logged means, the same on all ranks; raises QdmrError where a
+        setting says stop."""
         settings, told = self._settings, []
         for name, value in metrics.items():
             if name.endswith(_LOGIT) and abs(value) > settings.discriminator_logit:

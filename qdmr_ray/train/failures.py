@@ -16,8 +16,7 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.ray_compat import ControllerCallback, DefaultFailurePolicy, WorkerGroupCallback
 from qdmr_ray.train.logging.prometheus import PreemptionCounter
 
-# Bugs raise these errors. RuntimeError and OSError are not among them: a rank fails with one when
-# its peer has died.
+# Bugs raise these. RuntimeError and OSError are missing: a rank raises one if its peer has died.
 _HOPELESS = (
     QdmrError,
     TypeError,
@@ -100,16 +99,12 @@ class Supervision(ControllerCallback, WorkerGroupCallback):
         self._waiting_since, self._starting = None, worker_group
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Ray Train calls this when the workers have their task: from here on it ends them
-        itself."""
+        """Ray Train calls this when the workers have their task, and from here on ends them."""
         self._starting = None
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-        """Ray Train calls this after each failed start, and after a failure of the workers.
-
-        Raises:
-            QdmrError: the workers have waited for too long.
-        """
+        """Ray Train calls this after each failed start, and after a failure of the workers. Raises
+        QdmrError if the workers have waited for too long."""
         forgotten, self._starting = self._starting, None
         if forgotten is not None and forgotten.has_started():
             forgotten.shutdown()
@@ -138,8 +133,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def _is_preemption(error: BaseException) -> bool:
-    """Returns whether a worker failed because its machine was taken away, with a notice or
-    without."""
+    """Returns whether a worker's machine was taken away, with a notice or without."""
     return any(isinstance(e, RayActorError) and e.preempted for e in _chain(error))
 
 

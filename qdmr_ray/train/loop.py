@@ -113,8 +113,7 @@ class Worker:
             if self.stage.iteration < self.settings.iterations:
                 self._train()
         except BaseException:
-            # The checkpoint in writing may still be of use; its own failure would hide the first
-            # one.
+            # The checkpoint in writing may still be of use; its failure would hide the first one.
             with suppress(QdmrError):
                 self.saver.wait()
             # In a store, these lines, which tell how it went wrong, would otherwise be lost.
@@ -126,8 +125,7 @@ class Worker:
         self.logbook.close()
 
     def _check_storage(self) -> None:
-        """Refuses a disk that only the driver's machine has: a checkpoint written to this machine's
-        disk would never be found again."""
+        """Refuses a disk of the driver's machine alone: checkpoints written here would be lost."""
         file = self.run_location.join(self.task.stage, BEGUN_FILE)
         begun = Begun.read_if_there(file)
         if begun is None or begun.digest != self.task.digest:
@@ -269,8 +267,7 @@ class Worker:
             self.logbook.warn(*self._guarded(self.guard.check))
             self._checkpoint()
         self.saver.wait()
-        # The first rank that ends takes the others with it, so none may end before rank 0 has
-        # written.
+        # The first rank that ends takes the others with it, so rank 0 must have written before.
         self.ranks.wait_for_all()
         self.logbook.leave()
         raise Preempted(f"stopped after iteration {iteration}: a worker is about to be taken away")

@@ -1,8 +1,8 @@
-"""Notice that a worker is about to be taken away: a spot instance reclaimed, a node drained. A
-notice comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained
-(``ray drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray restarts
-them on other nodes without counting a failure. Ctrl-C in the command comes the same way, but ends
-the training."""
+"""Notice that a worker is about to be taken away: a spot instance reclaimed, a node drained. It
+comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained (``ray
+drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray restarts them
+on other nodes without counting a failure. Ctrl-C in the command comes the same way, but ends
+training."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ class _WatchedBackend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 def watch_for_sigterm() -> None:
-    """Takes the first SIGTERM as a notice; Python demands a call in the main thread, and runs the
-    handler when that thread runs next. In a worker it does so every two seconds, when Ray Train
-    asks for the worker's status."""
+    """Takes the first SIGTERM as a notice. Python demands a call in the main thread, and runs the
+    handler there: in a worker every two seconds, when Ray Train asks for the status."""
     previous = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: Any) -> None:

@@ -1,7 +1,6 @@
-"""Batches onto the training device, one ahead of the step that uses them. On a GPU, a thread
-takes the next batch from the stream, pins it and copies it in a CUDA stream of its own, beside
-the current step. On a CPU there is nothing to copy, and the thread would only take time from the
-step."""
+"""Batches onto the training device, one ahead of the step that uses them. On a GPU, a thread takes
+the next batch from the stream, pins it and copies it in a CUDA stream of its own, beside the
+current step. On a CPU there is nothing to copy, and a thread would only take time from the step."""
 
 from __future__ import annotations
 

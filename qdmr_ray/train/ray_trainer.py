@@ -42,12 +42,9 @@ class Launch(Protocol):
 
 
 def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
-    """Trains with Ray Train's workers, as ``experiment.scaling`` says. ``watch`` is called in this
-    thread; without it, a progress bar is shown.
-
-    Raises:
-        QdmrError: training failed, in one line.
-    """
+    """Trains with Ray Train's workers, as ``experiment.scaling`` says. ``watch`` is called in
+    this thread; without it, a progress bar is shown. Raises QdmrError, in one line, if training
+    failed."""
     board = new_board()
     task = replace(task, board=board, watched=watch is not None)
     # The state that Ray Train keeps of a run would disturb the next one of the same name; only the
@@ -141,8 +138,8 @@ def _worker_count(scaling: ScalingSettings) -> Any:
 
 class Fit:
     """``trainer.fit()`` in a thread, so that the calling thread can work and be interrupted. In a
-    main thread, Ray Train would handle Ctrl-C itself, for good, and report an interrupted training
-    as a success."""
+    main thread, Ray Train would handle Ctrl-C itself, for good, and report an interruption as a
+    success."""
 
     def __init__(self, trainer: TorchTrainer) -> None:
         self._trainer = trainer

@@ -46,11 +46,7 @@ class Saver:
 
     def resume(self, stage: Stage) -> Mapping[str, float]:
         """Loads the newest checkpoint, if any, into ``stage``; returns the metrics that were logged
-        last.
-
-        Raises:
-            QdmrError: the checkpoint can't be read, or is of other settings or data.
-        """
+        last. Raises QdmrError if the checkpoint can't be read, or is of other settings or data."""
         checkpoint = self._newest()
         if checkpoint is None:
             return {}
@@ -64,12 +60,9 @@ class Saver:
         return state.metrics
 
     def save(self, stage: Stage, metrics: Mapping[str, float]) -> bool:
-        """Writes a checkpoint beside the training; returns whether to report it to Ray Train. Ray
-        Train takes one report in ``patience.REPORT``; faster ones would wait in line.
-
-        Raises:
-            QdmrError: the previous checkpoint could not be written.
-        """
+        """Writes a checkpoint beside the training; returns whether to report it to Ray Train, which
+        takes one report in ``patience.REPORT``; faster ones would wait in line. Raises QdmrError if
+        the previous checkpoint could not be written."""
         now = time.monotonic()
         last = stage.iteration == stage.settings.iterations
         # A report is a call on all ranks: rank 0's clock decides for them.
@@ -81,19 +74,14 @@ class Saver:
                 digest=self._task.digest,
                 metrics=dict(metrics),
             )
-            # The log is published first, so that no line is missing after resuming from this
-            # checkpoint.
+            # The log is published first, so that a resumed run's log lacks no line.
             self._store.save(state, stage.state_dict(), before_complete=self._logbook.publish)
         if due:
             self._reported = now
         return due
 
     def wait(self) -> None:
-        """Returns when everything saved is stored.
-
-        Raises:
-            QdmrError: it could not be written.
-        """
+        """Returns when everything saved is stored; raises QdmrError if it could not be written."""
         self._store.wait()
 
     def _newest(self) -> Checkpoint | None:

@@ -141,11 +141,8 @@ def check_run(
     experiment: Experiment, stages: Sequence[str] | None = None
 ) -> tuple[Experiment, Manifest]:
     """Checks all that ``stages`` need before anything starts: data, crops and weights. Returns the
-    experiment with absolute paths, and the data's manifest.
-
-    Raises:
-        QdmrError: something is missing or doesn't fit.
-    """
+    experiment with absolute paths, and the data's manifest; raises QdmrError for anything that is
+    missing or doesn't fit."""
     names = list(experiment.run if stages is None else stages)
     if not experiment.data.path:
         raise SettingsError("data.path is not set: name a packed dataset (see qdmr data pack)")

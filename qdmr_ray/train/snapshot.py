@@ -37,8 +37,7 @@ class HostMemory:
             copied = type(value)(  # type: ignore[call-arg]
                 (key, self._copy(item, (*place, key))) for key, item in value.items()
             )
-            # The metadata hold the modules' versions; without them some modules take the state for
-            # an old one.
+            # Without the metadata's versions, some modules take the state for an old one.
             if hasattr(value, "_metadata"):
                 copied._metadata = value._metadata  # type: ignore[attr-defined]
             return copied

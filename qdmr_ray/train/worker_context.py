@@ -1,7 +1,6 @@
 """The host of a training worker: a process that trains by itself, or a worker of Ray Train. The
 loop asks its host for rank, device and whether it has to go, and reports its position. A sweep's
-trial with a single worker trains in its own process, which spares it the start of a worker
-group."""
+trial with a single worker trains in its own process, which spares the start of a worker group."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ class Host:
         """Takes the metrics of a checkpoint; every rank calls it at the same iterations."""
 
     def is_leaving(self) -> bool:
-        """Returns whether one of the workers' machines is about to be taken away; a collective
-        call."""
+        """Returns whether a worker's machine is about to be taken away; a collective call."""
         return ray.get_runtime_context().get_node_id() in draining_nodes()
 
     def linger(self) -> None:

@@ -60,8 +60,8 @@ class Meter:
         return means | self.take_times() | {_BROKEN: broken}
 
     def take_times(self) -> dict[str, float]:
-        """Returns this worker's seconds per iteration by phase, and the share of ``data_wait``;
-        then the clock starts anew."""
+        """Returns this worker's seconds per iteration by phase and ``data_wait``'s share;
+        restarts."""
         total, iterations = sum(self._seconds.values()), max(1, self._timed)
         per_iteration = {f"time/{k}": v / iterations for k, v in self._seconds.items()}
         waited = self._seconds["data_wait"] / total if total else 0.0

@@ -61,8 +61,7 @@ class Gauges:
 
 
 class PreemptionCounter:
-    """``qdmr_preemptions`` counts the machines of a stage's workers that were taken away; its tags
-    are ``run`` and ``stage``."""
+    """``qdmr_preemptions``, tagged ``run`` and ``stage``, counts workers' machines taken away."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._tags = {"run": run, "stage": stage}

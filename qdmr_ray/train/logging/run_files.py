@@ -20,9 +20,8 @@ from qdmr_ray.storage import Location, write_file_atomic
 
 
 class RunFiles:
-    """The files of one stage of the run at ``run``; training goes on after ``iteration``. Lines
-    of later iterations, which a lost worker has written, are dropped; ``lines`` are those that
-    stay."""
+    """The files of one stage of the run at ``run``; training goes on after ``iteration``. Later
+    lines, which a lost worker has written, are dropped; ``lines`` are those that stay."""
 
     def __init__(self, run: Location, stage: str, iteration: int) -> None:
         self._run, self._stage = run, stage
