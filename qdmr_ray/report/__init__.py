@@ -20,10 +20,7 @@ __all__ = ["build_report", "run_page", "sweep_page"]
 
 def build_report(folder: Location | Path | str, out: Location | Path | str | None = None) -> str:
     """Writes the report of what ``folder`` holds; returns its path or ``s3://…``. A folder with
-    ``sweep.json`` is a sweep's (``sweep_page``), any other a run's (``run_page``).
-
-    Raises:
-        QdmrError: the folder holds neither, or the page cannot be written.
-    """
+    ``sweep.json`` is a sweep's (``sweep_page``), any other a run's (``run_page``). Raises QdmrError
+    if the folder holds neither, or the page cannot be written."""
     place = located(folder)
     return sweep_page(place, out) if is_sweep(place) else run_page(place, out)

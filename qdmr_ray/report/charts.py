@@ -97,9 +97,8 @@ class ChartTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A Plotly figure as JSON; ``summary`` describes it in words for those who can't see it.
-    Without a ``table``, the page's script makes one with a column for each of the figure's
-    traces."""
+    """A Plotly figure as JSON; ``summary`` describes it for those who can't see it. Without a
+    ``table``, the page's script makes one with a column for each of the figure's traces."""
 
     title: str
     summary: str
@@ -136,8 +135,7 @@ class StageCharts:
 
 
 def plain(text: str) -> str:
-    """Returns ``text`` so that Plotly shows it literally: it renders ``<b>``, ``<a href>`` and
-    entities."""
+    """Escapes ``text`` for Plotly, which renders ``<b>``, ``<a href>`` and entities."""
     return escape(text, quote=False).replace("\n", "<br>")
 
 
@@ -178,9 +176,9 @@ def draw_stage(curves: StageCurves) -> StageCharts:
 
 
 def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
-    """Draws ``(label, colour, points)`` over the iteration, in increasing order. A value of
-    ``None`` (not finite) leaves a gap. The tooltip reads out the running mean; the logged values
-    are a thin line behind it."""
+    """Draws ``(label, colour, points)`` over the iteration, in increasing order; ``None`` (not
+    finite) leaves a gap. The tooltip reads out the running mean; the logged values are a thin
+    line."""
     raw = [_thin(points, spikes=True) for _, _, points in lines]
     smooth = [
         _thin(_smooth(points) if len(points) >= FEWEST_TO_SMOOTH else points, spikes=False)
@@ -358,9 +356,8 @@ def _chart_of(key: str) -> tuple[str, str]:
 
 
 def _smooth(points: Points) -> Points:
-    """Returns the running mean around each point; gaps stay gaps and add nothing. Its window
-    narrows towards the ends, to a third of its width, so that the mean doesn't lag behind a
-    slope."""
+    """Returns the running mean around each point; gaps stay gaps and add nothing. Towards the ends
+    its window narrows, to a third of its width, so that it doesn't lag behind a slope."""
     reach = max(2, round(len(points) * SMOOTHING_FRACTION / 2))
     sums, counts = [0.0], [0]
     for _, y in points:
@@ -376,8 +373,7 @@ def _smooth(points: Points) -> Points:
 
 
 def _thin(points: Points, *, spikes: bool) -> Points:
-    """Returns at most ``MOST_POINTS``: of each run of points the lowest and highest where
-    ``spikes``, else one."""
+    """Returns at most ``MOST_POINTS``: per bucket the extremes if ``spikes``, else one point."""
     if len(points) <= MOST_POINTS:
         return points
     kept: Points = []
@@ -398,8 +394,7 @@ def _thin(points: Points, *, spikes: bool) -> Points:
 def _value_range(
     raw: Sequence[Points], smooth: Sequence[Points], logarithmic: bool
 ) -> tuple[float, float]:
-    """Returns the range of all running means and, but for outliers, logged values, with a
-    margin."""
+    """Returns the range of all running means and, but for outliers, of the logged values."""
     logged = sorted(y for points in raw for _, y in points if y is not None)
     means = [y for points in smooth for _, y in points if y is not None]
     if not logged:

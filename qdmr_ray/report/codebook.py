@@ -220,8 +220,8 @@ def _ticks(largest: float) -> list[float]:
 
 def _strips(groups: list[str]) -> tuple[list[dict[str, object]], list[float], list[str]]:
     """Returns the strips under the bars, which show where the source's own codes end and the
-    target's own begin: a shape per group, and the centres and names of the groups that have room
-    for a name."""
+    target's own begin: a shape per group, and centres and names of the groups with room for a
+    name."""
     tones = {SHARED: PLAIN_COLOUR, SOURCE_OWN: DOMAINS.index(SOURCE)}
     shapes: list[dict[str, object]] = []
     centres, names, start = [], [], 0

@@ -52,10 +52,7 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
 
 def write_page(page: str, place: Location, out: Location | Path | str | None) -> str:
     """Writes the page to ``out``, else into the folder ``place``; returns its path or ``s3://…``.
-
-    Raises:
-        QdmrError: it cannot be written.
-    """
+    Raises QdmrError if it cannot be written."""
     target = place.join(REPORT_FILE) if out is None else located(out)
     local = target.local_path
     if local is None:

@@ -51,8 +51,7 @@ def references(evaluation: Evaluation) -> list[str]:
 
 
 def origin(evaluation: Evaluation) -> dict[str, str]:
-    """Returns what determined the values, and the software behind them: ``{"models.uda":
-    "5e8a…"}``."""
+    """Returns what determined the values, and the software used: ``{"models.uda": "5e8a…"}``."""
     known = {**evaluation.provenance.model_dump(exclude_defaults=True), **evaluation.environment}
     return _flat(known)
 

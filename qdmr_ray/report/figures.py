@@ -51,8 +51,7 @@ class Table:
 
 
 def primary_metric(evaluation: Evaluation) -> str | None:
-    """Returns the registry's primary metric where a stage has it, else the first that a stage
-    has."""
+    """Returns the registry's primary metric where a stage has it, else the first of any stage."""
     metrics = [
         name
         for name in metrics_of(evaluation)
@@ -168,8 +167,7 @@ def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricIn
 
 
 def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) -> tuple[str, ...]:
-    """Returns ``median 26.10`` and ``95 %: 25.30 … 27.00``, or nothing where the file lacks
-    them."""
+    """Returns ``median 26.10`` and ``95 %: 25.30 … 27.00``, as far as the file has them."""
     known = evaluation.statistics.get(stage, {}).get(metric)
     if known is None:
         return ()
@@ -183,8 +181,7 @@ def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) 
 
 
 def verdict(style: MetricInfo, gain: float | None) -> str:
-    """Returns ``better`` or ``worse``, or an empty text where the change is zero or too small to
-    see."""
+    """Returns ``better`` or ``worse``, or an empty text where the change is too small to see."""
     if gain is None or not style.better or round(gain, style.digits) == 0:
         return ""
     return "better" if gain * style.better > 0 else "worse"

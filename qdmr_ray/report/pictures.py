@@ -30,8 +30,7 @@ MAP_QUALITY = 80
 THUMBNAIL_QUALITY = 75
 # A training picture that is a larger PNG than this is stored as a JPEG.
 LARGEST_PNG = 400_000
-# All photographs together may take so many characters of base64; with the 4.8 MB of plotly.js the
-# page stays below 15 MB.
+# Photographs may take so much base64 in all; with plotly.js (4.8 MB) a page stays below 15 MB.
 PHOTOGRAPH_BUDGET = 9_500_000
 MOST_PHOTOGRAPHS = 12
 # The most detailed block is searched among blocks of this side in pixels.
@@ -62,8 +61,7 @@ class Photograph:
 
 
 def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int]:
-    """Returns the evaluated photographs that fit on the page, and the amplification of their
-    maps."""
+    """Returns the evaluated photographs that fit on the page, and their maps' amplification."""
     if run.evaluation is None:
         return [], 1
     shown, amplification = embedded(run.evaluation, metric, lambda name: load_pictures(run, name))
@@ -76,9 +74,8 @@ def embedded(
     evaluation: Evaluation, metric: str | None, load: Callable[[str], dict[str, np.ndarray]]
 ) -> tuple[list[Photograph], int]:
     """Returns the photographs that fit on the page, and the amplification of their maps. ``load``
-    returns a photograph's pictures, which may be none. If not all photographs fit, they are spread
-    evenly from the smallest to the largest gain in ``metric``, so that the page doesn't show the
-    best alone."""
+    returns a photograph's pictures, which may be none. If not all fit, they are spread evenly from
+    the smallest to the largest gain in ``metric``, so that the page doesn't show the best alone."""
     chosen = _spread(evaluation, metric)
     loaded = [(image, load(image.name)) for image in chosen]
     present = [(image, pictures) for image, pictures in loaded if pictures]
@@ -94,11 +91,8 @@ def embedded(
 
 
 def training_picture(file: Location) -> tuple[str, int, int]:
-    """Returns ``(data URI, width, height)`` of a picture that training left.
-
-    Raises:
-        QdmrError: the file is no readable image.
-    """
+    """Returns ``(data URI, width, height)`` of a picture that training left; raises QdmrError if
+    the file is no readable image."""
     return embedded_picture(decode_image(file.read_bytes(), file.uri))
 
 
@@ -185,8 +179,7 @@ def lies_below(folder: Location, root: Location, name: str) -> bool:
 
 
 def _amplification(sets: Sequence[dict[str, np.ndarray]]) -> int:
-    """Returns the largest factor at which hardly any pixel of the inputs saturates, one per
-    page."""
+    """Returns the page's largest factor at which hardly any pixel of the inputs saturates."""
     samples = [
         absolute_error(pictures[INPUT], pictures[GROUND_TRUTH]).ravel()
         for pictures in sets

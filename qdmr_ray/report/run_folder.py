@@ -47,9 +47,9 @@ D = TypeVar("D", bound=Document)
 
 @dataclass(frozen=True, kw_only=True)
 class StageCurves:
-    """``metrics.jsonl`` of one stage: per scalar its iterations and values, in order. A value that
-    is not finite is ``None``. ``seconds`` is the time between the first and the last line, ``None``
-    where it isn't known."""
+    """``metrics.jsonl`` of one stage: per scalar its iterations and values, in order; a value that
+    is not finite is ``None``. ``seconds`` is the time from the first to the last line, ``None`` if
+    unknown."""
 
     scalars: dict[str, tuple[list[int], list[float | None]]]
     iterations: int
@@ -88,12 +88,9 @@ class RunData:
 
 
 def read_run(place: Location) -> RunData:
-    """Reads the run folder ``place``, or a folder with nothing but an evaluation.
-
-    Raises:
-        QdmrError: neither ``config.yaml`` nor ``evaluation.json`` is there, or the first is no
-            mapping of settings.
-    """
+    """Reads the run folder ``place``, or a folder with nothing but an evaluation. Raises QdmrError
+    if neither ``config.yaml`` nor ``evaluation.json`` is there, or the first is no mapping of
+    settings."""
     config, text = _read_config(place)
     run = RunData(place=place, config=config, config_text=text)
     environment = _read_document(Environment, place.join(ENVIRONMENT_FILE), run.problems)

@@ -315,8 +315,7 @@ def draw_parallel(sweep: Sweep) -> Chart | None:
 
 
 def draw_slices(sweep: Sweep, index: int) -> list[Chart]:
-    """Draws objective ``index`` over each parameter, the most important first; empty without
-    values."""
+    """Draws objective ``index`` over each parameter, by importance; empty without values."""
     trials = [trial for trial in sweep.searched if trial.values[index] is not None]
     return [_slice(sweep, index, name, trials) for name in sweep.parameters] if trials else []
 
@@ -597,8 +596,7 @@ def _value_axis(scale: Scale) -> dict[str, Any]:
 def _by_trial(
     sweep: Sweep, trials: Iterable[Trial], columns: Sequence[tuple[str, Any]]
 ) -> ChartTable:
-    """Returns a row per trial: its name, its state, and a column per ``(head, cell of a
-    trial)``."""
+    """Returns a row per trial: name, state, and a column per ``(head, cell of a trial)``."""
     return ChartTable(
         head=["Trial", "State", *(head for head, _ in columns)],
         rows=[
@@ -620,8 +618,7 @@ def _short(text: str, longest: int = LONGEST_LABEL) -> str:
 def _staircase(
     places: Sequence[tuple[float, float]], better: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """Returns the edge of the region that the front dominates: corners at the worse of two
-    neighbours' values."""
+    """Returns the edge of the front's dominated region, with corners at the worse of two values."""
     corners = [places[0]]
     for before, after in itertools.pairwise(places):
         worse = [

@@ -169,8 +169,7 @@ class Sweep:
         return [trial for trial in self.trials if trial.number == number]
 
     def spread(self, trial: Trial, index: int) -> Spread:
-        """Returns objective ``index`` of a trial and its repeats: from the file, else from their
-        values."""
+        """Returns objective ``index`` of a trial and its repeats, from the file where it has it."""
         for repeats in self.repeats:
             if repeats.of == trial.id and repeats.mean[index] is not None:
                 count = sum(row[index] is not None for row in repeats.values)
@@ -186,16 +185,14 @@ class Sweep:
         ]
 
     def scale_values(self, index: int) -> list[float]:
-        """Returns the values that an axis has to show: the results, or all where there are
-        hardly any. Trials that were stopped early stand below the others and would squeeze them
-        together."""
+        """Returns the values that an axis has to show: the results, or all where there are hardly
+        any. Trials that were stopped early stand below the others and would squeeze them."""
         known = [(t, v) for t in self.searched if (v := t.values[index]) is not None]
         results = [value for trial, value in known if self.counts(trial)]
         return results if len(set(results)) > 1 else [value for _, value in known]
 
     def counts(self, trial: Trial) -> bool:
-        """Returns whether a trial's value is a result: one stopped early could have become
-        better."""
+        """Returns whether the value is a result: a trial stopped early could have become better."""
         return trial.state == FINISHED or trial is self.best or trial in self.front
 
 

@@ -20,11 +20,8 @@ def is_sweep(place: Location) -> bool:
 
 
 def read_sweep(place: Location) -> Sweep:
-    """Reads the sweep in the folder ``place``.
-
-    Raises:
-        QdmrError: ``sweep.json`` is missing or broken, or it names no metric.
-    """
+    """Reads the sweep in the folder ``place``; raises QdmrError if ``sweep.json`` is missing or
+    broken, or it names no metric."""
     file = place.join(SWEEP_FILE)
     content = SweepFile.read(file)
     objectives = _objectives(content.metrics)
@@ -76,8 +73,8 @@ def _objectives(named: list[sweep_file.Objective]) -> list[Objective]:
 
 
 def _style(name: str, better: int) -> MetricInfo:
-    """Returns the style by the last part of ``uda/validation/psnr``, or, of an unknown metric, one
-    with its full name."""
+    """Returns the style of ``uda/validation/psnr`` by its last part, else one with the full
+    name."""
     last = name.rsplit("/", 1)[-1]
     if last.partition("_")[0] in METRICS:
         return replace(metric_info(last), better=better)

@@ -26,9 +26,9 @@ WANTED_TICKS, MOST_LOG_TICKS = 5, 6
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """An axis of numbers from ``low`` to ``high``, or of ``choices`` at even distances. Below
-    either stand ``slots`` for values without a place there: an unused parameter, or 0 on a
-    logarithmic axis."""
+    """An axis of numbers from ``low`` to ``high``, or of ``choices`` at even distances. Below it
+    stand ``slots`` for values without a place there: an unused parameter, or 0 on a logarithmic
+    axis."""
 
     low: float = 0.0
     high: float = 1.0
@@ -38,8 +38,7 @@ class Scale:
     slots: tuple[str, ...] = ()
 
     def place(self, value: Any) -> float:
-        """Returns the fraction at which ``value`` stands; numbers beyond the ends stand at the
-        end."""
+        """Returns the fraction at which ``value`` stands; numbers beyond the ends stand there."""
         slot = self._slot_of(value)
         if slot is not None:
             return (self.slots.index(slot) + 0.5) * SLOT
@@ -116,9 +115,8 @@ class Scale:
 
 
 def parameter_scale(spec: Mapping[str, Any], observed: Sequence[Any]) -> Scale:
-    """Returns the axis of a parameter from its entry in the search space and its observed values,
-    which may lie outside the space, as the experiment's own settings may; these have their places
-    too."""
+    """Returns the axis of a parameter from its entry in the search space and its observed values.
+    Values outside the space, which the experiment's own settings may be, have their places too."""
     known = [value for value in observed if value is not MISSING]
     choices, ends = spec.get("choice"), spec.get("float", spec.get("int"))
     if not _is_range(ends):
