@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Switches off garbage collection, which an import of half a million objects triggers
-    repeatedly. Without it, PyTorch and Ray are imported half a second, a sixth of the time,
-    sooner."""
+    repeatedly; PyTorch and Ray are then imported half a second, a sixth of the time, sooner."""
     gc.disable()
     try:
         yield
@@ -87,8 +86,7 @@ def watched_console() -> Console | None:
 
 
 def in_megabytes(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """Turns the progress of a step that counts bytes into megabytes; the last byte fills the
-    bar."""
+    """Turns a step's progress in bytes into megabytes; the last byte fills the bar."""
 
     def update(step: str, done: int, total: int) -> None:
         megabytes = -(-total // 10**6)

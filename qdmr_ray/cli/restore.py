@@ -70,11 +70,7 @@ def export(
 
 
 def bytes_of(memory: float) -> int:
-    """Returns ``--memory`` (GiB) in bytes.
-
-    Raises:
-        SettingsError: infinite or no number.
-    """
+    """Returns ``--memory`` (GiB) in bytes; raises SettingsError if it is infinite or no number."""
     if not math.isfinite(memory):
         raise SettingsError(f"--memory {memory}: give a number of GiB, such as 2")
     return round(memory * 2**30)
