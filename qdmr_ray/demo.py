@@ -24,11 +24,8 @@ Progress = Callable[[str, int, int], None]
 
 
 def find_experiment(name: str) -> Path:
-    """Returns the file of a shipped experiment, from the package or from a checkout beside it.
-
-    Raises:
-        QdmrError: there is none of that name.
-    """
+    """Returns the file of a shipped experiment, from the package or from a checkout beside it;
+    raises QdmrError if there is none of that name."""
     package = Path(__file__).resolve().parent
     places = [folder / "experiments" / f"{name}.yaml" for folder in (package, package.parent)]
     for place in places:
@@ -38,8 +35,7 @@ def find_experiment(name: str) -> Path:
 
 
 def demo_experiment(out: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Returns the demo's experiment, on the data that :func:`make_demo_data` packs below
-    ``out``."""
+    """Returns the demo's experiment, on the data of :func:`make_demo_data` below ``out``."""
     experiment = load_experiment(find_experiment("demo"), overrides, name=out.name)
     path = experiment.data.path or str(out / "data" / "packed")
     return replace(experiment, data=replace(experiment.data, path=path))
@@ -47,10 +43,7 @@ def demo_experiment(out: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 def make_demo_data(out: Path, progress: Progress) -> None:
     """Simulates and packs the demo's photographs below ``out``, unless they are there already.
-
-    Raises:
-        QdmrError: ``out`` can't be written to, or the photographs' packages are incomplete.
-    """
+    Raises QdmrError if ``out`` can't be written to, or the photographs' packages are incomplete."""
     packed = out / "data" / "packed"
     if (packed / MANIFEST_NAME).is_file():
         return
@@ -69,11 +62,8 @@ def run_demo(
     out: Path, *, overrides: Sequence[str] = (), say: Callable[[str], None], progress: Progress
 ) -> Evaluation:
     """Builds the data, trains the stages, evaluates and reports into ``out``; returns the
-    evaluation. A second call for the same folder continues where the first one stopped.
-
-    Raises:
-        QdmrError: the first step that fails.
-    """
+    evaluation. A second call for the same folder continues where the first one stopped. The first
+    step that fails raises a QdmrError."""
     # Ray is imported after the settings are checked: it is slow to import.
     experiment = demo_experiment(out, overrides)
     from qdmr_ray.evaluate.evaluate import evaluate_run

@@ -39,8 +39,8 @@ class Finding:
 
 def examine(storage: str, address: str | None = None) -> list[Finding]:
     """Runs every check; none of them stops the others. One file is written into ``storage`` and
-    deleted. With ``address``, the jobs API of a cluster, a check tells whether strangers could use
-    that API."""
+    deleted. With ``address``, a cluster's jobs API, a check tells whether strangers could use
+    it."""
     return [
         *(_dashboard(address) if address else ()),
         _python(),

@@ -14,13 +14,11 @@ class SettingsError(QdmrError, ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the error's message without line breaks, or the name of its type without a
-    message."""
+    """Returns the error's message without line breaks, or its type's name without a message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def reason(error: BaseException) -> str:
-    """Returns one line for a list of failures: the message, after the type unless it is a
-    QdmrError."""
+    """Returns one line for a list of failures: the message, after the type unless a QdmrError."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, QdmrError) else f"{type(error).__name__}: {text}"

@@ -29,11 +29,7 @@ class Wait:
 
     @property
     def seconds(self) -> float:
-        """The duration in force.
-
-        Raises:
-            SettingsError: the variable holds no positive number.
-        """
+        """The duration in force; raises SettingsError if the variable holds no positive number."""
         text = os.environ.get(self.variable)
         if not text:
             return self.default

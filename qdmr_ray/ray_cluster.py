@@ -44,8 +44,7 @@ _ON_A_CLUSTER = {
 _LOCALLY = {
     # There is no dashboard whose page of training runs could be filled.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    # Ray runs workers at nice 15. On a machine that does anything else, training would wait for it
-    # at every thread barrier.
+    # Ray runs workers at nice 15: on a busy machine, training would wait for it at every barrier.
     "RAY_worker_niceness": "0",
     # By default Ray frees unused objects once a second; crops go faster than that.
     "RAY_free_objects_period_milliseconds": "100",
@@ -92,8 +91,7 @@ def ensure_ray(modules: Iterable[str] = ()) -> None:
 
 
 def outside_code(modules: Iterable[str]) -> dict[str, Any]:
-    """Returns the runtime environment that sends the packages of ``modules`` to a cluster's
-    nodes."""
+    """Returns the runtime environment that sends ``modules``' packages to a cluster's nodes."""
     if not joins_a_cluster():
         return {}
     packages = [importlib.import_module(name) for name in {m.partition(".")[0] for m in modules}]
@@ -154,10 +152,7 @@ def capacity() -> dict[str, float]:
 
 def uses_gpu(experiment: Experiment) -> bool:
     """Returns whether the workers train on GPUs: as ``scaling.gpu`` says, else if there are enough.
-
-    Raises:
-        SettingsError: GPUs are asked for and the cluster has fewer, or a setting needs one.
-    """
+    Raises SettingsError if GPUs are asked for and the cluster has fewer, or a setting needs one."""
     gpus = float(capacity().get("GPU", 0))
     scaling = experiment.scaling
     workers = scaling.fewest_workers
@@ -180,11 +175,8 @@ def uses_gpu(experiment: Experiment) -> bool:
 
 
 def check_cpus(experiment: Experiment) -> None:
-    """Checks that training and its loading tasks fit together; Ray Data would wait for ever.
-
-    Raises:
-        SettingsError: the cluster has too few CPUs.
-    """
+    """Checks that training and its loading tasks fit together; Ray Data would wait for ever. Raises
+    SettingsError if the cluster has too few CPUs."""
     scaling = experiment.scaling
     workers = scaling.fewest_workers
     loading = required_cpus(experiment.data, workers)

@@ -24,8 +24,7 @@ class CodeVersion:
     changed: bool = False
 
     def __str__(self) -> str:
-        """Returns the one word that files keep, a valid Python version:
-        ``0.1.0+g1c548cb12345.changed``."""
+        """Returns the word that files keep, a Python version: ``0.1.0+g1c548cb12345.changed``."""
         if self.commit is None:
             return self.version
         return f"{self.version}+g{self.commit}{'.changed' if self.changed else ''}"
