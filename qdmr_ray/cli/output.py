@@ -1,4 +1,4 @@
-"""How commands print: lines, tables, measurements, evaluations, progress bars."""
+"""The output of commands: lines, tables, measurements, evaluations, progress bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which failures of an S3-compatible store are retried, for how long, and what the user is told.
+"""Decides which failures of an S3-compatible store are retried and for how long; words errors.
 
     store = Store("http://minio:9000", None)
     size = persistently(lambda: obstore.head(store.bucket("photos"), "key")["size"], store.address)

@@ -16,7 +16,7 @@ from qdmr_ray.sweeps.trial import Tell, TrialContext, TrialReport, failed_report
 from qdmr_ray.train.preemption import Preempted
 
 Body = Callable[[Mapping[str, Any], TrialContext, Tell], TrialReport]
-# How long a stopped trial may take to end its workers and to finish writing a checkpoint.
+# A stopped trial may take so long to end its workers and to finish writing a checkpoint.
 _LEAVE_SECONDS = 90.0
 
 

@@ -55,7 +55,7 @@ _TUNE_ENVIRONMENT = {
     # The last report of a failed trial has no metrics.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # How long a trial may take to leave (see actor.py) before its process is killed.
+    # A trial may take so long to leave (see actor.py) before its process is killed.
     "TUNE_FORCE_TRIAL_CLEANUP_S": "120",
 }
 

@@ -1,6 +1,6 @@
-"""Which errors end a run at once, and the one line that the user sees. A lost worker may come back:
-Ray Train restarts the workers from the newest checkpoint, up to ``scaling.max_failures`` times.
-Broken data, a full disk or a bug would only fail again."""
+"""Decides which errors end a run at once, and words the one line that the user sees. A lost worker
+may come back: Ray Train restarts the workers from the newest checkpoint, up to
+``scaling.max_failures`` times. Broken data, a full disk or a bug would only fail again."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ray.util.metrics import Counter, Gauge
 
 # Logged metrics of one kind (loss terms by domain, phases by name) become one Ray metric, with the
-# rest of the name as its tag ``figure``, so that a board needs no list of them.
+# rest of the name as its tag ``figure``, so that a dashboard needs no list of them.
 _PREFIX = "qdmr"
 _TAGS = ("run", "stage", "figure")
 _KINDS = {
