@@ -118,7 +118,7 @@ class CodebookUsage(Document):
         return groups
 
     def group_sizes(self) -> dict[str, int]:
-        """The number of codes in each group."""
+        """Counts the codes in each group."""
         groups = self.groups()
         return {group: int((groups == group).sum()) for group in GROUPS}
 
