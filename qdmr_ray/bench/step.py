@@ -177,8 +177,7 @@ def _flop_of_one_image(stage: str, preset: str) -> float:
 
 
 def compute_of(bench: StepBench) -> ComputeSettings:
-    """Returns the stage's compute settings; raises SettingsError where ``plain`` meets another
-    setting."""
+    """Returns the stage's compute settings; ``plain`` with another raises SettingsError."""
     if bench.plain:
         others = {"dtype": bench.dtype != FLOAT32} | {
             name: getattr(bench, name) for name in ("compile", "recompute", "cuda_graph")

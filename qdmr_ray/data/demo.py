@@ -40,8 +40,8 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 class Window(NamedTuple):
     """A part of a photograph that becomes a frame. ``zoom`` 1 is the largest window of the frame's
-    shape, 2 one of half its width; ``x`` and ``y`` place it: 0 at the left or top edge, 1 at the
-    right or bottom edge."""
+    shape, 2 one of half its width; ``x`` and ``y`` place it, 0 at the left or top edge,
+    1 at the right or bottom edge."""
 
     zoom: float = 1.0
     x: float = 0.5

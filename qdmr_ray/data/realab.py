@@ -57,9 +57,8 @@ _HASHING_THREADS = 4
 
 
 class _Record(Document):
-    """The files that earlier runs verified and unpacked, by path on the hub. ``verified`` holds
-    checksum, size and time of change; ``unpacked`` the archive's checksum and how many files each
-    folder received."""
+    """The files that earlier runs verified (checksum, size and time of change) and unpacked (the
+    archive's checksum, and how many files each folder received), by path on the hub."""
 
     verified: dict[str, tuple[str, int, int]] = Field(default_factory=dict)
     unpacked: dict[str, tuple[str, dict[str, int]]] = Field(default_factory=dict)

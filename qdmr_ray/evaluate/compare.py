@@ -85,8 +85,8 @@ def read_evaluation(place: Location) -> StoredEvaluation:
 
 
 def named_apart(evaluations: Sequence[StoredEvaluation]) -> list[StoredEvaluation]:
-    """Calls evaluations whose folders have one name by their whole path; raises SettingsError where
-    a file is named twice."""
+    """Renames evaluations whose folders have one name to their whole path; raises SettingsError
+    where the same file is named twice."""
     sources = Counter(evaluation.source for evaluation in evaluations)
     twice = next((source for source, count in sources.items() if count > 1), None)
     if twice is not None:

@@ -268,8 +268,8 @@ def _judge_missing(
 def spread_over(
     nodes: Sequence[Mapping[str, Any]], workers: int | None, photographs: int
 ) -> Spread:
-    """Spreads workers over the cluster of ``nodes`` (from ``ray.nodes()``); ``workers`` is
-    ``evaluation.workers``."""
+    """Spreads restoring actors over a cluster's ``nodes``, as ``ray.nodes()`` lists them;
+    ``workers`` is the setting ``evaluation.workers``."""
     alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
     gpus = int(sum(resources.get("GPU", 0) for resources in alive))
     # The head of a cluster on Kubernetes has no CPUs, so it restores nothing.

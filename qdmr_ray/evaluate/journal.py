@@ -34,8 +34,7 @@ class ResultsFile:
         self.flush()
 
     def add(self, row: Judged) -> None:
-        """Appends a row, unless the photograph has one; raises QdmrError where it can't be
-        written."""
+        """Appends a row, unless the photograph has one; raises QdmrError where writing fails."""
         if row.index in self.rows:
             return
         self.rows[row.index] = row

@@ -74,9 +74,8 @@ def summarize(
 
 
 def statistics_of(values: Sequence[float]) -> Statistics:
-    """Returns mean, median and interval of one metric over the images. A result that is not
-    finite is null (an infinite PSNR makes the mean and the interval so); one image alone has no
-    interval."""
+    """Returns mean, median and interval of one metric over the images. A result that is not finite
+    is null (an infinite PSNR makes mean and interval so); one image alone has no interval."""
     array = np.asarray(values, dtype=np.float64)
     low, high = bootstrap_interval(array) if len(array) > 1 else (math.nan, math.nan)
     mean, median = (
@@ -134,7 +133,7 @@ def bootstrap_interval(
 
 def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
     """Returns the two-sided p of Wilcoxon's signed-rank test on pairs, 1 where no pair differs;
-    leaves out pairs without a difference, as Wilcoxon does. Raises ValueError for unlike
+    pairs without a difference are left out, as in his test. Raises ValueError for unlike
     lengths."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values make no pairs")

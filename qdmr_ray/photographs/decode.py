@@ -158,7 +158,7 @@ def stored_pixels(image: Image.Image, data: bytes, name: str) -> np.ndarray:
 
 
 def _is_sixteen_bit(image: Image.Image, data: bytes) -> bool:
-    """Whether the file has 16-bit values, for which Pillow has no colour mode."""
+    """Whether the values have 16 bits; Pillow, which has no such colour mode, may reduce them."""
     if image.mode in _SIXTEEN_BIT_GREY:
         return True
     if image.format == "PNG":

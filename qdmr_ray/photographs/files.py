@@ -196,8 +196,8 @@ def _kind(image: Image.Image, page: int) -> int:
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Lifts Pillow's limit of 179 megapixels, which guards against strangers' files; the user named
-    these."""
+    """Lifts Pillow's limit of 179 megapixels, a guard against strangers' files, for files that the
+    user named."""
     with _limit_lock, warnings.catch_warnings():
         # Pillow also warns of odd EXIF data, which is no use to a user.
         warnings.simplefilter("ignore")

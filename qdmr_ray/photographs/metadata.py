@@ -89,8 +89,7 @@ def _with_interoperability(values: dict[int, object], exif: Image.Exif) -> dict[
 
 
 def read_extras(image: Image.Image, data: bytes, height: int, width: int) -> Extras:
-    """Reads the extras of the loaded ``image`` in ``data``, for upright ``height`` x ``width``
-    pixels."""
+    """Reads the extras of the loaded ``image`` in ``data``, for upright pixels of this size."""
     info = image.info
     xmp, comment, density = info.get("xmp"), info.get("comment"), info.get("dpi")
     jpeg = image.format in ("JPEG", "MPO")

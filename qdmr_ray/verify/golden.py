@@ -51,8 +51,7 @@ class Comparison:
 
 
 def load_golden(folder: Path) -> Golden:
-    """Reads the golden values in ``folder``; raises QdmrError where a file is missing or
-    unreadable."""
+    """Reads the golden values; raises QdmrError where a file is missing or unreadable."""
     try:
         texts = {
             name: json.loads((folder / f"{name}.json").read_text())

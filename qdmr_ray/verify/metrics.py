@@ -54,8 +54,7 @@ def verify_metrics(golden: Golden) -> list[Comparison]:
 
 
 def verify_niqe(golden: Golden, pristine: PristineModel) -> list[Comparison]:
-    """Compares NIQE of the photographs, sharp and blurred, by the ``pristine`` behind the
-    values."""
+    """Compares NIQE of sharp and blurred photographs; ``pristine`` is the values' own model."""
     comparisons = []
     for name in GOLDEN_PHOTOGRAPHS:
         for metric, image in zip(("niqe", "niqe_blurred"), _golden_photographs(name), strict=True):

@@ -83,8 +83,7 @@ class ShardCache:
 
     def fetch(self, file: FileEntry) -> Path | None:
         """Returns a copy of ``file``, made now by one process of the node while the others wait;
-        ``None`` when the folder cannot hold it. Raises QdmrError where the store does not give the
-        file."""
+        ``None`` when the folder cannot hold it. Raises QdmrError where the store lacks the file."""
         target = self._folder / file.file
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

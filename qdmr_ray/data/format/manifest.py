@@ -104,8 +104,7 @@ class Manifest(Document):
 
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Self:
-        """Parses the plain values of a file; raises QdmrError for a damaged manifest or another
-        format."""
+        """Parses plain values; raises QdmrError for a damaged manifest or another format."""
         damaged = QdmrError(f"{source}: damaged manifest; {_AGAIN}")
         if not isinstance(values, dict) or "schema_version" not in values:
             raise damaged

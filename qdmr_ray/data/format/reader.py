@@ -153,8 +153,7 @@ class RecordReader:
         ground_truth: bool = False,
     ) -> np.ndarray:
         """Reads the square of ``size`` pixels at (top, left), as a view, uint8 (3, size, size);
-        raises QdmrError as ``lines``, and ValueError where the square reaches over the photograph's
-        edge."""
+        raises QdmrError as ``lines``, and ValueError for a square that reaches over the edge."""
         sizes = self.index(set_name)
         height, width = int(sizes.heights[index]), int(sizes.widths[index])
         if not (0 <= top <= height - size and 0 <= left <= width - size):
@@ -181,8 +180,7 @@ class RecordReader:
         checked: np.ndarray,
     ) -> np.ndarray:
         """Reads whole bands of pixels, uint8 ``shape``, that agree with their checksums ``bands``.
-        ``checked`` marks the bands that need no comparing any more, and receives those compared
-        here."""
+        Bands marked in ``checked`` need no comparing any more; those compared here get marked."""
         length = math.prod(shape)
         mapped = self._mapping(shard)
         if mapped is not None:

@@ -67,8 +67,7 @@ _GROUND_TRUTH_COLUMN = _SCHEMA.get_field_index("ground_truth")
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
     """The arguments of one packing task: these records of this set become shard ``number``. Origins
-    are paths below ``root``. A record that cannot be used is left out with ``leave_out``, else an
-    error."""
+    are paths below ``root``. Unusable records are left out with ``leave_out``, else an error."""
 
     set_name: str
     number: int
@@ -88,9 +87,8 @@ class ShardJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedShard:
-    """The result of a job. ``shard`` is ``None`` when every record was left out.
-    ``image_levels`` and ``ground_truth_levels`` are int64 (3, 256): how many pixels of each
-    channel have each value."""
+    """The result of a job. ``shard`` is ``None`` when every record was left out. The levels are
+    int64 (3, 256): how many pixels of each channel have each value."""
 
     shard: ShardEntry | None
     index: pa.Table
@@ -165,8 +163,7 @@ def record_digest(image: np.ndarray, ground_truth: np.ndarray | None) -> bytes:
 
 
 def record_pixels(entry: RecordEntry, data: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns photograph and ground truth, uint8 (H, 3, W), from ``data``, a whole shard's
-    bytes."""
+    """Cuts photograph and ground truth, uint8 (H, 3, W), out of ``data``, a whole shard's bytes."""
     shape = (entry.height, CHANNELS, entry.width)
     length = entry.image_bytes
     image = data[entry.image_offset : entry.image_offset + length].reshape(shape)

@@ -109,8 +109,7 @@ def segment_size(settings: DataSettings, *, batch_size: int, crop: int, fields: 
 
 def required_cpus(settings: DataSettings, world_size: int) -> float:
     """Returns the CPUs that the loading tasks of ``world_size`` workers need beside the workers'
-    own. Check them first: where a cluster has less to spare, Ray Data waits for ever without a
-    word."""
+    own. Check this first: Ray Data waits silently for ever where a cluster has fewer to spare."""
     return world_size * settings.loader_workers * settings.loader_cpus
 
 

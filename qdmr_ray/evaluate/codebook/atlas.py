@@ -87,8 +87,7 @@ def _head(sheet: Image.Image, usage: CodebookUsage) -> None:
 
 
 def _bar_lengths(usage: CodebookUsage, longest: int) -> np.ndarray:
-    """Bar lengths of source and target in pixels, int (K, 2), at least 1 for a code that is
-    chosen."""
+    """Returns the bars' pixels for source and target, int (K, 2); a chosen code has at least 1."""
     frequencies = np.stack([usage.source.frequencies, usage.target.frequencies], axis=1)
     lengths = np.ceil(longest * np.sqrt(frequencies / max(frequencies.max(), 1e-12)))
     return lengths.astype(int)

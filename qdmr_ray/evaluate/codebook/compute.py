@@ -111,8 +111,7 @@ def codebook_view(
 
 
 def write_view(view: CodebookView, place: Location) -> None:
-    """Writes ``codebook.png``, then ``codebook.json`` into ``place``; raises QdmrError where it
-    can't."""
+    """Writes ``codebook.png``, then ``codebook.json``; raises QdmrError where writing fails."""
     place.join(ATLAS_FILE).write_bytes_atomic(encode_png(view.atlas))
     view.usage.write(place.join(USAGE_FILE))
 
@@ -132,8 +131,7 @@ def renew_view(run: Location, place: Location, progress: Progress | None = None)
 
 
 def read_usage(place: Location) -> CodebookUsage | None:
-    """Reads ``codebook.json`` in ``place``, None without one; raises QdmrError where it is
-    damaged."""
+    """Reads ``codebook.json``, None where there is none; raises QdmrError where it is damaged."""
     return CodebookUsage.read_if_there(place.join(USAGE_FILE))
 
 
@@ -175,8 +173,7 @@ def cut_crops(
 
 @torch.inference_mode()
 def count_codes(network: VQGAN, images: Iterable[np.ndarray], *, batch: int = BATCH) -> np.ndarray:
-    """Counts how often squares uint8 (3, c, c), ``batch`` at a time, choose each code; int64
-    (K,)."""
+    """Counts how often each code is chosen, int64 (K,), by ``images``: squares uint8 (3, c, c)."""
     codes = network.quantizer.codes
     counts = torch.zeros(len(codes), dtype=torch.int64)
     for stack in _stacks(images, batch):

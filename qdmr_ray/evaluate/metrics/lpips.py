@@ -33,7 +33,7 @@ class LPIPS(Metric):
 
     @classmethod
     def from_settings(cls, experiment: Experiment) -> LPIPS | None:
-        """Needs ``evaluation.lpips``; raises QdmrError where AlexNet's weights are missing."""
+        """Returns None without ``evaluation.lpips``; raises QdmrError without AlexNet's weights."""
         if not experiment.evaluation.lpips:
             return None
         from qdmr_ray.nets.lpips import find_backbone_weights

@@ -108,7 +108,7 @@ class NIQE(Metric):
 
     @classmethod
     def from_settings(cls, experiment: Experiment) -> NIQE | None:
-        """Needs ``evaluation.niqe``; raises QdmrError where that names no readable parameters."""
+        """Returns None without ``evaluation.niqe``; raises QdmrError for no readable file."""
         settings = experiment.evaluation
         if settings.niqe is None:
             return None
@@ -147,8 +147,7 @@ class PristineFit:
 
     def add(self, image: np.ndarray) -> int:
         """Takes in one image, uint8 ``(H, W, 3)`` RGB; returns how many of its blocks counted.
-        Raises QdmrError for another type or shape, or where not one block of 96 x 96 pixels
-        fits."""
+        Raises QdmrError for another type or shape, and for an image below 96 x 96 pixels."""
         features, sharpness = block_features(image)
         if not len(features):
             raise QdmrError(
@@ -212,9 +211,9 @@ def block_features(
 
 
 def halve(image: np.ndarray) -> np.ndarray:
-    """MATLAB's ``imresize(image, 0.5)``: bicubic, with antialiasing; ``(H, W)``, both even. Its
-    weights are multiples of 1/256, so that grey levels need no scaling to [0, 1] and back: the
-    float64 result is exact."""
+    """Halves ``(H, W)``, both even, as MATLAB's ``imresize(image, 0.5)``: bicubic, with
+    antialiasing. Its weights are multiples of 1/256, so grey levels need no scaling to [0, 1] and
+    back: the float64 result is exact."""
     for axis in (0, 1):
         padding = [(0, 0), (0, 0)]
         padding[axis] = (3, 3)

@@ -30,8 +30,7 @@ def metrics_for(experiment: Experiment) -> list[Metric]:
 
 def metric_info(name: str) -> MetricInfo:
     """Returns the info of the metric ``name``, which may be a variant (``psnr_y``, ``lpips_vgg``)
-    of the metric before the first ``_``. An unknown name is its own label and has no better
-    direction."""
+    of the metric before the first ``_``. An unknown name is its own label and has no direction."""
     head, _, variant = name.partition("_")
     known = METRICS.get(head)
     if known is None:
