@@ -26,8 +26,8 @@ from qdmr_ray.storage import open_location
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
     """The arguments of every restoring actor: the test set, the models by name, where to write.
-    Paths are absolute, since an actor's working directory is Ray's own. ``sharing`` actors share the
-    CPUs of a node."""
+    Paths are absolute, since an actor's working directory is Ray's own. ``sharing`` actors share
+    the CPUs of a node."""
 
     data: str
     endpoint: str | None
