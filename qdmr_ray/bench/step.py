@@ -177,7 +177,7 @@ def _flop_of_one_image(stage: str, preset: str) -> float:
 
 
 def compute_of(bench: StepBench) -> ComputeSettings:
-    """Returns the stage's compute settings; ``plain`` with another raises SettingsError."""
+    """Returns the compute settings; raises SettingsError for ``plain`` with another setting."""
     if bench.plain:
         others = {"dtype": bench.dtype != FLOAT32} | {
             name: getattr(bench, name) for name in ("compile", "recompute", "cuda_graph")

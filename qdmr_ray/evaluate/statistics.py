@@ -133,7 +133,7 @@ def bootstrap_interval(
 
 def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
     """Returns the two-sided p of Wilcoxon's signed-rank test on pairs, 1 where no pair differs;
-    pairs without a difference are left out, as in his test. Raises ValueError for unlike
+    pairs without a difference are left out, as Wilcoxon does. Raises ValueError for unlike
     lengths."""
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} values make no pairs")

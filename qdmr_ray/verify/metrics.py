@@ -54,7 +54,7 @@ def verify_metrics(golden: Golden) -> list[Comparison]:
 
 
 def verify_niqe(golden: Golden, pristine: PristineModel) -> list[Comparison]:
-    """Compares NIQE of sharp and blurred photographs; ``pristine`` is the values' own model."""
+    """Compares NIQE, sharp and blurred; ``pristine`` is the model behind the golden values."""
     comparisons = []
     for name in GOLDEN_PHOTOGRAPHS:
         for metric, image in zip(("niqe", "niqe_blurred"), _golden_photographs(name), strict=True):
