@@ -76,7 +76,8 @@ def main() -> None:
         if text := " ".join(error.format_message().split()):
             context = getattr(error, "ctx", None)
             words = context.command_path if context else "qdmr"
-            text = text.removesuffix(".")
+            # typer passes pydantic's own opening words on.
+            text = text.removesuffix(".").replace(": Value error, ", ": ")
             print(f"{words}: {text}; {words} --help shows the usage", file=sys.stderr)
         sys.exit(error.exit_code)
     except QdmrError as error:

@@ -298,7 +298,7 @@ def _file_size(path: str) -> int | None:
 def _files_in(path: str) -> dict[str, int | None]:
     try:
         return {name: _file_size(os.path.join(path, name)) for name in os.listdir(path)}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
 
 

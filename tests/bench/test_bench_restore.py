@@ -38,7 +38,7 @@ def test_the_command_prints_and_writes_the_figures(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "--dtype float8: choose from float32" in capsys.readouterr().err
+    assert "'--dtype': 'float8' is not one of 'float32', 'bfloat16'" in capsys.readouterr().err
 
 
 def test_the_arithmetic_is_that_of_the_padded_photograph() -> None:

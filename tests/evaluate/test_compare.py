@@ -247,5 +247,3 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = write(tmp_path / "a", {"uda": BETTER})
     command([str(folder)], style="markdown", metric=["psnr"])
     assert "| a/uda | **26.00** [" in capsys.readouterr().out
-    with pytest.raises(SettingsError, match="--format"):
-        command([str(tmp_path / "none")], style="html")

@@ -294,7 +294,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             yield worker(row)
 
     monkeypatch.setattr(evaluate_module, "_judged", judge)
-    monkeypatch.setattr(evaluate_module, "ensure_ray", lambda: None)
+    monkeypatch.setattr(evaluate_module, "ensure_ray", lambda _: None)
     monkeypatch.setattr(evaluate_module.ray, "nodes", list)
     return judged
 
