@@ -22,7 +22,8 @@ demo: install
 	$(BIN)/qdmr demo --out runs/demo
 
 test: install
-	$(PYTEST) -n $(JOBS)
+	# With the slowest, so that what makes the suite longer is seen where it happens.
+	$(PYTEST) -n $(JOBS) --durations=40 --durations-min=3
 
 # What needs neither Ray's processes nor a browser nor long.
 test-fast: install
