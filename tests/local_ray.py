@@ -7,6 +7,7 @@ Starting Ray and its first workers takes 7 to 13 s of both CPUs, more than most 
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -22,7 +23,9 @@ from ray._private.parameter import RayParams
 
 # Variables that Ray's processes take over when they start, and that tests change.
 _INHERITED = ("AWS_", "QDMR_", "RAY_TRAIN_")
+CPUS = 2
 _NODE_START_SECONDS = 240.0
+_RELEASE_SECONDS = 15.0
 # Below the ports that Linux gives to outgoing connections.
 _PORTS = range(20000, 32000)
 # Where a node's agents listen. The raylet waits for those that choose a port themselves.
@@ -49,13 +52,25 @@ def local_ray(*, object_store: int = 200_000_000) -> Iterator[None]:
     global _running
     environment = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
     wanted = (object_store, environment)
-    if _running != wanted or not ray.is_initialized():
+    if _running != wanted or not ray.is_initialized() or not _is_free():
         stop_local_ray()
         # "local", because without an address Ray joins whichever cluster was started last on the
         # machine, which may be that of a test running beside this one.
-        ray.init("local", num_cpus=2, object_store_memory=object_store, include_dashboard=False)
+        ray.init("local", num_cpus=CPUS, object_store_memory=object_store, include_dashboard=False)
         _running = wanted
     yield
+
+
+def _is_free() -> bool:
+    """Whether what earlier tests held is given back: an actor that one of them has lost, and that
+    Ray has replaced, would keep a CPU that the next test waits for."""
+    gc.collect()
+    end = time.monotonic() + _RELEASE_SECONDS
+    while ray.available_resources().get("CPU") != CPUS:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def stop_local_ray() -> None:
