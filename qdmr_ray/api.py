@@ -25,15 +25,7 @@ if TYPE_CHECKING:
     from qdmr_ray.restore.restoration import Checkpoint, Report, RestoreSettings
     from qdmr_ray.sweeps.plan import Plan
 
-__all__ = [
-    "compare",
-    "evaluate",
-    "load_experiment",
-    "load_sweep",
-    "restore",
-    "sweep",
-    "train",
-]
+__all__ = ["compare", "evaluate", "load_experiment", "load_sweep", "restore", "sweep", "train"]
 
 # A folder or file: a local path, an s3:// address, or a location that another function returned.
 Place = str | PathLike[str] | Location

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
+from typer import Option
 
-from qdmr_ray.cli.options import (
-    DEVELOPERS,
-    App,
-    JsonFile,
-    Preset,
-    RestoringDtype,
-    TrainingDtype,
-)
+from qdmr_ray.cli.options import DEVELOPERS, App, JsonFile, Preset, RestoringDtype, TrainingDtype
 from qdmr_ray.cli.output import print_figures, say
 from qdmr_ray.errors import SettingsError
 
@@ -28,16 +20,14 @@ app = App(
 
 @app.command("data", example="bench data --crop 256 --batch 4")
 def bench_data(
-    data: Annotated[
-        str | None, typer.Option(help="Packed dataset; pairs of noise are made by default.")
-    ] = None,
-    height: Annotated[int, typer.Option(min=1, help="Pixels, of the pairs that are made.")] = 1280,
-    width: Annotated[int, typer.Option(min=1, help="Pixels, of the pairs that are made.")] = 1920,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs that are made.")] = 32,
-    crop: Annotated[int, typer.Option(min=1, help="Side of a crop in pixels.")] = 256,
-    batch: Annotated[int, typer.Option(min=1, help="Pairs in a batch.")] = 4,
-    loaders: Annotated[int, typer.Option(min=1, help="Loading tasks at the same time.")] = 2,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length of the measurement.")] = 10.0,
+    data: str | None = Option(None, help="Packed dataset; pairs of noise are made by default."),
+    height: int = Option(1280, min=1, help="Pixels, of the pairs that are made."),
+    width: int = Option(1920, min=1, help="Pixels, of the pairs that are made."),
+    pairs: int = Option(32, min=1, help="Pairs that are made."),
+    crop: int = Option(256, min=1, help="Side of a crop in pixels."),
+    batch: int = Option(4, min=1, help="Pairs in a batch."),
+    loaders: int = Option(2, min=1, help="Loading tasks at the same time."),
+    seconds: float = Option(10.0, min=0.1, help="Length of the measurement."),
     json_file: JsonFile = None,
 ) -> None:
     """Measure source pairs per second into a training worker, beside a plain PyTorch loader."""
@@ -62,34 +52,30 @@ def bench_data(
 
 @app.command("step", example="bench step --stage uda --size 64 --batch 2")
 def bench_step(
-    stage: Annotated[str, typer.Option(help="vqgan, source_only, base or uda.")] = "base",
-    size: Annotated[int, typer.Option(min=1, help="Side of the images in pixels.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[TrainingDtype, typer.Option(help="Precision of the step.")] = "float32",
-    compile_networks: Annotated[
-        bool, typer.Option("--compile", help="Use torch.compile; start_seconds tells its cost.")
-    ] = False,
-    channels_last: Annotated[bool, typer.Option(help="Lay channels innermost in memory.")] = True,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Compute activations again instead of keeping them.")
-    ] = False,
-    cuda_graph: Annotated[
-        bool, typer.Option("--cuda-graph", help="Record a step as a CUDA graph and replay it.")
-    ] = False,
-    plain: Annotated[
-        bool,
-        typer.Option(
-            "--plain",
-            help="Measure a plain build to compare with: float32, contiguous, one forward per set.",
-        ),
-    ] = False,
-    preset: Annotated[Preset, typer.Option(help="Sizes of the networks.")] = "full",
-    steps: Annotated[int, typer.Option(min=1, help="Repetitions that are timed.")] = 10,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
-    profiled: Annotated[
-        bool, typer.Option("--profile", help="Print a table of operations instead.")
-    ] = False,
+    stage: str = Option("base", help="vqgan, source_only, base or uda."),
+    size: int = Option(64, min=1, help="Side of the images in pixels."),
+    batch: int = Option(2, min=1, help="Samples in a batch."),
+    device: str = Option("cpu", help="cpu, cuda or cuda:N."),
+    dtype: TrainingDtype = Option("float32", help="Precision of the step."),
+    compile_networks: bool = Option(
+        False, "--compile", help="Use torch.compile; start_seconds tells its cost."
+    ),
+    channels_last: bool = Option(True, help="Lay channels innermost in memory."),
+    recompute: bool = Option(
+        False, "--recompute", help="Compute activations again instead of keeping them."
+    ),
+    cuda_graph: bool = Option(
+        False, "--cuda-graph", help="Record a step as a CUDA graph and replay it."
+    ),
+    plain: bool = Option(
+        False,
+        "--plain",
+        help="Measure a plain build to compare with: float32, contiguous, one forward per set.",
+    ),
+    preset: Preset = Option("full", help="Sizes of the networks."),
+    steps: int = Option(10, min=1, help="Repetitions that are timed."),
+    threads: int | None = Option(None, min=1, help="Threads of PyTorch."),
+    profiled: bool = Option(False, "--profile", help="Print a table of operations instead."),
     json_file: JsonFile = None,
 ) -> None:
     """Measure seconds per training step, beside the floor that its arithmetic sets here."""
@@ -124,14 +110,14 @@ def bench_step(
 
 @app.command("restore", example="bench restore --height 640 --width 960")
 def bench_restore(
-    height: Annotated[int, typer.Option(min=1, help="Pixels.")] = 640,
-    width: Annotated[int, typer.Option(min=1, help="Pixels.")] = 960,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[RestoringDtype, typer.Option(help="Precision of the network.")] = "float32",
-    memory: Annotated[float, typer.Option(min=0, help="GiB for maps between layers.")] = 2.0,
-    preset: Annotated[Preset, typer.Option(help="Sizes of the network.")] = "full",
-    repeats: Annotated[int, typer.Option(min=1, help="Repetitions that are timed.")] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+    height: int = Option(640, min=1, help="Pixels."),
+    width: int = Option(960, min=1, help="Pixels."),
+    device: str = Option("cpu", help="cpu, cuda or cuda:N."),
+    dtype: RestoringDtype = Option("float32", help="Precision of the network."),
+    memory: float = Option(2.0, min=0, help="GiB for maps between layers."),
+    preset: Preset = Option("full", help="Sizes of the network."),
+    repeats: int = Option(3, min=1, help="Repetitions that are timed."),
+    threads: int | None = Option(None, min=1, help="Threads of PyTorch."),
     json_file: JsonFile = None,
 ) -> None:
     """Measure time and memory to correct a photograph, beside its arithmetic's floor."""

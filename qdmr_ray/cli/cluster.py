@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import CLUSTER, App, Endpoint
 from qdmr_ray.cli.output import bars, print_table, say
@@ -38,34 +39,23 @@ jobs_app = App(
 )
 def submit(
     context: typer.Context,
-    command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND…", help="The command and its arguments.")
-    ],
+    command: list[str] = Argument(metavar="-- COMMAND…", help="The command and its arguments."),
     address: Address = None,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow", help="Show the log until the job ends, also through a broken tunnel."
-        ),
-    ] = False,
-    name: Annotated[str | None, typer.Option(help="The job's id; made up by default.")] = None,
-    code: Annotated[
-        Path, typer.Option(help="Folder that is uploaded and that the command starts in.")
-    ] = Path(),
-    env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A variable for the job.")
-    ] = None,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A variable that the cluster must provide."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be uploaded and what not.")
-    ] = False,
-    check: Annotated[
-        bool,
-        typer.Option("--check/--no-check", help="Check the experiment and its buckets first."),
-    ] = True,
+    follow: bool = Option(
+        False, "--follow", help="Show the log until the job ends, also through a broken tunnel."
+    ),
+    name: str | None = Option(None, help="The job's id; made up by default."),
+    code: Path = Option(Path(), help="Folder that is uploaded and that the command starts in."),
+    env: list[str] | None = Option(None, metavar="NAME=VALUE", help="A variable for the job."),
+    secret: list[str] | None = Option(
+        None, metavar="NAME", help="A variable that the cluster must provide."
+    ),
+    dry_run: bool = Option(
+        False, "--dry-run", help="Only show what would be uploaded and what not."
+    ),
+    check: bool = Option(
+        True, "--check/--no-check", help="Check the experiment and its buckets first."
+    ),
 ) -> None:
     """Run a command on a cluster as a Ray job, with this folder's code but no data or runs.
 
@@ -120,9 +110,7 @@ def list_jobs(address: Address = None) -> None:
 @jobs_app.command("logs", example="jobs logs JOB --follow")
 def logs(
     job: JobName,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="Show the log until the job ends.")
-    ] = False,
+    follow: bool = Option(False, "--follow", help="Show the log until the job ends."),
     address: Address = None,
 ) -> None:
     """Show what a job has printed; with --follow also what it prints until it ends."""
@@ -150,7 +138,7 @@ def stop(job: JobName, address: Address = None) -> None:
 @jobs_app.command("fetch", example="jobs fetch JOB --out runs/demo")
 def fetch(
     job: JobName,
-    out: Annotated[Path | None, typer.Option(help="Folder; runs/NAME by default.")] = None,
+    out: Path | None = Option(None, help="Folder; runs/NAME by default."),
     address: Address = None,
     endpoint: Endpoint = None,
 ) -> None:

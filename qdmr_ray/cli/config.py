@@ -8,9 +8,9 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import typer
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import TRAIN, App, Overrides
 from qdmr_ray.cli.output import say
@@ -29,9 +29,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 @app.command("show", example="config show experiments/demo.yaml --set seed=1")
 def show(
-    experiment: Annotated[
-        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="An experiment, or a config.yaml.")
-    ],
+    experiment: Path = Argument(metavar="EXPERIMENT.yaml", help="An experiment, or a config.yaml."),
     overrides: Overrides = None,
 ) -> None:
     """Print every setting in force with its help, unit, limits and default.
@@ -46,15 +44,10 @@ def show(
 
 @app.command("schema", example="config schema --sweep")
 def schema(
-    experiment: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[EXPERIMENT.yaml]", help="Include the settings of this experiment's plugins."
-        ),
-    ] = None,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Describe sweeps instead of experiments.")
-    ] = False,
+    experiment: Path | None = Argument(
+        None, metavar="[EXPERIMENT.yaml]", help="Include the settings of this experiment's plugins."
+    ),
+    sweep: bool = Option(False, "--sweep", help="Describe sweeps instead of experiments."),
 ) -> None:
     """Print a JSON schema with which YAML editors complete and check settings.
 

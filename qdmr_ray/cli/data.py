@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import DATA, App, Domain, Endpoint, Overrides, TargetSet
 from qdmr_ray.cli.output import bars, in_megabytes, print_table, say, working
@@ -23,14 +23,14 @@ app = App(
 
 @app.command(example="data simulate photos --lens prescription --out data/mine")
 def simulate(
-    source: Annotated[Path, typer.Argument(metavar="SRC_DIR", help="Folder of clean photographs.")],
-    lens: Annotated[str, typer.Option(help="A shipped lens, a lens .yaml, or PSFs in an .npz.")],
-    out: Annotated[Path, typer.Option(help="Folder for the Realab layout.")],
-    domain: Annotated[Domain, typer.Option(help="Which set they become.")] = "source",
-    lens_name: Annotated[
-        str | None, typer.Option(help="Name of the lens's folder; the lens's own by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sensor's noise.")] = 0,
+    source: Path = Argument(metavar="SRC_DIR", help="Folder of clean photographs."),
+    lens: str = Option(help="A shipped lens, a lens .yaml, or PSFs in an .npz."),
+    out: Path = Option(help="Folder for the Realab layout."),
+    domain: Domain = Option("source", help="Which set they become."),
+    lens_name: str | None = Option(
+        None, help="Name of the lens's folder; the lens's own by default."
+    ),
+    seed: int = Option(0, help="Seed of the sensor's noise."),
 ) -> None:
     """Turn clean photographs into pairs of clean and aberrated ones, by a lens model."""
     from qdmr_ray.data.simulation import simulate_folder
@@ -50,21 +50,19 @@ def simulate(
 
 @app.command("fetch-realab", example="data fetch-realab --out data/Realab")
 def fetch_realab(
-    out: Annotated[Path, typer.Option(help="Folder for the benchmark.")] = Path("data/Realab"),
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="A hub or mirror; HF_ENDPOINT or https://huggingface.co by default."
-        ),
-    ] = None,
-    revision: Annotated[str, typer.Option(help="Branch, tag or commit of the dataset.")] = "main",
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only these files, such as 'Syn/*'; may be repeated."),
-    ] = None,
-    keep_archives: Annotated[
-        bool, typer.Option("--keep-archives", help="Keep archives that were unpacked.")
-    ] = False,
+    out: Path = Option(Path("data/Realab"), help="Folder for the benchmark."),
+    endpoint: str | None = Option(
+        None,
+        metavar="URL",
+        help="A hub or mirror; HF_ENDPOINT or https://huggingface.co by default.",
+    ),
+    revision: str = Option("main", help="Branch, tag or commit of the dataset."),
+    include: list[str] | None = Option(
+        None, metavar="PATTERN", help="Only these files, such as 'Syn/*'; may be repeated."
+    ),
+    keep_archives: bool = Option(
+        False, "--keep-archives", help="Keep archives that were unpacked."
+    ),
 ) -> None:
     """Download the Realab benchmark, checked; the same command again continues a download.
 
@@ -87,12 +85,10 @@ def fetch_realab(
 
 @app.command(example="data pack Realab --out data/realab-s1 --lens S1")
 def pack(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder in the Realab layout.")],
-    out: Annotated[str, typer.Option(help="Where the shards go: a folder or s3://bucket/path.")],
-    lens: Annotated[str | None, typer.Option(help="Lens folder, such as S1.")] = None,
-    target_set: Annotated[
-        TargetSet | None, typer.Option(help="Folder of target photographs.")
-    ] = None,
+    source: Path = Argument(metavar="SRC", help="Folder in the Realab layout."),
+    out: str = Option(help="Where the shards go: a folder or s3://bucket/path."),
+    lens: str | None = Option(None, help="Lens folder, such as S1."),
+    target_set: TargetSet | None = Option(None, help="Folder of target photographs."),
     endpoint: Endpoint = None,
     overrides: Overrides = None,
 ) -> None:
@@ -129,14 +125,11 @@ def pack(
 
 @app.command(example="data inspect data/realab-s1 --verify")
 def inspect(
-    uri: Annotated[str, typer.Argument(metavar="URI", help="A packed dataset.")],
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Read every record against its checksum.")
-    ] = False,
-    sheet: Annotated[
-        Path | None,
-        typer.Option(metavar="F", help="Contact sheet; NAME-sheet.png here by default."),
-    ] = None,
+    uri: str = Argument(metavar="URI", help="A packed dataset."),
+    verify: bool = Option(False, "--verify", help="Read every record against its checksum."),
+    sheet: Path | None = Option(
+        None, metavar="F", help="Contact sheet; NAME-sheet.png here by default."
+    ),
     endpoint: Endpoint = None,
 ) -> None:
     """Show what a packed dataset holds: a table, a histogram of sizes, a contact sheet (PNG)."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import EXIT_FAILED, JUDGE, App, Overrides, TableFormat
 from qdmr_ray.cli.output import bars, print_evaluation, print_table, quick_imports, say, working
@@ -17,14 +17,9 @@ app = App(panel=JUDGE)
 
 @app.command(example="evaluate runs/demo")
 def evaluate(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, or one trained model."),
-    ],
-    data: Annotated[str | None, typer.Option(help="Packed dataset; the run's by default.")] = None,
-    out: Annotated[
-        str | None, typer.Option(help="Folder for the results; the run's by default.")
-    ] = None,
+    run: str = Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, or one trained model."),
+    data: str | None = Option(None, help="Packed dataset; the run's by default."),
+    out: str | None = Option(None, help="Folder for the results; the run's by default."),
     overrides: Overrides = None,
 ) -> None:
     """Measure and restore a test set, spread over the cluster; run again, it continues.
@@ -54,11 +49,8 @@ def evaluate(
 
 @app.command(example="report runs/demo")
 def report(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="Folder of a run, an evaluation or a sweep, or s3://…"),
-    ],
-    out: Annotated[str | None, typer.Option(help="File; RUN/report.html by default.")] = None,
+    run: str = Argument(metavar="RUN", help="Folder of a run, an evaluation or a sweep, or s3://…"),
+    out: str | None = Option(None, help="File; RUN/report.html by default."),
 ) -> None:
     """Write one self-contained page with metrics, curves, pictures, codebook and settings.
 
@@ -73,23 +65,17 @@ def report(
 
 @app.command(example="compare runs/a runs/b --format latex --reference a/base")
 def compare(
-    evaluations: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN_OR_EVALUATION...",
-            help="Run folders, folders that evaluate wrote to, or evaluation.json files.",
-        ),
-    ],
-    style: Annotated[
-        TableFormat, typer.Option("--format", help="LaTeX tables are written for booktabs.")
-    ] = "plain",
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Such as psnr; may be repeated; all by default."),
-    ] = None,
-    reference: Annotated[
-        str, typer.Option(metavar="NAME", help="Row that the others are tested against: RUN/STAGE.")
-    ] = "input",
+    evaluations: list[str] = Argument(
+        metavar="RUN_OR_EVALUATION...",
+        help="Run folders, folders that evaluate wrote to, or evaluation.json files.",
+    ),
+    style: TableFormat = Option("plain", "--format", help="LaTeX tables are written for booktabs."),
+    metric: list[str] | None = Option(
+        None, metavar="NAME", help="Such as psnr; may be repeated; all by default."
+    ),
+    reference: str = Option(
+        "input", metavar="NAME", help="Row that the others are tested against: RUN/STAGE."
+    ),
 ) -> None:
     """Tabulate evaluations of one test set: means, 95 % intervals and paired significance."""
     from qdmr_ray.api import compare as tabulate
@@ -101,12 +87,10 @@ def compare(
 
 @app.command(example="codebook runs/demo")
 def codebook(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN_OR_VQGAN", help="Run folder, or a VQGAN's with --data.")
-    ],
-    data: Annotated[str | None, typer.Option(help="Packed dataset; the run's by default.")] = None,
-    crops: Annotated[int, typer.Option(min=1, help="Crops taken from each domain.")] = 64,
-    out: Annotated[str | None, typer.Option(help="Folder; RUN_OR_VQGAN by default.")] = None,
+    run: str = Argument(metavar="RUN_OR_VQGAN", help="Run folder, or a VQGAN's with --data."),
+    data: str | None = Option(None, help="Packed dataset; the run's by default."),
+    crops: int = Option(64, min=1, help="Crops taken from each domain."),
+    out: str | None = Option(None, help="Folder; RUN_OR_VQGAN by default."),
 ) -> None:
     """Measure how source and target use a trained codebook, and draw an atlas of its codes."""
     from qdmr_ray.evaluate.codebook.compute import ATLAS_FILE, codebook_view, write_view
@@ -145,8 +129,8 @@ def codebook(
 
 @app.command("niqe-fit", example="niqe-fit photos --out pristine.npz")
 def niqe_fit(
-    images: Annotated[list[Path], typer.Argument(help="Clean photographs, or folders of them.")],
-    out: Annotated[Path, typer.Option(help="File for the pristine model, an .npz.")],
+    images: list[Path] = Argument(help="Clean photographs, or folders of them."),
+    out: Path = Option(help="File for the pristine model, an .npz."),
 ) -> None:
     """Fit NIQE's pristine model, which images are measured against, to clean photographs.
 

@@ -7,18 +7,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
 
 import typer
+from typer import Option
 
 from qdmr_ray.cli import bench, cluster, config, data, judge, restore, sweep, train, verify
-from qdmr_ray.cli.options import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_USAGE,
-    Verbose,
-    show_tracebacks,
-)
+from qdmr_ray.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Verbose, show_tracebacks
 from qdmr_ray.errors import VERBOSE_VARIABLE, QdmrError, SettingsError
 
 HELP = "Sharpen the photographs of a real, simple lens: simulate, train, evaluate, restore."
@@ -49,15 +43,13 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     verbose: Verbose = False,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            help="Print the version, the commit, and whether the code was changed.",
-            callback=_print_version,
-            is_eager=True,
-        ),
-    ] = False,
+    version: bool = Option(
+        False,
+        "--version",
+        help="Print the version, the commit, and whether the code was changed.",
+        callback=_print_version,
+        is_eager=True,
+    ),
 ) -> None:
     if verbose:
         os.environ[VERBOSE_VARIABLE] = "1"

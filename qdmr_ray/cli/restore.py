@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import EXIT_FAILED, RESTORE, App, ExportForm, RestoringDtype
 from qdmr_ray.cli.output import say
@@ -18,22 +18,17 @@ app = App(panel=RESTORE)
 @app.command(example="restore photos/*.jpg --checkpoint runs/demo/uda/final --out out")
 def restore(
     # A file that can't be read is a failure of that file alone: the others are restored.
-    files: Annotated[
-        list[Path], typer.Argument(help="Photographs, folders or patterns.", readable=False)
-    ],
-    checkpoint: Annotated[str, typer.Option(help="A trained base, uda or source_only model.")],
-    out: Annotated[Path, typer.Option(help="Folder for the corrected photographs.")],
-    memory: Annotated[
-        float,
-        typer.Option(help="GiB for maps between layers; larger ones lie in scratch files.", min=0),
-    ] = 2.0,
-    scratch: Annotated[
-        Path | None, typer.Option(help="Folder for those files; the system's by default.")
-    ] = None,
-    dtype: Annotated[RestoringDtype, typer.Option(help="Precision of the network.")] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU by default where there is one.")
-    ] = None,
+    files: list[Path] = Argument(help="Photographs, folders or patterns.", readable=False),
+    checkpoint: str = Option(help="A trained base, uda or source_only model."),
+    out: Path = Option(help="Folder for the corrected photographs."),
+    memory: float = Option(
+        2.0, help="GiB for maps between layers; larger ones lie in scratch files.", min=0
+    ),
+    scratch: Path | None = Option(None, help="Folder for those files; the system's by default."),
+    dtype: RestoringDtype = Option("float32", help="Precision of the network."),
+    device: str | None = Option(
+        None, help="cpu, cuda or cuda:N; a GPU by default where there is one."
+    ),
 ) -> None:
     """Correct photographs of any size; bits, transparency, EXIF data and colour profile stay."""
     from qdmr_ray import api
@@ -50,9 +45,9 @@ def restore(
 
 @app.command(example="export runs/demo/uda/final --to onnx --out qdmr.onnx")
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A trained model.")],
-    to: Annotated[ExportForm, typer.Option(help="Form of the file; authors: their .pth.")],
-    out: Annotated[str, typer.Option(metavar="F", help="The file: a path or s3://…")],
+    checkpoint: str = Argument(metavar="CHECKPOINT", help="A trained model."),
+    to: ExportForm = Option(help="Form of the file; authors: their .pth."),
+    out: str = Option(metavar="F", help="The file: a path or s3://…"),
 ) -> None:
     """Write the generator alone as one file, which is compared with the network first.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import TRAIN, App, Overrides
 from qdmr_ray.cli.output import bars, print_table, quick_imports, say
@@ -22,18 +22,10 @@ DEMO_FOLDER = Path("runs/demo")
 
 @app.command(example="sweep experiments/sweeps/demo.yaml --name try1")
 def sweep(
-    file: Annotated[
-        Path, typer.Argument(metavar="SWEEP.yaml", help="Experiment, search space and budget.")
-    ],
-    name: Annotated[
-        str | None, typer.Option(help="Name of the sweep; the file's by default.")
-    ] = None,
-    storage: Annotated[
-        str, typer.Option(help="Where sweeps lie: a folder or s3://…")
-    ] = "runs/sweeps",
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Begin failed trials again.")
-    ] = False,
+    file: Path = Argument(metavar="SWEEP.yaml", help="Experiment, search space and budget."),
+    name: str | None = Option(None, help="Name of the sweep; the file's by default."),
+    storage: str = Option("runs/sweeps", help="Where sweeps lie: a folder or s3://…"),
+    retry_failed: bool = Option(False, "--retry-failed", help="Begin failed trials again."),
     overrides: Overrides = None,
 ) -> None:
     """Search settings, or compare variants, with Ray Tune and Optuna; trials share stages.

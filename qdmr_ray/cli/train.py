@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import EXIT_FAILED, TRAIN, App, Endpoint, Overrides, WeightsKind
 from qdmr_ray.cli.output import bars, print_evaluation, print_table, quick_imports, say, working
@@ -27,8 +28,7 @@ Store = Annotated[str, typer.Argument(metavar="STORE", help="A folder or s3://�
 
 @app.command(example="demo --out runs/demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
-    overrides: Overrides = None,
+    out: Path = Option(Path("runs/demo"), help="Run folder."), overrides: Overrides = None
 ) -> None:
     """Train on real photographs through two lenses, evaluate and report, in a few minutes."""
     with quick_imports():
@@ -46,17 +46,11 @@ def demo(
 
 @app.command(example="train experiments/demo.yaml --name try1 --set seed=1")
 def train(
-    experiment: Annotated[
-        Path, typer.Argument(metavar="EXPERIMENT.yaml", help="Settings of the run.")
-    ],
-    stage: Annotated[str, typer.Option(help="One stage of the experiment, or all.")] = "all",
-    name: Annotated[
-        str | None, typer.Option(help="Name of the run; the experiment's by default.")
-    ] = None,
-    storage: Annotated[str, typer.Option(help="Where runs lie: a folder or s3://…")] = "runs",
-    store: Annotated[
-        str | None, typer.Option(help="Where runs share trained stages: a folder or s3://…")
-    ] = None,
+    experiment: Path = Argument(metavar="EXPERIMENT.yaml", help="Settings of the run."),
+    stage: str = Option("all", help="One stage of the experiment, or all."),
+    name: str | None = Option(None, help="Name of the run; the experiment's by default."),
+    storage: str = Option("runs", help="Where runs lie: a folder or s3://…"),
+    store: str | None = Option(None, help="Where runs share trained stages: a folder or s3://…"),
     overrides: Overrides = None,
 ) -> None:
     """Train an experiment's stages; the same name and storage again resume the run.
@@ -82,9 +76,9 @@ def train(
 
 @app.command("import-weights", example="import-weights net_g.pth --kind vqgan --out models/vqgan")
 def import_weights(
-    file: Annotated[Path, typer.Argument(metavar="FILE.pth", help="The authors' checkpoint.")],
-    kind: Annotated[WeightsKind, typer.Option(help="Which of the authors' networks it holds.")],
-    out: Annotated[str, typer.Option(help="New folder for the model: a folder or s3://…")],
+    file: Path = Argument(metavar="FILE.pth", help="The authors' checkpoint."),
+    kind: WeightsKind = Option(help="Which of the authors' networks it holds."),
+    out: str = Option(help="New folder for the model: a folder or s3://…"),
 ) -> None:
     """Turn the authors' checkpoint into a model for evaluate, restore, export and training."""
     from qdmr_ray.models.authors import import_authors
@@ -106,16 +100,13 @@ def list_stages(store: Store, endpoint: Endpoint = None) -> None:
 @stages_app.command("prune", example="stages prune runs/stages --unused-days 30")
 def prune_stages(
     store: Store,
-    unused_days: Annotated[
-        float, typer.Option(min=0, help="Choose stages that no run has used for so many days.")
-    ] = 30.0,
-    unfinished: Annotated[
-        bool,
-        typer.Option("--unfinished", help="Also choose unfinished stages that nobody is training."),
-    ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Delete them; without it, they are only listed.")
-    ] = False,
+    unused_days: float = Option(
+        30.0, min=0, help="Choose stages that no run has used for so many days."
+    ),
+    unfinished: bool = Option(
+        False, "--unfinished", help="Also choose unfinished stages that nobody is training."
+    ),
+    yes: bool = Option(False, "--yes", help="Delete them; without it, they are only listed."),
     endpoint: Endpoint = None,
 ) -> None:
     """Delete stages that no run has used for long; runs keep their copies."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.table import Table
+from typer import Argument, Option
 
 from qdmr_ray.cli.options import DEVELOPERS, EXIT_FAILED, App, JsonFile, VerifyingDtype
 from qdmr_ray.cli.output import print_table, say, working
@@ -17,12 +17,8 @@ app = App(panel=DEVELOPERS)
 
 @app.command(example="verify tests/golden --dtype float64")
 def verify(
-    golden: Annotated[
-        Path, typer.Argument(metavar="GOLDEN_DIR", help="Folder of golden files, as tests/golden.")
-    ],
-    dtype: Annotated[
-        VerifyingDtype, typer.Option(help="Precision of the computation.")
-    ] = "float64",
+    golden: Path = Argument(metavar="GOLDEN_DIR", help="Folder of golden files, as tests/golden."),
+    dtype: VerifyingDtype = Option("float64", help="Precision of the computation."),
     json_file: JsonFile = None,
 ) -> None:
     """Compare networks, training steps and metrics with golden values of the authors' code."""
@@ -44,14 +40,12 @@ def verify(
 
 @app.command(example="doctor --storage s3://bucket/runs")
 def doctor(
-    storage: Annotated[str, typer.Option(help="Also try to write here.")] = "runs",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Jobs API of a cluster, http://HOST:8265: is it open to strangers?",
-        ),
-    ] = None,
+    storage: str = Option("runs", help="Also try to write here."),
+    address: str | None = Option(
+        None,
+        metavar="URL",
+        help="Jobs API of a cluster, http://HOST:8265: is it open to strangers?",
+    ),
 ) -> None:
     """Check versions, devices, Ray, storage and weights, and say how to get what is missing."""
     from qdmr_ray.doctor import examine

@@ -44,11 +44,7 @@ class Claims:
     gone after ``stale`` seconds without one; both come from ``qdmr_ray.patience`` by default."""
 
     def __init__(
-        self,
-        folder: Location,
-        *,
-        beat: float | None = None,
-        stale: float | None = None,
+        self, folder: Location, *, beat: float | None = None, stale: float | None = None
     ) -> None:
         self._folder = folder
         self._beat = CLAIM_BEAT.seconds if beat is None else beat

@@ -88,10 +88,7 @@ class Cutter:
         """
         request = self._request
         positions = worker_positions(
-            iterations,
-            batch_size=request.batch_size,
-            first=request.first,
-            total=request.total,
+            iterations, batch_size=request.batch_size, first=request.first, total=request.total
         )
         columns = {"positions": positions}
         for name, crops in self._plan.at(positions).items():
