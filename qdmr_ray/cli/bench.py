@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
-from typer import Option
-
-from qdmr_ray.cli.options import DEVELOPERS, App, JsonFile, Preset, RestoringDtype, TrainingDtype
+from qdmr_ray.cli.options import JSON_FILE, App, Preset, RestoringDtype, TrainingDtype, flag, option
 from qdmr_ray.cli.output import print_figures, say
 from qdmr_ray.errors import SettingsError
 
 app = App(
-    "bench",
-    panel=DEVELOPERS,
-    help="Measure how fast this installation is.",
-    epilog="Example:  qdmr bench data --json bench.json",
+    "Developers", "bench", "Measure how fast this installation is.", "bench data --json bench.json"
 )
 
 
 @app.command("data", example="bench data --crop 256 --batch 4")
 def bench_data(
-    data: str | None = Option(None, help="Packed dataset; pairs of noise are made by default."),
-    height: int = Option(1280, min=1, help="Pixels, of the pairs that are made."),
-    width: int = Option(1920, min=1, help="Pixels, of the pairs that are made."),
-    pairs: int = Option(32, min=1, help="Pairs that are made."),
-    crop: int = Option(256, min=1, help="Side of a crop in pixels."),
-    batch: int = Option(4, min=1, help="Pairs in a batch."),
-    loaders: int = Option(2, min=1, help="Loading tasks at the same time."),
-    seconds: float = Option(10.0, min=0.1, help="Length of the measurement."),
-    json_file: JsonFile = None,
+    data: str | None = option(None, "Packed dataset; pairs of noise are made by default."),
+    height: int = option(1280, "Pixels, of the pairs that are made.", min=1),
+    width: int = option(1920, "Pixels, of the pairs that are made.", min=1),
+    pairs: int = option(32, "Pairs that are made.", min=1),
+    crop: int = option(256, "Side of a crop in pixels.", min=1),
+    batch: int = option(4, "Pairs in a batch.", min=1),
+    loaders: int = option(2, "Loading tasks at the same time.", min=1),
+    seconds: float = option(10.0, "Length of the measurement.", min=0.1),
+    json_file: Path | None = JSON_FILE,
 ) -> None:
     """Measure source pairs per second into a training worker, beside a plain PyTorch loader."""
     from qdmr_ray.bench.data import DataBench
@@ -52,31 +48,24 @@ def bench_data(
 
 @app.command("step", example="bench step --stage uda --size 64 --batch 2")
 def bench_step(
-    stage: str = Option("base", help="vqgan, source_only, base or uda."),
-    size: int = Option(64, min=1, help="Side of the images in pixels."),
-    batch: int = Option(2, min=1, help="Samples in a batch."),
-    device: str = Option("cpu", help="cpu, cuda or cuda:N."),
-    dtype: TrainingDtype = Option("float32", help="Precision of the step."),
-    compile_networks: bool = Option(
-        False, "--compile", help="Use torch.compile; start_seconds tells its cost."
-    ),
-    channels_last: bool = Option(True, help="Lay channels innermost in memory."),
-    recompute: bool = Option(
-        False, "--recompute", help="Compute activations again instead of keeping them."
-    ),
-    cuda_graph: bool = Option(
-        False, "--cuda-graph", help="Record a step as a CUDA graph and replay it."
-    ),
-    plain: bool = Option(
-        False,
+    stage: str = option("base", "vqgan, source_only, base or uda."),
+    size: int = option(64, "Side of the images in pixels.", min=1),
+    batch: int = option(2, "Samples in a batch.", min=1),
+    device: str = option("cpu", "cpu, cuda or cuda:N."),
+    dtype: TrainingDtype = option("float32", "Precision of the step."),
+    compile_networks: bool = flag("--compile", "Use torch.compile; start_seconds tells its cost."),
+    channels_last: bool = option(True, "Lay channels innermost in memory."),
+    recompute: bool = flag("--recompute", "Compute activations again instead of keeping them."),
+    cuda_graph: bool = flag("--cuda-graph", "Record a step as a CUDA graph and replay it."),
+    plain: bool = flag(
         "--plain",
-        help="Measure a plain build to compare with: float32, contiguous, one forward per set.",
+        "Measure a plain build to compare with: float32, contiguous, one forward per set.",
     ),
-    preset: Preset = Option("full", help="Sizes of the networks."),
-    steps: int = Option(10, min=1, help="Repetitions that are timed."),
-    threads: int | None = Option(None, min=1, help="Threads of PyTorch."),
-    profiled: bool = Option(False, "--profile", help="Print a table of operations instead."),
-    json_file: JsonFile = None,
+    preset: Preset = option("full", "Sizes of the networks."),
+    steps: int = option(10, "Repetitions that are timed.", min=1),
+    threads: int | None = option(None, "Threads of PyTorch.", min=1),
+    profiled: bool = flag("--profile", "Print a table of operations instead."),
+    json_file: Path | None = JSON_FILE,
 ) -> None:
     """Measure seconds per training step, beside the floor that its arithmetic sets here."""
     from qdmr_ray.bench.step import StepBench, profile_step
@@ -110,15 +99,15 @@ def bench_step(
 
 @app.command("restore", example="bench restore --height 640 --width 960")
 def bench_restore(
-    height: int = Option(640, min=1, help="Pixels."),
-    width: int = Option(960, min=1, help="Pixels."),
-    device: str = Option("cpu", help="cpu, cuda or cuda:N."),
-    dtype: RestoringDtype = Option("float32", help="Precision of the network."),
-    memory: float = Option(2.0, min=0, help="GiB for maps between layers."),
-    preset: Preset = Option("full", help="Sizes of the network."),
-    repeats: int = Option(3, min=1, help="Repetitions that are timed."),
-    threads: int | None = Option(None, min=1, help="Threads of PyTorch."),
-    json_file: JsonFile = None,
+    height: int = option(640, "Pixels.", min=1),
+    width: int = option(960, "Pixels.", min=1),
+    device: str = option("cpu", "cpu, cuda or cuda:N."),
+    dtype: RestoringDtype = option("float32", "Precision of the network."),
+    memory: float = option(2.0, "GiB for maps between layers.", min=0),
+    preset: Preset = option("full", "Sizes of the network."),
+    repeats: int = option(3, "Repetitions that are timed.", min=1),
+    threads: int | None = option(None, "Threads of PyTorch.", min=1),
+    json_file: Path | None = JSON_FILE,
 ) -> None:
     """Measure time and memory to correct a photograph, beside its arithmetic's floor."""
     from qdmr_ray.bench.restore import RestoreBench

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from time import time
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
-from typer import Argument, Option
 
-from qdmr_ray.cli.options import CLUSTER, App, Endpoint
-from qdmr_ray.cli.output import bars, print_table, say
+from qdmr_ray.cli.options import ENDPOINT, App, argument, flag, option
+from qdmr_ray.cli.output import bar, date, print_table, say, tell
 from qdmr_ray.errors import QdmrError, SettingsError
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="Jobs API, http://HOST:8265; else RAY_API_SERVER_ADDRESS or the config file.",
-    ),
-]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+if TYPE_CHECKING:
+    from qdmr_ray.jobs.client import Jobs
 
-app = App(panel=CLUSTER)
+ADDRESS = option(
+    None,
+    "Jobs API, http://HOST:8265; else RAY_API_SERVER_ADDRESS or the config file.",
+    metavar="URL",
+)
+JOB = argument("JOB", "Id of the job.")
+
+app = App("Cluster")
 jobs_app = App(
-    "jobs",
-    panel=CLUSTER,
-    help="Follow jobs on a cluster, stop them, fetch what they made.",
-    epilog="Example:  qdmr jobs list",
+    "Cluster", "jobs", "Follow jobs on a cluster, stop them, fetch what they made.", "jobs list"
 )
 
 
@@ -39,29 +37,25 @@ jobs_app = App(
 )
 def submit(
     context: typer.Context,
-    command: list[str] = Argument(metavar="-- COMMAND…", help="The command and its arguments."),
-    address: Address = None,
-    follow: bool = Option(
-        False, "--follow", help="Show the log until the job ends, also through a broken tunnel."
+    command: list[str] = argument("-- COMMAND…", "The command and its arguments."),
+    address: str | None = ADDRESS,
+    follow: bool = flag(
+        "--follow", "Show the log until the job ends, also through a broken tunnel."
     ),
-    name: str | None = Option(None, help="The job's id; made up by default."),
-    code: Path = Option(Path(), help="Folder that is uploaded and that the command starts in."),
-    env: list[str] | None = Option(None, metavar="NAME=VALUE", help="A variable for the job."),
-    secret: list[str] | None = Option(
-        None, metavar="NAME", help="A variable that the cluster must provide."
+    name: str | None = option(None, "The job's id; made up by default."),
+    code: Path = option(Path(), "Folder that is uploaded and that the command starts in."),
+    env: list[str] | None = option(None, "A variable for the job.", metavar="NAME=VALUE"),
+    secret: list[str] | None = option(
+        None, "A variable that the cluster must provide.", metavar="NAME"
     ),
-    dry_run: bool = Option(
-        False, "--dry-run", help="Only show what would be uploaded and what not."
-    ),
-    check: bool = Option(
-        True, "--check/--no-check", help="Check the experiment and its buckets first."
-    ),
+    dry_run: bool = flag("--dry-run", "Only show what would be uploaded and what not."),
+    check: bool = option(True, "Check the experiment and its buckets first.", "--check/--no-check"),
 ) -> None:
     """Run a command on a cluster as a Ray job, with this folder's code but no data or runs.
 
     What it writes has to go to s3:// or to an absolute path on a disk that all nodes share.
     """
-    from qdmr_ray.jobs.client import Jobs, check_variables, find_address
+    from qdmr_ray.jobs.client import check_variables
     from qdmr_ray.jobs.preflight import check_buckets, check_places, parse_command, places_of
     from qdmr_ray.jobs.upload import plan_upload
 
@@ -83,8 +77,8 @@ def submit(
         return
     if check:
         places = places_of(command, parsed, code, variables)
-        check_buckets(places, lambda line: typer.echo(f"qdmr: warning: {line}", err=True))
-    jobs = Jobs(find_address(address))
+        check_buckets(places, lambda line: tell(f"qdmr: warning: {line}"))
+    jobs = _jobs(address)
     job = jobs.submit(command, upload, variables=variables, name=name)
     say(f"job {job}")
     if follow:
@@ -94,42 +88,34 @@ def submit(
 
 
 @jobs_app.command("list", example="jobs list --address http://127.0.0.1:8265")
-def list_jobs(address: Address = None) -> None:
+def list_jobs(address: str | None = ADDRESS) -> None:
     """List the cluster's jobs, the newest first."""
-    from qdmr_ray.jobs.client import Jobs, find_address
-
     table = Table("job", "state", "user", "began", "minutes", "command")
-    for job in Jobs(find_address(address)).list():
-        began = datetime.fromtimestamp(job.began).strftime("%Y-%m-%d %H:%M") if job.began else ""
-        last = job.ended or datetime.now().timestamp()
-        minutes = f"{(last - job.began) / 60:.1f}" if job.began else ""
-        table.add_row(job.id, job.state, job.user, began, minutes, job.command)
+    for job in _jobs(address).list():
+        minutes = f"{((job.ended or time()) - job.began) / 60:.1f}" if job.began else ""
+        table.add_row(job.id, job.state, job.user, date(job.began), minutes, job.command)
     print_table(table)
 
 
 @jobs_app.command("logs", example="jobs logs JOB --follow")
 def logs(
-    job: JobName,
-    follow: bool = Option(False, "--follow", help="Show the log until the job ends."),
-    address: Address = None,
+    job: str = JOB,
+    follow: bool = flag("--follow", "Show the log until the job ends."),
+    address: str | None = ADDRESS,
 ) -> None:
     """Show what a job has printed; with --follow also what it prints until it ends."""
-    from qdmr_ray.jobs.client import Jobs, find_address
-
-    jobs = Jobs(find_address(address))
     if follow:
-        _follow(jobs, job)
+        _follow(_jobs(address), job)
     else:
-        typer.echo(jobs.logs(job), nl=False)
+        typer.echo(_jobs(address).logs(job), nl=False)
 
 
 @jobs_app.command("stop", example="jobs stop JOB")
-def stop(job: JobName, address: Address = None) -> None:
+def stop(job: str = JOB, address: str | None = ADDRESS) -> None:
     """End a job; run folders stay, and the same command goes on from them."""
-    from qdmr_ray.jobs.client import Jobs, find_address
     from qdmr_ray.jobs.log_follower import ENDED
 
-    state = Jobs(find_address(address)).stop(job)
+    state = _jobs(address).stop(job)
     say(f"job {job}: {state}")
     if state not in ENDED:
         raise QdmrError(f"job {job} is still {state} after a minute; see qdmr jobs logs {job}")
@@ -137,40 +123,38 @@ def stop(job: JobName, address: Address = None) -> None:
 
 @jobs_app.command("fetch", example="jobs fetch JOB --out runs/demo")
 def fetch(
-    job: JobName,
-    out: Path | None = Option(None, help="Folder; runs/NAME by default."),
-    address: Address = None,
-    endpoint: Endpoint = None,
+    job: str = JOB,
+    out: Path | None = option(None, "Folder; runs/NAME by default."),
+    address: str | None = ADDRESS,
+    endpoint: str | None = ENDPOINT,
 ) -> None:
     """Copy the run or sweep folder of a job here, whatever the job's state.
 
     Files that are here already stay.
     """
-    from qdmr_ray.jobs.client import Jobs, find_address
     from qdmr_ray.jobs.transfer import fetch as fetch_folder
 
-    folder = Jobs(find_address(address)).folder(job)
+    folder = _jobs(address).folder(job)
     target = out or Path("runs") / folder.rstrip("/").rsplit("/", 1)[-1]
-    with bars() as progress:
-        count = fetch_folder(
-            folder, target, lambda done, total: progress("fetch", done, total), endpoint
-        )
+    with bar("fetch") as progress:
+        count = fetch_folder(folder, target, progress, endpoint)
     say(f"{count} files from {folder} in {target}")
 
 
-def _follow(jobs: object, job: str) -> None:
-    from qdmr_ray.jobs.client import Jobs
+def _jobs(address: str | None) -> Jobs:
+    from qdmr_ray.jobs.client import Jobs, find_address
+
+    return Jobs(find_address(address))
+
+
+def _follow(jobs: Jobs, job: str) -> None:
     from qdmr_ray.jobs.log_follower import SUCCEEDED, how_to_come_back
 
-    assert isinstance(jobs, Jobs)
     try:
-        state = jobs.follow(
-            job,
-            lambda lines: typer.echo(lines, nl=False),
-            lambda line: typer.echo(f"qdmr: {line}", err=True),
-        )
+        show = partial(typer.echo, nl=False)
+        state = jobs.follow(job, show, lambda line: tell(f"qdmr: {line}"))
     except KeyboardInterrupt:
-        typer.echo(f"\n{how_to_come_back(job)}", err=True)
+        tell(f"\n{how_to_come_back(job)}")
         raise typer.Exit(0) from None
     say(f"job {job}: {state}")
     if state != SUCCEEDED:

@@ -10,16 +10,14 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from typer import Argument, Option
-
-from qdmr_ray.cli.options import TRAIN, App, Overrides
+from qdmr_ray.cli.options import OVERRIDES, App, argument, flag
 from qdmr_ray.cli.output import say
 
 app = App(
+    "Train",
     "config",
-    panel=TRAIN,
-    help="Explain the settings of experiments and sweeps.",
-    epilog="Example:  qdmr config show experiments/demo.yaml",
+    "Explain the settings of experiments and sweeps.",
+    "config show experiments/demo.yaml",
 )
 _COMMENT_WIDTH = 100
 _INDENT = "  "
@@ -29,8 +27,8 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 @app.command("show", example="config show experiments/demo.yaml --set seed=1")
 def show(
-    experiment: Path = Argument(metavar="EXPERIMENT.yaml", help="An experiment, or a config.yaml."),
-    overrides: Overrides = None,
+    experiment: Path = argument("EXPERIMENT.yaml", "An experiment, or a config.yaml."),
+    overrides: list[str] | None = OVERRIDES,
 ) -> None:
     """Print every setting in force with its help, unit, limits and default.
 
@@ -44,10 +42,10 @@ def show(
 
 @app.command("schema", example="config schema --sweep")
 def schema(
-    experiment: Path | None = Argument(
-        None, metavar="[EXPERIMENT.yaml]", help="Include the settings of this experiment's plugins."
+    experiment: Path | None = argument(
+        "[EXPERIMENT.yaml]", "Include the settings of this experiment's plugins.", default=None
     ),
-    sweep: bool = Option(False, "--sweep", help="Describe sweeps instead of experiments."),
+    sweep: bool = flag("--sweep", "Describe sweeps instead of experiments."),
 ) -> None:
     """Print a JSON schema with which YAML editors complete and check settings.
 

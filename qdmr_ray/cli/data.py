@@ -7,62 +7,49 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from typer import Argument, Option
 
-from qdmr_ray.cli.options import DATA, App, Domain, Endpoint, Overrides, TargetSet
-from qdmr_ray.cli.output import bars, in_megabytes, print_table, say, working
+from qdmr_ray.cli.options import ENDPOINT, OVERRIDES, App, Domain, TargetSet, argument, flag, option
+from qdmr_ray.cli.output import bar, bars, in_megabytes, print_table, say, tell, working
 from qdmr_ray.errors import QdmrError
 
 app = App(
+    "Data",
     "data",
-    panel=DATA,
-    help="Fetch, simulate, pack and inspect datasets.",
-    epilog="Example:  qdmr data pack Realab --out data/realab-s1 --lens S1",
+    "Fetch, simulate, pack and inspect datasets.",
+    "data pack Realab --out data/realab-s1 --lens S1",
 )
 
 
 @app.command(example="data simulate photos --lens prescription --out data/mine")
 def simulate(
-    source: Path = Argument(metavar="SRC_DIR", help="Folder of clean photographs."),
-    lens: str = Option(help="A shipped lens, a lens .yaml, or PSFs in an .npz."),
-    out: Path = Option(help="Folder for the Realab layout."),
-    domain: Domain = Option("source", help="Which set they become."),
-    lens_name: str | None = Option(
-        None, help="Name of the lens's folder; the lens's own by default."
-    ),
-    seed: int = Option(0, help="Seed of the sensor's noise."),
+    source: Path = argument("SRC_DIR", "Folder of clean photographs."),
+    lens: str = option(..., "A shipped lens, a lens .yaml, or PSFs in an .npz."),
+    out: Path = option(..., "Folder for the Realab layout."),
+    domain: Domain = option("source", "Which set they become."),
+    lens_name: str | None = option(None, "Name of the lens's folder; the lens's own by default."),
+    seed: int = option(0, "Seed of the sensor's noise."),
 ) -> None:
     """Turn clean photographs into pairs of clean and aberrated ones, by a lens model."""
     from qdmr_ray.data.simulation import simulate_folder
 
-    with bars() as progress:
+    with bar("simulate") as progress:
         count = simulate_folder(
-            source,
-            lens,
-            out,
-            domain=domain,
-            lens_name=lens_name,
-            seed=seed,
-            progress=lambda done, total: progress("simulate", done, total),
+            source, lens, out, domain=domain, lens_name=lens_name, seed=seed, progress=progress
         )
     say(f"{count} photographs through {lens} into {out}")
 
 
 @app.command("fetch-realab", example="data fetch-realab --out data/Realab")
 def fetch_realab(
-    out: Path = Option(Path("data/Realab"), help="Folder for the benchmark."),
-    endpoint: str | None = Option(
-        None,
-        metavar="URL",
-        help="A hub or mirror; HF_ENDPOINT or https://huggingface.co by default.",
+    out: Path = option(Path("data/Realab"), "Folder for the benchmark."),
+    endpoint: str | None = option(
+        None, "A hub or mirror; HF_ENDPOINT or https://huggingface.co by default.", metavar="URL"
     ),
-    revision: str = Option("main", help="Branch, tag or commit of the dataset."),
-    include: list[str] | None = Option(
-        None, metavar="PATTERN", help="Only these files, such as 'Syn/*'; may be repeated."
+    revision: str = option("main", "Branch, tag or commit of the dataset."),
+    include: list[str] | None = option(
+        None, "Only these files, such as 'Syn/*'; may be repeated.", metavar="PATTERN"
     ),
-    keep_archives: bool = Option(
-        False, "--keep-archives", help="Keep archives that were unpacked."
-    ),
+    keep_archives: bool = flag("--keep-archives", "Keep archives that were unpacked."),
 ) -> None:
     """Download the Realab benchmark, checked; the same command again continues a download.
 
@@ -71,26 +58,25 @@ def fetch_realab(
     from qdmr_ray.data.realab import fetch_realab as fetch
 
     with bars() as progress:
-        lines = fetch(
+        for line in fetch(
             out,
             endpoint=endpoint,
             revision=revision,
             include=include or (),
             keep_archives=keep_archives,
             progress=in_megabytes(progress),
-        )
-    for line in lines:
-        say(line)
+        ):
+            say(line)
 
 
 @app.command(example="data pack Realab --out data/realab-s1 --lens S1")
 def pack(
-    source: Path = Argument(metavar="SRC", help="Folder in the Realab layout."),
-    out: str = Option(help="Where the shards go: a folder or s3://bucket/path."),
-    lens: str | None = Option(None, help="Lens folder, such as S1."),
-    target_set: TargetSet | None = Option(None, help="Folder of target photographs."),
-    endpoint: Endpoint = None,
-    overrides: Overrides = None,
+    source: Path = argument("SRC", "Folder in the Realab layout."),
+    out: str = option(..., "Where the shards go: a folder or s3://bucket/path."),
+    lens: str | None = option(None, "Lens folder, such as S1."),
+    target_set: TargetSet | None = option(None, "Folder of target photographs."),
+    endpoint: str | None = ENDPOINT,
+    overrides: list[str] | None = OVERRIDES,
 ) -> None:
     """Pack folders of images into shards and a manifest.
 
@@ -102,21 +88,22 @@ def pack(
     from qdmr_ray.data.packing.pack import pack as pack_folders
     from qdmr_ray.parsing import apply_override, parse_settings
 
+    values: dict[str, Any] = {"lens": lens, "target_set": target_set}
+    for override in overrides or ():
+        apply_override(values, override)
+    settings = parse_settings(TypeAdapter(PackSettings), values, "qdmr data pack")
+
     def start_ray() -> None:
         from qdmr_ray.ray_cluster import ensure_ray
 
         ensure_ray()
 
-    values: dict[str, Any] = {"lens": lens, "target_set": target_set}
-    for override in overrides or ():
-        apply_override(values, override)
-    settings = parse_settings(TypeAdapter(PackSettings), values, "qdmr data pack")
-    with bars() as progress:
+    with bar("pack") as progress:
         pack_folders(
             source,
             out,
             settings=settings,
-            progress=lambda done, total: progress("pack", done, total),
+            progress=progress,
             start_ray=start_ray,
             endpoint=endpoint,
         )
@@ -125,12 +112,12 @@ def pack(
 
 @app.command(example="data inspect data/realab-s1 --verify")
 def inspect(
-    uri: str = Argument(metavar="URI", help="A packed dataset."),
-    verify: bool = Option(False, "--verify", help="Read every record against its checksum."),
-    sheet: Path | None = Option(
-        None, metavar="F", help="Contact sheet; NAME-sheet.png here by default."
+    uri: str = argument("URI", "A packed dataset."),
+    verify: bool = flag("--verify", "Read every record against its checksum."),
+    sheet: Path | None = option(
+        None, "Contact sheet; NAME-sheet.png here by default.", metavar="F"
     ),
-    endpoint: Endpoint = None,
+    endpoint: str | None = ENDPOINT,
 ) -> None:
     """Show what a packed dataset holds: a table, a histogram of sizes, a contact sheet (PNG)."""
     from qdmr_ray.data.contact_sheet import contact_sheet
@@ -145,12 +132,10 @@ def inspect(
     say(f"contact sheet {file}")
     if not verify:
         return
-    with bars() as progress:
-        problems = verify_records(
-            uri, progress=lambda d, t: progress("verify", d, t), endpoint=endpoint
-        )
+    with bar("verify") as progress:
+        problems = verify_records(uri, progress=progress, endpoint=endpoint)
     for problem in problems:
-        print(problem.text, file=sys.stderr)
+        tell(problem.text)
     if problems:
         raise QdmrError(f"{uri}: {len(problems)} bad records or shards; pack the dataset again")
     say("every record agrees with its checksum")
@@ -176,12 +161,9 @@ def _print_dataset(uri: str, endpoint: str | None) -> None:
     print_table(table)
     for name, entry in manifest.sets.items():
         sizes = [(size.height, size.width, size.images) for size in entry.sizes]
-        for line in size_histogram(sizes, ascii_only=not _prints_unicode()):
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        for line in size_histogram(sizes, ascii_only=not unicode):
             say(f"{name:6}  {line}")
     for file in manifest.left_out:
         say(f"left out of {file.set}: {file.origin} ({file.reason})")
     say(f"{uri}  digest {manifest.digest[:12]}")
-
-
-def _prints_unicode() -> bool:
-    return (sys.stdout.encoding or "").lower().startswith("utf")

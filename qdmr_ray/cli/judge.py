@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import typer
 from rich.table import Table
-from typer import Argument, Option
 
-from qdmr_ray.cli.options import EXIT_FAILED, JUDGE, App, Overrides, TableFormat
-from qdmr_ray.cli.output import bars, print_evaluation, print_table, quick_imports, say, working
+from qdmr_ray.cli.options import EXIT_FAILED, OVERRIDES, App, TableFormat, argument, option
+from qdmr_ray.cli.output import (
+    bar,
+    bars,
+    print_evaluation,
+    print_table,
+    quick_imports,
+    say,
+    working,
+)
 
-app = App(panel=JUDGE)
+app = App("Judge")
 
 
 @app.command(example="evaluate runs/demo")
 def evaluate(
-    run: str = Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, or one trained model."),
-    data: str | None = Option(None, help="Packed dataset; the run's by default."),
-    out: str | None = Option(None, help="Folder for the results; the run's by default."),
-    overrides: Overrides = None,
+    run: str = argument("RUN_OR_CHECKPOINT", "Run folder, or one trained model."),
+    data: str | None = option(None, "Packed dataset; the run's by default."),
+    out: str | None = option(None, "Folder for the results; the run's by default."),
+    overrides: list[str] | None = OVERRIDES,
 ) -> None:
     """Measure and restore a test set, spread over the cluster; run again, it continues.
 
@@ -39,8 +47,8 @@ def evaluate(
             data=data,
             out=out,
             overrides=overrides or (),
-            progress=lambda done, total: progress("evaluate", done, total),
-            codebook_progress=lambda done, total: progress("codebook", done, total),
+            progress=partial(progress, "evaluate"),
+            codebook_progress=partial(progress, "codebook"),
         )
     print_evaluation(evaluation)
     if evaluation.failed:
@@ -49,8 +57,8 @@ def evaluate(
 
 @app.command(example="report runs/demo")
 def report(
-    run: str = Argument(metavar="RUN", help="Folder of a run, an evaluation or a sweep, or s3://…"),
-    out: str | None = Option(None, help="File; RUN/report.html by default."),
+    run: str = argument("RUN", "Folder of a run, an evaluation or a sweep, or s3://…"),
+    out: str | None = option(None, "File; RUN/report.html by default."),
 ) -> None:
     """Write one self-contained page with metrics, curves, pictures, codebook and settings.
 
@@ -65,16 +73,16 @@ def report(
 
 @app.command(example="compare runs/a runs/b --format latex --reference a/base")
 def compare(
-    evaluations: list[str] = Argument(
-        metavar="RUN_OR_EVALUATION...",
-        help="Run folders, folders that evaluate wrote to, or evaluation.json files.",
+    evaluations: list[str] = argument(
+        "RUN_OR_EVALUATION...",
+        "Run folders, folders that evaluate wrote to, or evaluation.json files.",
     ),
-    style: TableFormat = Option("plain", "--format", help="LaTeX tables are written for booktabs."),
-    metric: list[str] | None = Option(
-        None, metavar="NAME", help="Such as psnr; may be repeated; all by default."
+    style: TableFormat = option("plain", "LaTeX tables are written for booktabs.", "--format"),
+    metric: list[str] | None = option(
+        None, "Such as psnr; may be repeated; all by default.", metavar="NAME"
     ),
-    reference: str = Option(
-        "input", metavar="NAME", help="Row that the others are tested against: RUN/STAGE."
+    reference: str = option(
+        "input", "Row that the others are tested against: RUN/STAGE.", metavar="NAME"
     ),
 ) -> None:
     """Tabulate evaluations of one test set: means, 95 % intervals and paired significance."""
@@ -87,10 +95,10 @@ def compare(
 
 @app.command(example="codebook runs/demo")
 def codebook(
-    run: str = Argument(metavar="RUN_OR_VQGAN", help="Run folder, or a VQGAN's with --data."),
-    data: str | None = Option(None, help="Packed dataset; the run's by default."),
-    crops: int = Option(64, min=1, help="Crops taken from each domain."),
-    out: str | None = Option(None, help="Folder; RUN_OR_VQGAN by default."),
+    run: str = argument("RUN_OR_VQGAN", "Run folder, or a VQGAN's with --data."),
+    data: str | None = option(None, "Packed dataset; the run's by default."),
+    crops: int = option(64, "Crops taken from each domain.", min=1),
+    out: str | None = option(None, "Folder; RUN_OR_VQGAN by default."),
 ) -> None:
     """Measure how source and target use a trained codebook, and draw an atlas of its codes."""
     from qdmr_ray.evaluate.codebook.compute import ATLAS_FILE, codebook_view, write_view
@@ -98,25 +106,15 @@ def codebook(
     from qdmr_ray.storage import open_location
 
     place = open_location(run)
-    with bars() as progress:
-        view = codebook_view(
-            place,
-            data=data,
-            crops=crops,
-            progress=lambda done, total: progress("codebook", done, total),
-        )
+    with bar("codebook") as progress:
+        view = codebook_view(place, data=data, crops=crops, progress=progress)
     to = open_location(out) if out else place
     write_view(view, to)
     usage = view.usage
     table = Table("set", "photographs", "crops", "codes used", "perplexity")
     for name, used in (("source", usage.source), ("target", usage.target)):
-        table.add_row(
-            name,
-            str(used.photographs),
-            str(used.crops),
-            f"{used.used} of {usage.codes}",
-            f"{used.perplexity:.1f}",
-        )
+        counts = str(used.photographs), str(used.crops), f"{used.used} of {usage.codes}"
+        table.add_row(name, *counts, f"{used.perplexity:.1f}")
     print_table(table)
     groups = [f"{GROUP_LABELS[group]} {size}" for group, size in usage.group_sizes().items()]
     say(f"codes: {', '.join(groups)}")
@@ -129,8 +127,8 @@ def codebook(
 
 @app.command("niqe-fit", example="niqe-fit photos --out pristine.npz")
 def niqe_fit(
-    images: list[Path] = Argument(help="Clean photographs, or folders of them."),
-    out: Path = Option(help="File for the pristine model, an .npz."),
+    images: list[Path] = argument(None, "Clean photographs, or folders of them."),
+    out: Path = option(..., "File for the pristine model, an .npz."),
 ) -> None:
     """Fit NIQE's pristine model, which images are measured against, to clean photographs.
 
@@ -148,16 +146,15 @@ def niqe_fit(
     paths = dict.fromkeys(path for some in listed for path in some)
     fit = PristineFit()
     left_out = 0
-    with bars() as progress:
+    with bar("niqe-fit") as progress:
         for done, path in enumerate(paths, start=1):
             try:
                 fit.add(read_image(path))
             except QdmrError as error:
                 left_out += 1
-                text = str(error)
-                reason = text if str(path) in text else f"{path}: {text}"
-                print(f"qdmr: {reason}", file=sys.stderr, flush=True)
-            progress("niqe-fit", done, len(paths))
+                place = "" if str(path) in str(error) else f"{path}: "
+                print(f"qdmr: {place}{error}", file=sys.stderr, flush=True)
+            progress(done, len(paths))
     named = ", ".join(str(path) for path in images)
     counted = f"{fit.images} images and {fit.blocks} blocks"
     save_pristine(out, fit.model(f"{counted} of {named}"))

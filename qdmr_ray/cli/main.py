@@ -6,27 +6,25 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
+from typing import NoReturn
 
 import typer
-from typer import Option
 
-from qdmr_ray.cli import bench, cluster, config, data, judge, restore, sweep, train, verify
-from qdmr_ray.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Verbose, show_tracebacks
+from qdmr_ray.cli import bench, cluster, config, data, judge, restore, stages, sweep, train, verify
+from qdmr_ray.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, VERBOSE, option
+from qdmr_ray.cli.output import tell, tell_error
 from qdmr_ray.errors import VERBOSE_VARIABLE, QdmrError, SettingsError
-
-HELP = "Sharpen the photographs of a real, simple lens: simulate, train, evaluate, restore."
 
 app = typer.Typer(
     name="qdmr",
-    help=HELP,
+    help="Sharpen the photographs of a real, simple lens: simulate, train, evaluate, restore.",
     epilog="Start with:  qdmr demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 # The help shows the groups in this order.
 for group in (
-    *(data.app, train.app, sweep.app, config.app, train.stages_app, judge.app, restore.app),
+    *(data.app, train.app, sweep.app, config.app, stages.app, judge.app, restore.app),
     *(cluster.app, cluster.jobs_app, bench.app, verify.app),
 ):
     app.add_typer(group, rich_help_panel=group.panel)
@@ -42,11 +40,11 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    verbose: Verbose = False,
-    version: bool = Option(
+    verbose: bool = VERBOSE,
+    version: bool = option(
         False,
+        "Print the version, the commit, and whether the code was changed.",
         "--version",
-        help="Print the version, the commit, and whether the code was changed.",
         callback=_print_version,
         is_eager=True,
     ),
@@ -70,27 +68,23 @@ def main() -> None:
             words = context.command_path if context else "qdmr"
             # typer passes pydantic's own opening words on.
             text = text.removesuffix(".").replace(": Value error, ", ": ")
-            print(f"{words}: {text}; {words} --help shows the usage", file=sys.stderr)
+            tell(f"{words}: {text}; {words} --help shows the usage")
         sys.exit(error.exit_code)
     except QdmrError as error:
-        _tell(str(error))
-        sys.exit(EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED)
+        _fail(str(error), EXIT_USAGE if isinstance(error, SettingsError) else EXIT_FAILED)
     except Exception as error:
         text = " ".join(str(error).split()) or "no message"
-        _tell(f"{type(error).__name__}: {text} (-v shows where)")
-        sys.exit(EXIT_FAILED)
+        _fail(f"{type(error).__name__}: {text} (-v shows where)", EXIT_FAILED)
     # typer turns a KeyboardInterrupt into this code; a command that has reported its interruption
     # itself raises a SystemExit, which passes through.
     if code == EXIT_INTERRUPTED:
-        print("qdmr: interrupted; run the same command again to go on", file=sys.stderr)
+        tell("qdmr: interrupted; run the same command again to go on")
     sys.exit(code)
 
 
-def _tell(message: str) -> None:
-    """Prints an error, behind its traceback if ``-v`` was given."""
-    if show_tracebacks():
-        traceback.print_exc()
-    print(f"qdmr: {message}", file=sys.stderr)
+def _fail(message: str, code: int) -> NoReturn:
+    tell_error(message, sys.exception())
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, Signature, signature
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import typer
 
@@ -17,30 +16,6 @@ from qdmr_ray.errors import VERBOSE_VARIABLE
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
-# Panels of the help, in the order in which main.py assembles them.
-DATA, TRAIN, JUDGE, RESTORE = "Data", "Train", "Judge", "Restore"
-CLUSTER, DEVELOPERS = "Cluster", "Developers"
-
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose", "-v", help="Show an error's traceback, and Ray's log.", show_default=False
-    ),
-]
-Endpoint = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL", help="Address of an S3-compatible store; AWS_ENDPOINT_URL by default."
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; may be repeated."),
-]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="F", help="Also write the result to a file, as JSON."),
-]
 # Closed choices, written out because --help must not import PyTorch to find them; a test compares
 # them with the values that the code accepts.
 TrainingDtype = Literal["float32", "tf32", "bfloat16"]
@@ -56,28 +31,52 @@ TableFormat = Literal["plain", "markdown", "latex"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class App(typer.Typer):
-    """Commands that take ``-v`` and end their help with an example. With a ``name`` the app is a
-    group of commands; without one, its commands become those of ``qdmr`` itself. ``panel`` is the
-    part of ``qdmr --help`` that lists the group, or the commands."""
+def option(default: Any, help: str, *names: str, **more: Any) -> Any:
+    """Returns an option with its default, ``...`` if it must be given, and typer's ``more``."""
+    return typer.Option(default, *names, help=help, **more)
 
-    def __init__(self, name: str | None = None, *, panel: str, **options: Any) -> None:
-        if name is not None:
-            options |= {"no_args_is_help": True, "callback": _with_verbose(lambda: None)}
-        super().__init__(name=name, **options)
-        self.panel = panel
-        self._panel_of_commands = None if name else panel
+
+def flag(name: str, help: str) -> Any:
+    """Returns an option without a value, off by default."""
+    return typer.Option(False, name, help=help)
+
+
+def argument(metavar: str | None, help: str, **more: Any) -> Any:
+    """Returns an argument, which must be given unless ``more`` holds a ``default``."""
+    return typer.Argument(metavar=metavar, help=help, **more)
+
+
+VERBOSE = option(
+    False, "Show an error's traceback, and Ray's log.", "--verbose", "-v", show_default=False
+)
+ENDPOINT = option(
+    None, "Address of an S3-compatible store; AWS_ENDPOINT_URL by default.", metavar="URL"
+)
+OVERRIDES = option(None, "Replace a setting; may be repeated.", "--set", metavar="KEY=VALUE")
+JSON_FILE = option(None, "Also write the result to a file, as JSON.", "--json", metavar="F")
+
+
+class App(typer.Typer):
+    """Commands that take ``-v`` and end their help with an example. ``panel`` is the part of
+    ``qdmr --help`` that lists them; with a ``name``, it lists this app as a group of commands."""
+
+    def __init__(self, panel: str, name: str | None = None, help: str = "", example: str = ""):
+        self.panel, self._panel_of_commands = panel, None if name else panel
+        if name is None:
+            super().__init__()
+        else:
+            alone: dict[str, Any] = {
+                "no_args_is_help": True,
+                "callback": _with_verbose(lambda: None),
+            }
+            super().__init__(name=name, help=help, epilog=f"Example:  qdmr {example}", **alone)
 
     def command(  # type: ignore[override]
-        self, name: str | None = None, *, example: str, **options: Any
+        self, name: str | None = None, *, example: str, **more: Any
     ) -> Callable[[Function], Function]:
         """Registers a function as a command; its help ends with ``qdmr`` and the ``example``."""
-        register = super().command(
-            name,
-            epilog=f"Example:  qdmr {example}",
-            rich_help_panel=self._panel_of_commands,
-            **options,
-        )
+        more |= {"epilog": f"Example:  qdmr {example}", "rich_help_panel": self._panel_of_commands}
+        register = super().command(name, **more)
 
         def decorate(function: Function) -> Function:
             register(_with_verbose(function))
@@ -101,7 +100,7 @@ def _with_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     own = signature(function, eval_str=True).parameters
-    added = Parameter("verbose", Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    added = Parameter("verbose", Parameter.KEYWORD_ONLY, default=VERBOSE, annotation=bool)
     vars(called)["__signature__"] = Signature([*own.values(), added])
-    called.__annotations__ = {"verbose": Verbose, **{n: p.annotation for n, p in own.items()}}
+    called.__annotations__ = {"verbose": bool, **{n: p.annotation for n, p in own.items()}}
     return called

@@ -6,14 +6,19 @@ import gc
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from qdmr_ray.cli.options import show_tracebacks
 
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.results import Evaluation
@@ -35,10 +40,26 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def tell(text: str) -> None:
+    """Prints a line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def tell_error(text: str, error: BaseException | None) -> None:
+    """Prints a line on standard error, behind the traceback of ``error`` if ``-v`` was given."""
+    if show_tracebacks() and error is not None:
+        traceback.print_exception(error)
+    tell(f"qdmr: {text}")
+
+
+def date(seconds: float | None) -> str:
+    """Returns a time, in seconds since 1970, as a table shows it; nothing for no time."""
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M") if seconds else ""
+
+
 def print_table(table: Table) -> None:
     """Prints a table on standard output, its rows unfolded where a program reads them."""
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
@@ -72,6 +93,13 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
+def bar(step: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that takes the work done and the work in all; draws as :func:`bars`."""
+    with bars() as progress:
+        yield partial(progress, step)
+
+
+@contextmanager
 def working(step: str) -> Iterator[None]:
     """Shows a moving sign beside the name of a step of unknown length, when a person watches."""
     console = watched_console()
@@ -97,7 +125,7 @@ def in_megabytes(progress: Callable[[str, int, int], None]) -> Callable[[str, in
 
 def _line_when_done(step: str, done: int, total: int) -> None:
     if done == total:
-        print(f"{step}: done", file=sys.stderr, flush=True)
+        tell(f"{step}: done")
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -118,7 +146,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for note in evaluation_notes(evaluation):
         say(note)
     for failure in evaluation.failed:
-        print(f"qdmr: {failure.name}: {failure.reason}", file=sys.stderr)
+        tell(f"qdmr: {failure.name}: {failure.reason}")
 
 
 def evaluation_notes(evaluation: Evaluation) -> list[str]:

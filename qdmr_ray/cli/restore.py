@@ -6,29 +6,26 @@ import math
 from pathlib import Path
 
 import typer
-from typer import Argument, Option
 
-from qdmr_ray.cli.options import EXIT_FAILED, RESTORE, App, ExportForm, RestoringDtype
+from qdmr_ray.cli.options import EXIT_FAILED, App, ExportForm, RestoringDtype, argument, option
 from qdmr_ray.cli.output import say
 from qdmr_ray.errors import SettingsError
 
-app = App(panel=RESTORE)
+app = App("Restore")
 
 
 @app.command(example="restore photos/*.jpg --checkpoint runs/demo/uda/final --out out")
 def restore(
     # A file that can't be read is a failure of that file alone: the others are restored.
-    files: list[Path] = Argument(help="Photographs, folders or patterns.", readable=False),
-    checkpoint: str = Option(help="A trained base, uda or source_only model."),
-    out: Path = Option(help="Folder for the corrected photographs."),
-    memory: float = Option(
-        2.0, help="GiB for maps between layers; larger ones lie in scratch files.", min=0
+    files: list[Path] = argument(None, "Photographs, folders or patterns.", readable=False),
+    checkpoint: str = option(..., "A trained base, uda or source_only model."),
+    out: Path = option(..., "Folder for the corrected photographs."),
+    memory: float = option(
+        2.0, "GiB for maps between layers; larger ones lie in scratch files.", min=0
     ),
-    scratch: Path | None = Option(None, help="Folder for those files; the system's by default."),
-    dtype: RestoringDtype = Option("float32", help="Precision of the network."),
-    device: str | None = Option(
-        None, help="cpu, cuda or cuda:N; a GPU by default where there is one."
-    ),
+    scratch: Path | None = option(None, "Folder for those files; the system's by default."),
+    dtype: RestoringDtype = option("float32", "Precision of the network."),
+    device: str | None = option(None, "cpu, cuda or cuda:N; a GPU by default where there is one."),
 ) -> None:
     """Correct photographs of any size; bits, transparency, EXIF data and colour profile stay."""
     from qdmr_ray import api
@@ -45,9 +42,9 @@ def restore(
 
 @app.command(example="export runs/demo/uda/final --to onnx --out qdmr.onnx")
 def export(
-    checkpoint: str = Argument(metavar="CHECKPOINT", help="A trained model."),
-    to: ExportForm = Option(help="Form of the file; authors: their .pth."),
-    out: str = Option(metavar="F", help="The file: a path or s3://…"),
+    checkpoint: str = argument("CHECKPOINT", "A trained model."),
+    to: ExportForm = option(..., "Form of the file; authors: their .pth."),
+    out: str = option(..., "The file: a path or s3://…", metavar="F"),
 ) -> None:
     """Write the generator alone as one file, which is compared with the network first.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from qdmr_ray.cli.options import EXIT_INTERRUPTED, show_tracebacks
-from qdmr_ray.cli.output import watched_console
+from qdmr_ray.cli.options import EXIT_INTERRUPTED
+from qdmr_ray.cli.output import tell, tell_error, watched_console
 from qdmr_ray.restore.restoration import Failure, Report
 
 
@@ -31,12 +29,12 @@ class Lines(Report):
     def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
         self.done += 1
         for line in lost:
-            _print(f"qdmr: {line}")
+            tell(f"qdmr: {line}")
         self.finished(path, result)
 
     def finished(self, path: Path, result: Path) -> None:
         """Prints that a photograph is restored."""
-        _print(f"restored {path} as {result} ({self.number} of {self.total})")
+        tell(f"restored {path} as {result} ({self.number} of {self.total})")
 
     def so_far(self, out: Path) -> str:
         """Returns a text on the restored files, and on what the same command would do again."""
@@ -48,9 +46,7 @@ class Lines(Report):
         )
 
     def failed(self, failure: Failure) -> None:
-        if show_tracebacks() and failure.error is not None:
-            traceback.print_exception(failure.error)
-        _print(f"qdmr: {failure.reason}")
+        tell_error(failure.reason, failure.error)
 
 
 class Bar(Lines):
@@ -99,9 +95,5 @@ def shown(out: Path) -> Iterator[Lines]:
             report = Bar(progress)
             yield report
     except KeyboardInterrupt:
-        _print(f"qdmr: interrupted; {report.so_far(out)}")
+        tell(f"qdmr: interrupted; {report.so_far(out)}")
         raise Interrupted(EXIT_INTERRUPTED) from None
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from typer import Argument, Option
 
-from qdmr_ray.cli.options import TRAIN, App, Overrides
+from qdmr_ray.cli.options import OVERRIDES, App, argument, flag, option
 from qdmr_ray.cli.output import bars, print_table, quick_imports, say
 
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.sweep_file import SweepFile
     from qdmr_ray.sweeps.plan import Plan
 
-app = App(panel=TRAIN)
+app = App("Train")
 # `qdmr demo` keeps its data here; sweeps of the demo's experiment use the same.
 DEMO_FOLDER = Path("runs/demo")
 
 
 @app.command(example="sweep experiments/sweeps/demo.yaml --name try1")
 def sweep(
-    file: Path = Argument(metavar="SWEEP.yaml", help="Experiment, search space and budget."),
-    name: str | None = Option(None, help="Name of the sweep; the file's by default."),
-    storage: str = Option("runs/sweeps", help="Where sweeps lie: a folder or s3://…"),
-    retry_failed: bool = Option(False, "--retry-failed", help="Begin failed trials again."),
-    overrides: Overrides = None,
+    file: Path = argument("SWEEP.yaml", "Experiment, search space and budget."),
+    name: str | None = option(None, "Name of the sweep; the file's by default."),
+    storage: str = option("runs/sweeps", "Where sweeps lie: a folder or s3://…"),
+    retry_failed: bool = flag("--retry-failed", "Begin failed trials again."),
+    overrides: list[str] | None = OVERRIDES,
 ) -> None:
     """Search settings, or compare variants, with Ray Tune and Optuna; trials share stages.
 
@@ -48,12 +48,9 @@ def sweep(
 
     with bars() as progress:
         plan = _with_demo_data(plan, file, progress)
+        trials = partial(progress, "trials")
         results = api.sweep(
-            plan,
-            storage=storage,
-            retry_failed=retry_failed,
-            say=say,
-            progress=lambda done, total: progress("trials", done, total),
+            plan, storage=storage, retry_failed=retry_failed, say=say, progress=trials
         )
     _print_results(results)
     say(f"sweep folder {folder.uri}, report {folder.join(REPORT_FILE).uri}")
@@ -81,13 +78,10 @@ def _print_results(sweep: SweepFile) -> None:
     metrics = [metric["name"] for metric in results["metrics"]]
     table = Table("trial", "state", *metrics, "test PSNR", "settings")
     test = (results["test"] or {}).get("trials", {})
-    shown = dict.fromkeys(
-        [*results["front"], *([results["baseline"]] if results["baseline"] else [])]
-    )
-    if not results["space"]:
-        shown = dict.fromkeys(trial["id"] for trial in results["trials"])
     by_id = {trial["id"]: trial for trial in results["trials"]}
-    for name in shown:
+    # Without a search space, every trial is a variant to compare.
+    wanted = [*results["front"], results["baseline"]] if results["space"] else by_id
+    for name in filter(None, dict.fromkeys(wanted)):
         trial = by_id[name]
         values = trial["values"] or [None] * len(metrics)
         psnr = test.get(name, {}).get("psnr")

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import typer
 from rich.table import Table
-from typer import Argument, Option
 
-from qdmr_ray.cli.options import DEVELOPERS, EXIT_FAILED, App, JsonFile, VerifyingDtype
+from qdmr_ray.cli.options import EXIT_FAILED, JSON_FILE, App, VerifyingDtype, argument, option
 from qdmr_ray.cli.output import print_table, say, working
 from qdmr_ray.errors import QdmrError
 
-app = App(panel=DEVELOPERS)
+app = App("Developers")
 
 
 @app.command(example="verify tests/golden --dtype float64")
 def verify(
-    golden: Path = Argument(metavar="GOLDEN_DIR", help="Folder of golden files, as tests/golden."),
-    dtype: VerifyingDtype = Option("float64", help="Precision of the computation."),
-    json_file: JsonFile = None,
+    golden: Path = argument("GOLDEN_DIR", "Folder of golden files, as tests/golden."),
+    dtype: VerifyingDtype = option("float64", "Precision of the computation."),
+    json_file: Path | None = JSON_FILE,
 ) -> None:
     """Compare networks, training steps and metrics with golden values of the authors' code."""
     from qdmr_ray.verify.folder import verify_folder, write_comparisons
@@ -40,11 +39,9 @@ def verify(
 
 @app.command(example="doctor --storage s3://bucket/runs")
 def doctor(
-    storage: str = Option("runs", help="Also try to write here."),
-    address: str | None = Option(
-        None,
-        metavar="URL",
-        help="Jobs API of a cluster, http://HOST:8265: is it open to strangers?",
+    storage: str = option("runs", "Also try to write here."),
+    address: str | None = option(
+        None, "Jobs API of a cluster, http://HOST:8265: is it open to strangers?", metavar="URL"
     ),
 ) -> None:
     """Check versions, devices, Ray, storage and weights, and say how to get what is missing."""
