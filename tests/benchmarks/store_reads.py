@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qdmr_ray.data.format.index import RecordEntry, encode_index, index_table
+from qdmr_ray.data.format.index import NO_OFFSET, RecordEntry, encode_index, index_table
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.streaming.crops import Cutter
 from qdmr_ray.data.streaming.stream import DataSettings, InProcessStream
@@ -134,7 +134,7 @@ def _packed(folder: Path) -> str:
 
 
 def _index_bytes(paired: bool) -> float:
-    bands = np.zeros(20, dtype=np.uint32)
+    bands = [0] * 20
     entries = [
         RecordEntry(
             name=f"{i:08d}",
@@ -143,10 +143,10 @@ def _index_bytes(paired: bool) -> float:
             origin=f"Syn/S1/train/{i:08d}.png",
             ground_truth_origin=f"Syn/gt/{i:08d}.png" if paired else None,
             image_offset=i,
-            ground_truth_offset=i if paired else None,
+            ground_truth_offset=i if paired else NO_OFFSET,
             sha256=bytes(32),
             image_bands=bands,
-            ground_truth_bands=bands if paired else bands[:0],
+            ground_truth_bands=bands if paired else [],
         )
         for i in range(INDEXED)
     ]

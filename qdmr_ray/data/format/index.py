@@ -24,8 +24,8 @@ from qdmr_ray.storage import Location
 
 CHANNELS = 3
 BAND_ROWS = 64
-# The offset that stands for no ground truth.
-_NONE = -1
+# The offset of a ground truth that there isn't.
+NO_OFFSET = -1
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -48,8 +48,9 @@ class RecordEntry:
     """One photograph, or a pair: where it came from and where its pixels lie in its shard.
 
     ``origin`` and ``ground_truth_origin`` are paths below the packed folder; the offsets are the
-    bytes before the uint8 pixels (height, 3, width) in the shard file; ``sha256`` is over the
-    photograph's pixels followed by the ground truth's; bands are CRC-32 of ``BAND_ROWS`` rows each.
+    bytes before the uint8 pixels (height, 3, width) in the shard file, ``NO_OFFSET`` without a
+    ground truth; ``sha256`` is over the photograph's pixels followed by the ground truth's; bands
+    are CRC-32 of ``BAND_ROWS`` rows each.
     """
 
     name: str
@@ -58,26 +59,21 @@ class RecordEntry:
     origin: str
     ground_truth_origin: str | None
     image_offset: int
-    ground_truth_offset: int | None
+    ground_truth_offset: int
     sha256: bytes
-    image_bands: np.ndarray
-    ground_truth_bands: np.ndarray
-
-    @property
-    def row_bytes(self) -> int:
-        """The bytes of one row of pixels, all channels."""
-        return CHANNELS * self.width
+    image_bands: list[int]
+    ground_truth_bands: list[int]
 
     @property
     def image_bytes(self) -> int:
         """The bytes of the photograph's pixels; the ground truth has as many."""
-        return self.row_bytes * self.height
+        return CHANNELS * self.width * self.height
 
 
 @dataclass(frozen=True)
 class ImageColumns:
     """Offsets and checksums of the photographs, or of the ground truths, by record. ``offsets`` are
-    int64 (N,), -1 where there is none; the checksums of record i are ``bands[first_bands[i] :
+    int64 (N,), as in ``RecordEntry``; the checksums of record i are ``bands[first_bands[i] :
     first_bands[i + 1]]``, uint32."""
 
     offsets: np.ndarray
@@ -89,8 +85,8 @@ class SetIndex:
     """The records of one set by position; ``heights`` and ``widths`` are int32 (N,)."""
 
     def __init__(self, table: pa.Table) -> None:
-        table = table.combine_chunks()
-        self._columns = {name: _only_chunk(table.column(name)) for name in table.column_names}
+        # An index file holds one batch: each column is one piece of the mapped file.
+        self._columns = {name: table[name].chunk(0) for name in table.column_names}
         self.heights = self._numbers("height")
         self.widths = self._numbers("width")
         self.image = self._image_columns("image")
@@ -100,19 +96,11 @@ class SetIndex:
         return len(self.heights)
 
     def __getitem__(self, position: int) -> RecordEntry:
-        truth = int(self.ground_truth.offsets[position])
-        return RecordEntry(
-            name=self._columns["name"][position].as_py(),
-            height=int(self.heights[position]),
-            width=int(self.widths[position]),
-            origin=self.origin(position),
-            ground_truth_origin=self._columns["ground_truth_origin"][position].as_py(),
-            image_offset=int(self.image.offsets[position]),
-            ground_truth_offset=None if truth == _NONE else truth,
-            sha256=self._columns["sha256"][position].as_py(),
-            image_bands=_bands(self.image, position),
-            ground_truth_bands=_bands(self.ground_truth, position),
-        )
+        return RecordEntry(**{k: column[position].as_py() for k, column in self._columns.items()})
+
+    def size(self, position: int) -> tuple[int, int]:
+        """Returns a record's height and width."""
+        return int(self.heights[position]), int(self.widths[position])
 
     def origin(self, position: int) -> str:
         """Returns the path of a record's photograph below the packed folder, for messages."""
@@ -132,13 +120,7 @@ class SetIndex:
 
 def index_table(entries: list[RecordEntry]) -> pa.Table:
     """Makes a table with a row for each of ``entries``."""
-    columns = {
-        field.name: [getattr(entry, field.name) for entry in entries] for field in INDEX_SCHEMA
-    }
-    columns["ground_truth_offset"] = [
-        _NONE if offset is None else offset for offset in columns["ground_truth_offset"]
-    ]
-    return pa.table(columns, schema=INDEX_SCHEMA)
+    return pa.Table.from_pylist([vars(entry) for entry in entries], schema=INDEX_SCHEMA)
 
 
 def content_digest(table: pa.Table) -> str:
@@ -177,20 +159,7 @@ def set_index(location: Location, entry: SetEntry) -> SetIndex:
     return index
 
 
-def band_checksums(pixels: np.ndarray) -> np.ndarray:
-    """CRC-32 of every ``BAND_ROWS`` rows of uint8 (H, 3, W), C-contiguous: uint32 (bands,)."""
-    return np.array(
-        [
-            zlib.crc32(pixels[top : top + BAND_ROWS].data)
-            for top in range(0, len(pixels), BAND_ROWS)
-        ],
-        dtype=np.uint32,
-    )
-
-
-def _only_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
-
-
-def _bands(columns: ImageColumns, position: int) -> np.ndarray:
-    return columns.bands[columns.first_bands[position] : columns.first_bands[position + 1]]
+def band_checksums(pixels: np.ndarray) -> list[int]:
+    """Returns the CRC-32 of every ``BAND_ROWS`` rows of uint8 (H, 3, W), C-contiguous."""
+    tops = range(0, len(pixels), BAND_ROWS)
+    return [zlib.crc32(pixels[top : top + BAND_ROWS].data) for top in tops]

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
-from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, ImageColumns, SetIndex, set_index
+from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, SetIndex, set_index
 from qdmr_ray.data.format.manifest import ShardEntry, read_manifest
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.storage import open_location
+from qdmr_ray.storage import Location, open_location
 
 # A piece that differs from its checksum may have been damaged in transit: it is fetched again.
 _FETCHES = 2
@@ -55,6 +55,8 @@ class RecordReader:
         fill_cache: bool = True,
     ) -> None:
         self._location = open_location(uri, endpoint=endpoint)
+        # Whether reading may wait for a store.
+        self.is_remote = self._location.is_s3
         self.manifest = read_manifest(self._location)
         self._ends = {
             name: list(accumulate(shard.rows for shard in entry.shards))
@@ -65,15 +67,10 @@ class RecordReader:
         # Tells which bands have been checked, bool (bands of the set,) by set and kind of image.
         self._checked: dict[tuple[str, bool], np.ndarray] = {}
         self._cache: ShardCache | None = None
-        if self._location.local_path is None and cache_bytes:
+        if self.is_remote and cache_bytes:
             shards = [s for entry in self.manifest.sets.values() for s in entry.shards]
             folder = cache_folder or default_cache_folder()
             self._cache = ShardCache(self._location, shards, folder, cache_bytes, fills=fill_cache)
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether reading may wait for a store."""
-        return self._location.local_path is None
 
     def count(self, set_name: str) -> int:
         """Returns the number of records in a set."""
@@ -87,26 +84,20 @@ class RecordReader:
             copy = self._cache.fetch(entry.index) if self._cache else None
             # A copy is mapped, and so held once by all processes of the node.
             place = self._location if copy is None else open_location(copy.parent)
-            self._indexes[set_name] = set_index(place, entry)
+            table = self._indexes[set_name] = set_index(place, entry)
+            for ground_truth, columns in ((False, table.image), (True, table.ground_truth)):
+                self._checked[set_name, ground_truth] = np.zeros(len(columns.bands), dtype=bool)
         return self._indexes[set_name]
 
     def read(self, set_name: str, index: int) -> Record:
         """Reads a whole record, as writable copies; raises QdmrError where the set does not exist,
         or its shard is missing or damaged."""
-        table = self.index(set_name)
         self._find(set_name, index)
-        height = int(table.heights[index])
-
-        def pixels(*, ground_truth: bool) -> np.ndarray:
-            lines = self.lines(set_name, index, 0, height, ground_truth=ground_truth)
-            return np.ascontiguousarray(lines.transpose(0, 2, 1))
-
-        paired = self.manifest.set(set_name).paired
-        return Record(
-            name=table[index].name,
-            image=pixels(ground_truth=False),
-            ground_truth=pixels(ground_truth=True) if paired else None,
-        )
+        table = self.index(set_name)
+        kinds = (False, True) if self.manifest.set(set_name).paired else (False,)
+        rows = [self.lines(set_name, index, 0, table.size(index)[0], ground_truth=k) for k in kinds]
+        image, *truth = (np.ascontiguousarray(lines.transpose(0, 2, 1)) for lines in rows)
+        return Record(name=table[index].name, image=image, ground_truth=truth[0] if truth else None)
 
     def lines(
         self, set_name: str, index: int, top: int, bottom: int, *, ground_truth: bool = False
@@ -124,20 +115,16 @@ class RecordReader:
         offset = int(columns.offsets[index])
         if offset < 0:
             raise QdmrError(f"the {set_name} set of {self._location.uri} has no ground truth")
-        height, width = int(table.heights[index]), int(table.widths[index])
+        height, width = table.size(index)
         # Only whole bands can be checked.
         first_band, end_band = top // BAND_ROWS, -(-bottom // BAND_ROWS)
         first, end = first_band * BAND_ROWS, min(end_band * BAND_ROWS, height)
         start = int(columns.first_bands[index])
         bands = slice(start + first_band, start + end_band)
+        shape, checked = (end - first, CHANNELS, width), self._checked[set_name, ground_truth]
+        offset += first * CHANNELS * width
         try:
-            lines = self._checked_bytes(
-                shard,
-                offset + first * CHANNELS * width,
-                (end - first, CHANNELS, width),
-                columns.bands[bands],
-                self._checked_bands(set_name, ground_truth, columns)[bands],
-            )
+            lines = self._checked_bytes(shard, offset, shape, columns.bands[bands], checked[bands])
         except QdmrError as error:
             raise QdmrError(f"{error} (row {row}, {table.origin(index)})") from error
         return lines[top - first : bottom - first]
@@ -154,8 +141,7 @@ class RecordReader:
     ) -> np.ndarray:
         """Reads the square of ``size`` pixels at (top, left), as a view, uint8 (3, size, size);
         raises QdmrError as ``lines``, and ValueError for a square that reaches over the edge."""
-        sizes = self.index(set_name)
-        height, width = int(sizes.heights[index]), int(sizes.widths[index])
+        height, width = self.index(set_name).size(index)
         if not (0 <= top <= height - size and 0 <= left <= width - size):
             raise ValueError(f"crop {size} at ({top}, {left}) does not fit {width} x {height}")
         lines = self.lines(set_name, index, top, top + size, ground_truth=ground_truth)
@@ -181,58 +167,36 @@ class RecordReader:
     ) -> np.ndarray:
         """Reads whole bands of pixels, uint8 ``shape``, that agree with their checksums ``bands``.
         Bands marked in ``checked`` need no comparing any more; those compared here get marked."""
-        length = math.prod(shape)
-        mapped = self._mapping(shard)
+        length, place = math.prod(shape), self._location.join(shard.file)
+        mapped = self._mapping(shard, place)
         if mapped is not None:
             lines = mapped[offset : offset + length].reshape(shape)
             if _agree(lines, bands, checked):
                 return lines
         else:
             for _ in range(_FETCHES):
-                data = self._fetch(shard, offset, length)
+                data, size = place.read_piece(offset, length)
+                _check_size(place.uri, size, shard)
                 if len(data) == length:
                     lines = np.frombuffer(data, dtype=np.uint8).reshape(shape)
                     # A fetched piece is new each time, so it is checked each time.
                     if _agree(lines, bands, np.zeros_like(checked)):
                         return lines
-        place = self._location.join(shard.file).uri
-        raise QdmrError(f"{place}: wrong checksum; pack the dataset again")
+        raise QdmrError(f"{place.uri}: wrong checksum; pack the dataset again")
 
-    def _mapping(self, shard: ShardEntry) -> np.ndarray | None:
+    def _mapping(self, shard: ShardEntry, place: Location) -> np.ndarray | None:
         """Returns the shard's bytes where it lies on a disk of this machine, else None."""
-        mapped = self._mapped.get(shard.file)
-        if mapped is None:
-            path = self._location.join(shard.file).local_path
-            if path is None and self._cache is not None:
-                path = self._cache.path(shard.file)
-            if path is not None:
-                mapped = self._mapped[shard.file] = self._map(shard, path)
-        return mapped
-
-    def _fetch(self, shard: ShardEntry, offset: int, length: int) -> bytes:
-        place = self._location.join(shard.file)
-        data, size = place.read_piece(offset, length)
-        if size != shard.bytes:
-            raise _wrong_size(place.uri, size, shard)
-        return data
-
-    def _map(self, shard: ShardEntry, path: Path) -> np.ndarray:
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise QdmrError(f"{path}: is missing; pack the dataset again") from error
-        if size != shard.bytes:
-            raise _wrong_size(str(path), size, shard)
-        # Slicing np.memmap costs ten times as much as slicing a plain array over the mapping.
-        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-
-    def _checked_bands(
-        self, set_name: str, ground_truth: bool, columns: ImageColumns
-    ) -> np.ndarray:
-        key = (set_name, ground_truth)
-        if key not in self._checked:
-            self._checked[key] = np.zeros(len(columns.bands), dtype=bool)
-        return self._checked[key]
+        if shard.file not in self._mapped:
+            path = place.local_path or (self._cache and self._cache.path(shard.file))
+            if path is None:
+                return None
+            try:
+                _check_size(str(path), path.stat().st_size, shard)
+            except OSError as error:
+                raise QdmrError(f"{path}: is missing; pack the dataset again") from error
+            # Slicing np.memmap costs ten times as much as slicing a plain array over the mapping.
+            self._mapped[shard.file] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        return self._mapped[shard.file]
 
 
 def _agree(lines: np.ndarray, bands: np.ndarray, checked: np.ndarray) -> bool:
@@ -245,5 +209,8 @@ def _agree(lines: np.ndarray, bands: np.ndarray, checked: np.ndarray) -> bool:
     return True
 
 
-def _wrong_size(place: str, size: int, shard: ShardEntry) -> QdmrError:
-    return QdmrError(f"{place}: has {size} bytes instead of {shard.bytes}; pack the dataset again")
+def _check_size(place: str, size: int, shard: ShardEntry) -> None:
+    if size != shard.bytes:
+        raise QdmrError(
+            f"{place}: has {size} bytes instead of {shard.bytes}; pack the dataset again"
+        )

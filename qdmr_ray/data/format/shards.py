@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from qdmr_ray.data.format.index import CHANNELS, RecordEntry, band_checksums, index_table
+from qdmr_ray.data.format.index import CHANNELS, NO_OFFSET, RecordEntry, band_checksums, index_table
 from qdmr_ray.data.format.manifest import LeftOut, ShardEntry
 from qdmr_ray.data.packing.folders import RecordFiles
 from qdmr_ray.errors import QdmrError
@@ -60,8 +60,7 @@ _SCHEMA = pa.schema(
     ],
     metadata={"pixels": "uint8 (height, 3, width): a line of red, of green, of blue; from the top"},
 )
-_IMAGE_COLUMN = _SCHEMA.get_field_index("image")
-_GROUND_TRUTH_COLUMN = _SCHEMA.get_field_index("ground_truth")
+_PIXEL_COLUMNS = [_SCHEMA.get_field_index(name) for name in ("image", "ground_truth")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +129,9 @@ def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> 
             image_levels += counted
             truth_levels += truth_counted
             entries.append(_entry(job, files, image, truth))
-            writer.write_table(_row(job, entries[-1], image, truth))
+            pixels = {"image": image.data, "ground_truth": None if truth is None else truth.data}
+            record = {"set": job.set_name, **vars(entries[-1]), **pixels}
+            writer.write_table(pa.Table.from_pylist([record], schema=_SCHEMA))
     data = memoryview(sink.getvalue())
     shard = None
     if entries:
@@ -167,7 +168,7 @@ def record_pixels(entry: RecordEntry, data: np.ndarray) -> tuple[np.ndarray, np.
     shape = (entry.height, CHANNELS, entry.width)
     length = entry.image_bytes
     image = data[entry.image_offset : entry.image_offset + length].reshape(shape)
-    if entry.ground_truth_offset is None:
+    if entry.ground_truth_offset == NO_OFFSET:
         return image, None
     truth = data[entry.ground_truth_offset : entry.ground_truth_offset + length]
     return image, truth.reshape(shape)
@@ -193,7 +194,6 @@ def _entry(
     job: ShardJob, files: RecordFiles, image: np.ndarray, truth: np.ndarray | None
 ) -> RecordEntry:
     """Makes the record's entry; the offsets of its pixels are known when the shard is complete."""
-    none = np.empty(0, dtype=np.uint32)
     return RecordEntry(
         name=files.name,
         height=files.height,
@@ -201,27 +201,11 @@ def _entry(
         origin=job.origin(files.image),
         ground_truth_origin=None if files.ground_truth is None else job.origin(files.ground_truth),
         image_offset=0,
-        ground_truth_offset=None if truth is None else 0,
+        ground_truth_offset=NO_OFFSET,
         sha256=record_digest(image, truth),
         image_bands=band_checksums(image),
-        ground_truth_bands=none if truth is None else band_checksums(truth),
+        ground_truth_bands=[] if truth is None else band_checksums(truth),
     )
-
-
-def _row(
-    job: ShardJob, entry: RecordEntry, image: np.ndarray, truth: np.ndarray | None
-) -> pa.Table:
-    row = {
-        "set": job.set_name,
-        "name": entry.name,
-        "origin": entry.origin,
-        "ground_truth_origin": entry.ground_truth_origin,
-        "height": entry.height,
-        "width": entry.width,
-        "image": image.data,
-        "ground_truth": None if truth is None else truth.data,
-    }
-    return pa.Table.from_pylist([row], schema=_SCHEMA)
 
 
 def _located(entries: list[RecordEntry], data: memoryview) -> list[RecordEntry]:
@@ -229,18 +213,15 @@ def _located(entries: list[RecordEntry], data: memoryview) -> list[RecordEntry]:
     content = np.frombuffer(data, dtype=np.uint8)
     located = []
     for row, entry in enumerate(entries):
-        group, length, truth = metadata.row_group(row), entry.image_bytes, entry.ground_truth_offset
-        image_offset = _value_offset(group.column(_IMAGE_COLUMN), length)
-        if truth is not None:
-            truth = _value_offset(group.column(_GROUND_TRUTH_COLUMN), length)
-        entry = replace(entry, image_offset=image_offset, ground_truth_offset=truth)
+        # The only value of a column chunk fills the chunk's end.
+        image, truth = (
+            chunk.data_page_offset + chunk.total_compressed_size - entry.image_bytes
+            for chunk in map(metadata.row_group(row).column, _PIXEL_COLUMNS)
+        )
+        truth = truth if entry.ground_truth_bands else NO_OFFSET
+        entry = replace(entry, image_offset=image, ground_truth_offset=truth)
         # Reading relies on where the library puts the bytes, so this proves it for every record.
         if record_digest(*record_pixels(entry, content)) != entry.sha256:
             raise RuntimeError("this version of pyarrow lays out Parquet pages in another way")
         located.append(entry)
     return located
-
-
-def _value_offset(chunk: pq.ColumnChunkMetaData, length: int) -> int:
-    """Returns where the only value of a column chunk starts: it fills the chunk's end."""
-    return chunk.data_page_offset + chunk.total_compressed_size - length

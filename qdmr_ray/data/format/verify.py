@@ -95,7 +95,7 @@ def _bad_rows(
 ) -> Iterator[tuple[int, str]]:
     for row in range(shard.rows):
         entry = index[first + row]
-        end = max(entry.image_offset, entry.ground_truth_offset or 0) + entry.image_bytes
+        end = max(entry.image_offset, entry.ground_truth_offset) + entry.image_bytes
         if end > len(data):
             yield row, "is cut off"
         elif record_digest(*record_pixels(entry, data)) != entry.sha256:

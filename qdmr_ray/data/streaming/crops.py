@@ -130,8 +130,8 @@ class Cutter:
         return images | {f"{name}_index": index, f"{name}_place": place, f"{name}_skipped": skipped}
 
     def _place(self, name: str, crop: Crop) -> tuple[float, float]:
-        table, half = self._reader.index(name), self._request.crop / 2
-        height, width = table.heights[crop.index], table.widths[crop.index]
+        half = self._request.crop / 2
+        height, width = self._reader.index(name).size(crop.index)
         return (crop.top + half) / height, (crop.left + half) / width
 
     def _cut_into(self, image: np.ndarray, field: str, crop: Crop) -> None:

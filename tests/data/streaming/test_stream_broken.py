@@ -83,7 +83,7 @@ def flip_byte(folder: Path, set_name: str, record: int, *, ground_truth: bool = 
     entry = read_manifest(open_location(folder)).set(set_name)
     found = set_index(open_location(folder), entry)[record]
     offset = found.ground_truth_offset if ground_truth else found.image_offset
-    assert offset is not None
+    assert offset >= 0
     file = folder / entry.shards[record // 3].file
     data = bytearray(file.read_bytes())
     data[offset + 3] ^= 16
