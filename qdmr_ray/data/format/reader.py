@@ -187,7 +187,9 @@ class RecordReader:
     def _mapping(self, shard: ShardEntry, place: Location) -> np.ndarray | None:
         """Returns the shard's bytes where it lies on a disk of this machine, else None."""
         if shard.file not in self._mapped:
-            path = place.local_path or (self._cache and self._cache.path(shard.file))
+            path = place.local_path
+            if path is None and self._cache is not None:
+                path = self._cache.path(shard.file)
             if path is None:
                 return None
             try:

@@ -28,6 +28,7 @@ slice of the mapped file, while every Parquet reader still sees ordinary rows.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,14 +38,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from qdmr_ray.data.format.index import CHANNELS, NO_OFFSET, RecordEntry, band_checksums, index_table
-from qdmr_ray.data.format.manifest import LeftOut, ShardEntry
+from qdmr_ray.data.format.manifest import FileEntry, LeftOut, Manifest, ShardEntry
 from qdmr_ray.data.packing.folders import RecordFiles
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.photographs.decode import read_image
-from qdmr_ray.storage import open_location
+from qdmr_ray.storage import Location
+from qdmr_ray.storage.document import Document
 
 # Digits of the checksum in a file name: enough to keep different contents apart.
-DIGEST_DIGITS = 16
+_DIGEST_DIGITS = 16
 # The number of values of a uint8 pixel.
 LEVELS = 256
 _SCHEMA = pa.schema(
@@ -74,39 +76,46 @@ class ShardJob:
     root: Path
     leave_out: bool = False
 
-    def origin(self, path: Path) -> str:
-        """Returns the name of a file in the dataset."""
-        return origin_of(path, self.root)
+    @property
+    def name(self) -> str:
+        """The name of the shard, as its file's begins."""
+        return f"{self.set_name}-{self.number:06d}"
 
-    def paths(self) -> list[Path]:
-        """Lists every file of the job: a photograph, its ground truth, the next photograph …"""
-        both = ((record.image, record.ground_truth) for record in self.records)
-        return [path for pair in both for path in pair if path is not None]
+    def fingerprint(self) -> str:
+        """Returns a checksum over everything that decides what the shard will hold."""
+        files = []
+        for path in [path for record in self.records for path in record.paths]:
+            try:
+                found = path.stat()
+            except OSError as error:
+                raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
+            files.append([origin_of(path, self.root), found.st_size, found.st_mtime_ns])
+        decides = [Manifest.FORMAT, self.set_name, self.number, self.leave_out, files]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedShard:
-    """The result of a job. ``shard`` is ``None`` when every record was left out. The levels are
-    int64 (3, 256): how many pixels of each channel have each value."""
+class PackedShard(Document):
+    """The result of a job of this ``fingerprint``, beside its rows of the index. ``shard`` is
+    ``None`` when every record was left out. The levels are (2, 3, 256): how many pixels of each
+    channel of the photographs, and of the ground truths, have each value."""
 
+    fingerprint: str
     shard: ShardEntry | None
-    index: pa.Table
-    image_levels: np.ndarray
-    ground_truth_levels: np.ndarray
+    levels: list[list[list[int]]]
     left_out: tuple[LeftOut, ...]
 
 
-def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> PackedShard:
-    """Decodes the job's files and writes its shard; the same files give the same bytes.
-
-    The file name carries the content's checksum, so that packing again never touches the shards of
-    a dataset that is in use.
+def write_shard(job: ShardJob, folder: Location) -> tuple[PackedShard, pa.Table]:
+    """Decodes the job's files, writes its shard, and returns its index, too; the same files give
+    the same bytes.
 
     Raises:
         QdmrError: an image is unreadable, constant or not of the size that its header promised,
             or the shard cannot be written.
     """
-    image_levels, truth_levels = np.zeros((2, CHANNELS, LEVELS), dtype=np.int64)
+    # Computed before the files are read: one that changes meanwhile must not pass for packed.
+    fingerprint = job.fingerprint()
+    levels = np.zeros((2, CHANNELS, LEVELS), dtype=np.int64)
     left_out: list[LeftOut] = []
     entries: list[RecordEntry] = []
     sink = pa.BufferOutputStream()
@@ -115,20 +124,19 @@ def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> 
     ) as writer:
         for row, files in enumerate(job.records):
             try:
-                image, counted = _lines(files, files.image)
-                truth, truth_counted = None, np.zeros_like(counted)
-                if files.ground_truth is not None:
-                    truth, truth_counted = _lines(files, files.ground_truth)
+                decoded = [_lines(files, path) for path in files.paths]
             except QdmrError as error:
                 if not job.leave_out:
                     place = f"{job.set_name} shard {job.number}, row {row}"
                     raise QdmrError(f"{error} ({place})") from error
-                origin = job.origin(files.image)
+                origin = origin_of(files.image, job.root)
                 left_out.append(LeftOut(set=job.set_name, origin=origin, reason=str(error)))
                 continue
-            image_levels += counted
-            truth_levels += truth_counted
-            entries.append(_entry(job, files, image, truth))
+            image, *truths = (lines for lines, _ in decoded)
+            truth = truths[0] if truths else None
+            for kind, (_, counts) in enumerate(decoded):
+                levels[kind] += counts
+            entries.append(_entry(job.root, files, image, truth))
             pixels = {"image": image.data, "ground_truth": None if truth is None else truth.data}
             record = {"set": job.set_name, **vars(entries[-1]), **pixels}
             writer.write_table(pa.Table.from_pylist([record], schema=_SCHEMA))
@@ -136,17 +144,21 @@ def write_shard(job: ShardJob, folder_uri: str, endpoint: str | None = None) -> 
     shard = None
     if entries:
         entries = _located(entries, data)
-        checksum = hashlib.sha256(data).hexdigest()
-        file = f"{job.set_name}-{job.number:06d}-{checksum[:DIGEST_DIGITS]}.parquet"
-        open_location(folder_uri, endpoint=endpoint).join(file).write_bytes_atomic(data)
-        shard = ShardEntry(file=file, bytes=len(data), sha256=checksum, rows=len(entries))
-    return PackedShard(
-        shard=shard,
-        index=index_table(entries),
-        image_levels=image_levels,
-        ground_truth_levels=truth_levels,
-        left_out=tuple(left_out),
+        written = write_by_content(folder, job.name, "parquet", data)
+        shard = ShardEntry(**vars(written), rows=len(entries))
+    packed = PackedShard(
+        fingerprint=fingerprint, shard=shard, levels=levels.tolist(), left_out=tuple(left_out)
     )
+    return packed, index_table(entries)
+
+
+def write_by_content(folder: Location, name: str, ending: str, data: memoryview) -> FileEntry:
+    """Writes a file whose name carries its content's checksum, so that packing again never touches
+    the files of a dataset that is in use."""
+    checksum = hashlib.sha256(data).hexdigest()
+    file = f"{name}-{checksum[:_DIGEST_DIGITS]}.{ending}"
+    folder.join(file).write_bytes_atomic(data)
+    return FileEntry(file=file, bytes=len(data), sha256=checksum)
 
 
 def origin_of(path: Path, root: Path) -> str:
@@ -191,15 +203,16 @@ def _lines(files: RecordFiles, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _entry(
-    job: ShardJob, files: RecordFiles, image: np.ndarray, truth: np.ndarray | None
+    root: Path, files: RecordFiles, image: np.ndarray, truth: np.ndarray | None
 ) -> RecordEntry:
     """Makes the record's entry; the offsets of its pixels are known when the shard is complete."""
+    origins = [origin_of(path, root) for path in files.paths]
     return RecordEntry(
         name=files.name,
         height=files.height,
         width=files.width,
-        origin=job.origin(files.image),
-        ground_truth_origin=None if files.ground_truth is None else job.origin(files.ground_truth),
+        origin=origins[0],
+        ground_truth_origin=None if truth is None else origins[1],
         image_offset=0,
         ground_truth_offset=NO_OFFSET,
         sha256=record_digest(image, truth),

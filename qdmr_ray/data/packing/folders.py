@@ -61,9 +61,14 @@ class RecordFiles:
     width: int
 
     @property
+    def paths(self) -> list[Path]:
+        """The photograph and, of a pair, the ground truth."""
+        return [self.image] if self.ground_truth is None else [self.image, self.ground_truth]
+
+    @property
     def pixel_bytes(self) -> int:
         """The bytes of the record's pixels, the ground truth's included."""
-        return 3 * self.height * self.width * (1 if self.ground_truth is None else 2)
+        return 3 * self.height * self.width * len(self.paths)
 
 
 def is_photograph(path: Path) -> bool:

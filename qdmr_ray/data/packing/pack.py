@@ -10,7 +10,6 @@ are files of an earlier packing removed.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +23,13 @@ import pyarrow as pa
 from qdmr_ray.data.format.index import content_digest, encode_index
 from qdmr_ray.data.format.manifest import (
     MANIFEST_NAME,
-    FileEntry,
     LeftOut,
     Manifest,
     SetEntry,
     SizeCount,
     ValueStatistics,
 )
-from qdmr_ray.data.format.shards import DIGEST_DIGITS, LEVELS, PackedShard, ShardJob, origin_of
+from qdmr_ray.data.format.shards import LEVELS, PackedShard, ShardJob, origin_of, write_by_content
 from qdmr_ray.data.packing.folders import (
     TARGETS,
     DatasetFolders,
@@ -150,23 +148,31 @@ def pack(
         rejected=rejected if settings.bad_images == LEAVE_OUT else None,
     )
     root = src.absolute()
+    left_out = [
+        LeftOut(set=name, origin=origin_of(file, root), reason=reason)
+        for name, file, reason in rejected
+    ]
     jobs = list(_jobs(checked, settings, root))
     records = [record for job in jobs for record in job.records]
     if start_ray is not None and sum(r.pixel_bytes for r in records) > _WORTH_STARTING_RAY:
         start_ray()
     existed = location.exists()
-    packed: dict[tuple[str, int], PackedShard] = {}
+    packed: dict[int, tuple[PackedShard, pa.Table]] = {}
     done = len(records)
-    left_out = [
-        LeftOut(set=name, origin=origin_of(file, root), reason=reason)
-        for name, file, reason in rejected
-    ]
     try:
-        for job, shard in _run(jobs, location, endpoint):
-            packed[job.set_name, job.number] = shard
-            done += len(job.records)
+        for place, result in _run(jobs, location):
+            packed[place] = result
+            done += len(jobs[place].records)
             progress(done, 2 * len(records))
-        manifest = _manifest(folders, packed, left_out, location)
+        sets = {}
+        for name, folder in folders.sets().items():
+            results = [packed[i] for i, job in enumerate(jobs) if job.set_name == name]
+            left_out += [file for shard, _ in results for file in shard.left_out]
+            if not any(shard.shard for shard, _ in results):
+                raise QdmrError(f"{folder.images}: no image of the {name} set can be used")
+            sets[name] = _set_entry(name, folder.ground_truth is not None, results, location)
+        left_out.sort(key=lambda file: (file.set, file.origin))
+        manifest = Manifest(lens=folders.lens, sets=sets, left_out=tuple(left_out))
         manifest.write(location.join(MANIFEST_NAME))
     except QdmrError as error:
         if packed:
@@ -175,7 +181,12 @@ def pack(
         if not existed:
             location.delete()
         raise
-    _clean(location, {file.file for file in manifest.files})
+    kept = {file.file for file in manifest.files}
+    for file in location.list():
+        # Files of earlier packings go, and nothing that something else has put there.
+        ours = _OURS.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)
+        if (ours and file.name not in kept) or file.name == UNFINISHED_FOLDER:
+            file.delete()
     return manifest
 
 
@@ -183,6 +194,7 @@ def _jobs(
     checked: dict[str, list[RecordFiles]], settings: PackSettings, root: Path
 ) -> Iterator[ShardJob]:
     """Cuts every set into shards: a new one starts when the next record would not fit."""
+    leave_out = settings.bad_images == LEAVE_OUT
     for set_name, files in checked.items():
         shards: list[list[RecordFiles]] = [[]]
         size = 0
@@ -193,42 +205,32 @@ def _jobs(
                 size = 0
             shards[-1].append(record)
             size += record.pixel_bytes
-        for number, records in enumerate(shards if files else []):
+        for number, records in enumerate(map(tuple, shards if files else [])):
             yield ShardJob(
-                set_name=set_name,
-                number=number,
-                records=tuple(records),
-                root=root,
-                leave_out=settings.bad_images == LEAVE_OUT,
+                set_name=set_name, number=number, records=records, root=root, leave_out=leave_out
             )
 
 
 def _run(
-    jobs: Sequence[ShardJob], location: Location, endpoint: str | None
-) -> Iterator[tuple[ShardJob, PackedShard]]:
-    """Yields each shard as it is finished, in any order; those of an interrupted run come first."""
+    jobs: Sequence[ShardJob], location: Location
+) -> Iterator[tuple[int, tuple[PackedShard, pa.Table]]]:
+    """Yields each job's place and result as it is finished, in any order; those of an interrupted
+    run come first."""
     before = finished_before(location, jobs)
-    yield from before
-    known = {(job.set_name, job.number) for job, _ in before}
-    rest = [job for job in jobs if (job.set_name, job.number) not in known]
+    yield from before.items()
+    rest = [place for place in range(len(jobs)) if place not in before]
     # A running Ray has been imported already; importing it here would cost two seconds.
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        yield from _run_on_ray(ray, rest, location.uri, endpoint)
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        for place in rest:
+            yield place, write_and_note(jobs[place], location)
         return
-    for job in rest:
-        yield job, write_and_note(job, location.uri, endpoint)
-
-
-def _run_on_ray(
-    ray: Any, jobs: Sequence[ShardJob], uri: str, endpoint: str | None
-) -> Iterator[tuple[ShardJob, PackedShard]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # The photographs are on this machine's disk, so the tasks must be too.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     task = ray.remote(write_and_note).options(scheduling_strategy=here)
-    running = {task.remote(job, uri, endpoint): job for job in jobs}
+    running = {task.remote(jobs[place], location): place for place in rest}
     try:
         while running:
             ready, _ = ray.wait(list(running))
@@ -243,45 +245,21 @@ def _run_on_ray(
             ray.cancel(reference, force=True)
 
 
-def _manifest(
-    folders: DatasetFolders,
-    packed: dict[tuple[str, int], PackedShard],
-    left_out: list[LeftOut],
-    location: Location,
-) -> Manifest:
-    """Writes the index of each set; returns the manifest of what was packed."""
-    sets = {}
-    for name, folder in folders.sets().items():
-        shards = [packed[key] for key in sorted(packed) if key[0] == name]
-        left_out.extend(file for shard in shards for file in shard.left_out)
-        if not any(shard.shard for shard in shards):
-            raise QdmrError(f"{folder.images}: no image of the {name} set can be used")
-        sets[name] = _set_entry(name, folder.ground_truth is not None, shards, location)
-    return Manifest(
-        lens=folders.lens,
-        sets=sets,
-        left_out=tuple(sorted(left_out, key=lambda file: (file.set, file.origin))),
-    )
-
-
 def _set_entry(
-    name: str, paired: bool, shards: Sequence[PackedShard], location: Location
+    name: str, paired: bool, results: Sequence[tuple[PackedShard, pa.Table]], location: Location
 ) -> SetEntry:
-    table = pa.concat_tables(shard.index for shard in shards).combine_chunks()
-    data = encode_index(table)
-    checksum = hashlib.sha256(data).hexdigest()
-    file = f"{name}-index-{checksum[:DIGEST_DIGITS]}.arrow"
-    location.join(file).write_bytes_atomic(data)
-    truth = sum(shard.ground_truth_levels for shard in shards)
+    """Writes the index of a set, and returns its part of the manifest."""
+    table = pa.concat_tables(index for _, index in results).combine_chunks()
+    levels: Any = sum(np.array(shard.levels, dtype=np.int64) for shard, _ in results)
     return SetEntry(
         paired=paired,
         images=table.num_rows,
         content=content_digest(table),
         sizes=_size_counts(table),
-        image=_statistics(sum(shard.image_levels for shard in shards)),
-        ground_truth=_statistics(truth) if paired else None,
-        index=FileEntry(file=file, bytes=len(data), sha256=checksum),
-        shards=tuple(shard.shard for shard in shards if shard.shard is not None),
+        image=_statistics(levels[0]),
+        ground_truth=_statistics(levels[1]) if paired else None,
+        index=write_by_content(location, f"{name}-index", "arrow", encode_index(table)),
+        shards=tuple(shard.shard for shard, _ in results if shard.shard is not None),
     )
 
 
@@ -307,11 +285,3 @@ def _statistics(levels: Any) -> ValueStatistics:
         minimum=tuple(found[0] for found in present),
         maximum=tuple(found[-1] for found in present),
     )
-
-
-def _clean(location: Location, kept: set[str]) -> None:
-    """Deletes files of earlier packings, and nothing that something else has put there."""
-    for file in location.list():
-        ours = _OURS.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)
-        if (ours and file.name not in kept) or file.name == UNFINISHED_FOLDER:
-            file.delete()
