@@ -10,7 +10,7 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError
-
-# The sets of the page's upper part, side by side, and those below them.
-UPPER_SETS = ("source", "target")
-LOWER_SETS = ("test",)
 
 # Lengths in pixels.
 MARGIN = 24
@@ -43,7 +39,6 @@ BRIGHT, DIM, ALARM = (232, 232, 232), (150, 150, 150), (235, 130, 115)
 # A large photograph is first averaged by a whole factor to no less than three times the thumbnail's
 # size: no difference is seen, and Lanczos is several times as fast.
 REDUCING_GAP = 3.0
-ELLIPSIS = "..."
 # Records that are tried to tell whether a set holds pairs.
 _TRIED = 8
 
@@ -63,27 +58,20 @@ def contact_sheet(
     a photograph in pixels; a smaller photograph is enlarged by a whole factor. One record is in
     memory at a time. Raises QdmrError without photographs, or where a setting is too small.
     """
-    for setting, value, least in (
-        ("columns", columns, 1),
-        ("thumbnail", thumbnail, SMALLEST_THUMBNAIL),
-        ("rows", rows, 1),
-    ):
+    settings = (("columns", columns, 1), ("thumbnail", thumbnail, SMALLEST_THUMBNAIL))
+    for setting, value, least in (*settings, ("rows", rows, 1)):
         if value < least:
             raise QdmrError(f"contact sheet: {setting} is {value}; it must be at least {least}")
-    spans = {name: span for name in UPPER_SETS + LOWER_SETS if (span := _span(reader, name))}
+    spans = {name: span for name in ("source", "target", "test") if (span := _span(reader, name))}
     if not spans:
         raise QdmrError("contact sheet: the dataset has no photographs")
-    upper = [name for name in UPPER_SETS if name in spans]
+    upper = [name for name in ("source", "target") if name in spans]
     page = _Page(max(1, len(upper)), max(columns, *spans.values()), thumbnail)
+    above = [(name, [half]) for half, name in enumerate(upper)]
+    below = [("test", range(page.halves))] if "test" in spans else []
     bands = [page.blank(MARGIN)]
-    if upper:
-        bands += page.band(
-            [page.section(reader, n, spans[n], [half], rows) for half, n in enumerate(upper)]
-        )
-    for name in LOWER_SETS:
-        if name in spans:
-            halves = range(page.halves)
-            bands += page.band([page.section(reader, name, spans[name], halves, rows)])
+    for group in filter(None, (above, below)):
+        bands += page.band([page.section(reader, n, spans[n], halves, rows) for n, halves in group])
     bands.append(page.blank(MARGIN))
     return np.concatenate([np.asarray(band) for band in bands])
 
@@ -105,14 +93,13 @@ def size_histogram(
         counts[image_width, image_height] += count
     # Of equally frequent sizes, the largest comes first; the unary plus drops counts of 0.
     ranked = sorted((+counts).items(), key=lambda item: (-item[1], -item[0][0] * item[0][1], item))
-    shown, folded = ranked[:most], ranked[most:]
-    digits = max((len(str(size[0])) for size, _ in shown), default=0)
+    digits = max((len(str(size[0])) for size, _ in ranked[:most]), default=0)
     bar = "#" if ascii_only else "█"
     lines = [
-        (f"{w:>{digits}} x {h}", count, bar * max(1, round(width * count / shown[0][1])))
-        for (w, h), count in shown
+        (f"{w:>{digits}} x {h}", count, bar * max(1, round(width * count / ranked[0][1])))
+        for (w, h), count in ranked[:most]
     ]
-    if folded:
+    if folded := ranked[most:]:
         noun = "size" if len(folded) == 1 else "sizes"
         lines.append((f"and {len(folded)} other {noun}", sum(count for _, count in folded), ""))
     label_width = max((len(label) for label, _, _ in lines), default=0)
@@ -127,24 +114,22 @@ def size_histogram(
 class _Cell:
     """Pictures that touch one another, with two lines under them; or why there are none."""
 
-    pictures: tuple[Image.Image, ...] = ()
     caption: str
     detail: str
+    pictures: tuple[Image.Image, ...] = ()
     problem: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Section:
-    """A set on the page: rows of cells, and a strip of squares at 1:1. ``left`` and ``width`` are
-    the section's; ``cell_lefts`` and ``cell_width`` those of the cells of every row."""
+    """A set on the page: rows of cells, at ``lefts`` and ``cell_width`` wide, and at last a row of
+    squares at 1:1. ``left`` and ``width`` are those of the headings, of (title, legend) each."""
 
-    title: str
-    legend: str
-    strip_legend: str
     left: int
     width: int
-    cell_lefts: Sequence[int]
+    lefts: Sequence[int]
     cell_width: int
+    headings: tuple[tuple[str, str], tuple[str, str]]
     rows: Sequence[Sequence[_Cell]]
     strip: Sequence[_Cell]
 
@@ -157,12 +142,9 @@ class _Page:
     columns: int
     thumbnail: int
 
-    @property
-    def half_width(self) -> int:
-        return max(LEAST_HALF_WIDTH, self.columns * (self.thumbnail + GAP) - GAP)
-
     def left(self, half: int) -> int:
-        return MARGIN + half * (self.half_width + SECTION_GAP)
+        width = max(LEAST_HALF_WIDTH, self.columns * (self.thumbnail + GAP) - GAP)
+        return MARGIN + half * (width + SECTION_GAP)
 
     def blank(self, height: int) -> Image.Image:
         width = self.left(self.halves) - SECTION_GAP + MARGIN
@@ -178,48 +160,42 @@ class _Page:
         count, per_row = reader.count(name), len(lefts)
         # A wide set shows as many records as a set in one half, in rows that are that much longer.
         chosen = _evenly(count, per_row * -(-rows // len(halves)))
-        cells, crops = [], []
-        for index in chosen:
-            cell, squares = _cells(reader, name, index, self.thumbnail)
-            cells.append(cell)
-            if squares:
-                crops.append(squares)
+        drawn = [_cells(reader, name, index, self.thumbnail) for index in chosen]
+        cells, crops = [cell for cell, _ in drawn], [squares for _, squares in drawn if squares]
         kind = ("photograph", "pair")[span - 1] if crops else "record"
         shown = "all shown" if len(chosen) == count else f"{len(chosen)} shown, spread evenly"
         pictures = "   aberrated | ground truth" if span == 2 else ""
+        title = f"{name}: {count} {kind}{'s' * (count != 1)}"
         cropped = _evenly(len(crops), max(1, per_row // 2))
         return _Section(
-            title=f"{name}: {count} {kind}{'s' * (count != 1)}",
-            legend=shown + pictures,
-            strip_legend="1:1, pixel for pixel" + pictures,
             left=self.left(halves[0]),
             width=self.left(len(halves)) - SECTION_GAP - MARGIN,
-            cell_lefts=lefts,
+            lefts=lefts,
             cell_width=self.thumbnail * span,
+            headings=((title, shown + pictures), ("", "1:1, pixel for pixel" + pictures)),
             rows=[cells[start : start + per_row] for start in range(0, len(cells), per_row)],
             strip=[square for place in cropped for square in crops[place]][:per_row],
         )
 
     def band(self, sections: Sequence[_Section]) -> Iterator[Image.Image]:
         """Yields horizontal pieces of the page: sections side by side, their rows at one height."""
-        yield self._headings([(section, section.title, section.legend) for section in sections])
+        yield self._headings(sections, 0)
         for row in range(max(len(section.rows) for section in sections)):
             yield self._row([(s, s.rows[row]) for s in sections if row < len(s.rows)])
-        strips = [section for section in sections if section.strip]
-        if strips:
-            yield self._headings([(section, "", section.strip_legend) for section in strips])
+        if strips := [section for section in sections if section.strip]:
+            yield self._headings(strips, 1)
             yield self._row([(section, section.strip) for section in strips])
         yield self.blank(SECTION_GAP // 2)
 
-    def _headings(self, headings: Sequence[tuple[_Section, str, str]]) -> Image.Image:
-        """Draws a title and a legend at the left end of each section; all titles may be empty."""
-        top = TITLE_HEIGHT if any(title for _, title, _ in headings) else 0
+    def _headings(self, sections: Sequence[_Section], number: int) -> Image.Image:
+        """Draws a title, where there is one, and a legend at the left end of each section."""
+        top = TITLE_HEIGHT if sections[0].headings[number][0] else 0
         band = self.blank(top + LINE_HEIGHT + GAP)
-        for section, title, legend in headings:
-            place = section.left, top - DESCENT
-            _write(band, place, title, section.width, BRIGHT, TITLE_SIZE)
-            place = section.left, top + LINE_HEIGHT - DESCENT
-            _write(band, place, legend, section.width, DIM)
+        for section in sections:
+            title, legend = section.headings[number]
+            left, line = section.left, top + LINE_HEIGHT - DESCENT
+            _write(band, (left, top - DESCENT), title, section.width, BRIGHT, TITLE_SIZE)
+            _write(band, (left, line), legend, section.width, DIM)
         return band
 
     def _row(self, rows: Sequence[tuple[_Section, Sequence[_Cell]]]) -> Image.Image:
@@ -229,7 +205,7 @@ class _Page:
         height = max([least, *(picture.height for cell in cells for picture in cell.pictures)])
         band = self.blank(height + 2 * LINE_HEIGHT + 2 * GAP)
         for section, row in rows:
-            for left, cell in zip(section.cell_lefts, row, strict=False):
+            for left, cell in zip(section.lefts, row, strict=False):
                 _draw_cell(band, cell, left, section.cell_width, height)
         return band
 
@@ -320,18 +296,16 @@ def _places(image: np.ndarray, side: int) -> list[tuple[str, int, int]]:
 
 
 def _draw_cell(band: Image.Image, cell: _Cell, left: int, width: int, height: int) -> None:
-    draw = ImageDraw.Draw(band)
     box = (left, 0, left + width - 1, height - 1)
-    draw.rectangle(box, fill=CELL, outline=EDGE if cell.problem else CELL)
+    ImageDraw.Draw(band).rectangle(box, fill=CELL, outline=EDGE if cell.problem else CELL)
     x = left + (width - sum(picture.width for picture in cell.pictures)) // 2
     for picture in cell.pictures:
         band.paste(picture, (x, (height - picture.height) // 2))
         x += picture.width
-    if cell.problem:
-        most = max(1, (height - 2 * GAP) // LINE_HEIGHT)
-        for number, line in enumerate(_wrapped(cell.problem, width - 2 * GAP, most)):
-            place = left + GAP, GAP + (number + 1) * LINE_HEIGHT - DESCENT
-            _write(band, place, line, width - 2 * GAP, DIM)
+    most = max(1, (height - 2 * GAP) // LINE_HEIGHT)
+    for number, line in enumerate(_wrapped(cell.problem, width - 2 * GAP, most), start=1):
+        place = left + GAP, GAP + number * LINE_HEIGHT - DESCENT
+        _write(band, place, line, width - 2 * GAP, DIM)
     colour = ALARM if cell.problem else BRIGHT
     _write(band, (left, height + LINE_HEIGHT), cell.caption, width, colour)
     _write(band, (left, height + 2 * LINE_HEIGHT), cell.detail, width, DIM)
@@ -345,38 +319,29 @@ def _write(
     colour: tuple[int, int, int],
     size: int = TEXT_SIZE,
 ) -> None:
-    """Draws text from its left end on the base line, shortened in the middle to ``width``."""
+    """Draws text from its left end on the base line, shortened to ``width``."""
     font = ImageFont.load_default(size=size)
-    text = _drawable(text)
-    shown, kept = text, len(text)
-    while kept and font.getlength(shown) > width:
-        kept -= 1
-        shown = _shortened(text, kept)
+    shown = _shortened(text, lambda shown: font.getlength(shown) <= width)
     ImageDraw.Draw(image).text(place, shown, fill=colour, font=font, anchor="ls")
 
 
-def _shortened(text: str, kept: int) -> str:
-    """Keeps the first and last of ``kept`` characters: file names often differ at the end."""
-    tail = kept // 2
-    return text[: kept - tail] + ELLIPSIS + text[len(text) - tail :]
+def _wrapped(text: str, width: int, most: int) -> list[str]:
+    """Wraps to at most ``most`` lines of about ``width`` pixels."""
+    length = max(4, int(width / ImageFont.load_default(size=TEXT_SIZE).getlength("n")))
+    shown = _shortened(text, lambda shown: len(textwrap.wrap(shown, length)) <= most)
+    return textwrap.wrap(shown, length)
 
 
-def _drawable(text: str) -> str:
-    """Drops what Pillow's own font has no signs for: accents go, other letters become ``?``."""
-    plain = (
+def _shortened(text: str, fits: Callable[[str], bool]) -> str:
+    """Drops from the middle, as file names often differ at the end, until the text fits. Of what
+    Pillow's own font has no signs for, accents go, and other letters become ``?``."""
+    signs = (
         sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign)
     )
-    return "".join(sign if " " <= sign <= "~" else "?" for sign in plain)
-
-
-def _wrapped(text: str, width: int, most: int) -> list[str]:
-    """Wraps to at most ``most`` lines of about ``width`` pixels; an excess goes from the middle."""
-    font = ImageFont.load_default(size=TEXT_SIZE)
-    length = max(len(ELLIPSIS) + 1, int(width / font.getlength("n")))
-    text = _drawable(text)
-    lines = textwrap.wrap(text, length)
-    kept = min(len(text), length * most)
-    while len(lines) > most and kept:
+    text = shown = "".join(sign if " " <= sign <= "~" else "?" for sign in signs)
+    kept = len(text)
+    while kept and not fits(shown):
         kept -= 1
-        lines = textwrap.wrap(_shortened(text, kept), length)
-    return lines
+        tail = kept // 2
+        shown = text[: kept - tail] + "..." + text[len(text) - tail :]
+    return shown
