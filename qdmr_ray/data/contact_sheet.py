@@ -67,8 +67,10 @@ def contact_sheet(
         raise QdmrError("contact sheet: the dataset has no photographs")
     upper = [name for name in ("source", "target") if name in spans]
     page = _Page(max(1, len(upper)), max(columns, *spans.values()), thumbnail)
-    above = [(name, [half]) for half, name in enumerate(upper)]
-    below = [("test", range(page.halves))] if "test" in spans else []
+    above: list[tuple[str, Sequence[int]]] = [(n, [half]) for half, n in enumerate(upper)]
+    below: list[tuple[str, Sequence[int]]] = (
+        [("test", range(page.halves))] if "test" in spans else []
+    )
     bands = [page.blank(MARGIN)]
     for group in filter(None, (above, below)):
         bands += page.band([page.section(reader, n, spans[n], halves, rows) for n, halves in group])

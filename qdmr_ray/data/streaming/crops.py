@@ -18,6 +18,7 @@ from qdmr_ray.data.format.index import CHANNELS, SetIndex
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops, worker_positions
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.settings import Settings, setting
 
 # Maps a column of images to (its set, whether it is the ground truth).
 FIELDS = {
@@ -33,15 +34,52 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Where the packed dataset lies and how much is spent on feeding it to one worker."""
+
+    path: str = setting("", "packed dataset, a local path or s3://bucket/path")
+    s3_endpoint: str | None = setting(
+        None, "address of an S3-compatible store; AWS_ENDPOINT_URL when not set"
+    )
+    cache_bytes: int = setting(
+        64 * 2**30,
+        "disk that each node may use for copies of shards that lie in a store; 0 for none",
+        unit="bytes",
+        minimum=0,
+    )
+    cache_folder: str | None = setting(
+        None, "where those copies lie; ~/.cache/qdmr_ray/shards when not set"
+    )
+    requests: int = setting(
+        16, "ranged requests at a time of each loading task to a store", minimum=1
+    )
+    skip_broken: bool = setting(
+        False, "pass over a broken record, count it and take the next one, instead of stopping"
+    )
+    batches_per_block: int = setting(
+        32,
+        "batches that one loading task cuts; fewer where object_store_bytes or the loading tasks "
+        "side by side would not allow so many",
+        minimum=1,
+    )
+    loader_workers: int = setting(2, "loading tasks at a time per training worker", minimum=1)
+    loader_cpus: float = setting(
+        0.25, "CPUs that Ray sets aside for each loading task", unit="CPUs", minimum=0
+    )
+    object_store_bytes: int = setting(
+        512 * 2**20,
+        "bound on the crops that lie ready in the object store for each training worker (Ray "
+        "frees used ones up to a second later)",
+        unit="bytes",
+        minimum=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CropRequest:
     """The arguments of a loading task, and the key under which its process keeps the reader."""
 
-    uri: str
-    endpoint: str | None
-    cache_bytes: int
-    cache_folder: str | None
-    requests: int
-    skip_broken: bool
+    settings: DataSettings
     digest: str
     batch_size: int
     crop: int
@@ -54,11 +92,12 @@ class CropRequest:
 
     def reader(self, *, fill_cache: bool = True) -> RecordReader:
         """Opens the dataset."""
+        data = self.settings
         return RecordReader(
-            self.uri,
-            endpoint=self.endpoint,
-            cache_bytes=self.cache_bytes,
-            cache_folder=Path(self.cache_folder) if self.cache_folder else None,
+            data.path,
+            endpoint=data.s3_endpoint,
+            cache_bytes=data.cache_bytes,
+            cache_folder=Path(data.cache_folder) if data.cache_folder else None,
             fill_cache=fill_cache,
         )
 
@@ -71,13 +110,16 @@ class Cutter:
         self._request = request
         self._reader = reader or request.reader()
         if self._reader.manifest.digest != request.digest:
-            raise QdmrError(f"{request.uri}: was packed again while it was being read; start again")
+            place = request.settings.path
+            raise QdmrError(f"{place}: was packed again while it was being read; start again")
         self._plan = crop_plan(request, {name: self._reader.index(name) for name in request.sets})
         self._said: set[str] = set()
         self._threads: ThreadPoolExecutor | None = None
         if self._reader.is_remote:
             # Waiting for a store takes no CPU, so many requests run at a time.
-            self._threads = ThreadPoolExecutor(request.requests, thread_name_prefix="crops")
+            self._threads = ThreadPoolExecutor(
+                request.settings.requests, thread_name_prefix="crops"
+            )
 
     def cut(self, iterations: np.ndarray) -> dict[str, np.ndarray]:
         """Returns columns of n * batch_size rows for n iterations.
@@ -87,9 +129,8 @@ class Cutter:
         its position in the field of view) and ``SET_skipped`` (broken records passed over).
         """
         request = self._request
-        positions = worker_positions(
-            iterations, batch_size=request.batch_size, first=request.first, total=request.total
-        )
+        share = {"first": request.first, "total": request.total}
+        positions = worker_positions(iterations, batch_size=request.batch_size, **share)
         columns = {"positions": positions}
         for name, crops in self._plan.at(positions).items():
             columns |= self._columns(name, positions, crops)
@@ -112,9 +153,11 @@ class Cutter:
                         self._cut_into(images[field][row], field, chosen)
                     break
                 except QdmrError as error:
-                    if not self._request.skip_broken:
+                    if not self._request.settings.skip_broken:
                         raise
-                    self._say_broken(str(error))
+                    if str(error) not in self._said:
+                        self._said.add(str(error))
+                        _log.warning("left out: %s", error)
                     skipped[row] += 1
                     if skipped[row] >= min(_MOST_SKIPPED_IN_A_ROW, self._reader.count(name)):
                         raise
@@ -122,17 +165,13 @@ class Cutter:
                     following = (chosen.index + 1) % self._reader.count(name)
                     chosen = self._plan.instead(name, int(positions[row]), following)
             index[row] = chosen.index
-            place[row] = self._place(name, chosen)
+            corner = np.array([chosen.top, chosen.left])
+            place[row] = (corner + size / 2) / self._reader.index(name).size(chosen.index)
 
         run = map if self._threads is None else self._threads.map
         for _ in run(cut_one, range(count)):
             pass
         return images | {f"{name}_index": index, f"{name}_place": place, f"{name}_skipped": skipped}
-
-    def _place(self, name: str, crop: Crop) -> tuple[float, float]:
-        half = self._request.crop / 2
-        height, width = self._reader.index(name).size(crop.index)
-        return (crop.top + half) / height, (crop.left + half) / width
 
     def _cut_into(self, image: np.ndarray, field: str, crop: Crop) -> None:
         set_name, ground_truth = FIELDS[field]
@@ -143,11 +182,6 @@ class Cutter:
         if crop.flip_vertical:
             view = view[:, ::-1]
         image[:] = view.transpose(0, 2, 1) if crop.transpose else view
-
-    def _say_broken(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            _log.warning("left out: %s", text)
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +23,6 @@ from ray.util.debug import log_once
 
 from qdmr_ray.data.streaming.crops import CropRequest, cutter_of_process
 from qdmr_ray.errors import QdmrError
-
-if TYPE_CHECKING:
-    from qdmr_ray.data.streaming.stream import DataSettings
 
 # Ray itself gives this label to every node.
 _NODE_LABEL = "ray.io/node-id"
@@ -46,12 +43,10 @@ class Segment:
     four times as long). The blocks lie in the object store until they are used.
     """
 
-    def __init__(
-        self, settings: DataSettings, request: CropRequest, first: int, end: int, block: int
-    ) -> None:
+    def __init__(self, request: CropRequest, first: int, end: int, block: int) -> None:
         self.end = end
         _quiet_console()
-        self._dataset = _dataset(settings, request, first, end, block)
+        self._dataset = _dataset(request, first, end, block)
         self._queue: queue.Queue[ray.ObjectRef | Exception | None] = queue.Queue()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"segment-{first}")
@@ -107,9 +102,7 @@ class Segment:
             getattr(bundles, "close", lambda: None)()
 
 
-def _dataset(
-    settings: DataSettings, request: CropRequest, first: int, end: int, block: int
-) -> ray.data.Dataset:
+def _dataset(request: CropRequest, first: int, end: int, block: int) -> ray.data.Dataset:
     """Builds the lazy pipeline over iterations ``first`` .. ``end - 1``: a row, a task, a block."""
     rows = [
         pa.table({"first": [start], "end": [min(start + block, end)]})
@@ -119,8 +112,8 @@ def _dataset(
         _cut_block,
         fn_args=(request,),
         batch_size=None,
-        compute=ray.data.TaskPoolStrategy(min(settings.loader_workers, len(rows))),
-        num_cpus=settings.loader_cpus,
+        compute=ray.data.TaskPoolStrategy(min(request.settings.loader_workers, len(rows))),
+        num_cpus=request.settings.loader_cpus,
         # The shards are on this node's disk or in its page cache, and the consumer is here too.
         label_selector={_NODE_LABEL: ray.get_runtime_context().get_node_id()},
         # Where this node's workers leave no CPU, another node is better than waiting for ever.

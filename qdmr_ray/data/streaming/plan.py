@@ -20,7 +20,7 @@ permutation that is computed for the positions asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,12 +59,9 @@ class Crop:
     transpose: bool
 
 
-_CROP_FIELDS = tuple(field.name for field in fields(Crop))
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Crops:
-    """Record index, crop corner (int64) and augmentation (bool) for n positions, each (n,)."""
+    """The fields of ``Crop`` for n positions: int64 and bool, each (n,)."""
 
     index: np.ndarray
     top: np.ndarray
@@ -75,8 +72,10 @@ class Crops:
 
     def rows(self) -> list[Crop]:
         """Returns the samples one by one."""
-        columns = (getattr(self, name).tolist() for name in _CROP_FIELDS)
-        return [Crop(*values) for values in zip(*columns, strict=True)]
+        return [
+            Crop(*row)
+            for row in zip(*(column.tolist() for column in vars(self).values()), strict=True)
+        ]
 
 
 class CropPlan:
@@ -120,19 +119,12 @@ class CropPlan:
     def _crops(self, name: str, positions: np.ndarray, index: np.ndarray) -> Crops:
         heights, widths = self._sizes[name]
         key = _SHARED_KEY if self._same_place else _SET_KEYS[name]
-        augment = _random(positions, self._seed, key, _AUGMENT)
-        return Crops(
-            index=index,
-            top=_below(
-                _random(positions, self._seed, key, _TOP), _room(heights[index], self._crop)
-            ),
-            left=_below(
-                _random(positions, self._seed, key, _LEFT), _room(widths[index], self._crop)
-            ),
-            flip_horizontal=_bit(augment, 0),
-            flip_vertical=_bit(augment, 1),
-            transpose=_bit(augment, 2),
+        top, left, augment = (
+            _random(positions, self._seed, key, purpose) for purpose in (_TOP, _LEFT, _AUGMENT)
         )
+        flips = (((augment >> np.uint64(bit)) & np.uint64(1)).astype(bool) for bit in range(3))
+        rooms = (sides[index].astype(np.int64) - self._crop + 1 for sides in (heights, widths))
+        return Crops(index, *map(_below, (top, left), rooms), *flips)
 
     def _indices(self, name: str, positions: np.ndarray) -> np.ndarray:
         count = len(self._sizes[name][0])
@@ -203,17 +195,8 @@ def _mix(values: np.ndarray) -> np.ndarray:
     return values ^ (values >> _SHIFTS[2])
 
 
-def _room(sides: np.ndarray, crop: int) -> np.ndarray:
-    """Returns the number of places that a crop has along a side."""
-    return sides.astype(np.int64) - crop + 1
-
-
 def _below(random: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """Returns int64 (n,), uniform over 0 .. limit-1; the same number gives the same relative place.
     The upper 32 bits are used as a fraction, so images must be below 2**31 pixels a side; the bias
     is below 2**-18 for sides up to 16,384."""
     return (((random >> _HALF) * limits.astype(np.uint64)) >> _HALF).astype(np.int64)
-
-
-def _bit(random: np.ndarray, place: int) -> np.ndarray:
-    return ((random >> np.uint64(place)) & np.uint64(1)).astype(bool)

@@ -14,17 +14,23 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 
 from qdmr_ray.data.format.index import CHANNELS
 from qdmr_ray.data.format.manifest import read_manifest
-from qdmr_ray.data.streaming.crops import FIELDS, CropRequest, Cutter, checked_fields, crop_plan
+from qdmr_ray.data.streaming.crops import (
+    FIELDS,
+    CropRequest,
+    Cutter,
+    DataSettings,
+    checked_fields,
+    crop_plan,
+)
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.settings import Settings, setting
 from qdmr_ray.storage import open_location
 
 if TYPE_CHECKING:
@@ -40,50 +46,7 @@ Batch = dict[str, Any]
 _LEAD = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSettings(Settings):
-    """Where the packed dataset lies and how much is spent on feeding it to one worker."""
-
-    path: str = setting("", "packed dataset, a local path or s3://bucket/path")
-    s3_endpoint: str | None = setting(
-        None, "address of an S3-compatible store; AWS_ENDPOINT_URL when not set"
-    )
-    cache_bytes: int = setting(
-        64 * 2**30,
-        "disk that each node may use for copies of shards that lie in a store; 0 for none",
-        unit="bytes",
-        minimum=0,
-    )
-    cache_folder: str | None = setting(
-        None, "where those copies lie; ~/.cache/qdmr_ray/shards when not set"
-    )
-    requests: int = setting(
-        16, "ranged requests at a time of each loading task to a store", minimum=1
-    )
-    skip_broken: bool = setting(
-        False, "pass over a broken record, count it and take the next one, instead of stopping"
-    )
-    batches_per_block: int = setting(
-        32,
-        "batches that one loading task cuts; fewer where object_store_bytes or the loading tasks "
-        "side by side would not allow so many",
-        minimum=1,
-    )
-    loader_workers: int = setting(2, "loading tasks at a time per training worker", minimum=1)
-    loader_cpus: float = setting(
-        0.25, "CPUs that Ray sets aside for each loading task", unit="CPUs", minimum=0
-    )
-    object_store_bytes: int = setting(
-        512 * 2**20,
-        "bound on the crops that lie ready in the object store for each training worker (Ray "
-        "frees used ones up to a second later)",
-        unit="bytes",
-        minimum=1,
-    )
-
-
-@dataclass(frozen=True)
-class SegmentSize:
+class SegmentSize(NamedTuple):
     """The reach of one Ray Data plan: ``iterations``, in blocks of ``block`` of them."""
 
     iterations: int
@@ -113,8 +76,8 @@ def required_cpus(settings: DataSettings, world_size: int) -> float:
     return world_size * settings.loader_workers * settings.loader_cpus
 
 
-class _Stream:
-    """The base of both streams: checks, the range of iterations, batches out of blocks."""
+class InProcessStream:
+    """The batches of ``CropStream`` with the same arguments, cut in this process without Ray."""
 
     def __init__(
         self,
@@ -137,18 +100,11 @@ class _Stream:
         if not 0 <= first <= total - batch_size or batch_size < 1 or crop < 1:
             raise ValueError(f"{batch_size} samples from {first} on of {total}, crop {crop}")
         location = open_location(settings.path, endpoint=settings.s3_endpoint)
-        self.manifest = read_manifest(location)
-        self._settings = settings
         self._start = start_iteration
         self._end = end_iteration
         self.request = CropRequest(
-            uri=location.uri,
-            endpoint=settings.s3_endpoint,
-            cache_bytes=settings.cache_bytes,
-            cache_folder=settings.cache_folder,
-            requests=settings.requests,
-            skip_broken=settings.skip_broken,
-            digest=self.manifest.digest,
+            settings=replace(settings, path=location.uri),
+            digest=read_manifest(location).digest,
             batch_size=batch_size,
             crop=crop,
             same_place=same_place,
@@ -165,7 +121,6 @@ class _Stream:
         self._segment_size = segment_size(
             settings, batch_size=batch_size, crop=crop, fields=len(self.request.fields)
         )
-        self._open()
 
     def __iter__(self) -> Iterator[Batch]:
         size = self.request.batch_size
@@ -180,29 +135,15 @@ class _Stream:
 
     def close(self) -> None:
         """Frees what loading holds; iterating ends."""
-        raise NotImplementedError
-
-    def _open(self) -> None:
-        """Prepares the stream before its first batch is asked for."""
 
     def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
         """Yields the columns of one or more batches at a time, in order (see ``Cutter.cut``)."""
-        raise NotImplementedError
-
-
-class InProcessStream(_Stream):
-    """The batches of ``CropStream`` with the same arguments, cut in this process without Ray."""
-
-    def close(self) -> None:
-        """Frees nothing; it exists so that both streams are used alike."""
-
-    def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
         cutter = Cutter(self.request)
         for iteration in range(self._start, self._end):
             yield cutter.cut(np.array([iteration]))
 
 
-class CropStream(_Stream):
+class CropStream(InProcessStream):
     """One training worker's batches for iterations ``start_iteration`` .. ``end_iteration - 1``.
 
     ``sets`` is ("source",) or ("source", "target"); ``fields`` are the images wanted, all that the
@@ -213,7 +154,13 @@ class CropStream(_Stream):
     than an image; while iterating, for a shard that is missing or damaged.
     """
 
-    _segments: list[Segment]
+    def __init__(self, settings: DataSettings, **samples: Any) -> None:
+        super().__init__(settings, **samples)
+        self._closed = False
+        self._loaded_from = min(self._start + self._segment_size.block, self._end)
+        self._segments: list[Segment] = []
+        if self._loaded_from < self._end:
+            self._segments.append(self._segment(self._loaded_from))
 
     def close(self) -> None:
         """Stops the loading tasks and threads; iterating ends."""
@@ -223,12 +170,6 @@ class CropStream(_Stream):
         self._closed = True
         # Ray Data's plans refer to themselves; until they are collected, unused blocks stay.
         gc.collect()
-
-    def _open(self) -> None:
-        self._closed = False
-        self._loaded_from = min(self._start + self._segment_size.block, self._end)
-        more = self._loaded_from < self._end
-        self._segments = [self._segment(self._loaded_from)] if more else []
 
     def _blocks(self) -> Iterator[dict[str, np.ndarray]]:
         cutter = Cutter(self.request, self._reader)
@@ -256,4 +197,4 @@ class CropStream(_Stream):
         from qdmr_ray.data.streaming.loading import Segment
 
         end = min(first + self._segment_size.iterations, self._end)
-        return Segment(self._settings, self.request, first, end, self._segment_size.block)
+        return Segment(self.request, first, end, self._segment_size.block)
