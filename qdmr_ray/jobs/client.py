@@ -16,6 +16,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,6 @@ from qdmr_ray.jobs.upload import Upload
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONFIG_VARIABLE = "QDMR_CONFIG"
-CONFIG_FILE = Path("~/.config/qdmr/config.yaml")
 # Set in a job's environment: the names of variables that its machine must provide.
 SECRETS_VARIABLE = "QDMR_SECRETS"
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY", re.I)
@@ -60,7 +60,7 @@ def find_address(flag: str | None) -> str:
     """Returns the jobs API's address: the flag's, that of ``RAY_API_SERVER_ADDRESS``, or
     ``address`` in ``~/.config/qdmr/config.yaml``. Raises SettingsError if none is set, or it is no
     http address."""
-    file = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE).expanduser()
+    file = Path(os.environ.get(CONFIG_VARIABLE) or "~/.config/qdmr/config.yaml").expanduser()
     address = flag or os.environ.get(ADDRESS_VARIABLE) or _configured(file)
     if not address:
         raise SettingsError(
@@ -83,8 +83,7 @@ def _configured(file: Path) -> str | None:
         raise SettingsError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or set(values) - {"address"}:
         raise SettingsError(f"{file}: holds one setting, address: http://HOST:8265")
-    address: str | None = values.get("address")
-    return address
+    return values.get("address")
 
 
 def check_variables(pairs: Sequence[str], secret_names: Sequence[str]) -> dict[str, str]:
@@ -153,17 +152,14 @@ class Jobs:
         job = name or new_id(command)
         with tempfile.TemporaryDirectory(prefix="qdmr-job-") as folder:
             upload.copy_to(Path(folder))
-            environment = {"env_vars": dict(variables or {}), "working_dir": folder}
-            self._asked(
-                lambda: self._client.submit_job(
-                    # Ray passes this to a shell; quoting keeps every argument as it is.
-                    entrypoint=shlex.join(_runnable(command)),
-                    submission_id=job,
-                    runtime_env=environment,
-                    metadata={"user": _user(), "command": json.dumps(list(command))},
-                ),
-                job,
-            )
+            request: dict[str, Any] = {
+                # Ray passes this to a shell; quoting keeps every argument as it is.
+                "entrypoint": shlex.join(_runnable(command)),
+                "submission_id": job,
+                "runtime_env": {"env_vars": dict(variables or {}), "working_dir": folder},
+                "metadata": {"user": _user(), "command": json.dumps(list(command))},
+            }
+            self._asked(lambda: self._client.submit_job(**request), job)
         return job
 
     def list(self) -> list[Job]:
@@ -177,8 +173,7 @@ class Jobs:
 
     def logs(self, name: str) -> str:
         """Returns what the job has printed so far."""
-        text: str = self._asked(lambda: self._client.get_job_logs(name), name)
-        return text
+        return str(self._asked(lambda: self._client.get_job_logs(name), name))
 
     def follow(
         self, name: str, show: Callable[[str], None], note: Callable[[str], None] = print
@@ -201,17 +196,13 @@ class Jobs:
         """Returns the run or sweep folder that the job's log names, whatever the job's state;
         raises QdmrError if the log names none (yet)."""
         job = self.job(name)
-        named = [
-            found for found in _FOLDER.findall(self.logs(name)) if _may_write(job.command, found)
-        ]
-        if not named:
-            told = "has ended without naming a" if job.state in ENDED else "has not named its"
-            yet = "" if job.state in ENDED else " yet"
-            raise QdmrError(
-                f"job {name} ({job.state}) {told} run folder{yet}; see qdmr jobs logs {name}"
-            )
-        folder: str = named[-1]
-        return folder
+        for folder in reversed(_FOLDER.findall(self.logs(name))):
+            if _may_write(job.command, folder):
+                return str(folder)
+        told = "has not named its run folder yet"
+        if job.state in ENDED:
+            told = "has ended without naming a run folder"
+        raise QdmrError(f"job {name} ({job.state}) {told}; see qdmr jobs logs {name}")
 
     def _asked(self, call: Callable[[], Any], job: str | None = None) -> Any:
         try:
@@ -243,14 +234,12 @@ def _may_write(command: str, folder: str) -> bool:
     if words[:1] != ["qdmr"]:
         return True
     values = (word.partition("=")[2] if word.startswith("--") else word for word in words)
-    places = [_normal(value) for value in values if value.startswith(("/", "s3://"))]
-    return not places or any(
-        folder == place or folder.startswith(f"{place.rstrip('/')}/") for place in places
-    )
-
-
-def _normal(place: str) -> str:
-    return place.rstrip("/") if place.startswith("s3://") else os.path.normpath(place)
+    places = [
+        (value if value.startswith("s3://") else os.path.normpath(value)).rstrip("/") + "/"
+        for value in values
+        if value.startswith(("/", "s3://"))
+    ]
+    return not places or f"{folder}/".startswith(tuple(places))
 
 
 def _user() -> str:
@@ -261,12 +250,9 @@ def _user() -> str:
 
 
 def _job(details: Any) -> Job:
-    metadata = details.metadata or {}
-    command = metadata.get("command")
-    try:
-        shown = shlex.join(json.loads(command)) if command else details.entrypoint
-    except (ValueError, TypeError):
-        shown = details.entrypoint
+    metadata, shown = details.metadata or {}, details.entrypoint
+    with suppress(KeyError, ValueError, TypeError):
+        shown = shlex.join(json.loads(metadata["command"]))
     return Job(
         id=details.submission_id or details.job_id or "",
         state=str(getattr(details.status, "value", details.status)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from http import HTTPStatus
 
 from qdmr_ray.errors import QdmrError
 
@@ -17,13 +16,15 @@ def explained(error: Exception, address: str, job: str | None) -> QdmrError:
     """Returns the error as one line; ``job`` is the one that was asked for or submitted."""
     if isinstance(error, QdmrError):
         return error
+    from ray.exceptions import AuthenticationError
+
     status, text = status_of(error), " ".join(str(error).split())
-    if _is_refusal(error, status):
+    if isinstance(error, AuthenticationError) or status in (401, 403):
         return QdmrError(
             f"{address}: refuses without its token; set RAY_AUTH_MODE=token and "
             "RAY_AUTH_TOKEN_PATH=FILE (or RAY_AUTH_TOKEN)"
         )
-    if job and status == HTTPStatus.NOT_FOUND:
+    if job and status == 404:
         return QdmrError(f"{address}: has no job {job}; qdmr jobs list shows all")
     if job and status and f"submission_id {job} already exists" in text:
         return QdmrError(
@@ -41,13 +42,6 @@ def status_of(error: Exception) -> int | None:
         return status
     found = _FAILED_REQUEST.match(str(error)) if isinstance(error, RuntimeError) else None
     return int(found[1]) if found else None
-
-
-def _is_refusal(error: Exception, status: int | None) -> bool:
-    from ray.exceptions import AuthenticationError
-
-    refused = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-    return isinstance(error, AuthenticationError) or status in refused
 
 
 def is_lost(error: Exception) -> bool:

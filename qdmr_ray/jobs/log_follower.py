@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing
-from http import HTTPStatus
 from typing import Any
 
 from qdmr_ray.errors import QdmrError
@@ -25,9 +24,8 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
 
 def how_to_come_back(job: str) -> str:
     """Returns the end of every line about a job that goes on unwatched."""
-    return (
-        f"job {job} goes on; qdmr jobs logs {job} --follow comes back, qdmr jobs stop {job} ends it"
-    )
+    back, end = f"qdmr jobs logs {job} --follow", f"qdmr jobs stop {job}"
+    return f"job {job} goes on; {back} comes back, {end} ends it"
 
 
 class Follower:
@@ -71,16 +69,14 @@ class Follower:
             elif time.monotonic() - heard > PATIENCE_SECONDS:
                 return self._given_up(state)
             elif not told:
+                short = " ".join(str(failure).split())[:120] or type(failure).__name__
                 self._note(
-                    f"the connection to {self._address} is lost ({_short(failure)}); trying for "
+                    f"the connection to {self._address} is lost ({short}); trying for "
                     f"{PATIENCE_SECONDS / 60:.0f} minutes, and the job goes on meanwhile"
                 )
                 told = True
-            pause = (
-                _FIRST_PAUSE_SECONDS
-                if self._shown > before
-                else min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            )
+            longer = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = _FIRST_PAUSE_SECONDS if self._shown > before else longer
             time.sleep(pause)
 
     async def _tail(self) -> tuple[bool, bool, Exception | None]:
@@ -110,8 +106,7 @@ class Follower:
             # Ray's client raises a RuntimeError for a connection that broke off.
             passing = is_lost(error) or isinstance(error, RuntimeError | aiohttp.ClientError)
         else:
-            busy = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-            passing = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in busy
+            passing = status >= 500 or status in (408, 429)
         if not passing:
             raise explained(error, self._address, self._job) from error
         return error
@@ -124,7 +119,3 @@ class Follower:
             f"{self._address}: nothing has answered for {PATIENCE_SECONDS / 60:.0f} minutes; "
             f"{how_to_come_back(self._job)}"
         )
-
-
-def _short(error: Exception | None) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -94,15 +94,17 @@ def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) 
     objects = _told(folder, listed)
     if not objects:
         raise QdmrError(f"{folder}: there is nothing; check the name with qdmr jobs logs")
-    done = came = 0
 
     def bring(item: dict[str, Any]) -> bool:
         name = item["Key"].removeprefix(f"{prefix}/")
         target = (out / name).resolve()
         if not target.is_relative_to(out.resolve()):
             raise QdmrError(f"{folder}: has an object named {item['Key']}, which is no run's")
-        if target.is_file() and _is_same(target, item):
-            return True
+        if target.is_file():
+            stat = target.stat()
+            is_newer = stat.st_mtime >= item["LastModified"].timestamp()
+            if is_newer and stat.st_size == item["Size"]:
+                return True
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         try:
@@ -116,25 +118,21 @@ def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) 
         return True
 
     files = [item for item in objects if not item["Key"].endswith("/")]
+    came = 0
     with ThreadPoolExecutor(TRANSFERS) as pool:
-        for brought in pool.map(lambda item: _told(folder, lambda: bring(item)), files):
-            done, came = done + 1, came + bool(brought)
+        brought = pool.map(lambda item: _told(folder, lambda: bring(item)), files)
+        for done, arrived in enumerate(brought, start=1):
+            came += arrived
             progress(done, len(files))
     return came
-
-
-def _is_same(target: Path, item: dict[str, Any]) -> bool:
-    stat = target.stat()
-    return stat.st_size == item["Size"] and stat.st_mtime >= item["LastModified"].timestamp()
 
 
 def _client(endpoint: str | None, connect_seconds: int = 10, attempts: int = 3) -> Any:
     import boto3
     from botocore.config import Config
 
-    config = Config(
-        connect_timeout=connect_seconds, read_timeout=30, retries={"max_attempts": attempts}
-    )
+    retries = {"max_attempts": attempts}
+    config = Config(connect_timeout=connect_seconds, read_timeout=30, retries=retries)
     # A new session looks for credentials now; boto3's default one keeps those it found first.
     return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -78,11 +79,9 @@ class Upload:
 
     def left_out_counts(self) -> dict[str, int]:
         """Counts the files that are left out, by top-level folder; top-level files by name."""
-        counts: dict[str, int] = {}
-        for name in self.left_out:
-            place = f"{name.parts[0]}/" if len(name.parts) > 1 else name.name
-            counts[place] = counts.get(place, 0) + 1
-        return counts
+        return Counter(
+            f"{name.parts[0]}/" if len(name.parts) > 1 else name.name for name in self.left_out
+        )
 
     def copy_to(self, folder: Path) -> None:
         """Copies the files below ``folder``."""

@@ -1,6 +1,6 @@
 """Local paths and s3:// addresses alike: files, retries, claims."""
 
-from qdmr_ray.storage.location import (
+from qdmr_ray.storage.location import (  # noqa: F401
     ENDPOINT_VARIABLE,
     S3_SCHEME,
     TEMPORARY_PREFIX,
@@ -9,13 +9,3 @@ from qdmr_ray.storage.location import (
     open_location,
     write_file_atomic,
 )
-
-__all__ = [
-    "ENDPOINT_VARIABLE",
-    "S3_SCHEME",
-    "TEMPORARY_PREFIX",
-    "Location",
-    "disk_error",
-    "open_location",
-    "write_file_atomic",
-]

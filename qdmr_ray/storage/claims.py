@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from qdmr_ray.errors import QdmrError
@@ -61,8 +60,7 @@ class Claims:
         while not finished():
             number = self._highest()
             if number == 0 or self._is_free(number):
-                claim = self._try(number + 1)
-                if claim is not None:
+                if claim := self._try(number + 1):
                     return claim
                 continue
             if told != number:
@@ -104,15 +102,16 @@ class Claims:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         # The random part makes each attempt's content unique, which `create` requires.
         text = json.dumps({"owner": owner, "attempt": secrets.token_hex(8)}).encode()
-        file = self._folder.join(f"{number:06}.json")
-        if not file.create(text):
-            return None
-        return Claim(file, self._sign(number), owner, self._beat)
+        file = self._file(number)
+        return Claim(file, self._sign(number), owner, self._beat) if file.create(text) else None
 
     def _owner(self, number: int) -> str:
         with suppress(QdmrError, ValueError, KeyError):
-            return str(json.loads(self._folder.join(f"{number:06}.json").read_bytes())["owner"])
+            return str(json.loads(self._file(number).read_bytes())["owner"])
         return "another process"
+
+    def _file(self, number: int) -> Location:
+        return self._folder.join(f"{number:06}.json")
 
     def _sign(self, number: int) -> Location:
         return self._folder.join(f"{number:06}.beat")
@@ -123,8 +122,7 @@ class Claim:
 
     def __init__(self, file: Location, sign: Location, owner: str, beat: float) -> None:
         self._file, self._sign, self._owner, self._beat = file, sign, owner, beat
-        self._over = threading.Event()
-        self._count = 0
+        self._over, self._count = threading.Event(), 0
         self._show()
         self._thread = threading.Thread(target=self._run, daemon=True, name="claim")
         self._thread.start()
@@ -132,12 +130,7 @@ class Claim:
     def __enter__(self) -> Claim:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
         # Waiting processes then need not wait until the holder looks dead.
@@ -150,8 +143,7 @@ class Claim:
 
     def _run(self) -> None:
         while not self._over.wait(self._beat):
-            # A store that fails for a while must not end the work; at worst, the work is done
-            # twice.
+            # A failing store must not end the work; at worst, the work is done twice.
             with suppress(QdmrError):
                 self._show()
 
@@ -188,12 +180,9 @@ def _machine() -> dict[str, str]:
 
 def _has_ended(process: Any) -> bool:
     """Returns whether a claim's process ran on this machine and has ended."""
-    if not isinstance(process, dict):
-        return False
     try:
         here = _machine()
     except OSError:
         return False
-    if {name: process.get(name) for name in here} != here:
-        return False
-    return process_here(process["pid"]) != process
+    is_here = isinstance(process, dict) and here.items() <= process.items()
+    return is_here and process_here(process["pid"]) != process

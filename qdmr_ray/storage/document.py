@@ -53,9 +53,8 @@ class Document(Part):
     def from_dict(cls, values: Any, source: str) -> Self:
         """Returns the document with these plain values; raises as :meth:`parse`."""
         if not isinstance(values, dict):
-            raise QdmrError(
-                f"{source}: holds a {type(values).__name__} where an object is expected"
-            )
+            kind = type(values).__name__
+            raise QdmrError(f"{source}: holds a {kind} where an object is expected")
         version = values.get("format", FIRST_FORMAT)
         if not isinstance(version, int) or version > cls.FORMAT:
             raise QdmrError(
@@ -86,8 +85,7 @@ class Document(Part):
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values as JSON holds them, ``format`` first."""
         values = {"format": self.FORMAT, **self.model_dump(mode="json")}
-        cleaned: dict[str, Any] = _without_non_finite(values)
-        return cleaned
+        return {name: _without_non_finite(value) for name, value in values.items()}
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """Returns the text of the file; ``indent=None`` makes it one line."""

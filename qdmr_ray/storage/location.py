@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -38,7 +38,6 @@ from qdmr_ray.storage.retry import (
 
 S3_SCHEME = "s3://"
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
-_REGION_VARIABLES = ("AWS_REGION", "AWS_DEFAULT_REGION")
 TEMPORARY_PREFIX = ".tmp-"
 # A larger object is uploaded in parts of this size, four at a time.
 LARGEST_SINGLE_REQUEST = 8 << 20
@@ -104,11 +103,10 @@ class Location:
                 data = file.read(-1 if length is None else length)
                 return data, os.fstat(file.fileno()).st_size
 
-        def read_object(bucket: S3Store, key: str) -> tuple[bytes, int]:
-            end = None if length is None else offset + length
-            return _read_object(bucket, key, offset, end)
-
-        return self._do("read", read_file, read_object)
+        end = None if length is None else offset + length
+        return self._do(
+            "read", read_file, lambda bucket, key: _read_object(bucket, key, offset, end)
+        )
 
     def write_bytes_atomic(self, data: bytes | memoryview) -> None:
         """Writes the file completely or not at all, and makes the folders above it; raises
@@ -175,11 +173,10 @@ class Location:
 
     def exists(self) -> bool:
         """Returns whether there is a file or folder here."""
-        if self.size() is not None:
+        if self.size() is not None or (self.store is None and os.path.isdir(self.path)):
             return True
         # A store has a folder as long as something lies in it.
-        is_folder = self._do("read", lambda: os.path.isdir(self.path), lambda *_: False)
-        return is_folder or bool(self._entries())
+        return bool(self._entries())
 
     def size(self) -> int | None:
         """Returns the file's size in bytes, ``None`` when there is no file."""
@@ -243,12 +240,10 @@ def _read_object(bucket: S3Store, key: str, start: int, end: int | None) -> tupl
     """Returns the bytes from ``start`` to ``end`` or the object's end, and the object's size."""
     if start == end:
         return b"", obstore.head(bucket, key)["size"]
-    wanted: obstore.OffsetRange | tuple[int, int] = (
-        {"offset": start} if end is None else (start, end)
-    )
     try:
         # A range is requested even for the whole object: the answer to it holds the object's size,
         # which tells a complete body from one that a proxy has cut.
+        wanted: Any = {"offset": start} if end is None else (start, end)
         result = obstore.get(bucket, key, options={"range": wanted})
     except BaseError as error:
         # The range lies beyond the object, or the object is empty, which some stores send whole.
@@ -312,12 +307,12 @@ def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
     """
     text = os.fspath(uri)
     if text.startswith(S3_SCHEME):
-        path = text[len(S3_SCHEME) :].strip("/")
+        path = text.removeprefix(S3_SCHEME).strip("/")
         if not path:
             raise QdmrError(f"{text}: names no bucket; write s3://bucket/path")
-        return Location(path, Store(endpoint or os.environ.get(ENDPOINT_VARIABLE), _region()))
-    if text.startswith("file://"):
-        text = text[len("file://") :]
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+        return Location(path, Store(endpoint or os.environ.get(ENDPOINT_VARIABLE), region))
+    text = text.removeprefix("file://")
     if "://" in text:
         raise QdmrError(f"{text}: unknown kind of storage; use a local path or s3://bucket/path")
     if not text:
@@ -333,8 +328,7 @@ def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            # A rename may reach the disk before the data; a power cut would then leave an empty
-            # file.
+            # A rename may reach the disk before the data: a power cut would leave an empty file.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -342,10 +336,6 @@ def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _region() -> str | None:
-    return next((os.environ[name] for name in _REGION_VARIABLES if os.environ.get(name)), None)
 
 
 def disk_error(uri: str, what: str, error: OSError) -> QdmrError:

@@ -67,23 +67,12 @@ _CAUSE = re.compile(r'(?:message|error): "([^"]+)"|InvalidCertificate\(\s*([^}]*
 _REDIRECT = "Received redirect without LOCATION"
 _TRANSIENT_STATUSES = {408, 429, 500, 502, 503, 504}
 # These codes come with statuses of lasting failures.
-_TRANSIENT_CODES = {
-    "RequestTimeout",
-    "SlowDown",
-    "InternalError",
-    # The upload was lost with the answer to its end, or with a server; it starts anew.
-    "NoSuchUpload",
-}
+# NoSuchUpload: it was lost with the answer to its end, or with a server; it starts anew.
+_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "InternalError", "NoSuchUpload"}
 _CREDENTIAL_CODES = {
-    "ExpiredToken",
-    "IncompleteSignature",
-    "InvalidAccessKeyId",
-    "InvalidClientTokenId",
-    "InvalidToken",
-    "MissingAuthenticationToken",
-    "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
-    "UnrecognizedClientException",
+    *("ExpiredToken", "IncompleteSignature", "InvalidAccessKeyId", "InvalidClientTokenId"),
+    *("InvalidToken", "MissingAuthenticationToken", "SignatureDoesNotMatch"),
+    *("TokenRefreshRequired", "UnrecognizedClientException"),
 }
 _CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the profile or the instance's role"
 
@@ -119,23 +108,19 @@ def _bucket(store: Store, name: str, uploading: bool) -> S3Store:
         # The limit of a whole request: an object of many gigabytes may take long.
         "timeout": timedelta(days=1),
     }
-    authority = os.environ.get("AWS_CA_BUNDLE")
-    if authority:
+    if authority := os.environ.get("AWS_CA_BUNDLE"):
         options["root_certificate"] = Path(authority).read_bytes()
     config: dict[str, Any] = {
         "region": store.region or _DEFAULT_REGION,
         "virtual_hosted_style_request": store.endpoint is None and "." not in name,
         # Not every compatible store deletes many objects in one request.
         "disable_bulk_delete": True,
+        **({} if store.endpoint is None else {"endpoint": store.endpoint}),
     }
-    if store.endpoint is not None:
-        config["endpoint"] = store.endpoint
     if not os.environ.get("AWS_ACCESS_KEY_ID"):
         config |= _from_aws_chain(store.region)
-    attempts = _PART_ATTEMPTS if uploading else 1
-    return S3Store(
-        name, client_options=options, retry_config={"max_retries": attempts - 1}, **config
-    )
+    retries: Any = {"max_retries": _PART_ATTEMPTS - 1 if uploading else 0}
+    return S3Store(name, client_options=options, retry_config=retries, **config)
 
 
 def _from_aws_chain(region: str | None) -> dict[str, Any]:
@@ -177,12 +162,11 @@ def persistently(operation: Callable[[], T], address: str) -> T:
         try:
             result = operation()
         except STORE_ERRORS as error:
-            failure = Failure.of(error)
+            failure, cause = Failure.of(error), error
             if not failure.is_transient:
                 if isinstance(error, FileNotFoundError):
                     _answered.add(address)  # "there is no such file" is an answer too
                 raise
-            cause = error
         else:
             _answered.add(address)
             return result
@@ -237,11 +221,9 @@ def store_error(uri: str, what: str, address: str, error: Exception) -> QdmrErro
     """Returns a store's error as one line that says what to do. ``what`` is the participle of the
     operation: read, written, listed, deleted."""
     if isinstance(error, PatienceEnded):
-        remedy = (
-            "see that the store works, then start again"
-            if error.before
-            else "check the address (AWS_ENDPOINT_URL or s3_endpoint) and that the store runs"
-        )
+        remedy = "check the address (AWS_ENDPOINT_URL or s3_endpoint) and that the store runs"
+        if error.before:
+            remedy = "see that the store works, then start again"
         return QdmrError(
             f"{uri}: cannot be {what}, {address} gave no usable answer for {error.seconds:.0f} s "
             f"({error.reason}); {remedy}"
