@@ -27,7 +27,7 @@ from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.streaming.crops import Cutter
 from qdmr_ray.data.streaming.stream import Batch, CropStream, DataSettings, InProcessStream
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.photographs.decode import write_png
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import open_location
@@ -53,24 +53,10 @@ class DataBench:
     warm_up: float = 3.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataRates:
-    """``image_size`` is (height, width); megabytes are those of the delivered uint8 tensors."""
-
-    pairs_per_second: float
-    megabytes_per_second: float
-    workers: int
-    image_size: tuple[int, int]
-    crop: int
-    batch_size: int
-    first_batch_seconds: float
-    torch_loader_pairs_per_second: float
-    torch_loader_first_batch_seconds: float
-
-
-def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> DataRates:
-    """Measures both rates; starts Ray when it isn't running. Raises QdmrError where ``data`` is no
-    packed dataset with source pairs, or Ray can't be started."""
+def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measures both rates; starts Ray when it isn't running. ``image_size`` is (height, width);
+    megabytes are those of the delivered uint8 tensors. Raises QdmrError where ``data`` is no packed
+    dataset with source pairs, or Ray can't be started."""
     with tempfile.TemporaryDirectory(prefix="qdmr-bench-") as folder:
         path = bench.data or _made_dataset(bench, Path(folder), say)
         manifest = read_manifest(open_location(path))
@@ -86,20 +72,19 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> DataRate
         try:
             Fit(trainer).result()
         except ray.train.TrainingFailedError as error:
-            raise QdmrError(f"bench data failed: {' '.join(str(error).split())}") from error
-        rates = json.loads((Path(folder) / _RESULT_FILE).read_text())
-    pair_megabytes = 2 * 3 * bench.crop**2 / 1e6
-    return DataRates(
-        pairs_per_second=rates["stream"][0],
-        megabytes_per_second=rates["stream"][0] * pair_megabytes,
-        workers=bench.loader_workers,
-        image_size=(size.height, size.width),
-        crop=bench.crop,
-        batch_size=bench.batch_size,
-        first_batch_seconds=rates["stream"][1],
-        torch_loader_pairs_per_second=rates["loader"][0],
-        torch_loader_first_batch_seconds=rates["loader"][1],
-    )
+            raise QdmrError(f"bench data failed: {one_line(error)}") from error
+        stream, loader = json.loads((Path(folder) / _RESULT_FILE).read_text())
+    return {
+        "pairs_per_second": stream[0],
+        "megabytes_per_second": stream[0] * 2 * 3 * bench.crop**2 / 1e6,
+        "workers": bench.loader_workers,
+        "image_size": (size.height, size.width),
+        "crop": bench.crop,
+        "batch_size": bench.batch_size,
+        "first_batch_seconds": stream[1],
+        "torch_loader_pairs_per_second": loader[0],
+        "torch_loader_first_batch_seconds": loader[1],
+    }
 
 
 def _made_dataset(bench: DataBench, folder: Path, say: Callable[[str], None]) -> str:
@@ -112,9 +97,9 @@ def _made_dataset(bench: DataBench, folder: Path, say: Callable[[str], None]) ->
             pixels = random.integers(0, 256, shape, dtype=np.uint8)
             write_png(folder / name / f"{number:04d}.png", pixels)
     settings = PackSettings(source_images="aberrated", source_ground_truth="clean")
-    out = folder / "packed"
-    pack(folder, str(out), settings=settings)
-    return str(out)
+    out = str(folder / "packed")
+    pack(folder, out, settings=settings)
+    return out
 
 
 def _measure(config: dict[str, Any]) -> None:
@@ -122,17 +107,13 @@ def _measure(config: dict[str, Any]) -> None:
     bench = DataBench(**config["bench"])
     # A step on a GPU would leave the loader one thread.
     torch.set_num_threads(1)
-    rates = {
-        "stream": _rate(lambda: _stream(bench, config["path"]), bench),
-        "loader": _rate(lambda: _torch_loader(bench, config["path"]), bench),
-    }
+    rates = [_rate(loader(bench, config["path"]), bench) for loader in (_stream, _torch_loader)]
     (Path(config["out"]) / _RESULT_FILE).write_text(json.dumps(rates))
 
 
-def _rate(start: Callable[[], Iterator[Batch]], bench: DataBench) -> tuple[float, float]:
-    """Returns (pairs per second once running, seconds to the first batch)."""
+def _rate(batches: Iterator[Batch], bench: DataBench) -> tuple[float, float]:
+    """Returns (pairs per second once running, seconds to the first batch, which starts it)."""
     began = time.perf_counter()
-    batches = start()
     next(batches)
     first = time.perf_counter() - began
     count, since = 0, None

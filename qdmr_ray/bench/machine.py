@@ -28,29 +28,16 @@ _REPEATS = 12
 _COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FloorFigures:
-    """A measured time beside its floor: the time that its arithmetic takes at the machine's rate.
+def against_floor(
+    seconds: float, needed: float, rate: float, convolution: float, peak: int
+) -> dict[str, Any]:
+    """Returns a measured time beside its floor, the time that its ``needed`` operations take at the
+    machine's ``rate`` in GFLOP/s.
 
     ``ratio`` is seconds / floor_seconds. ``ratio_convolution`` takes the rate of a convolution
     instead of the matrix product's, since convolutions may run faster (on AMD's processors they do,
     by other libraries). Peak memory is the allocator's on a GPU, the process's otherwise.
     """
-
-    gflop_needed: float
-    gflops_measured: float
-    floor_seconds: float
-    ratio: float
-    gflops_convolution: float
-    ratio_convolution: float
-    peak_memory_bytes: int
-    torch: str
-
-
-def against_floor(
-    seconds: float, needed: float, rate: float, convolution: float, peak: int
-) -> dict[str, Any]:
-    """Returns the fields of ``FloorFigures``; ``needed`` is in operations, rates are in GFLOP/s."""
     needed /= GIGA
     return {
         "gflop_needed": needed,
@@ -77,10 +64,9 @@ def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
     """Returns the GFLOP/s of a 3 x 3 convolution of 256 channels, the best of ``_REPEATS``."""
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     batch, channels, side = 4, 256, 64
-    shapes = (batch, channels, side, side), (channels, channels, 3, 3)
     images, weight = (
         torch.randn(shape, device=device, dtype=_kind(compute)).contiguous(memory_format=layout)
-        for shape in shapes
+        for shape in ((batch, channels, side, side), (channels, channels, 3, 3))
     )
     work = partial(nn.functional.conv2d, images, weight, padding=1)
     with tensor_float_32(compute, device):
@@ -94,17 +80,11 @@ def copy_rate(device: torch.device) -> float:
 
 
 def flop_of(
-    network: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    *,
-    to_input: bool = False,
-    to_weights: bool = False,
+    network: Callable[[Tensor], Tensor], inputs: Tensor, to_input: bool, to_weights: bool
 ) -> float:
     """Counts operations of a forward pass, and of a backward pass to the input, the weights or
-    both.
-
-    A discriminator's estimates of its spectral norms are left out: they don't grow with the image.
-    """
+    both. A discriminator's estimates of its spectral norms are left out: they don't grow with the
+    image."""
     inputs = inputs.clone().requires_grad_(to_input)
     if isinstance(network, nn.Module):
         network.requires_grad_(to_weights)
@@ -152,9 +132,8 @@ def run_alone(
     arguments: list[str] | None,
     **others: Callable[[Any], Any],
 ) -> None:
-    """Runs a bench's command line without ``qdmr``, with an option for every field of ``default``.
-
-    It prints the result of ``measure`` as JSON. ``choices`` are the allowed values of some fields;
+    """Runs a bench's command line without ``qdmr``, with an option for every field of ``default``,
+    and prints the result of ``measure`` as JSON. ``choices`` are the allowed values of some fields;
     the option ``--NAME`` of each of ``others`` prints the text that its function returns instead.
     """
     parser = argparse.ArgumentParser(description=type(default).__doc__)
@@ -168,14 +147,17 @@ def run_alone(
         parser.add_argument("--" + field.name.replace("_", "-"), default=value, **options)
     for name, other in others.items():
         parser.add_argument(f"--{name}", action="store_const", const=other, dest="measure")
+    parser.set_defaults(measure=measure)
     values = vars(parser.parse_args(arguments))
-    measure = values.pop("measure", None) or measure
+    measure = values.pop("measure")
     try:
         figures = measure(dataclasses.replace(default, **values))
     except SettingsError as error:
         parser.error(str(error))
-    is_text = isinstance(figures, str)
-    print(figures if is_text else json.dumps(dataclasses.asdict(figures), indent=1))
+    text = (
+        figures if isinstance(figures, str) else json.dumps(dataclasses.asdict(figures), indent=1)
+    )
+    print(text)
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:

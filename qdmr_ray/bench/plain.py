@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdmr_ray.nets import QDMR, UNetDiscriminator
+from qdmr_ray.nets import QDMR
 from qdmr_ray.stages import Stage
 
 
@@ -22,7 +22,6 @@ def one_set_at_a_time(stage: Stage, batch: int) -> None:
         for name in ("encode", "decode") if isinstance(module, QDMR) else ("forward",):
             setattr(module, name, _each(getattr(module, name), batch))
     for discriminator in stage.discriminators.networks.values():
-        assert isinstance(discriminator, UNetDiscriminator)
         discriminator.forward = _each_pass(discriminator.forward)  # type: ignore[method-assign]
 
 

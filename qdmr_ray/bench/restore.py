@@ -10,15 +10,16 @@ matrix product in the same run.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 
 from qdmr_ray.bench.machine import (
-    FloorFigures,
     against_floor,
     convolution_rate,
     device_name,
@@ -51,17 +52,9 @@ class RestoreBench:
     threads: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class RestoreFigures(FloorFigures, RestoreBench):
-    """Settings in force, and the measured results."""
-
-    seconds: float
-    megapixels_per_second: float
-
-
-def bench_restore(bench: RestoreBench) -> RestoreFigures:
-    """Times whole photographs, and the machine's rates in the same process; raises SettingsError
-    where the device is unknown or not there."""
+def bench_restore(bench: RestoreBench) -> dict[str, Any]:
+    """Times whole photographs, and the machine's rates in the same process; returns the settings in
+    force and the results. Raises SettingsError where the device is unknown or not there."""
     device, compute = usable_device(bench.device), ComputeSettings(dtype=bench.dtype)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
@@ -78,22 +71,21 @@ def bench_restore(bench: RestoreBench) -> RestoreFigures:
     needed = needed_flop_of_photograph(bench.preset, bench.height, bench.width)
     rates = matrix_rate(device, compute), convolution_rate(device, compute)
     in_force = {"device": device_name(device), "threads": torch.get_num_threads()}
-    return RestoreFigures(
+    return {
         **asdict(bench) | in_force,
         **against_floor(seconds, needed, *rates, peak),
-        seconds=seconds,
-        megapixels_per_second=bench.height * bench.width / 1e6 / seconds,
-    )
+        "seconds": seconds,
+        "megapixels_per_second": bench.height * bench.width / 1e6 / seconds,
+    }
 
 
 def needed_flop_of_photograph(preset: str, height: int, width: int) -> float:
     """Counts the network's floating-point operations on such a photograph, padding included."""
     network = QDMR(PRESETS[preset][0])
-    pixels = 1
-    for side in (height, width):
-        pixels *= -(-side // network.multiple) * network.multiple
+    tiles = math.prod(-(-side // network.multiple) for side in (height, width))
     counted = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
-    return flop_of(lambda x: network(x).image, counted) * pixels / COUNTED_SIDE**2
+    flop = flop_of(lambda x: network(x).image, counted, to_input=False, to_weights=False)
+    return flop * tiles * network.multiple**2 / COUNTED_SIDE**2
 
 
 def main(arguments: list[str] | None = None) -> None:

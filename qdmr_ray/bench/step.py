@@ -15,19 +15,18 @@ network a forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from qdmr_ray.bench.machine import (
     GIGA,
-    FloorFigures,
     against_floor,
     convolution_rate,
     copy_rate,
@@ -40,12 +39,7 @@ from qdmr_ray.bench.machine import (
 )
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.nets import (
-    VQGAN,
-    DiscriminatorSettings,
-    NetworkSettings,
-    SwinSettings,
-)
+from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, SwinSettings
 from qdmr_ray.stages import (
     STAGES,
     Components,
@@ -55,7 +49,7 @@ from qdmr_ray.stages import (
     build_stage,
     flush_denormals,
 )
-from qdmr_ray.stages.compute import DTYPES, FLOAT32
+from qdmr_ray.stages.compute import DTYPES
 
 # Network sizes by name: the paper's, and those of experiments/demo.yaml.
 PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {
@@ -99,101 +93,73 @@ class StepBench:
     threads: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepFigures(FloorFigures, StepBench):
-    """Settings in force and results; ``start_seconds`` is the first step, compilation included."""
-
-    seconds_per_step: float
-    gigabytes_copied_per_second: float
-    start_seconds: float
-
-
-def bench_step(bench: StepBench) -> StepFigures:
-    """Times a stage's steps, and the machine's rates in the same process; raises SettingsError for
-    settings that exclude one another."""
-    device = torch.device(bench.device)
-    if bench.threads is not None:
-        torch.set_num_threads(bench.threads)
-    stage, batch, compute = stage_of(bench), _batch(bench, device), compute_of(bench)
-    start = timed(lambda: stage.step(batch), device)
+def bench_step(bench: StepBench) -> dict[str, Any]:
+    """Times a stage's steps, and the machine's rates in the same process; returns the settings in
+    force and the results, where ``start_seconds`` is the first step, compilation included. Raises
+    SettingsError for settings that exclude one another."""
+    step, device, compute = _step_of(bench), torch.device(bench.device), compute_of(bench)
+    start = timed(step, device)
     for _ in range(bench.warm_up):
-        stage.step(batch)
+        step()
     # The rate is taken before and after: a machine that is busy meanwhile shows in both.
     before = matrix_rate(device, compute)
-    seconds = median(timed(lambda: stage.step(batch), device) for _ in range(bench.steps))
+    seconds = median(timed(step, device) for _ in range(bench.steps))
     peak = peak_memory(device)
     rate = max(before, matrix_rate(device, compute))
     convolution = convolution_rate(device, compute)
     in_force = {"channels_last": compute.channels_last, "device": device_name(device)}
-    return StepFigures(
+    return {
         **asdict(bench) | in_force | {"threads": torch.get_num_threads()},
         **against_floor(seconds, needed_flop(bench), rate, convolution, peak),
-        seconds_per_step=seconds,
-        gigabytes_copied_per_second=copy_rate(device) / GIGA,
-        start_seconds=start,
-    )
+        "seconds_per_step": seconds,
+        "gigabytes_copied_per_second": copy_rate(device) / GIGA,
+        "start_seconds": start,
+    }
 
 
 def profile_step(bench: StepBench, rows: int = 25) -> str:
     """Returns PyTorch's profiler table of the operations that take the most time in three steps."""
-    device = torch.device(bench.device)
-    if bench.threads is not None:
-        torch.set_num_threads(bench.threads)
-    stage, batch = stage_of(bench), _batch(bench, device)
+    step, kind = _step_of(bench), torch.device(bench.device).type
     for _ in range(1 + bench.warm_up):
-        stage.step(batch)
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+        step()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (kind == "cuda")
     with profile(activities=activities) as profiler:
         for _ in range(_PROFILED_STEPS):
-            stage.step(batch)
-    order = f"self_{device.type}_time_total"
-    table: str = profiler.key_averages().table(sort_by=order, row_limit=rows)
-    return table
+            step()
+    averages = profiler.key_averages()
+    return str(averages.table(sort_by=f"self_{kind}_time_total", row_limit=rows))
 
 
 def needed_flop(bench: StepBench) -> float:
-    """Counts the floating-point operations that one step needs, all networks together.
-
-    It counts on one small image and scales by pixels: every network is made of convolutions,
-    windows of fixed size and layers of single positions.
-    """
+    """Counts the floating-point operations that one step needs, all networks together. It counts on
+    one small image and scales by pixels: every network is made of convolutions, windows of fixed
+    size and layers of single positions."""
     scale = bench.batch * (bench.size / COUNTED_SIDE) ** 2
     return scale * _flop_of_one_image(bench.stage, bench.preset)
 
 
 @cache
 def _flop_of_one_image(stage: str, preset: str) -> float:
-    components = _components(stage, preset)
     image = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
+    needed = STAGES[stage].needed_passes(_components(stage, preset), image)
     return sum(
-        needed.times
-        * flop_of(
-            needed.network, needed.inputs, to_input=needed.to_input, to_weights=needed.to_weights
-        )
-        for needed in STAGES[stage].needed_passes(components, image)
+        passes.times * flop_of(passes.network, passes.inputs, passes.to_input, passes.to_weights)
+        for passes in needed
     )
 
 
 def compute_of(bench: StepBench) -> ComputeSettings:
     """Returns the compute settings; raises SettingsError for ``plain`` with another setting."""
-    if bench.plain:
-        others = {"dtype": bench.dtype != FLOAT32} | {
-            name: getattr(bench, name) for name in ("compile", "recompute", "cuda_graph")
-        }
-        for name, given in others.items():
-            if given:
-                option = name.replace("_", "-")
-                raise SettingsError(f"--plain is float32 and nothing else: leave out --{option}")
-        return ComputeSettings(channels_last=False)
-    return ComputeSettings(
-        dtype=bench.dtype,
-        compile=bench.compile,
-        channels_last=bench.channels_last,
-        recompute=bench.recompute,
-        cuda_graph=bench.cuda_graph,
-    )
+    names = ("dtype", "compile", "recompute", "cuda_graph")
+    settings = {name: getattr(bench, name) for name in names}
+    if not bench.plain:
+        return ComputeSettings(channels_last=bench.channels_last, **settings)
+    plain = ComputeSettings(channels_last=False)
+    for name, value in settings.items():
+        if value != getattr(plain, name):
+            option = name.replace("_", "-")
+            raise SettingsError(f"--plain is float32 and nothing else: leave out --{option}")
+    return plain
 
 
 def stage_of(bench: StepBench, vqgan: VQGAN | None = None) -> Stage:
@@ -226,11 +192,15 @@ def _settings(stage: str) -> StageSettings:
     return STAGES[stage].settings_type(**switched_off)
 
 
-def _batch(bench: StepBench, device: torch.device) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(SEED)
+def _step_of(bench: StepBench) -> Callable[[], object]:
+    """Returns a training step on random images, with the threads that the bench sets."""
+    if bench.threads is not None:
+        torch.set_num_threads(bench.threads)
+    stage, generator = stage_of(bench), torch.Generator().manual_seed(SEED)
     shape = (bench.batch, 3, bench.size, bench.size)
     names = ("source", "ground_truth", "target")
-    return {name: torch.rand(shape, generator=generator).to(device) for name in names}
+    batch = {name: torch.rand(shape, generator=generator).to(bench.device) for name in names}
+    return partial(stage.step, batch)
 
 
 def main(arguments: list[str] | None = None) -> None:

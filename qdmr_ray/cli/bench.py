@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from qdmr_ray.cli.options import JSON_FILE, App, Preset, RestoringDtype, TrainingDtype, flag, option
@@ -43,7 +42,7 @@ def bench_data(
         ),
         say,
     )
-    print_figures(asdict(rates), json_file)
+    print_figures(rates, json_file)
 
 
 @app.command("step", example="bench step --stage uda --size 64 --batch 2")
@@ -94,7 +93,7 @@ def bench_step(
     if profiled:
         say(profile_step(bench))
         return
-    print_figures(asdict(measure(bench)), json_file)
+    print_figures(measure(bench), json_file)
 
 
 @app.command("restore", example="bench restore --height 640 --width 960")
@@ -124,4 +123,4 @@ def bench_restore(
         repeats=repeats,
         threads=threads,
     )
-    print_figures(asdict(measure(bench)), json_file)
+    print_figures(measure(bench), json_file)

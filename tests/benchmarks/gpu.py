@@ -14,14 +14,13 @@ import argparse
 import gc
 import itertools
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from loss_curves import build_called
 
-from qdmr_ray.bench.step import StepBench, StepFigures, bench_step
+from qdmr_ray.bench.step import StepBench, bench_step
 from qdmr_ray.stages import STAGES
 
 BUILDS = ("plain", "float32", "tf32", "bfloat16", "bfloat16+graph", "bfloat16+graph+compile")
@@ -64,9 +63,9 @@ def main() -> None:
                 print(f"| {stage} | {batch} | {build} | out of memory |", flush=True)
                 continue
             if build == "plain":
-                plain = figures.seconds_per_step
+                plain = figures["seconds_per_step"]
             print(row(build, figures, plain), flush=True)
-            found.append({"build": build, **asdict(figures)})
+            found.append({"build": build, **figures})
             if arguments.json:
                 arguments.json.write_text(json.dumps(found, indent=1))
     if not found:
@@ -76,7 +75,7 @@ def main() -> None:
         print(f"{name}: {' '.join(f'{figures[name]:.0f}' for figures in found)} {unit}")
 
 
-def measured(bench: StepBench) -> StepFigures | None:
+def measured(bench: StepBench) -> dict[str, Any] | None:
     """None where the memory is too small; leaves none taken."""
     try:
         return bench_step(bench)
@@ -89,19 +88,19 @@ def measured(bench: StepBench) -> StepFigures | None:
             torch.cuda.reset_peak_memory_stats()
 
 
-def row(build: str, figures: StepFigures, plain: float | None) -> str:
+def row(build: str, figures: dict[str, Any], plain: float | None) -> str:
     """A line of the table; ``plain`` is the plain build's seconds, if it was measured."""
-    seconds = figures.seconds_per_step
+    seconds = figures["seconds_per_step"]
     cells = (
-        figures.stage,
-        f"{figures.batch}",
+        figures["stage"],
+        f"{figures['batch']}",
         build,
         f"{seconds * 1e3:.1f} ms",
         "" if plain is None else f"{plain / seconds:.2f}",
-        f"{figures.floor_seconds * 1e3:.1f} ms",
-        f"{figures.ratio:.2f}",
-        f"{figures.start_seconds:.1f} s",
-        f"{figures.peak_memory_bytes / 1e9:.2f} GB",
+        f"{figures['floor_seconds'] * 1e3:.1f} ms",
+        f"{figures['ratio']:.2f}",
+        f"{figures['start_seconds']:.1f} s",
+        f"{figures['peak_memory_bytes'] / 1e9:.2f} GB",
     )
     return f"| {' | '.join(cells)} |"
 
