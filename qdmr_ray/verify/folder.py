@@ -29,7 +29,7 @@ from qdmr_ray.nets import (
 )
 from qdmr_ray.nets.adapter import to_authors
 from qdmr_ray.nets.vgg import VGG19Features
-from qdmr_ray.stages import BaseSettings, Components, UDASettings, VQGANSettings, build_stage
+from qdmr_ray.stages import STAGES, Components, build_stage
 from qdmr_ray.stages.stage import Stage
 from qdmr_ray.storage import open_location
 from qdmr_ray.verify.golden import (
@@ -66,21 +66,21 @@ def verify(
 ) -> list[Comparison]:
     """Runs every comparison; calls ``progress`` with the name of each group. NIQE needs
     ``pristine``, the model behind its golden values, and is left out without it."""
-    tell = progress or (lambda _: None)
-    comparisons: list[Comparison] = []
-    parts: list[tuple[str, Callable[[], list[Comparison]]]] = [
-        ("networks", lambda: verify_networks(golden, dtype)),
-        ("discriminators", lambda: verify_discriminators(golden, dtype)),
-        ("vqgan steps", lambda: verify_steps(golden, "vqgan", dtype)),
-        ("base steps", lambda: verify_steps(golden, "qdmr_base", dtype)),
-        ("uda steps", lambda: verify_steps(golden, "qdmr_uda", dtype)),
-        ("metrics", lambda: verify_metrics(golden)),
-    ]
+    parts: dict[str, Callable[[], list[Comparison]]] = {
+        "networks": lambda: verify_networks(golden, dtype),
+        "discriminators": lambda: verify_discriminators(golden, dtype),
+        "vqgan steps": lambda: verify_steps(golden, "vqgan", dtype),
+        "base steps": lambda: verify_steps(golden, "qdmr_base", dtype),
+        "uda steps": lambda: verify_steps(golden, "qdmr_uda", dtype),
+        "metrics": lambda: verify_metrics(golden),
+    }
     if pristine is not None:
-        parts.append(("NIQE", lambda: verify_niqe(golden, pristine)))
-    for name, run in parts:
-        tell(name)
-        comparisons += run()
+        parts["NIQE"] = lambda: verify_niqe(golden, pristine)
+    comparisons: list[Comparison] = []
+    for name, compare in parts.items():
+        if progress:
+            progress(name)
+        comparisons += compare()
     return comparisons
 
 
@@ -151,25 +151,24 @@ def _vqgan_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
 def _qdmr_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
     """Returns outputs of Base and UDA, which share the network but not the weights' names."""
     found = {}
+    wide = golden_image(golden.recipe["seed"], 1, 192, 320).to(x.dtype)
     for kind in ("qdmr_base", "qdmr_uda"):
         network = QDMR(NetworkSettings()).to(x.dtype).eval()
         fill(network, golden_state(golden, kind))
         out = network(x)
         found[f"{kind}/image"] = out.image
         found[f"{kind}/codebook_loss"] = out.codebook_loss.mean()
-        if kind == "qdmr_uda":
-            found["qdmr_uda/bottleneck"] = out.features[:, :8]
-            continue
-        found["qdmr_base/indices"] = out.indices
-        wide = golden_image(golden.recipe["seed"], 1, 192, 320).to(x.dtype)
-        found["qdmr_base/wide_image"] = network(wide).image[:, :, ::4, ::4]
+        if kind == "qdmr_base":
+            found["qdmr_base/indices"] = out.indices
+            found["qdmr_base/wide_image"] = network(wide).image[:, :, ::4, ::4]
+    found["qdmr_uda/bottleneck"] = out.features[:, :8]
     return found
 
 
 def _forward_comparison(golden: Golden, name: str, value: Tensor, dtype: torch.dtype) -> Comparison:
     """Compares a loss, code indices or an output, told apart by ``name``; golden files hold only
     the first images of a batch."""
-    allowed, wanted = _tolerances(dtype), golden.forward[name]
+    allowed, wanted = TOLERANCES[str(dtype).removeprefix("torch.")], golden.forward[name]
     if name.endswith("_loss"):
         difference = relative_difference(value.item(), float(wanted))
         return Comparison(name, difference, allowed["loss"])
@@ -187,13 +186,10 @@ def _of_network(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if not k.startswith(("semantic.", "vgg."))}
 
 
-def _tolerances(dtype: torch.dtype) -> dict[str, float]:
-    return TOLERANCES[str(dtype).removeprefix("torch.")]
-
-
 # The authors' names of logged losses, by ours; first the names that stages share.
-_GENERATOR = {"source/codebook": "l_codebook", "source/l1": "l_pix"}
-_SOURCE = {
+_SHARED = {
+    "source/codebook": "l_codebook",
+    "source/l1": "l_pix",
     "image_discriminator/source": "l_d_fake",
     "image_discriminator/source_logit": "out_d_fake",
 }
@@ -203,8 +199,7 @@ _GROUND_TRUTH = {
 }
 STEP_NAMES = {
     "vqgan": {
-        **_GENERATOR,
-        **_SOURCE,
+        **_SHARED,
         "source/semantic": "l_semantic",
         "source/gan": "l_g_gan",
         "target/codebook": "l_codebookt",
@@ -213,10 +208,9 @@ STEP_NAMES = {
         "image_discriminator/target": "l_d_real",
         "image_discriminator/target_logit": "out_d_real",
     },
-    "qdmr_base": {**_GENERATOR, **_SOURCE, **_GROUND_TRUTH, "source/gan": "l_g_gan"},
+    "qdmr_base": {**_SHARED, **_GROUND_TRUTH, "source/gan": "l_g_gan"},
     "qdmr_uda": {
-        **_GENERATOR,
-        **_SOURCE,
+        **_SHARED,
         **_GROUND_TRUTH,
         "s2t/codebook": "l_codebook_s2t",
         "target/codebook": "tl_codebook",
@@ -237,7 +231,8 @@ STEP_NAMES = {
 
 def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparison]:
     """Compares every loss of a stage's training iterations, then every parameter after them."""
-    names, allowed, wanted = STEP_NAMES[kind], _tolerances(dtype), golden.steps[kind]
+    names, wanted = STEP_NAMES[kind], golden.steps[kind]
+    allowed = TOLERANCES[str(dtype).removeprefix("torch.")]
     stage = golden_stage(golden, kind, dtype)
     largest = dict.fromkeys(names.values(), 0.0)
     for losses, batch in zip(wanted["losses"], golden_batches(golden, kind, dtype), strict=True):
@@ -246,11 +241,9 @@ def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparis
             difference = relative_difference(found[ours].item(), losses[theirs])
             largest[theirs] = worst((largest[theirs], difference))
     comparisons = [Comparison(f"{kind} steps/{k}", v, allowed["loss"]) for k, v in largest.items()]
-    after = wanted["params_after"]
-    difference = worst(
-        _parameter_difference(value, after[key])
-        for key, value in _authors_parameters(stage, kind, after)
-    )
+    found = _authors_parameters(stage, kind)
+    after = wanted["params_after"].items()
+    difference = worst(_parameter_difference(found[key], values) for key, values in after)
     name = f"{kind} steps/params_after"
     return [*comparisons, Comparison(name, difference, allowed["parameters"])]
 
@@ -260,21 +253,15 @@ def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
     vqgan = VQGAN(NetworkSettings()).to(dtype)
     fill(vqgan, golden_state(golden, "s2t"))
     components = _GoldenComponents(trained={"vqgan": vqgan})
-    settings = {
-        "vqgan": VQGANSettings(lpips=0),
-        "qdmr_base": BaseSettings(lpips=0),
-        "qdmr_uda": UDASettings(lpips=0),
-    }[kind]
-    stage = build_stage(kind.removeprefix("qdmr_"), settings, components)
+    name = kind.removeprefix("qdmr_")
+    settings: Any = STAGES[name].settings_type
+    stage = build_stage(name, settings(lpips=0), components)
     stage.to("cpu", dtype)
     state = golden_state(golden, kind)
     fill(stage.network, _of_network(state))
-    for module, prefix in (
-        (getattr(stage, "semantic", None), "semantic."),
-        (getattr(stage, "vgg19", None), "vgg."),
-    ):
-        if module is not None:
-            fill(module, under(state, prefix))
+    for frozen, prefix in (("semantic", "semantic."), ("vgg19", "vgg.")):
+        if getattr(stage, frozen, None) is not None:
+            fill(getattr(stage, frozen), under(state, prefix))
     for name, network in stage.discriminators.networks.items():
         fill(network, golden_state(golden, f"{name}_discriminator"))
     return stage
@@ -290,45 +277,33 @@ class _GoldenComponents(Components):
 def golden_batches(golden: Golden, kind: str, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
     """Yields the batches of the golden iterations."""
     recipe, seed = golden.recipe["steps"], golden.recipe["seed"]
-    count, size = recipe["batch"], recipe["size"]
+    shape = recipe["batch"], recipe["size"], recipe["size"]
     for i in range(1, recipe["count"] + 1):
-        images = (golden_image(seed + 10 * i + k, count, size, size).to(dtype) for k in range(3))
+        images = (golden_image(seed + 10 * i + k, *shape).to(dtype) for k in range(3))
         yield dict(zip(("ground_truth", "source", "target"), images, strict=True))
 
 
-def _authors_parameters(
-    stage: Stage, kind: str, wanted: dict[str, Any]
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields the stage's state-dict entries that have golden values, under the authors' names."""
+def _authors_parameters(stage: Stage, kind: str) -> dict[str, Tensor]:
+    """Returns the stage's state-dict entries under the authors' names."""
     generator = dict(stage.network.state_dict())
     semantic = getattr(stage, "semantic", None)
     if semantic is not None:
         generator |= {f"semantic.{key}": value for key, value in semantic.state_dict().items()}
     named = {"net_g": to_authors(kind, generator)}
-    discriminators = stage.discriminators.networks
     # The authors' net_d is the feature discriminator in UDA, the image discriminator elsewhere.
-    prefixes = {"net_d": "feature" if kind == "qdmr_uda" else "image", "net_dt": "image"}
-    for prefix, name in prefixes.items():
-        if prefix == "net_d" or kind == "qdmr_uda":
-            network: nn.Module = discriminators[name]
-            named[prefix] = to_authors(f"{name}_discriminator", network.state_dict())
-    found = {f"{prefix}.{k}": v for prefix, state in named.items() for k, v in state.items()}
-    for key in wanted:
-        yield key, found[key]
+    prefixes = {"feature": "net_d", "image": "net_dt"} if kind == "qdmr_uda" else {"image": "net_d"}
+    for name, prefix in prefixes.items():
+        network: nn.Module = stage.discriminators.networks[name]
+        named[prefix] = to_authors(f"{name}_discriminator", network.state_dict())
+    return {f"{prefix}.{k}": v for prefix, state in named.items() for k, v in state.items()}
 
 
 def _parameter_difference(value: Tensor, wanted: list[float]) -> float:
-    """Returns the worst difference of sum, sum of absolute values, first and last element.
-
-    Sums are relative to the sum of absolute values, elements to their mean absolute value.
-    """
+    """Returns the worst difference of sum, sum of absolute values, first and last element. Sums are
+    relative to the sum of absolute values, elements to their mean absolute value."""
     flat = value.double().flatten()
+    found = [flat.sum().item(), flat.abs().sum().item(), flat[0].item(), flat[-1].item()]
+    weights = (1, 1, flat.numel(), flat.numel())
     size = max(wanted[1], np.finfo(float).tiny)
-    sums = (flat.sum().item() - wanted[0], flat.abs().sum().item() - wanted[1])
-    ends = (flat[0].item() - wanted[2], flat[-1].item() - wanted[3])
-    return worst(
-        [
-            *(abs(difference) / size for difference in sums),
-            *(abs(difference) * flat.numel() / size for difference in ends),
-        ]
-    )
+    compared = zip(found, wanted, weights, strict=True)
+    return worst(abs(ours - theirs) * weight / size for ours, theirs, weight in compared)

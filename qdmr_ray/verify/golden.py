@@ -52,11 +52,11 @@ class Comparison:
 
 def load_golden(folder: Path) -> Golden:
     """Reads the golden values; raises QdmrError where a file is missing or unreadable."""
+    names = ("state_dict_keys", "recipe", "train_steps", "metrics")
     try:
-        texts = {
-            name: json.loads((folder / f"{name}.json").read_text())
-            for name in ("state_dict_keys", "recipe", "train_steps", "metrics")
-        }
+        keys, recipe, steps, metrics = (
+            json.loads((folder / f"{name}.json").read_text()) for name in names
+        )
         with np.load(folder / "forward.npz") as arrays:
             forward = {key: arrays[key] for key in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -64,13 +64,7 @@ def load_golden(folder: Path) -> Golden:
             f"{folder} holds no readable golden figures ({error}): give the folder with "
             "recipe.json, state_dict_keys.json, forward.npz, train_steps.json and metrics.json"
         ) from error
-    return Golden(
-        keys=texts["state_dict_keys"],
-        recipe=texts["recipe"],
-        forward=forward,
-        steps=texts["train_steps"],
-        metrics=texts["metrics"],
-    )
+    return Golden(keys=keys, recipe=recipe, forward=forward, steps=steps, metrics=metrics)
 
 
 def golden_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
