@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,15 +48,8 @@ def make_demo_data(out: Path, progress: Progress) -> None:
     packed = out / "data" / "packed"
     if (packed / MANIFEST_NAME).is_file():
         return
-    realab = build_demo_data(
-        out / "data" / "realab", progress=lambda done, total: progress("simulate", done, total)
-    )
-    pack(
-        realab,
-        str(packed),
-        settings=PackSettings(),
-        progress=lambda done, total: progress("pack", done, total),
-    )
+    realab = build_demo_data(out / "data" / "realab", progress=partial(progress, "simulate"))
+    pack(realab, str(packed), settings=PackSettings(), progress=partial(progress, "pack"))
 
 
 def run_demo(
@@ -74,9 +68,7 @@ def run_demo(
     make_demo_data(out, progress)
     run = train_run(experiment, storage=str(out.parent), say=say)
     evaluation = evaluate_run(
-        run,
-        progress=lambda done, total: progress("evaluate", done, total),
-        codebook_progress=lambda done, total: progress("codebook", done, total),
+        run, progress=partial(progress, "evaluate"), codebook_progress=partial(progress, "codebook")
     )
     say(f"report: {build_report(out)}")
     return evaluation

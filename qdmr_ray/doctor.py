@@ -11,12 +11,11 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from urllib.parse import urlsplit
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.storage import open_location
 
 PACKAGES = ("ray", "torch", "torchvision", "numpy", "pyarrow", "pydantic", "safetensors", "lpips")
@@ -41,23 +40,19 @@ def examine(storage: str, address: str | None = None) -> list[Finding]:
     """Runs every check; none of them stops the others. One file is written into ``storage`` and
     deleted. With ``address``, a cluster's jobs API, a check tells whether strangers could use
     it."""
+    new_enough = sys.version_info >= OLDEST_PYTHON
     return [
         *(_dashboard(address) if address else ()),
-        _python(),
+        Finding("Python", platform.python_version(), new_enough, "install Python 3.11 or newer"),
         *(_package(name) for name in PACKAGES),
         _device(),
         _shared_memory(),
         _ray(),
         _storage(storage),
-        _weights("VGG16 (LPIPS loss)", _vgg16),
-        _weights("VGG19 (semantic term)", _vgg19),
-        _weights("AlexNet (LPIPS metric)", _alexnet),
+        _weights("VGG16 (LPIPS loss)", "vgg"),
+        _weights("VGG19 (semantic term)", "vgg19"),
+        _weights("AlexNet (LPIPS metric)", "alex"),
     ]
-
-
-def _python() -> Finding:
-    ok = sys.version_info >= OLDEST_PYTHON
-    return Finding("Python", platform.python_version(), ok, "install Python 3.11 or newer")
 
 
 def _package(name: str) -> Finding:
@@ -105,18 +100,18 @@ def _ray() -> Finding:
 def _dashboard(address: str) -> list[Finding]:
     """Checks for a token and for an address that isn't public: anybody who reaches a dashboard
     without a token can run any code on the cluster."""
-    host = urlsplit(address).hostname or ""
-    request = urllib.request.Request(f"{address.rstrip('/')}/api/jobs/")
+    host, status = urlsplit(address).hostname or "", 200
     try:
-        with urllib.request.urlopen(request, timeout=10):
-            asks = False
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/jobs/", timeout=10):
+            pass
     except urllib.error.HTTPError as error:
-        asks = error.code in (401, 403)
-        if not asks:
-            remedy = f"no jobs API of a Ray cluster (HTTP status {error.code})"
-            return [Finding("dashboard", address, ok=False, remedy=remedy)]
+        status = error.code
     except (OSError, ValueError) as error:
-        remedy = f"does not answer ({' '.join(str(error).split())}); is the tunnel up?"
+        remedy = f"does not answer ({one_line(error)}); is the tunnel up?"
+        return [Finding("dashboard", address, ok=False, remedy=remedy)]
+    asks = status in (401, 403)
+    if not asks and status != 200:
+        remedy = f"no jobs API of a Ray cluster (HTTP status {status})"
         return [Finding("dashboard", address, ok=False, remedy=remedy)]
     token = Finding(
         "dashboard's token",
@@ -124,10 +119,11 @@ def _dashboard(address: str) -> list[Finding]:
         ok=asks,
         remedy="start every node with RAY_AUTH_MODE=token and a token (cluster/README.md)",
     )
+    public = _is_public(host)
     reach = Finding(
         "dashboard's address",
-        f"{host} is {'public' if _is_public(host) else 'not public'}",
-        ok=not _is_public(host),
+        f"{host} is {'public' if public else 'not public'}",
+        ok=not public,
         remedy="let it listen on loopback and reach it through a tunnel (ssh -L, kubectl "
         "port-forward, ray dashboard)",
     )
@@ -157,26 +153,12 @@ def _storage(uri: str) -> Finding:
     return Finding("storage", f"{location.uri} can be written", ok=True)
 
 
-def _weights(what: str, find: Callable[[], object]) -> Finding:
-    try:
-        return Finding(what, str(find()), ok=True)
-    except QdmrError as error:
-        return Finding(what, "missing", ok=False, remedy=str(error), needed=False)
-
-
-def _vgg16() -> object:
+def _weights(what: str, network: str) -> Finding:
     from qdmr_ray.nets.lpips import find_backbone_weights
-
-    return find_backbone_weights("vgg")
-
-
-def _alexnet() -> object:
-    from qdmr_ray.nets.lpips import find_backbone_weights
-
-    return find_backbone_weights("alex")
-
-
-def _vgg19() -> object:
     from qdmr_ray.nets.vgg import find_vgg19_weights
 
-    return find_vgg19_weights()
+    try:
+        found = find_vgg19_weights() if network == "vgg19" else find_backbone_weights(network)
+        return Finding(what, str(found), ok=True)
+    except QdmrError as error:
+        return Finding(what, "missing", ok=False, remedy=str(error), needed=False)
