@@ -93,7 +93,6 @@ def develop(raw: np.ndarray, camera: CameraSettings) -> np.ndarray:
     display = tone_curve(light, camera.gamma)
     if camera.sharpen > 0:
         radius = camera.sharpen_radius
-        display = display + camera.sharpen * (
-            display - gaussian_filter(display, (radius, radius, 0))
-        )
+        smooth = gaussian_filter(display, (radius, radius, 0))
+        display = display + camera.sharpen * (display - smooth)
     return np.rint(np.clip(display, 0, 1) * WHITE_LEVEL).astype(np.uint8)

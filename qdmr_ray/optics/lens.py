@@ -57,7 +57,8 @@ def shipped_lenses() -> list[str]:
 
 def load_lens(lens: str) -> Lens:
     """Returns a shipped lens by its name, or a lens from a ``.yaml`` or ``.npz`` file; raises
-    QdmrError for an unknown name, and for a file that is missing, unreadable or malformed."""
+    QdmrError for an unknown name, and for a file that is missing, unreadable or malformed, which
+    includes settings that are unknown, of the wrong type or out of range."""
     path = Path(lens)
     if path.suffix == ".npz":
         return Lens(path.stem, PSFGrid.load(path), CameraSettings())
@@ -68,7 +69,7 @@ def load_lens(lens: str) -> Lens:
                 f"lens {lens!r} is not known; use {' or '.join(shipped_lenses())}, "
                 "or the path of a .yaml or .npz file"
             )
-    settings = read_lens_settings(path)
+    settings: LensSettings = parse_settings(TypeAdapter(LensSettings), read_yaml(path), str(path))
     if settings.psf_grid is not None:
         grid = PSFGrid.load(path.parent / settings.psf_grid)
     else:
@@ -78,10 +79,3 @@ def load_lens(lens: str) -> Lens:
         except QdmrError as error:
             raise QdmrError(f"{path}: {error}") from error
     return Lens(path.stem, grid, settings.camera)
-
-
-def read_lens_settings(path: Path) -> LensSettings:
-    """Reads a lens file; raises QdmrError where it can't be read, and SettingsError for an unknown
-    key, with the nearest known one, and for a value of the wrong type or out of range."""
-    settings: LensSettings = parse_settings(TypeAdapter(LensSettings), read_yaml(path), str(path))
-    return settings

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import scipy.fft
+from scipy.signal import fftconvolve
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.optics.camera import add_glare, develop, expose, srgb_to_linear
@@ -21,19 +21,10 @@ from qdmr_ray.optics.psf import PSFGrid
 
 
 def simulate_image(image: np.ndarray, lens: Lens, *, seed: int, name: str) -> np.ndarray:
-    """Returns a clean photograph as the lens and its camera would have taken it.
-
-    Args:
-        image: uint8 (H, W, 3) sRGB, at least as large as the lens's PSFs.
-        seed: determines the noise together with ``name``, so the order of images doesn't matter.
-        name: the image's name, in errors too.
-
-    Returns:
-        uint8 (H, W, 3), aligned with ``image``.
-
-    Raises:
-        QdmrError: the image is smaller than the PSFs.
-    """
+    """Returns a clean photograph as the lens and its camera would have taken it: uint8 (H, W, 3),
+    aligned with ``image``, an sRGB photograph of the same type and shape. ``seed`` and ``name``
+    determine the noise, so the order of images doesn't matter. Raises QdmrError, with the name,
+    where the image is smaller than the lens's PSFs."""
     require_size(name, image.shape[0], image.shape[1], lens)
     light = blur(srgb_to_linear(image), lens.grid)
     raw = expose(add_glare(light, lens.camera.glare), lens.camera, _generator(seed, name))
@@ -60,9 +51,8 @@ def blur(light: np.ndarray, grid: PSFGrid) -> np.ndarray:
         for column, (left, across_weight) in enumerate(across):
             bottom, right = top + len(down_weight), left + len(across_weight)
             patch = planes[:, top:bottom, left:right] * np.outer(down_weight, across_weight)
-            spread[:, top : bottom + 2 * reach, left : right + 2 * reach] += _convolve(
-                patch, grid.psf[row, column]
-            )
+            blurred = fftconvolve(patch, grid.psf[row, column], axes=(1, 2))
+            spread[:, top : bottom + 2 * reach, left : right + 2 * reach] += blurred
     inside = spread[:, 2 * reach : 2 * reach + height, 2 * reach : 2 * reach + width]
     return np.maximum(inside, 0).transpose(1, 2, 0)
 
@@ -87,14 +77,6 @@ def _hat_weights(length: int, positions: int, reach: int) -> list[tuple[int, np.
         inside = np.flatnonzero(weight)
         hats.append((int(inside[0]), weight[inside[0] : inside[-1] + 1].astype(np.float32)))
     return hats
-
-
-def _convolve(patch: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Returns the full 2-D convolution (3, h + k − 1, w + k − 1) of (3, h, w) with (3, k, k)."""
-    height, width = (patch.shape[axis] + kernel.shape[axis] - 1 for axis in (1, 2))
-    shape = (scipy.fft.next_fast_len(height, True), scipy.fft.next_fast_len(width, True))
-    spectrum = scipy.fft.rfft2(patch, shape) * scipy.fft.rfft2(kernel, shape)
-    return scipy.fft.irfft2(spectrum, shape)[:, :height, :width]
 
 
 def _generator(seed: int, name: str) -> np.random.Generator:

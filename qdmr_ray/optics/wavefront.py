@@ -170,16 +170,12 @@ def field_positions(optics: OpticsSettings) -> np.ndarray:
 
 
 def psf_grid(optics: OpticsSettings) -> PSFGrid:
-    """Returns the PSFs of a lens over its frame.
-
-    The green PSF of each position is moved so that its centre of light is on the middle pixel, and
-    red and blue move with it: the clean photograph stays aligned with the aberrated one, and only
-    lateral colour remains between the channels. Raises QdmrError where the support is too small for
-    the aberrations.
-    """
+    """Returns the PSFs of a lens over its frame. Each position's green PSF is moved so that its
+    centre of light is on the middle pixel, and red and blue move with it: the clean photograph
+    stays aligned with the aberrated one, and only lateral colour remains between the channels.
+    Raises QdmrError where the support is too small for the aberrations."""
     pupils = [_Pupil(optics, wavelength) for wavelength in optics.wavelengths]
-    red_shift, blue_shift = optics.lateral_colour
-    lateral = (red_shift, 0.0, blue_shift)
+    lateral = (optics.lateral_colour[0], 0.0, optics.lateral_colour[1])
     positions = field_positions(optics)
     grid = np.empty((optics.rows, optics.columns, 3, optics.support, optics.support), np.float32)
     for row, column in np.ndindex(optics.rows, optics.columns):
@@ -191,9 +187,8 @@ def psf_grid(optics: OpticsSettings) -> PSFGrid:
         shift = _centring_shift(pupils[GREEN], waves[GREEN])
         outwards = h - np.asarray(optics.decentre)
         for channel, pupil in enumerate(pupils):
-            grid[row, column, channel] = pupil.psf(
-                waves[channel], shift + lateral[channel] * outwards
-            )
+            moved = shift + lateral[channel] * outwards
+            grid[row, column, channel] = pupil.psf(waves[channel], moved)
     return PSFGrid(grid)
 
 
