@@ -5,16 +5,18 @@ through ``plain``, since Plotly renders a part of HTML in names and labels."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from itertools import accumulate
+from operator import itemgetter
+from typing import Any, TypedDict
 
 import plotly.graph_objects as go
 
-from qdmr_ray.evaluate.names import INPUT, label
+from qdmr_ray.evaluate.names import label
 from qdmr_ray.evaluate.results import Evaluation
+from qdmr_ray.report.figures import photograph_gain
 from qdmr_ray.report.run_folder import StageCurves
 
 # Heights in CSS pixels: of a chart, and of a stage's strip of gains with its labels.
@@ -87,12 +89,11 @@ TEMPLATE: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChartTable:
+class ChartTable(TypedDict):
     """The numbers behind a chart."""
 
     head: list[str]
-    rows: list[list[str | float | None]]
+    rows: list[list[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +110,18 @@ class Chart:
     remark: str = ""
     table: ChartTable | None = None
 
+    @classmethod
+    def of(cls, traces: Sequence[Any], layout: dict[str, Any], **others: Any) -> Chart:
+        """Returns the chart of a figure, which Plotly checks; ``others`` are the chart's fields."""
+        figure = go.Figure(data=list(traces), layout=layout).to_plotly_json()
+        # The page has a template of its own.
+        figure["layout"].pop("template", None)
+        return cls(figure=figure, **others)
+
     @property
     def data(self) -> dict[str, Any]:
         """The chart for the page's script, all of it JSON."""
-        table = self.table and {"head": self.table.head, "rows": self.table.rows}
-        return {**self.figure, "table": table}
+        return {**self.figure, "table": self.table}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,25 +133,15 @@ class Strip:
     dots: list[tuple[str, float, str | None]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageCharts:
-    """The charts of one stage; ``zero`` names the scalars that are 0 throughout."""
-
-    main: list[Chart]
-    housekeeping: list[Chart]
-    zero: list[str]
-
-
 def plain(text: str) -> str:
     """Escapes ``text`` for Plotly, which renders ``<b>``, ``<a href>`` and entities."""
     return escape(text, quote=False).replace("\n", "<br>")
 
 
-def figure(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
-    """Returns the checked figure as JSON, without Plotly's default template."""
-    made = go.Figure(data=list(traces), layout=layout).to_plotly_json()
-    made["layout"].pop("template", None)
-    return {"data": made["data"], "layout": made["layout"]}
+def scatter(points: Iterable[tuple[float, float | None]], **style: Any) -> go.Scatter:
+    """Returns a line through ``points``, or a sign at each if ``style`` says so."""
+    x, y = zip(*points, strict=True)
+    return go.Scatter(x=list(x), y=list(y), **{"mode": "lines", **style})
 
 
 def colour(index: int) -> str:
@@ -151,28 +149,28 @@ def colour(index: int) -> str:
     return f"var(--s{index % COLOURS})"
 
 
-def draw_stage(curves: StageCurves) -> StageCharts:
-    """Draws small multiples of every scalar that a stage logged."""
+def draw_stage(curves: StageCurves) -> dict[str, Any]:
+    """Draws small multiples of every scalar that a stage logged: ``charts``, and ``housekeeping``
+    charts of its speed. ``zero`` names the scalars that are 0 throughout."""
     grouped: dict[str, list[tuple[str, int, Points]]] = {}
     zero = []
     for key, (iterations, values) in curves.scalars.items():
-        if any(values) or None in values:
-            title, name = _chart_of(key)
-            chart = grouped.setdefault(title, [])
-            tone = PLAIN_COLOUR if name == key else len(chart) % COLOURS
-            tone = DOMAINS.index(name) if name in DOMAINS else tone
-            points: Points = list(zip(map(float, iterations), values, strict=True))
-            chart.append((name.replace("_", " "), tone, points))
-        else:
+        if not any(values) and None not in values:
             zero.append(key)
-    drawn = [
-        (title, draw_curves(title.replace("_", " "), lines)) for title, lines in grouped.items()
-    ]
-    return StageCharts(
-        main=[chart for title, chart in drawn if not _is_housekeeping(title)],
-        housekeeping=[chart for title, chart in drawn if _is_housekeeping(title)],
-        zero=zero,
-    )
+            continue
+        title, name = _chart_of(key)
+        lines = grouped.setdefault(title, [])
+        tone = PLAIN_COLOUR if name == key else len(lines) % COLOURS
+        tone = DOMAINS.index(name) if name in DOMAINS else tone
+        points: Points = list(zip(map(float, iterations), values, strict=True))
+        lines.append((name.replace("_", " "), tone, points))
+    charts: list[Chart] = []
+    housekeeping: list[Chart] = []
+    for title, lines in grouped.items():
+        is_housekeeping = any(part in title for part in HOUSEKEEPING)
+        chart = draw_curves(title.replace("_", " "), lines)
+        (housekeeping if is_housekeeping else charts).append(chart)
+    return {"charts": charts, "housekeeping": housekeeping, "zero": zero}
 
 
 def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
@@ -189,41 +187,48 @@ def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
     low, high = _value_range(raw, smooth, logarithmic)
     clipped = any(not low <= y <= high for points in raw for _, y in points if y is not None)
     missing = sum(y is None for _, _, points in lines for _, y in points)
-    remarks = [
-        *(["log scale"] if logarithmic else []),
-        *(["peaks cut off"] if clipped else []),
-        *([f"{missing} value{'s' * (missing != 1)} not finite"] if missing else []),
-    ]
+    remarks = {
+        "log scale": logarithmic,
+        "peaks cut off": clipped,
+        f"{missing} value{'s' * (missing != 1)} not finite": missing,
+    }
     traces = []
     for (_, tone, _), behind, mean in zip(lines, raw, smooth, strict=True):
         if behind != mean:
             line = {"color": colour(tone), "width": 1}
-            traces.append(_line(behind, line, opacity=0.35, hoverinfo="skip", showlegend=False))
+            traces.append(
+                _curve(behind, line=line, opacity=0.35, hoverinfo="skip", showlegend=False)
+            )
     for (name, tone, _), mean in zip(lines, smooth, strict=True):
         shown = plain(name if name != title else "value")
         # A line has no width where gaps leave a single point, which therefore needs a marker.
         mode = "lines+markers" if _has_lone_point(mean) else "lines"
         line = {"color": colour(tone), "width": 2}
-        traces.append(_line(mean, line, name=shown, mode=mode, marker={"size": 5}))
+        traces.append(_curve(mean, line=line, name=shown, mode=mode, marker={"size": 5}))
     value_axis = {**LOG_AXIS} if logarithmic else {**VALUE_AXIS}
     if clipped:
         value_axis["range"] = [low, high]
     elif not logarithmic and known and min(known) >= 0:
         # Losses don't go below 0, so the axis should not either.
         value_axis["rangemode"] = "nonnegative"
-    return Chart(
+    words = [_in_words(line[0], mean) for line, mean in zip(lines, smooth, strict=True)]
+    layout = {
+        "xaxis": iteration_axis([x for points in raw for x, _ in points]),
+        "yaxis": value_axis,
+        "hovermode": "x unified",
+        "showlegend": len(lines) > 1,
+    }
+    return Chart.of(
+        traces,
+        layout,
         title=title,
-        summary=f"{title} over the iteration; "
-        + "; ".join(_in_words(line[0], mean) for line, mean in zip(lines, smooth, strict=True)),
-        figure=figure(
-            traces,
-            xaxis=iteration_axis([x for points in raw for x, _ in points]),
-            yaxis=value_axis,
-            hovermode="x unified",
-            showlegend=len(lines) > 1,
-        ),
-        remark=", ".join(remarks),
+        summary=f"{title} over the iteration; {'; '.join(words)}",
+        remark=", ".join(remark for remark, applies in remarks.items() if applies),
     )
+
+
+def _curve(points: Points, **style: Any) -> go.Scatter:
+    return scatter([(x, y if y is None else float(f"{y:.5g}")) for x, y in points], **style)
 
 
 def iteration_axis(iterations: Sequence[float]) -> dict[str, Any]:
@@ -235,51 +240,51 @@ def iteration_axis(iterations: Sequence[float]) -> dict[str, Any]:
 def draw_gains(evaluation: Evaluation, metric: str, unit: str) -> Chart | None:
     """Draws a strip per stage with one dot per photograph: the metric's change from the input.
     Returns ``None`` where fewer than two photographs have both values."""
-    gains: dict[str, list[tuple[str, float]]] = {}
+    gains: dict[str, dict[str, float]] = {}
     for stage in evaluation.stages:
         for image in evaluation.per_image:
-            before = image.values.get(INPUT, {}).get(metric)
-            after = image.values.get(stage, {}).get(metric)
-            if before is not None and after is not None and math.isfinite(after - before):
-                gains.setdefault(stage, []).append((image.name, after - before))
+            gain = photograph_gain(image, stage, metric)
+            if gain is not None:
+                gains.setdefault(stage, {})[image.name] = gain
     if sum(map(len, gains.values())) < 2:
         return None
-    words = "; ".join(
-        f"{label(stage)} from {min(g for _, g in row):+.2f} to {max(g for _, g in row):+.2f}"
+    words = [
+        f"{label(stage)} from {min(row.values()):+.2f} to {max(row.values()):+.2f}"
         for stage, row in gains.items()
-    )
+    ]
     strips = [
         Strip(
             name=label(stage),
             colour=colour(tone),
-            dots=[(f"{name}: {gain:+.2f} {unit}", gain, None) for name, gain in row],
+            dots=[(f"{name}: {gain:+.2f} {unit}", gain, None) for name, gain in row.items()],
         )
         for tone, (stage, row) in enumerate(gains.items())
     ]
-    names = dict.fromkeys(name for row in gains.values() for name, _ in row)
-    by_stage = [dict(row) for row in gains.values()]
-    return Chart(
+    names = dict.fromkeys(name for row in gains.values() for name in row)
+    return draw_strips(
+        strips,
+        axis=f"gain in {unit}",
+        line=0.0,
         title="Photograph by photograph",
-        summary=f"Gain of each photograph over its input: {words}",
-        figure=draw_strips(strips, axis=f"gain in {unit}", line=0.0),
-        height=strips_height(strips),
+        summary=f"Gain of each photograph over its input: {'; '.join(words)}",
         remark="a dot per photograph, the bar marks the mean",
-        table=ChartTable(
-            head=["Photograph", *(f"{label(stage)} gain" for stage in gains)],
-            rows=[[name, *(known.get(name) for known in by_stage)] for name in names],
-        ),
+        table={
+            "head": ["Photograph", *(f"{label(stage)} gain" for stage in gains)],
+            "rows": [[name, *(row.get(name) for row in gains.values())] for name in names],
+        },
     )
 
 
-def draw_strips(strips: Sequence[Strip], *, axis: str, line: float | None) -> dict[str, Any]:
-    """Draws a row of dots per strip with a bar at their mean, and a dotted line at ``line``."""
+def draw_strips(strips: Sequence[Strip], *, axis: str, line: float | None, **others: Any) -> Chart:
+    """Draws a row of dots per strip with a bar at their mean, and a dotted line at ``line``;
+    ``others`` are fields of the chart."""
     every = [value for strip in strips for _, value, _ in strip.dots]
     every += [] if line is None else [line]
     margin = 0.06 * (max(every) - min(every)) or abs(every[0]) * 0.05 or 1.0
+    shared = {"mode": "markers", "hoverinfo": "text", "showlegend": False}
     traces = []
     for row, strip in enumerate(strips):
         values = [value for _, value, _ in strip.dots]
-        shared = {"mode": "markers", "hoverinfo": "text", "showlegend": False}
         traces.append(
             go.Scatter(
                 x=values,
@@ -295,26 +300,20 @@ def draw_strips(strips: Sequence[Strip], *, axis: str, line: float | None) -> di
             mean = sum(values) / len(values)
             bar = {"symbol": "line-ns", "size": 13, "line": {"width": 3, "color": "var(--ink)"}}
             text = f"{plain(strip.name)}: mean {mean:.4g}"
-            traces.append(go.Scatter(x=[mean], y=[row], marker=bar, hovertext=[text], **shared))
+            traces.append(scatter([(mean, row)], marker=bar, hovertext=[text], **shared))
     dotted = {"color": "var(--muted)", "dash": "dot", "width": 1.5}
     upright = {"type": "line", "x0": line, "x1": line, "yref": "paper", "y0": 0, "y1": 1}
-    return figure(
-        traces,
-        xaxis={
+    layout = {
+        "xaxis": {
             **VALUE_AXIS,
             "title": {"text": plain(axis)},
             "showgrid": True,
             "range": [min(every) - margin, max(every) + margin],
         },
-        yaxis=row_axis([strip.name for strip in strips]),
-        shapes=[] if line is None else [{**upright, "line": dotted}],
-        hovermode="closest",
-    )
-
-
-def strips_height(strips: Sequence[Strip]) -> int:
-    """Returns the height of the chart of these strips, in CSS pixels."""
-    return ROW * len(strips) + BELOW_ROWS
+        "yaxis": row_axis([strip.name for strip in strips]),
+        "shapes": [] if line is None else [{**upright, "line": dotted}],
+    }
+    return Chart.of(traces, layout, height=ROW * len(strips) + BELOW_ROWS, **others)
 
 
 def row_axis(names: Sequence[str]) -> dict[str, Any]:
@@ -331,11 +330,6 @@ def row_axis(names: Sequence[str]) -> dict[str, Any]:
 def wants_log(values: Sequence[float]) -> bool:
     """Returns whether the values read better on a logarithmic axis."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FACTOR
-
-
-def _line(points: Points, line: dict[str, Any], **others: Any) -> go.Scatter:
-    values = [None if y is None else float(f"{y:.5g}") for _, y in points]
-    return go.Scatter(x=[x for x, _ in points], y=values, line=line, **{"mode": "lines", **others})
 
 
 def _chart_of(key: str) -> tuple[str, str]:
@@ -359,10 +353,8 @@ def _smooth(points: Points) -> Points:
     """Returns the running mean around each point; gaps stay gaps and add nothing. Towards the ends
     its window narrows, to a third of its width, so that it doesn't lag behind a slope."""
     reach = max(2, round(len(points) * SMOOTHING_FRACTION / 2))
-    sums, counts = [0.0], [0]
-    for _, y in points:
-        sums.append(sums[-1] + (y or 0.0))
-        counts.append(counts[-1] + (y is not None))
+    sums = [*accumulate((y or 0.0 for _, y in points), initial=0.0)]
+    counts = [*accumulate((y is not None for _, y in points), initial=0)]
     smoothed: Points = []
     for index, (x, y) in enumerate(points):
         near = max(reach // 3, min(reach, index, len(points) - 1 - index))
@@ -380,14 +372,11 @@ def _thin(points: Points, *, spikes: bool) -> Points:
     buckets = MOST_POINTS // (2 if spikes else 1)
     for index in range(buckets):
         run = points[index * len(points) // buckets : (index + 1) * len(points) // buckets]
-        finite = [(x, y) for x, y in run if y is not None]
-        if not finite:
-            kept.append(run[0])
-        elif spikes:
-            extremes = {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])}
-            kept.extend(sorted(extremes))
+        finite = [point for point in run if point[1] is not None]
+        if spikes and finite:
+            kept += sorted({min(finite, key=itemgetter(1)), max(finite, key=itemgetter(1))})
         else:
-            kept.append(points[-1] if index == buckets - 1 else run[0])
+            kept.append(points[-1] if finite and index == buckets - 1 else run[0])
     return kept
 
 
@@ -409,10 +398,8 @@ def _value_range(
 
 def _has_lone_point(points: Points) -> bool:
     known = [False, *(y is not None for _, y in points), False]
-    return any(
-        here and not before and not after
-        for before, here, after in zip(known, known[1:], known[2:], strict=False)
-    )
+    around = zip(known, known[1:], known[2:], strict=False)
+    return any(here and not before and not after for before, here, after in around)
 
 
 def _in_words(name: str, points: Points) -> str:
@@ -421,7 +408,3 @@ def _in_words(name: str, points: Points) -> str:
         return f"{name} has no finite value"
     (x0, y0), (x1, y1) = finite[0], finite[-1]
     return f"{name} from {y0:.3g} at {x0:,.0f} to {y1:.3g} at {x1:,.0f}"
-
-
-def _is_housekeeping(title: str) -> bool:
-    return any(part in title for part in HOUSEKEEPING)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -27,8 +27,7 @@ from qdmr_ray.evaluate.codebook.usage import (
     TARGET,
     CodebookUsage,
 )
-from qdmr_ray.photographs.decode import decode_image
-from qdmr_ray.report.charts import DOMAINS, PLAIN_COLOUR, Chart, ChartTable, colour, figure
+from qdmr_ray.report.charts import DOMAINS, PLAIN_COLOUR, Chart, colour
 from qdmr_ray.report.pictures import embedded_picture
 from qdmr_ray.report.run_folder import RunData
 
@@ -39,31 +38,10 @@ TICK_DISTANCE = 0.14
 LABEL_SHARE = 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroupRow:
-    """One group of codes: its size, and the share of each domain's choices that falls on it."""
-
-    label: str
-    codes: int
-    source: str
-    target: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CodebookSection:
-    """The codebook's section on the page; the atlas is a data URI with its size in pixels."""
-
-    usage: CodebookUsage
-    sentence: str
-    own_share: str
-    groups: list[GroupRow]
-    chart: Chart
-    atlas: tuple[str, int, int] | None
-
-
-def codebook_section(run: RunData) -> CodebookSection | str | None:
-    """Returns the section of the run's ``codebook.json``, ``None`` without a trained VQGAN. If the
-    file is missing or of another network, returns a line that says how to make or renew it."""
+def codebook_section(run: RunData) -> dict[str, Any] | str | None:
+    """Returns the variables of ``codebook.html.j2`` from the run's ``codebook.json``, ``None``
+    without a trained VQGAN. If the file is missing or of another network, returns a line that says
+    how to make or renew it. The atlas is a data URI with its size in pixels, if there is one."""
     usage, weights = None, None
     try:
         usage = read_usage(run.place)
@@ -76,14 +54,14 @@ def codebook_section(run: RunData) -> CodebookSection | str | None:
         return None if weights is None else f"There is no {USAGE_FILE} yet."
     if weights not in (None, usage.weights_sha256):
         return f"{USAGE_FILE} is of another network than vqgan/final."
-    return CodebookSection(
-        usage=usage,
-        sentence=_sentence(usage),
-        own_share=_percent(usage.own_share),
-        groups=_group_rows(usage),
-        chart=draw_usage(usage),
-        atlas=_atlas(run),
-    )
+    return {
+        "usage": usage,
+        "sentence": _sentence(usage),
+        "own_share": _percent(usage.own_share),
+        "groups": _group_rows(usage),
+        "chart": draw_usage(usage),
+        "atlas": embedded_picture(run.place.join(ATLAS_FILE), run.problems),
+    }
 
 
 def draw_usage(usage: CodebookUsage) -> Chart:
@@ -91,74 +69,62 @@ def draw_usage(usage: CodebookUsage) -> Chart:
     share. Heights go with the square root of the share: the rare codes are the ones to look at."""
     groups = usage.groups()
     codes = [int(code) for code in usage.order() if groups[code] != DEAD]
-    shares = {
-        SOURCE: usage.source.frequencies[codes].tolist(),
-        TARGET: usage.target.frequencies[codes].tolist(),
-    }
-    largest = max(*shares[SOURCE], *shares[TARGET], 1e-12) if codes else 1.0
-    places = list(range(len(codes)))
+    up, down = (used.frequencies[codes].tolist() for used in (usage.source, usage.target))
+    largest = max(*up, *down, 1e-12) if codes else 1.0
     traces = [
         go.Bar(
-            x=places,
-            y=[round(sign * math.sqrt(share), 5) for share in shares[name]],
+            x=list(range(len(codes))),
+            y=[round(sign * math.sqrt(share), 5) for share in shares],
             name=name,
             marker={"color": colour(DOMAINS.index(name)), "line": {"width": 0}},
             hovertext=[
                 f"code {code}: {name} {_percent(share)}"
-                for code, share in zip(codes, shares[name], strict=True)
+                for code, share in zip(codes, shares, strict=True)
             ],
             hoverinfo="text",
         )
-        for name, sign in ((SOURCE, 1), (TARGET, -1))
+        for name, sign, shares in ((SOURCE, 1, up), (TARGET, -1, down))
     ]
     strips, centres, names = _strips([str(groups[code]) for code in codes])
     ticks = _ticks(largest)
-    names_of_ticks = ["0", *(f"{100 * share:g} %" for share in ticks)]
     heights = [math.sqrt(share) for share in (0.0, *ticks)]
-    return Chart(
+    edge = 1.06 * math.sqrt(largest)
+    layout = {
+        "barmode": "overlay",
+        "bargap": 0.12,
+        "hovermode": "x",
+        "shapes": strips,
+        "xaxis": {
+            "tickvals": centres,
+            "ticktext": names,
+            "ticks": "",
+            "ticklabelstandoff": 12,
+            "showline": False,
+        },
+        "yaxis": {
+            "tickvals": heights + [-height for height in heights],
+            "ticktext": ["0", *(f"{100 * share:g} %" for share in ticks)] * 2,
+            "range": [-edge, edge],
+            "zeroline": True,
+            "zerolinecolor": "var(--muted)",
+            "zerolinewidth": 1,
+        },
+    }
+    return Chart.of(
+        traces,
+        layout,
         title="How often each code is chosen",
         summary=f"Use of {len(codes)} codes by source (up) and target (down). {_sentence(usage)}",
-        figure=figure(
-            traces,
-            barmode="overlay",
-            bargap=0.12,
-            hovermode="x",
-            shapes=strips,
-            xaxis={
-                "tickvals": centres,
-                "ticktext": names,
-                "ticks": "",
-                "ticklabelstandoff": 12,
-                "showline": False,
-            },
-            yaxis={
-                "tickvals": heights + [-height for height in heights],
-                "ticktext": names_of_ticks * 2,
-                "range": [-1.06 * math.sqrt(largest), 1.06 * math.sqrt(largest)],
-                "zeroline": True,
-                "zerolinecolor": "var(--muted)",
-                "zerolinewidth": 1,
-            },
-        ),
         height=HEIGHT,
         remark="share of the choices, square-root scale",
-        table=ChartTable(
-            head=["Code", "Group", "Source %", "Target %"],
-            rows=[
-                [str(code), GROUP_LABELS[str(groups[code])], _rounded(up), _rounded(down)]
-                for code, up, down in zip(codes, shares[SOURCE], shares[TARGET], strict=True)
+        table={
+            "head": ["Code", "Group", "Source %", "Target %"],
+            "rows": [
+                [str(code), GROUP_LABELS[str(groups[code])], *map(_rounded, shares)]
+                for code, *shares in zip(codes, up, down, strict=True)
             ],
-        ),
+        },
     )
-
-
-def _atlas(run: RunData) -> tuple[str, int, int] | None:
-    file = run.place.join(ATLAS_FILE)
-    try:
-        return embedded_picture(decode_image(file.read_bytes(), file.uri))
-    except QdmrError as error:
-        run.problems.append(str(error))
-        return None
 
 
 def _sentence(usage: CodebookUsage) -> str:
@@ -172,22 +138,16 @@ def _sentence(usage: CodebookUsage) -> str:
     )
 
 
-def _group_rows(usage: CodebookUsage) -> list[GroupRow]:
+def _group_rows(usage: CodebookUsage) -> list[dict[str, Any]]:
+    """Returns each group's size, and the shares of the domains' choices that fall on it."""
     groups = usage.groups()
     rows = []
     for name in GROUPS:
         chosen = groups == name
         shares = [float(used.frequencies[chosen].sum()) for used in (usage.source, usage.target)]
         source, target = ("–", "–") if name == DEAD else map(_percent, shares)
-        text = GROUP_LABELS[name]
-        rows.append(
-            GroupRow(
-                label=text[0].upper() + text[1:],
-                codes=int(chosen.sum()),
-                source=source,
-                target=target,
-            )
-        )
+        text = GROUP_LABELS[name][:1].upper() + GROUP_LABELS[name][1:]
+        rows.append({"label": text, "codes": int(chosen.sum()), "source": source, "target": target})
     return rows
 
 
@@ -218,28 +178,19 @@ def _ticks(largest: float) -> list[float]:
     return ticks
 
 
-def _strips(groups: list[str]) -> tuple[list[dict[str, object]], list[float], list[str]]:
+def _strips(groups: list[str]) -> tuple[list[dict[str, Any]], list[float], list[str]]:
     """Returns the strips under the bars, which show where the source's own codes end and the
     target's own begin: a shape per group, and centres and names of the groups with room for a
     name."""
     tones = {SHARED: PLAIN_COLOUR, SOURCE_OWN: DOMAINS.index(SOURCE)}
-    shapes: list[dict[str, object]] = []
+    flat = {"type": "rect", "yref": "paper", "y0": -0.03, "y1": -0.012, "line": {"width": 0}}
+    shapes: list[dict[str, Any]] = []
     centres, names, start = [], [], 0
     for name in GROUPS[:-1]:
         end = start + groups.count(name)
         if end > start:
-            shapes.append(
-                {
-                    "type": "rect",
-                    "x0": start - 0.45,
-                    "x1": end - 0.55,
-                    "yref": "paper",
-                    "y0": -0.03,
-                    "y1": -0.012,
-                    "fillcolor": colour(tones.get(name, DOMAINS.index(TARGET))),
-                    "line": {"width": 0},
-                }
-            )
+            tone = colour(tones.get(name, DOMAINS.index(TARGET)))
+            shapes.append({**flat, "x0": start - 0.45, "x1": end - 0.55, "fillcolor": tone})
             if end - start >= LABEL_SHARE * len(groups):
                 centres.append((start + end - 1) / 2)
                 names.append(GROUP_LABELS[name].replace("'s ", "'s<br>"))

@@ -34,19 +34,24 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
         return len(charts) - 1
 
     script = "\n".join(map(_asset, scripts))
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            style="\n".join(map(_asset, styles)),
-            script=script,
-            plotly=_plotly(),
-            script_digests=[_digest(_plotly()), _digest(script)],
-            draw=draw,
-            charts=lambda: {"template": TEMPLATE, "charts": [chart.data for chart in charts]},
-            **content,
-        )
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # Keys of the page's JSON keep the stages' order.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    return environment.get_template(template).render(
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        style="\n".join(map(_asset, styles)),
+        script=script,
+        plotly=_plotly(),
+        script_digests=[_digest(_plotly()), _digest(script)],
+        draw=draw,
+        charts=lambda: {"template": TEMPLATE, "charts": [chart.data for chart in charts]},
+        **content,
     )
 
 
@@ -54,12 +59,11 @@ def write_page(page: str, place: Location, out: Location | Path | str | None) ->
     """Writes the page to ``out``, else into the folder ``place``; returns its path or ``s3://…``.
     Raises QdmrError if it cannot be written."""
     target = place.join(REPORT_FILE) if out is None else located(out)
-    local = target.local_path
-    if local is None:
-        target.write_bytes_atomic(page.encode("utf-8"))
+    if target.local_path is None:
+        target.write_bytes_atomic(page.encode())
     else:
         # A misspelt folder should raise an error, not be made.
-        write_file_atomic(local, page.encode("utf-8"))
+        write_file_atomic(target.local_path, page.encode())
     return target.uri
 
 
@@ -72,9 +76,8 @@ def duration(seconds: float) -> str:
     """Returns ``1 h 12 min`` or ``3 min 5 s``: seconds tell little about a run of hours."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
-    parts = [
-        f"{value} {unit}" for value, unit in ((hour, "h"), (minute, "min"), (second, "s")) if value
-    ]
+    known = ((hour, "h"), (minute, "min"), (second, "s"))
+    parts = [f"{value} {unit}" for value, unit in known if value]
     return " ".join(parts[:2]) or "under 1 s"
 
 
@@ -90,16 +93,3 @@ def _digest(script: str) -> str:
 
 def _asset(name: str) -> str:
     return (ASSETS / name).read_text(encoding="utf-8")
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # Keys of the page's JSON keep the stages' order.
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    return environment

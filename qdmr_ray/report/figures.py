@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
 from qdmr_ray.evaluate.names import INPUT, label
-from qdmr_ray.evaluate.results import Evaluation
+from qdmr_ray.evaluate.results import Evaluation, PhotographResult
 from qdmr_ray.report.evaluation import last_stage, metrics_of
 
 
@@ -68,7 +70,7 @@ def headline(evaluation: Evaluation | None) -> str:
     stage, metric = last_stage(evaluation), primary_metric(evaluation)
     if stage is None:
         return f"The aberrated input was measured on {count}; no stage has been evaluated yet."
-    gain = None if metric is None else mean_gain(evaluation, stage, metric)
+    gain = change(evaluation.input.get(metric or ""), evaluation.stages[stage].get(metric or ""))
     if metric is None or gain is None:
         return f"{label(stage)} was evaluated on {count}."
     style = metric_info(metric)
@@ -83,12 +85,6 @@ def photographs(count: int) -> str:
     return f"{count} held-out photograph{'s' * (count != 1)}"
 
 
-def mean_gain(evaluation: Evaluation, stage: str, metric: str) -> float | None:
-    """Returns a mean's change from the input to ``stage``, ``None`` where either is missing."""
-    before = evaluation.means.get(INPUT, {}).get(metric)
-    return change(before, evaluation.means[stage].get(metric))
-
-
 def change(before: float | None, after: float | None) -> float | None:
     """Returns ``after - before``, ``None`` where that is no finite number."""
     if before is None or after is None or not math.isfinite(after - before):
@@ -96,32 +92,65 @@ def change(before: float | None, after: float | None) -> float | None:
     return after - before
 
 
+def photograph_gain(image: PhotographResult, stage: str, metric: str) -> float | None:
+    """Returns a photograph's change from the input to ``stage``, ``None`` where it has none."""
+    return change(image.values.get(INPUT, {}).get(metric), image.values.get(stage, {}).get(metric))
+
+
 def tiles(evaluation: Evaluation | None) -> list[tuple[str, MetricInfo, Cell]]:
     """Returns the main metric of the input and each stage: label, style and value."""
     metric = primary_metric(evaluation) if evaluation else None
     if evaluation is None or metric is None:
         return []
-    style = metric_info(metric)
-    return [
-        (label(stage), style, _stage_cell(evaluation, stage, metric, style))
-        for stage in evaluation.means
-    ]
+    cells = zip(evaluation.means, _stage_cells(evaluation, metric), strict=True)
+    return [(label(stage), metric_info(metric), cell) for stage, cell in cells]
 
 
 def stage_table(evaluation: Evaluation | None) -> Table | None:
     """Returns the table with a row for the input and for each stage."""
     if evaluation is None:
         return None
-    styles = [(name, metric_info(name)) for name in metrics_of(evaluation)]
-    rows = [
-        Row(
-            name=label(stage),
-            cells=[_stage_cell(evaluation, stage, name, style) for name, style in styles],
-        )
-        for stage in evaluation.means
-    ]
-    groups = [ColumnGroup(style=style, columns=[style.label]) for _, style in styles]
-    return Table(groups=groups, rows=rows)
+    columns = {name: _stage_cells(evaluation, name) for name in metrics_of(evaluation)}
+    styles = [metric_info(name) for name in columns]
+    return table_of(styles, list(map(label, evaluation.means)), list(columns.values()))
+
+
+def table_of(
+    styles: Sequence[MetricInfo], names: Sequence[str], columns: Sequence[Sequence[Cell]]
+) -> Table:
+    """Returns a table with these rows' ``names`` and a column for each style."""
+    rows = [Row(name=n, cells=[column[row] for column in columns]) for row, n in enumerate(names)]
+    return Table(groups=[ColumnGroup(style=s, columns=[s.label]) for s in styles], rows=rows)
+
+
+def column_of(
+    style: MetricInfo,
+    values: Sequence[float | None],
+    *,
+    texts: Sequence[str],
+    spreads: Sequence[tuple[str, ...]],
+    own: int | None,
+) -> list[Cell]:
+    """Returns a cell per row, with its change from row ``own`` and with the best marked, if any is
+    better than another."""
+    known = [value * style.better for value in values if value is not None]
+    differ = bool(style.better) and len(set(known)) > 1
+    cells = []
+    for row, (value, text, spread) in enumerate(zip(values, texts, spreads, strict=True)):
+        gain = None if own in (None, row) else change(values[own], value)
+        best = differ and value is not None and value * style.better == max(known)
+        cells.append(Cell(text=text, best=best, spread=spread, **gain_texts(style, gain)))
+    return cells
+
+
+def gain_texts(style: MetricInfo, gain: float | None) -> dict[str, Any]:
+    """Returns ``gain`` as text, and its ``verdict``: ``better`` or ``worse``, or empty where the
+    change is too small to see."""
+    if gain is None:
+        return {"gain": None, "verdict": ""}
+    seen = style.better and round(gain, style.digits) != 0
+    verdict = ("better" if gain * style.better > 0 else "worse") if seen else ""
+    return {"gain": style.text(gain, signed=True), "verdict": verdict}
 
 
 def photograph_table(evaluation: Evaluation | None) -> Table | None:
@@ -142,9 +171,10 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
             values = [image.values.get(stage, {}).get(name) for stage in evaluation.means]
             cells += [Cell(text=style.text(value), value=sortable(value)) for value in values]
             if last:
-                gain = change(values[0], values[-1])
-                text = style.text(gain, signed=True)
-                cells.append(Cell(text=text, value=sortable(gain), verdict=verdict(style, gain)))
+                gain = photograph_gain(image, last, name)
+                shown = gain_texts(style, gain)
+                text = shown["gain"] or style.text(None)
+                cells.append(Cell(text=text, value=sortable(gain), verdict=shown["verdict"]))
         rows.append(Row(name=image.name, cells=cells))
     return Table(groups=groups, rows=rows)
 
@@ -155,15 +185,11 @@ def _photograph_metrics(evaluation: Evaluation) -> list[str]:
     return list(dict.fromkeys([*metrics_of(evaluation), *(name for row in rows for name in row)]))
 
 
-def _stage_cell(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) -> Cell:
-    gain = None if stage == INPUT else mean_gain(evaluation, stage, metric)
-    return Cell(
-        text=style.text(evaluation.means[stage].get(metric)),
-        gain=None if gain is None else style.text(gain, signed=True),
-        verdict=verdict(style, gain),
-        best=stage in _best(evaluation, metric, style),
-        spread=_spread(evaluation, stage, metric, style),
-    )
+def _stage_cells(evaluation: Evaluation, metric: str) -> list[Cell]:
+    style = metric_info(metric)
+    values = [means.get(metric) for means in evaluation.means.values()]
+    spreads = [_spread(evaluation, stage, metric, style) for stage in evaluation.means]
+    return column_of(style, values, texts=list(map(style.text, values)), spreads=spreads, own=0)
 
 
 def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) -> tuple[str, ...]:
@@ -180,23 +206,11 @@ def _spread(evaluation: Evaluation, stage: str, metric: str, style: MetricInfo) 
     return tuple(lines)
 
 
-def verdict(style: MetricInfo, gain: float | None) -> str:
-    """Returns ``better`` or ``worse``, or an empty text where the change is too small to see."""
-    if gain is None or not style.better or round(gain, style.digits) == 0:
-        return ""
-    return "better" if gain * style.better > 0 else "worse"
-
-
-def _best(evaluation: Evaluation, metric: str, style: MetricInfo) -> set[str]:
-    """Returns the stages (input included) with the best value, if any is better than another."""
-    known = {
-        stage: value * style.better
-        for stage, figures in evaluation.means.items()
-        if (value := figures.get(metric)) is not None
-    }
-    if not style.better or len(set(known.values())) < 2:
-        return set()
-    return {stage for stage, value in known.items() if value == max(known.values())}
+def with_unit(metric: MetricInfo, value: float | None, *, signed: bool = False) -> str:
+    """Returns ``27.10 dB`` or ``n/a``; no line ends between a number and its unit."""
+    text = metric.text(value, signed=signed)
+    known = value is not None and metric.unit
+    return f"{text}\N{NO-BREAK SPACE}{metric.unit}" if known else text
 
 
 def sortable(value: float | None) -> str:

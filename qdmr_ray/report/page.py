@@ -3,60 +3,32 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import label
 from qdmr_ray.evaluate.results import Evaluation
+from qdmr_ray.models.layout import PICTURES_FOLDER
 from qdmr_ray.report import charts, figures, pictures
 from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, located, render, write_page
 from qdmr_ray.report.evaluation import origin, references
-from qdmr_ray.report.run_folder import PICTURE_SUFFIX, RunData, read_run, switched_off
+from qdmr_ray.report.run_folder import RunData, read_run, switched_off
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
 
+PICTURE_SUFFIX = ".png"
 # Training wrote such a picture more than once: name-000200.png or name_000200.png.
 SERIES_NAME = re.compile(r"(?:(?P<name>.+)[-_])?(?P<iteration>\d+)")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingPicture:
-    """A picture that training left, as a data URI."""
-
-    uri: str
-    width: int
-    height: int
-    caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageSection:
-    """The page's section on one stage's training."""
-
-    key: str
-    label: str
-    facts: str
-    charts: list[Chart]
-    housekeeping: list[Chart]
-    zero: list[str]
-    pictures: list[TrainingPicture]
-
-
-def run_page(
-    run: Location | Path | str,
-    out: Location | Path | str | None = None,
-) -> str:
+def run_page(run: Location | Path | str, out: Location | Path | str | None = None) -> str:
     """Writes the report of a run to ``out`` (``RUN/report.html``); returns its path or ``s3://…``.
     ``run`` is a run folder or a folder with an evaluation alone, here or in a store. Anything else
-    may be missing: the page then names it, and the command that makes it.
-
-    Raises:
-        QdmrError: neither a run nor an evaluation is there, or the page cannot be written.
-    """
+    may be missing: the page then names it, and the command that makes it. Raises QdmrError if
+    neither a run nor an evaluation is there, or the page cannot be written."""
     place = located(run)
     return write_page(_render(read_run(place)), place, out)
 
@@ -65,7 +37,6 @@ def _render(run: RunData) -> str:
     evaluation = run.evaluation
     metric = figures.primary_metric(evaluation) if evaluation else None
     photographs, amplification = pictures.photographs(run, metric)
-    stages = [_stage_section(run, stage) for stage in run.stages]
     codebook = codebook_section(run)
     return render(
         "report.html.j2",
@@ -81,7 +52,7 @@ def _render(run: RunData) -> str:
         gains=_gains(evaluation, metric),
         places={photograph.name: index for index, photograph in enumerate(photographs)},
         per_photograph=figures.photograph_table(evaluation),
-        stages=stages,
+        stages=[_stage_section(run, stage) for stage in run.stages],
         codebook=None if isinstance(codebook, str) else codebook,
         codebook_missing=codebook if isinstance(codebook, str) else "",
         off=switched_off(run),
@@ -91,16 +62,14 @@ def _render(run: RunData) -> str:
 
 def _facts(run: RunData) -> list[tuple[str, str]]:
     """Returns the line under the title."""
-    facts = []
-    if run.stages:
-        facts.append(("Stages", " → ".join(label(stage) for stage in run.stages)))
-    code = run.config.get("code_version") or run.environment.get("qdmr_ray")
-    facts += [("Code", str(code))] if code else []
-    device = run.environment.get("device")
-    facts += [("Device", device)] if device else []
     seconds = sum(curves.seconds or 0.0 for curves in run.curves.values())
-    facts += [("Training time", duration(seconds))] if seconds else []
-    return facts
+    known = {
+        "Stages": " → ".join(map(label, run.stages)),
+        "Code": run.config.get("code_version") or run.environment.get("qdmr_ray"),
+        "Device": run.environment.get("device"),
+        "Training time": duration(seconds) if seconds else "",
+    }
+    return [(name, str(value)) for name, value in known.items() if value]
 
 
 def _gains(evaluation: Evaluation | None, metric: str | None) -> Chart | None:
@@ -109,43 +78,42 @@ def _gains(evaluation: Evaluation | None, metric: str | None) -> Chart | None:
     return charts.draw_gains(evaluation, metric, metric_info(metric).full_label)
 
 
-def _stage_section(run: RunData, stage: str) -> StageSection:
+def _stage_section(run: RunData, stage: str) -> dict[str, Any]:
+    """Returns the template's variables for one stage's training."""
     curves = run.curves.get(stage)
-    drawn = charts.draw_stage(curves) if curves else None
+    drawn: dict[str, Any] = {"charts": [], "housekeeping": [], "zero": []}
     facts = []
     if curves:
+        drawn = charts.draw_stage(curves)
         facts.append(f"{curves.iterations:,} iteration{'s' * (curves.iterations != 1)}")
         facts += [duration(curves.seconds)] if curves.seconds else []
-    return StageSection(
-        key=stage,
-        label=label(stage),
-        facts=", ".join(facts),
-        charts=drawn.main if drawn else [],
-        housekeeping=drawn.housekeeping if drawn else [],
-        zero=drawn.zero if drawn else [],
-        pictures=_training_pictures(run, stage),
-    )
+    return {
+        "key": stage,
+        "label": label(stage),
+        "facts": ", ".join(facts),
+        "pictures": _training_pictures(run, stage),
+        **drawn,
+    }
 
 
-def _training_pictures(run: RunData, stage: str) -> list[TrainingPicture]:
-    """Returns the newest picture of each name, with its caption."""
+def _training_pictures(run: RunData, stage: str) -> list[dict[str, Any]]:
+    """Returns the newest picture of each name as a data URI, with its size and caption."""
     newest: dict[str, tuple[int, Location]] = {}
-    for file in run.pictures(stage):
+    files = run.place.join(stage, PICTURES_FOLDER).list()
+    for file in (file for file in files if file.name.endswith(PICTURE_SUFFIX)):
         stem = file.name.removesuffix(PICTURE_SUFFIX)
         match = SERIES_NAME.fullmatch(stem)
-        name, iteration = (match["name"] or "", int(match["iteration"])) if match else ("", -1)
-        name = name or (label(stage) if match else stem)
+        name = (match["name"] or label(stage)) if match else stem
+        iteration = int(match["iteration"]) if match else -1
         if iteration >= newest.get(name, (-1, file))[0]:
             newest[name] = (iteration, file)
     shown = []
     for name, (iteration, file) in newest.items():
-        try:
-            uri, width, height = pictures.training_picture(file)
-        except QdmrError as error:
-            run.problems.append(str(error))
-            continue
-        caption = re.sub("[-_]+", " ", name).strip()
-        caption = caption[:1].upper() + caption[1:]
-        caption += f", iteration {iteration:,}" if iteration >= 0 else ""
-        shown.append(TrainingPicture(uri=uri, width=width, height=height, caption=caption))
+        embedded = pictures.embedded_picture(file, run.problems)
+        if embedded:
+            uri, width, height = embedded
+            caption = re.sub("[-_]+", " ", name).strip()
+            caption = caption[:1].upper() + caption[1:]
+            caption += f", iteration {iteration:,}" if iteration >= 0 else ""
+            shown.append({"uri": uri, "width": width, "height": height, "caption": caption})
     return shown

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from qdmr_ray.evaluate.results import Evaluation, PhotographResult
 from qdmr_ray.evaluate.sheets import absolute_error, error_colours
 from qdmr_ray.photographs.decode import decode_image
 from qdmr_ray.report.evaluation import last_stage
-from qdmr_ray.report.figures import change
+from qdmr_ray.report.figures import photograph_gain
 from qdmr_ray.report.run_folder import RunData
 from qdmr_ray.storage import Location
 
@@ -90,19 +91,18 @@ def embedded(
     return sorted(shown, key=lambda photograph: order[photograph.name]), amplification
 
 
-def training_picture(file: Location) -> tuple[str, int, int]:
-    """Returns ``(data URI, width, height)`` of a picture that training left; raises QdmrError if
-    the file is no readable image."""
-    return embedded_picture(decode_image(file.read_bytes(), file.uri))
-
-
-def embedded_picture(pixels: np.ndarray) -> tuple[str, int, int]:
-    """Returns ``(data URI, width, height)`` of uint8 ``(H, W, 3)``, reduced if very large."""
-    image = Image.fromarray(pixels)
+def embedded_picture(file: Location, problems: list[str]) -> tuple[str, int, int] | None:
+    """Returns ``(data URI, width, height)`` of a picture, reduced if very large; ``None``, and a
+    line in ``problems``, if the file is no readable image."""
+    try:
+        image = Image.fromarray(decode_image(file.read_bytes(), file.uri))
+    except QdmrError as error:
+        problems.append(str(error))
+        return None
     image.thumbnail((TRAINING_SIDE, TRAINING_SIDE), Image.Resampling.LANCZOS)
-    uri = _uri(image, "PNG")
+    uri = _uri(image, "PNG", optimize=True)
     if len(uri) > LARGEST_PNG:
-        uri = _uri(image, "JPEG", quality=PHOTOGRAPH_QUALITY)
+        uri = _uri(image, quality=PHOTOGRAPH_QUALITY)
     return uri, image.width, image.height
 
 
@@ -121,15 +121,14 @@ def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
         run.problems.append(str(error))
         return {}
     for kind in (INPUT, *run.evaluation.stages, GROUND_TRUTH):
-        if f"{kind}.png" not in present:
+        file = folder.join(f"{kind}.png")
+        if file.name not in present:
             continue
         try:
-            file = folder.join(f"{kind}.png")
             pictures[kind] = decode_image(file.read_bytes(), file.uri)
         except QdmrError as error:
             run.problems.append(str(error))
-    sizes = {picture.shape for picture in pictures.values()}
-    if len(sizes) > 1:
+    if len({picture.shape for picture in pictures.values()}) > 1:
         run.problems.append(f"the pictures in {folder.uri} differ in size: not shown")
         return {}
     return pictures
@@ -140,14 +139,7 @@ def _spread(evaluation: Evaluation, metric: str | None) -> list[PhotographResult
     images, last = evaluation.per_image, last_stage(evaluation)
     if last is None or metric is None:
         return list(images[:MOST_PHOTOGRAPHS])
-
-    def gain(image: PhotographResult) -> float:
-        known = change(
-            image.values.get(INPUT, {}).get(metric), image.values.get(last, {}).get(metric)
-        )
-        return 0.0 if known is None else known
-
-    ranked = sorted(images, key=gain)
+    ranked = sorted(images, key=lambda image: photograph_gain(image, last, metric) or 0.0)
     return [ranked[place] for place in _bisected(len(ranked), MOST_PHOTOGRAPHS)]
 
 
@@ -203,7 +195,7 @@ def _embed(name: str, pictures: dict[str, np.ndarray], amplification: int) -> Ph
         height=height,
         scale=scale,
         focus=_most_detailed(pictures.get(GROUND_TRUTH, any_picture)),
-        thumbnail=_uri(thumbnail, "JPEG", quality=THUMBNAIL_QUALITY),
+        thumbnail=_uri(thumbnail, quality=THUMBNAIL_QUALITY),
     )
     for kind, picture in pictures.items():
         photograph.pictures[kind] = _photograph_uri(picture, scale, PHOTOGRAPH_QUALITY)
@@ -235,16 +227,13 @@ def _photograph_uri(pixels: np.ndarray, scale: float, quality: int) -> str:
     if scale < 1.0:
         size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
         image = image.resize(size, Image.Resampling.LANCZOS)
-    return _uri(image, "JPEG", quality=quality)
+    return _uri(image, quality=quality)
 
 
-def _uri(image: Image.Image, kind: str, *, quality: int = 0) -> str:
+def _uri(image: Image.Image, kind: str = "JPEG", **options: Any) -> str:
     buffer = io.BytesIO()
-    if kind == "JPEG":
-        # subsampling=0 keeps colour at full resolution: lateral colour is one of the aberrations.
-        # With optimize=True, Pillow fails on pictures that hardly compress.
-        image.save(buffer, format=kind, quality=quality, subsampling=0)
-    else:
-        image.save(buffer, format=kind, optimize=True)
+    # subsampling=0 keeps a JPEG's colour at full resolution: lateral colour is one of the
+    # aberrations. With optimize=True, Pillow fails on JPEGs that hardly compress.
+    image.save(buffer, format=kind, subsampling=0, **options)
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f"data:image/{kind.lower()};base64,{encoded}"

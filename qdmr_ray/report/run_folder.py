@@ -27,21 +27,9 @@ from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
 
-PICTURE_SUFFIX = ".png"
 # These settings weigh a loss term; at 0 the term is off.
-TERMS = frozenset(
-    {
-        "l1",
-        "lpips",
-        "gan",
-        "codebook",
-        "semantic",
-        "s2t_codebook",
-        "target_codebook",
-        "feature_gan",
-        "target_feature",
-    }
-)
+TERMS = {"l1", "lpips", "gan", "codebook", "semantic", "s2t_codebook", "target_codebook"}
+TERMS |= {"feature_gan", "target_feature"}
 D = TypeVar("D", bound=Document)
 
 
@@ -76,16 +64,6 @@ class RunData:
         """The run's name in its settings, else the folder's."""
         return str(self.config.get("name") or self.place.name)
 
-    @property
-    def is_run(self) -> bool:
-        """Whether it has settings; an evaluation in a folder of its own has none."""
-        return bool(self.config_text)
-
-    def pictures(self, stage: str) -> list[Location]:
-        """Returns the pictures that the stage's training left, sorted by name."""
-        folder = self.place.join(stage, PICTURES_FOLDER)
-        return [file for file in folder.list() if file.name.endswith(PICTURE_SUFFIX)]
-
 
 def read_run(place: Location) -> RunData:
     """Reads the run folder ``place``, or a folder with nothing but an evaluation. Raises QdmrError
@@ -99,10 +77,8 @@ def read_run(place: Location) -> RunData:
     notes = _read_document(Notes, place.join(NOTES_FILE), run.problems)
     run.notes = [*notes.notes] if notes else []
     run.stages = _stages(run)
-    for stage in run.stages:
-        curves = _read_curves(run, stage)
-        if curves is not None:
-            run.curves[stage] = curves
+    read = {stage: _read_curves(run, stage) for stage in run.stages}
+    run.curves = {stage: curves for stage, curves in read.items() if curves is not None}
     run.evaluation = read_evaluation(place, run.stages, run.problems)
     return run
 
@@ -145,13 +121,12 @@ def is_number(value: Any) -> bool:
 def switched_off(run: RunData) -> list[str]:
     """Returns the run's loss terms with weight 0, as ``stages.vqgan.semantic``."""
     sections = run.config.get("stages")
-    if not isinstance(sections, Mapping):
-        return []
+    known = sections if isinstance(sections, Mapping) else {}
     return [
         f"stages.{stage}.{name}"
         for stage in run.stages
-        if isinstance(sections.get(stage), Mapping)
-        for name, value in sections[stage].items()
+        if isinstance(known.get(stage), Mapping)
+        for name, value in known[stage].items()
         if name in TERMS and is_number(value) and value == 0
     ]
 
@@ -159,19 +134,19 @@ def switched_off(run: RunData) -> list[str]:
 def _stages(run: RunData) -> list[str]:
     """Returns the stages of the settings in their order, then others that have left files."""
     configured = run.config.get("run")
-    names = [str(name) for name in configured] if isinstance(configured, list) else []
-    names = list(dict.fromkeys(filter(_is_plain_name, names)))
-    order = list(STAGES)
+    names = map(str, configured if isinstance(configured, list) else [])
+    # A name is a folder directly in the run, not a path that leads out of it.
+    named = [n for n in dict.fromkeys(names) if n not in ("", ".", "..") and not {*"/\0"} & {*n}]
     files = run.place.file_sizes()
     found = [
         folder.name
         for folder in run.place.list()
         if folder.name not in files
-        and folder.name not in names
+        and folder.name not in named
         and {METRICS_FILE, PICTURES_FOLDER} & {child.name for child in folder.list()}
     ]
-    known = sorted(found, key=lambda name: (name not in order, name in order and order.index(name)))
-    return [*names, *known]
+    order = [*STAGES]
+    return [*named, *(n for n in order if n in found), *(n for n in found if n not in order)]
 
 
 def _read_curves(run: RunData, stage: str) -> StageCurves | None:
@@ -199,8 +174,3 @@ def _read_curves(run: RunData, stage: str) -> StageCurves | None:
         iterations=lines[-1].iteration,
         seconds=max(times) - min(times) if len(times) > 1 else None,
     )
-
-
-def _is_plain_name(name: str) -> bool:
-    """Returns whether a name is a folder directly in the run, not a path that leads out of it."""
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name

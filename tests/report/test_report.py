@@ -518,7 +518,7 @@ def test_bars_of_the_codebook_stand_where_the_counts_say() -> None:
     up, down = (trace["y"] for trace in chart.figure["data"])
 
     assert chart.table is not None
-    assert chart.table.rows == [
+    assert chart.table["rows"] == [
         ["1", "the source's own", 90.0, 0.0],
         ["2", "the source's own", 10.0, 0.0],
         ["0", "the target's own", 0.0, 100.0],

@@ -17,21 +17,23 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.report import build_report
 from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.sweep.charts import (
-    SHADES,
     SYMBOLS,
     draw_front,
     draw_history,
-    draw_importances,
     draw_learning_curves,
-    draw_parallel,
-    draw_slices,
     draw_variants,
-    jittered,
     running_best,
-    shade,
 )
 from qdmr_ray.report.sweep.data import MISSING, Sweep, short_names
 from qdmr_ray.report.sweep.folder import read_sweep
+from qdmr_ray.report.sweep.parameters import (
+    SHADES,
+    draw_importances,
+    draw_parallel,
+    draw_slices,
+    jittered,
+    shade,
+)
 from qdmr_ray.report.sweep.scales import NOT_USED, metric_scale, parameter_scale
 from qdmr_ray.storage import Location, open_location
 
@@ -566,7 +568,8 @@ def test_metrics_with_the_same_ending_keep_their_names(tmp_path: Path) -> None:
     metrics = [{"name": "base/psnr", "mode": "max"}, {"name": "uda/psnr", "mode": "max"}]
     found = read(tmp_path, {**two_objectives(), "metrics": metrics})
 
-    assert [objective.label for objective in found.objectives] == ["base/psnr dB", "uda/psnr dB"]
+    labels = [objective.full_label for objective in found.objectives]
+    assert labels == ["base/psnr dB", "uda/psnr dB"]
 
 
 # ---------------------------------------------------------------- ablations

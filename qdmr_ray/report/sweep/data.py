@@ -6,7 +6,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from qdmr_ray.evaluate.sweep_file import (
     FINISHED,
     RUNNING,
     STOPPED,
+    Repeats,
     SweepFile,
     TrialRecord,
     Values,
@@ -44,36 +45,10 @@ class PlainMetric(MetricInfo):
         return "n/a" if value is None else f"{value:{'+' if signed else ''}.4g}".replace("-", "−")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """A metric that the sweep optimises; ``style.better`` is 1 to maximise it, -1 to minimise."""
-
-    name: str
-    style: MetricInfo
-
-    @property
-    def label(self) -> str:
-        """The name with its unit, as in ``PSNR dB``."""
-        return self.style.full_label
-
-    def text(self, value: float | None, *, signed: bool = False) -> str:
-        """Returns ``27.10 dB`` or ``n/a``."""
-        text = self.style.text(value, signed=signed)
-        if value is None or not self.style.unit:
-            return text
-        # No line ends between a number and its unit.
-        return f"{text}\N{NO-BREAK SPACE}{self.style.unit}"
-
-
 class Trial(TrialRecord):
     """A trial as its report shows it: ``values`` has an entry for each objective."""
 
     values: Values
-
-    @property
-    def has_value(self) -> bool:
-        """Whether the trial has a value of any objective."""
-        return any(value is not None for value in self.values)
 
     @property
     def label(self) -> str:
@@ -85,16 +60,14 @@ class Trial(TrialRecord):
         """``trial 0003`` or ``source-only (trial 0003)``."""
         return f"{self.name} (trial {self.id})" if self.name else f"trial {self.id}"
 
+    @property
+    def state_label(self) -> str:
+        """The state in words."""
+        return STATE_LABELS.get(self.state, self.state)
 
-@dataclass(frozen=True, kw_only=True)
-class Repeats:
-    """A trial trained again with other seeds: values per seed, mean and std per objective."""
-
-    of: str
-    seeds: list[str]
-    values: list[Values]
-    mean: Values
-    std: Values
+    def taken(self, name: str, otherwise: str) -> str:
+        """Returns a setting as text, ``otherwise`` where it did not apply."""
+        return setting_text(self.settings[name]) if name in self.settings else otherwise
 
 
 class Spread(NamedTuple):
@@ -112,33 +85,22 @@ class Spread(NamedTuple):
 
 @dataclass(kw_only=True)
 class Sweep:
-    """``sweep.json`` and ``best.yaml``; ``problems`` names what could not be read."""
+    """``sweep.json`` and ``best.yaml``. The objectives are the metrics that it optimises by their
+    full names, with ``better`` 1 to maximise one; ``problems`` names what could not be read."""
 
     place: Location
     content: SweepFile
-    objectives: list[Objective]
+    name: str
+    space: dict[str, dict[str, Any]]
+    importances: dict[str, float]
+    objectives: list[MetricInfo]
     trials: list[Trial]
     best: Trial | None
     front: list[Trial]
     baseline: Trial | None
     repeats: list[Repeats]
-    best_text: str = ""
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The sweep's name, else its folder's."""
-        return self.content.name or self.place.name
-
-    @property
-    def space(self) -> dict[str, dict[str, Any]]:
-        """The search space, by parameter."""
-        return self.content.space
-
-    @property
-    def importances(self) -> dict[str, float]:
-        """The share of the differences that each parameter explains, as far as it is known."""
-        return self.content.importances
+    best_text: str
+    problems: list[str]
 
     @property
     def is_ablation(self) -> bool:
@@ -164,15 +126,11 @@ class Sweep:
         named = [name for trial in self.trials for name in trial.settings]
         return short_names(dict.fromkeys([*self.space, *named, *self.importances]))
 
-    def with_number(self, number: int) -> list[Trial]:
-        """Returns a trial and its repeats."""
-        return [trial for trial in self.trials if trial.number == number]
-
     def spread(self, trial: Trial, index: int) -> Spread:
         """Returns objective ``index`` of a trial and its repeats, from the file where it has it."""
         for repeats in self.repeats:
             if repeats.of == trial.id and repeats.mean[index] is not None:
-                count = sum(row[index] is not None for row in repeats.values)
+                count = sum(row[index] is not None for row in repeats.values if row)
                 return Spread(repeats.mean[index], repeats.std[index], count)
         return spread([value for _, value in self.seeded(trial, index)])
 
@@ -180,7 +138,8 @@ class Sweep:
         """Returns the trial and its repeats with their values, as far as they have a result."""
         return [
             (seeded, value)
-            for seeded in self.with_number(trial.number)
+            for seeded in self.trials
+            if seeded.number == trial.number
             if self.counts(seeded) and (value := seeded.values[index]) is not None
         ]
 
@@ -215,13 +174,12 @@ def setting_text(value: Any) -> str:
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Shortens ``stages.uda.gan`` to ``gan``, or to ``uda.gan`` where another ends in ``.gan``."""
     parts = {name: name.split(".") for name in names}
-    short = dict.fromkeys(parts, "")
-    length = 0
-    while missing := [name for name in parts if not short[name]]:
-        length += 1
-        ends = Counter(".".join(part[-length:]) for part in parts.values())
-        for name in missing:
-            end = ".".join(parts[name][-length:])
-            if ends[end] == 1 or length >= len(parts[name]):
-                short[name] = end or name or "?"
-    return short
+    ends = {
+        name: [".".join(part[-length:]) for length in range(1, len(part) + 1)]
+        for name, part in parts.items()
+    }
+    known = Counter(end for found in ends.values() for end in found)
+    return {
+        name: next((end for end in found if known[end] == 1), name) or name or "?"
+        for name, found in ends.items()
+    }

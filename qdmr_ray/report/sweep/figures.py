@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from qdmr_ray.report.document import duration
-from qdmr_ray.report.figures import change, verdict
+from qdmr_ray.report.figures import change, gain_texts, with_unit
 from qdmr_ray.report.sweep.data import FINISHED, STATE_LABELS, STOPPED, Sweep, Trial, setting_text
 
 
@@ -30,7 +30,7 @@ def headline(sweep: Sweep) -> str:
         states = state_counts(trials)
         return f"No trial has a result{f': {states}' if states else ': there are no trials'}."
     if len(sweep.objectives) > 1:
-        *names, last = [objective.style.label for objective in sweep.objectives]
+        *names, last = [objective.label for objective in sweep.objectives]
         metrics = f"{', '.join(names)} and {last}"
         on_front = f"{len(sweep.front)} of {count} {'is' if len(sweep.front) == 1 else 'are'}"
         return f"{on_front} on the Pareto front of {metrics}."
@@ -38,7 +38,7 @@ def headline(sweep: Sweep) -> str:
     if best is None:
         return f"{count[:1].upper()}{count[1:]}; none has been called the best yet."
     value = result(sweep, best, 0)
-    reached = f"{best.title} reaches {objective.style.label} {objective.text(value)}"
+    reached = f"{best.title} reaches {objective.label} {with_unit(objective, value)}"
     own = reference(sweep)
     if own is None:
         return f"The best of {count}: {reached}."
@@ -48,20 +48,20 @@ def headline(sweep: Sweep) -> str:
     gain = change(result(sweep, own, 0), value)
     if gain is None:
         return f"The best of {count}: {reached}; there is no value of {named} to compare with."
-    difference = objective.text(gain, signed=True)
+    difference = with_unit(objective, gain, signed=True)
     return f"The best of {count}: {reached}, {difference} against {named}."
 
 
 def tiles(sweep: Sweep) -> list[Tile]:
     """Returns trials by state, best and baseline of each objective, stages trained and time."""
-    own = reference(sweep)
+    own, content = reference(sweep), sweep.content
     repeated = len(sweep.trials) - len(sweep.searched)
-    seeds = [f"and {counted(repeated, 'repeat')} with other seeds"] if repeated else []
+    note = f"; and {counted(repeated, 'repeat')} with other seeds" if repeated else ""
     shown = [
         Tile(
             label="Variants" if sweep.is_ablation else "Trials",
             value=str(len(sweep.searched)),
-            note="; ".join(filter(None, [state_counts(sweep.searched), *seeds])),
+            note=f"{state_counts(sweep.searched)}{note}",
         )
     ]
     for index in range(len(sweep.objectives)):
@@ -72,40 +72,38 @@ def tiles(sweep: Sweep) -> list[Tile]:
         if own is not None and own is not best and len(sweep.objectives) == 1:
             name = "First" if own is not sweep.baseline else "Baseline"
             shown.append(_value_tile(sweep, name, index, own))
-    trained = sum(sweep.content.stages_trained.values())
-    if trained:
-        stages = ", ".join(
-            f"{count} {name}" for name, count in sweep.content.stages_trained.items()
-        )
-        taken = stages_taken(sweep)
-        saved = f"; {counted(taken, 'stage')} taken from the store instead of training"
-        note = f"{stages}{saved if taken else ''}"
-        shown.append(Tile(label="Stages trained", value=str(trained), note=note))
-    if sweep.content.seconds is not None:
-        together = sum(trial.seconds or 0.0 for trial in sweep.trials)
+    if any(content.stages_trained.values()):
+        note = ", ".join(f"{count} {name}" for name, count in content.stages_trained.items())
+        # Ended trials took the others from the shared store.
+        ended = [trial for trial in sweep.trials if trial.state in (FINISHED, STOPPED)]
+        taken = sum(stage not in trial.trained for trial in ended for stage in trial.stages)
+        if taken:
+            note += f"; {counted(taken, 'stage')} taken from the store instead of training"
+        trained = str(sum(content.stages_trained.values()))
+        shown.append(Tile(label="Stages trained", value=trained, note=note))
+    if content.seconds is not None:
+        together = sum(trial.seconds for trial in sweep.trials)
         note = f"the trials took {duration(together)} together" if together else ""
-        shown.append(Tile(label="Time", value=duration(sweep.content.seconds), note=note))
+        shown.append(Tile(label="Time", value=duration(content.seconds), note=note))
     return shown
 
 
 def facts(sweep: Sweep) -> list[tuple[str, str]]:
     """Returns the line under the title."""
+    directions = {1: "maximised", -1: "minimised"}
     metrics = "; ".join(
-        f"{objective.name}, {'maximised' if objective.style.better > 0 else 'minimised'}"
-        for objective in sweep.objectives
+        f"{metric.name}, {directions[metric.better]}" for metric in sweep.objectives
     )
-    rule = sweep.content.stopping
-    stopping = [
-        setting_text(value) if key == "rule" else f"{key} {setting_text(value)}"
-        for key, value in (rule.model_dump() if rule else {}).items()
-    ]
-    known = [
-        ("Metrics" if len(sweep.objectives) > 1 else "Metric", metrics),
-        ("Sampler", sweep.content.sampler),
-        ("Early stopping", ", ".join(stopping)),
-        ("Code", sweep.content.code_version),
-    ]
-    return [(name, text) for name, text in known if text]
+    rule, stopping = sweep.content.stopping, ""
+    if rule:
+        stopping = f"{rule.rule}, grace {rule.grace}, reduction {setting_text(rule.reduction)}"
+    known = {
+        "Metrics" if len(sweep.objectives) > 1 else "Metric": metrics,
+        "Sampler": sweep.content.sampler,
+        "Early stopping": stopping,
+        "Code": sweep.content.code_version,
+    }
+    return [(name, text) for name, text in known.items() if text]
 
 
 def reference(sweep: Sweep) -> Trial | None:
@@ -119,7 +117,7 @@ def champion(sweep: Sweep, index: int) -> Trial | None:
     """Returns the trial that is best in one objective."""
     if len(sweep.objectives) == 1:
         return sweep.best
-    better = sweep.objectives[index].style.better
+    better = sweep.objectives[index].better
     known = [
         (value * better, trial)
         for trial in filter(sweep.counts, sweep.searched)
@@ -132,16 +130,6 @@ def result(sweep: Sweep, trial: Trial, index: int) -> float | None:
     """Returns what judges a trial: its value, or a variant's mean over its seeds."""
     mean = sweep.spread(trial, index).mean if sweep.is_ablation else None
     return trial.values[index] if mean is None else mean
-
-
-def stages_taken(sweep: Sweep) -> int:
-    """Returns how many stages trials took from the shared store instead of training them."""
-    return sum(
-        stage not in trial.trained
-        for trial in sweep.trials
-        if trial.state in (FINISHED, STOPPED)
-        for stage in trial.stages
-    )
 
 
 def state_counts(trials: list[Trial]) -> str:
@@ -162,13 +150,12 @@ def _value_tile(
     objective, value = sweep.objectives[index], result(sweep, trial, index)
     gain = None if own in (None, trial) else change(result(sweep, own, index), value)
     spread = sweep.spread(trial, index)
-    seeds = f"; {spread.text(objective.style)} over {spread.seeds} seeds"
+    seeds = f"; {spread.text(objective)} over {spread.seeds} seeds"
     against = "" if own is None or gain is None else f" against {own.name or 'the baseline'}"
     return Tile(
         label=f"{role}: {trial.name or trial.title}",
-        value=objective.style.text(value),
-        unit=objective.style.unit,
-        gain=None if gain is None else objective.style.text(gain, signed=True),
-        verdict=verdict(objective.style, gain),
-        note=f"{objective.style.label}{against}{seeds if spread.seeds > 1 else ''}",
+        value=objective.text(value),
+        unit=objective.unit,
+        note=f"{objective.label}{against}{seeds if spread.seeds > 1 else ''}",
+        **gain_texts(objective, gain),
     )

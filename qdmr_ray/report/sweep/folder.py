@@ -6,11 +6,10 @@ from collections import Counter
 from dataclasses import replace
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate import sweep_file
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
-from qdmr_ray.evaluate.sweep_file import BEST_FILE, SWEEP_FILE, SweepFile, Values, finite
-from qdmr_ray.report.sweep.data import Objective, PlainMetric, Repeats, Sweep, Trial
+from qdmr_ray.evaluate.sweep_file import BEST_FILE, MIN, SWEEP_FILE, SweepFile, Values, finite
+from qdmr_ray.report.sweep.data import PlainMetric, Sweep, Trial
 from qdmr_ray.storage import Location
 
 
@@ -22,9 +21,9 @@ def is_sweep(place: Location) -> bool:
 def read_sweep(place: Location) -> Sweep:
     """Reads the sweep in the folder ``place``; raises QdmrError if ``sweep.json`` is missing or
     broken, or it names no metric."""
-    file = place.join(SWEEP_FILE)
+    file, best, problems = place.join(SWEEP_FILE), place.join(BEST_FILE), list[str]()
     content = SweepFile.read(file)
-    objectives = _objectives(content.metrics)
+    objectives = _objectives(content)
     if not objectives:
         raise QdmrError(f"{file.uri} names no metric under 'metrics': mend it")
     count = len(objectives)
@@ -35,59 +34,47 @@ def read_sweep(place: Location) -> Sweep:
     for trial in trials:
         for line in trial.history:
             line.values.extend([None] * (count - len(line.values)))
+    repeats = []
+    for known in content.repeats:
+        padded = {name: _values(getattr(known, name), count) for name in ("mean", "std")}
+        values = [_values(row, count) for row in known.values]
+        repeats.append(known.model_copy(update={**padded, "values": values}))
+    best_text = ""
+    try:
+        if best.size() is not None:
+            best_text = best.read_bytes().decode(errors="replace")
+    except QdmrError as error:
+        problems.append(str(error))
     by_id = {trial.id: trial for trial in trials}
-    problems: list[str] = []
     return Sweep(
         place=place,
         content=content,
+        name=content.name or place.name,
+        space=content.space,
+        importances=content.importances,
         objectives=objectives,
         trials=trials,
         best=by_id.get(content.best or ""),
         front=[by_id[key] for key in content.front if key in by_id],
         baseline=by_id.get(content.baseline or ""),
-        repeats=[
-            Repeats(
-                of=known.of,
-                seeds=list(map(str, known.seeds)),
-                values=[_values(row, count) for row in known.values],
-                mean=_values(known.mean, count),
-                std=_values(known.std, count),
-            )
-            for known in content.repeats
-        ],
-        best_text=_best_text(place, problems),
+        repeats=repeats,
+        best_text=best_text,
         problems=problems,
     )
 
 
-def _objectives(named: list[sweep_file.Objective]) -> list[Objective]:
-    styles = [_style(one.name, -1 if one.mode == sweep_file.MIN else 1) for one in named]
-    labels = Counter(style.label for style in styles)
-    return [
-        Objective(
-            name=one.name,
-            style=style if labels[style.label] == 1 else replace(style, label=one.name),
-        )
-        for one, style in zip(named, styles, strict=True)
-    ]
-
-
-def _style(name: str, better: int) -> MetricInfo:
-    """Returns the style of ``uda/validation/psnr`` by its last part, else one with the full
-    name."""
-    last = name.rsplit("/", 1)[-1]
-    if last.partition("_")[0] in METRICS:
-        return replace(metric_info(last), better=better)
-    return PlainMetric(name=name, label=name, better=better)
-
-
-def _best_text(place: Location, problems: list[str]) -> str:
-    file = place.join(BEST_FILE)
-    try:
-        return "" if file.size() is None else file.read_bytes().decode("utf-8", errors="replace")
-    except QdmrError as error:
-        problems.append(str(error))
-        return ""
+def _objectives(content: SweepFile) -> list[MetricInfo]:
+    """Returns the metric of ``uda/validation/psnr`` by its last part, else a plain one; both have
+    the full name, which is also the label of metrics that would have the same."""
+    metrics: list[MetricInfo] = []
+    for one in content.metrics:
+        last, better = one.name.rsplit("/", 1)[-1], -1 if one.mode == MIN else 1
+        if last.partition("_")[0] in METRICS:
+            metrics.append(replace(metric_info(last), name=one.name, better=better))
+        else:
+            metrics.append(PlainMetric(name=one.name, label=one.name, better=better))
+    labels = Counter(metric.label for metric in metrics)
+    return [m if labels[m.label] == 1 else replace(m, label=m.name) for m in metrics]
 
 
 def _values(row: Values | None, count: int) -> Values:

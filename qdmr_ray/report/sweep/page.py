@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from qdmr_ray.evaluate.sweep_file import BEST_FILE
-from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.document import located, render, write_page
-from qdmr_ray.report.sweep import charts, figures, tables, trials
-from qdmr_ray.report.sweep.data import Objective, Sweep
+from qdmr_ray.report.sweep import charts, figures, parameters, tables, trials
+from qdmr_ray.report.sweep.data import Sweep
 from qdmr_ray.report.sweep.folder import read_sweep
 from qdmr_ray.report.sweep.pictures import BASELINE, ROLE_LABELS, compared_photographs
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveSection:
-    """The charts of one objective; ``None`` where there is nothing to draw."""
-
-    objective: Objective
-    history: Chart | None
-    curves: Chart | None
-    slices: list[Chart]
-    variants: Chart | None
-
-
 def sweep_page(sweep: Location | Path | str, out: Location | Path | str | None = None) -> str:
     """Writes a sweep's report to ``out`` (``SWEEP/report.html``); returns its path or ``s3://…``.
     ``sweep`` is a folder with ``sweep.json``, here or in a store. The report shows pictures of the
-    trials whose folders hold an evaluation.
-
-    Raises:
-        QdmrError: ``sweep.json`` cannot be read, or the page cannot be written.
-    """
+    trials whose folders hold an evaluation. Raises QdmrError if ``sweep.json`` cannot be read, or
+    the page cannot be written."""
     place = located(sweep)
     return write_page(_render(read_sweep(place)), place, out)
 
 
 def _render(sweep: Sweep) -> str:
+    # The first objective against each of the others.
+    fronts = [charts.draw_front(sweep, 0, index) for index in range(1, len(sweep.objectives))]
     evaluation, photographs, amplification = compared_photographs(sweep)
     compared = viewer_content(evaluation, photographs, amplification, ROLE_LABELS)
     # The slider starts between baseline and best, not between input and best.
@@ -58,12 +45,12 @@ def _render(sweep: Sweep) -> str:
         seeds=tables.seed_table(sweep),
         evaluation=evaluation,
         sections=[_objective_section(sweep, index) for index in range(len(sweep.objectives))],
-        parallel=charts.draw_parallel(sweep),
-        shades=range(charts.SHADES),
+        parallel=parameters.draw_parallel(sweep),
+        shades=range(parameters.SHADES),
         without_value=sum(None in trial.values for trial in sweep.searched),
-        importances=charts.draw_importances(sweep),
+        importances=parameters.draw_importances(sweep),
         variants=tables.variant_table(sweep),
-        fronts=_fronts(sweep),
+        fronts=[front for front in fronts if front],
         front_table=trials.trial_table(sweep, sweep.front),
         space=tables.space_table(sweep),
         trials=trials.trial_table(sweep, sweep.trials),
@@ -73,17 +60,12 @@ def _render(sweep: Sweep) -> str:
     )
 
 
-def _objective_section(sweep: Sweep, index: int) -> ObjectiveSection:
-    return ObjectiveSection(
-        objective=sweep.objectives[index],
-        history=charts.draw_history(sweep, index),
-        curves=charts.draw_learning_curves(sweep, index),
-        slices=charts.draw_slices(sweep, index),
-        variants=charts.draw_variants(sweep, index) if sweep.is_ablation else None,
-    )
-
-
-def _fronts(sweep: Sweep) -> list[Chart]:
-    """Draws the first objective against each of the others; none where no trial has both values."""
-    drawn = [charts.draw_front(sweep, 0, index) for index in range(1, len(sweep.objectives))]
-    return [chart for chart in drawn if chart]
+def _objective_section(sweep: Sweep, index: int) -> dict[str, Any]:
+    """Returns the charts of one objective; ``None`` where there is nothing to draw."""
+    return {
+        "objective": sweep.objectives[index],
+        "history": charts.draw_history(sweep, index),
+        "curves": charts.draw_learning_curves(sweep, index),
+        "slices": parameters.draw_slices(sweep, index),
+        "variants": charts.draw_variants(sweep, index) if sweep.is_ablation else None,
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
@@ -30,10 +32,7 @@ def compared_photographs(sweep: Sweep) -> tuple[Evaluation | None, list[Photogra
     if not runs:
         return None, [], 1
     merged = _merged(runs)
-
-    def load(name: str) -> dict[str, np.ndarray]:
-        return _pictures(runs, name, sweep.problems)
-
+    load = partial(_pictures, runs, sweep.problems)
     return merged, *embedded(merged, primary_metric(merged), load)
 
 
@@ -45,23 +44,29 @@ def _evaluated(sweep: Sweep, trial: Trial) -> RunData | None:
     evaluation = read_evaluation(folder, list(trial.stages), sweep.problems)
     if evaluation is None or not evaluation.stages:
         return None
-    run = RunData(place=folder, config={}, config_text="", problems=sweep.problems)
-    run.evaluation = evaluation
-    return run
+    return RunData(
+        place=folder, config={}, config_text="", evaluation=evaluation, problems=sweep.problems
+    )
+
+
+def _shown(role: str, run: RunData) -> tuple[Evaluation, dict[str, str]]:
+    """Returns the trial's evaluation, and the names of its pictures by those on the page."""
+    assert run.evaluation is not None
+    stage = last_stage(run.evaluation) or INPUT
+    return run.evaluation, {INPUT: INPUT, role: stage, GROUND_TRUTH: GROUND_TRUTH}
 
 
 def _merged(runs: dict[str, RunData]) -> Evaluation:
     means: ImageValues = {}
     images: dict[str, ImageValues] = {}
     for role, run in runs.items():
-        evaluation = run.evaluation
-        assert evaluation is not None
-        for key, stage in ((INPUT, INPUT), (role, last_stage(evaluation) or INPUT)):
-            means[key] = evaluation.means[stage]
-            for image in evaluation.per_image:
-                row = images.setdefault(image.name, {})
-                if stage in image.values:
-                    row[key] = image.values[stage]
+        evaluation, kinds = _shown(role, run)
+        means |= {
+            key: evaluation.means[kind] for key, kind in kinds.items() if kind != GROUND_TRUTH
+        }
+        for image in evaluation.per_image:
+            row = images.setdefault(image.name, {})
+            row |= {key: image.values[kind] for key, kind in kinds.items() if kind in image.values}
     return Evaluation(
         images=len(images),
         input=means.pop(INPUT),
@@ -70,22 +75,14 @@ def _merged(runs: dict[str, RunData]) -> Evaluation:
     )
 
 
-def _pictures(runs: dict[str, RunData], name: str, problems: list[str]) -> dict[str, np.ndarray]:
+def _pictures(runs: dict[str, RunData], problems: list[str], name: str) -> dict[str, np.ndarray]:
     """Returns input, baseline, best and ground truth of one photograph, as far as they exist."""
     pictures: dict[str, np.ndarray] = {}
     for role, run in runs.items():
-        evaluation = run.evaluation
-        assert evaluation is not None
-        if name not in {image.name for image in evaluation.per_image}:
-            continue
-        loaded = load_pictures(run, name)
-        for key, kind in (
-            (INPUT, INPUT),
-            (role, last_stage(evaluation) or INPUT),
-            (GROUND_TRUTH,) * 2,
-        ):
-            if kind in loaded:
-                pictures[key] = loaded[kind]
+        evaluation, kinds = _shown(role, run)
+        if name in {image.name for image in evaluation.per_image}:
+            loaded = load_pictures(run, name)
+            pictures |= {key: loaded[kind] for key, kind in kinds.items() if kind in loaded}
     if len({picture.shape for picture in pictures.values()}) > 1:
         problems.append(f"{name}: the pictures of baseline and best differ in size: not shown")
         return {}

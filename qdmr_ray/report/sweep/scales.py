@@ -55,34 +55,27 @@ class Scale:
         """The places of the ticks with their labels."""
         slots = [((index + 0.5) * SLOT, slot) for index, slot in enumerate(self.slots)]
         if self.choices:
-            return slots + [
-                (self._start + (index + 0.5) * self._step, choice)
-                for index, choice in enumerate(self.choices)
-            ]
-        return slots + [(self.place(tick), tick_text(tick)) for tick in self.numbers]
-
-    @property
-    def numbers(self) -> list[float]:
-        """Round numbers between the ends, whole ones where the values are whole."""
-        if self.low == self.high:
-            return [self.low]
-        ticks = round_ticks(self.low, self.high, logarithmic=self.logarithmic)
+            start, step = self._start, self._step
+            return slots + [(start + (at + 0.5) * step, c) for at, c in enumerate(self.choices)]
+        ticks = [self.low]
+        if self.low < self.high:
+            ticks = round_ticks(self.low, self.high, logarithmic=self.logarithmic)
         if self.whole:
-            return [tick for tick in ticks if tick == round(tick)] or [self.low, self.high]
-        return ticks
+            ticks = [tick for tick in ticks if tick == round(tick)] or [self.low, self.high]
+        # Up to ten digits, so that neighbouring ticks never read the same.
+        return slots + [
+            (self.place(t), f"{t:.10g}".replace("e-0", "e-").replace("-", "−")) for t in ticks
+        ]
 
     @property
     def ends(self) -> tuple[float, float]:
         """The range as a Plotly axis takes it: a logarithmic one by its exponents."""
-        return (
-            (math.log10(self.low), math.log10(self.high))
-            if self.logarithmic
-            else (self.low, self.high)
-        )
+        low, high = self.low, self.high
+        return (math.log10(low), math.log10(high)) if self.logarithmic else (low, high)
 
-    def held(self, value: float) -> float:
-        """Returns ``value`` limited to the ends."""
-        return min(max(value, self.low), self.high)
+    def held(self, value: float | None) -> float:
+        """Returns ``value`` limited to the ends; the low end where there is none."""
+        return self.low if value is None else min(max(value, self.low), self.high)
 
     @property
     def _start(self) -> float:
@@ -103,7 +96,7 @@ class Scale:
         return (value - low) / (high - low)
 
     def _slot_of(self, value: Any) -> str | None:
-        text = NOT_USED if value is MISSING else setting_text(value)
+        text = _text(value)
         return text if text in self.slots and not self._has_place(value) else None
 
     def _has_place(self, value: Any) -> bool:
@@ -169,17 +162,15 @@ def round_ticks(low: float, high: float, *, logarithmic: bool) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def tick_text(value: float) -> str:
-    """Returns up to ten digits, so that neighbouring ticks never read the same."""
-    return f"{value:.10g}".replace("e-0", "e-").replace("-", "−")
-
-
 def _with_slots(scale: Scale, observed: Sequence[Any]) -> Scale:
-    outside = [value for value in observed if not scale._has_place(value)]
-    texts = [NOT_USED if value is MISSING else setting_text(value) for value in outside]
+    texts = {_text(value) for value in observed if not scale._has_place(value)}
     # An unused parameter comes first, at the very end of the axis.
-    slots = sorted(dict.fromkeys(texts), key=lambda text: (text != NOT_USED, text))
+    slots = sorted(texts, key=lambda text: (text != NOT_USED, text))
     return replace(scale, slots=tuple(slots))
+
+
+def _text(value: Any) -> str:
+    return NOT_USED if value is MISSING else setting_text(value)
 
 
 def _fenced(values: Sequence[float], better: int) -> tuple[float, float]:

@@ -3,53 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT, label
-from qdmr_ray.report.figures import (
-    Cell,
-    ColumnGroup,
-    Row,
-    Table,
-    change,
-    verdict,
-)
-from qdmr_ray.report.sweep.data import MISSING, Repeats, Spread, Sweep, Trial, setting_text, spread
+from qdmr_ray.evaluate.sweep_file import Repeats
+from qdmr_ray.report.figures import Cell, Row, Table, column_of, table_of
+from qdmr_ray.report.sweep.data import Spread, Sweep, Trial, setting_text, spread
 from qdmr_ray.report.sweep.figures import counted, reference
 
 NOTHING = "–"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedRow:
-    """A trial's values of one objective over its seeds; a text per seed, in the table's order."""
-
-    name: str
-    spread: str
-    count: int
-    values: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedTable:
-    """Trials that were repeated with other seeds."""
-
-    seeds: list[str]
-    rows: list[SeedRow]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpaceRow:
-    """A parameter: its searched values, its condition, its baseline and its best value."""
-
-    name: str
-    values: str
-    when: str
-    baseline: str
-    best: str
 
 
 def unseen_table(sweep: Sweep) -> Table | None:
@@ -58,29 +22,26 @@ def unseen_table(sweep: Sweep) -> Table | None:
     unseen = sweep.content.test
     if unseen is None:
         return None
-    trials = [trial for trial in sweep.searched if _unseen_figures(sweep, trial)]
+    judged = {trial.number for trial in sweep.trials if trial.id in unseen.trials}
+    trials = [trial for trial in sweep.searched if trial.number in judged]
     if not sweep.is_ablation:
         trials.sort(key=lambda t: (t is not sweep.baseline, t is not sweep.best, t.number))
-    metrics = list(
-        dict.fromkeys([*unseen.input, *(m for row in unseen.trials.values() for m in row)])
-    )
+    rows = [unseen.input, *unseen.trials.values()]
+    metrics = {name: metric_info(name) for row in rows for name in row}
     if not metrics or not (trials or unseen.input):
         return None
     own = reference(sweep)
-    styles = [(name, metric_info(name)) for name in metrics]
+    place = trials.index(own) if own in trials else None
     columns = []
-    for name, style in styles:
-        seeds = [_unseen_values(sweep, trial, name) for trial in trials]
-        notes = [f"{len(values)} seeds" if len(values) > 1 else "" for values in seeds]
-        place = trials.index(own) if own in trials else None
-        columns.append(_column(style, [spread(values) for values in seeds], place, notes))
-    cells = [list(row) for row in zip(*columns, strict=True)]
-    rows = [Row(name=called(sweep, t), cells=row) for t, row in zip(trials, cells, strict=True)]
+    for name, style in metrics.items():
+        known = [_unseen_values(sweep, trial, name) for trial in trials]
+        notes = [f"{len(values)} seeds" if len(values) > 1 else "" for values in known]
+        columns.append(_column(style, [spread(values) for values in known], place, notes))
+    table = table_of([*metrics.values()], [called(sweep, trial) for trial in trials], columns)
     if unseen.input:
-        known = [Cell(text=style.text(unseen.input.get(name))) for name, style in styles]
-        rows.insert(0, Row(name=label(INPUT), cells=known))
-    groups = [ColumnGroup(style=style, columns=[style.label]) for _, style in styles]
-    return Table(groups=groups, rows=rows)
+        cells = [Cell(text=style.text(unseen.input.get(n))) for n, style in metrics.items()]
+        table.rows.insert(0, Row(name=label(INPUT), cells=cells))
+    return table
 
 
 def unseen_caption(sweep: Sweep) -> str:
@@ -91,9 +52,10 @@ def unseen_caption(sweep: Sweep) -> str:
     return f"Means over {counted(count, 'image')}; {gains}the best figure in bold."
 
 
-def seed_table(sweep: Sweep) -> SeedTable | None:
-    """Returns a row per repeated trial and objective; an ablation's seeds are with its variants."""
-    if sweep.is_ablation:
+def seed_table(sweep: Sweep) -> dict[str, Any] | None:
+    """Returns the ``seeds``, and of each repeated trial and objective a row with a text per seed;
+    an ablation's seeds are with its variants."""
+    if sweep.is_ablation or not sweep.repeats:
         return None
     seeds = list(dict.fromkeys(seed for repeats in sweep.repeats for seed in repeats.seeds))
     rows = [
@@ -101,7 +63,7 @@ def seed_table(sweep: Sweep) -> SeedTable | None:
         for repeats in sweep.repeats
         for index in range(len(sweep.objectives))
     ]
-    return SeedTable(seeds=seeds, rows=rows) if rows else None
+    return {"seeds": seeds, "rows": rows}
 
 
 def variant_table(sweep: Sweep) -> Table | None:
@@ -112,28 +74,25 @@ def variant_table(sweep: Sweep) -> Table | None:
     columns = []
     for index, objective in enumerate(sweep.objectives):
         notes = [
-            _seeds_text(objective.style, [value for _, value in sweep.seeded(trial, index)])
+            _seeds_text(objective, [value for _, value in sweep.seeded(trial, index)])
             for trial in sweep.searched
         ]
         spreads = [sweep.spread(trial, index) for trial in sweep.searched]
-        columns.append(_column(objective.style, spreads, 0, notes))
-    cells = [list(row) for row in zip(*columns, strict=True)]
-    return Table(
-        groups=[ColumnGroup(style=o.style, columns=[o.style.label]) for o in sweep.objectives],
-        rows=[Row(name=t.label, cells=row) for t, row in zip(sweep.searched, cells, strict=True)],
-    )
+        columns.append(_column(objective, spreads, 0, notes))
+    return table_of(sweep.objectives, [trial.label for trial in sweep.searched], columns)
 
 
-def space_table(sweep: Sweep) -> list[SpaceRow]:
-    """Returns the search space, in the file's order."""
+def space_table(sweep: Sweep) -> list[dict[str, str]]:
+    """Returns each parameter's searched values, its condition, its baseline and its best value, in
+    the file's order."""
     return [
-        SpaceRow(
-            name=name,
-            values=_searched_values(spec),
-            when=_condition(spec.get("when")),
-            baseline=_taken(sweep.baseline, name),
-            best=_taken(sweep.best, name),
-        )
+        {
+            "name": name,
+            "searched": _searched_values(spec),
+            "when": _condition(spec.get("when")),
+            "baseline": sweep.baseline.taken(name, NOTHING) if sweep.baseline else NOTHING,
+            "best": sweep.best.taken(name, NOTHING) if sweep.best else NOTHING,
+        }
         for name, spec in sweep.space.items()
     ]
 
@@ -147,53 +106,34 @@ def called(sweep: Sweep, trial: Trial) -> str:
     return f"{head}: {trial.title}" if head else trial.title[:1].upper() + trial.title[1:]
 
 
-def _unseen_figures(sweep: Sweep, trial: Trial) -> list[dict[str, float | None]]:
-    """Returns the metrics on unseen images of the trial and its repeats with other seeds."""
-    known = sweep.content.test.trials if sweep.content.test else {}
-    return [known[seeded.id] for seeded in sweep.with_number(trial.number) if seeded.id in known]
-
-
 def _unseen_values(sweep: Sweep, trial: Trial, metric: str) -> list[float]:
-    rows = _unseen_figures(sweep, trial)
-    return [value for row in rows if (value := row.get(metric)) is not None]
+    """Returns a metric on unseen images of the trial and its repeats with other seeds."""
+    known = sweep.content.test.trials if sweep.content.test else {}
+    repeats = [known.get(seeded.id, {}) for seeded in sweep.trials if seeded.number == trial.number]
+    return [value for row in repeats if (value := row.get(metric)) is not None]
 
 
 def _column(
     style: MetricInfo, spreads: Sequence[Spread], own: int | None, notes: Sequence[str]
 ) -> list[Cell]:
-    """Returns a cell per row, with its change from row ``own`` and with the best marked."""
-    known = [row.mean * style.better for row in spreads if row.mean is not None]
-    cells = []
-    for place, (row, note) in enumerate(zip(spreads, notes, strict=True)):
-        gain = None if own is None or own == place else change(spreads[own].mean, row.mean)
-        best = row.mean is not None and len(set(known)) > 1
-        cells.append(
-            Cell(
-                text=row.text(style),
-                gain=None if gain is None else style.text(gain, signed=True),
-                verdict=verdict(style, gain),
-                best=best and (row.mean or 0.0) * style.better == max(known),
-                spread=(note,) if note else (),
-            )
-        )
-    return cells
+    means, texts = [row.mean for row in spreads], [row.text(style) for row in spreads]
+    small = [(note,) if note else () for note in notes]
+    return column_of(style, means, texts=texts, spreads=small, own=own)
 
 
-def _seed_row(sweep: Sweep, repeats: Repeats, index: int, seeds: list[str]) -> SeedRow:
+def _seed_row(sweep: Sweep, repeats: Repeats, index: int, seeds: list[int]) -> dict[str, Any]:
     objective = sweep.objectives[index]
-    by_seed = dict(zip(repeats.seeds, repeats.values, strict=False))
+    by_seed = {s: row[index] for s, row in zip(repeats.seeds, repeats.values, strict=False) if row}
     trial = next((trial for trial in sweep.trials if trial.id == repeats.of), None)
     name = called(sweep, trial) if trial else f"Trial {repeats.of}"
-    known = [value[index] for value in repeats.values if value[index] is not None]
-    return SeedRow(
-        name=name if len(sweep.objectives) == 1 else f"{name}, {objective.label}",
-        spread=Spread(repeats.mean[index], repeats.std[index], len(known)).text(objective.style),
-        count=len(known),
-        values=[
-            objective.style.text(by_seed[seed][index]) if seed in by_seed else NOTHING
-            for seed in seeds
-        ],
-    )
+    count = sum(row[index] is not None for row in repeats.values if row)
+    spread = Spread(repeats.mean[index], repeats.std[index], count)
+    return {
+        "name": name if len(sweep.objectives) == 1 else f"{name}, {objective.full_label}",
+        "spread": spread.text(objective),
+        "count": count,
+        "texts": [objective.text(by_seed[seed]) if seed in by_seed else NOTHING for seed in seeds],
+    }
 
 
 def _seeds_text(style: MetricInfo, values: list[float]) -> str:
@@ -211,11 +151,12 @@ def _searched_values(spec: dict[str, Any]) -> str:
     if not isinstance(ends, list):
         return setting_text(spec)
     remarks = [
-        *(["whole numbers"] if "int" in spec else []),
-        *(["log"] if spec.get("log") else []),
-        *([f"step {setting_text(spec['step'])}"] if spec.get("step") else []),
+        " … ".join(map(setting_text, ends)),
+        "whole numbers" if "int" in spec else "",
+        "log" if spec.get("log") else "",
+        f"step {setting_text(spec['step'])}" if spec.get("step") else "",
     ]
-    return ", ".join([" … ".join(map(setting_text, ends)), *remarks])
+    return ", ".join(filter(None, remarks))
 
 
 def _condition(when: Any) -> str:
@@ -226,10 +167,3 @@ def _condition(when: Any) -> str:
         f"{name} is {' or '.join(map(setting_text, known if isinstance(known, list) else [known]))}"
         for name, known in when.items()
     )
-
-
-def _taken(trial: Trial | None, name: str) -> str:
-    if trial is None:
-        return NOTHING
-    value = trial.settings.get(name, MISSING)
-    return NOTHING if value is MISSING else setting_text(value)
