@@ -22,7 +22,7 @@ def one_set_at_a_time(stage: Stage, batch: int) -> None:
         for name in ("encode", "decode") if isinstance(module, QDMR) else ("forward",):
             setattr(module, name, _each(getattr(module, name), batch))
     for discriminator in stage.discriminators.networks.values():
-        discriminator.forward = _each_pass(discriminator.forward)  # type: ignore[method-assign]
+        discriminator.forward = _each_pass(discriminator.forward)
 
 
 def _each(forward: Callable[..., Any], batch: int) -> Callable[..., Any]:

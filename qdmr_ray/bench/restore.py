@@ -19,16 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qdmr_ray.bench.machine import (
-    against_floor,
-    convolution_rate,
-    device_name,
-    flop_of,
-    matrix_rate,
-    peak_memory,
-    run_alone,
-    timed,
-)
+from qdmr_ray.bench import machine
 from qdmr_ray.bench.step import COUNTED_SIDE, PRESETS, SEED
 from qdmr_ray.nets import QDMR
 from qdmr_ray.restore.device import usable_device
@@ -66,14 +57,14 @@ def bench_restore(bench: RestoreBench) -> dict[str, Any]:
         restore_pixels, network, memory=bench.memory, bfloat16=bench.dtype == BFLOAT16
     )
     correct(image[: network.multiple, : network.multiple])
-    seconds = median(timed(lambda: correct(image), device) for _ in range(bench.repeats))
-    peak = peak_memory(device)
+    seconds = median(machine.timed(lambda: correct(image), device) for _ in range(bench.repeats))
+    peak = machine.peak_memory(device)
     needed = needed_flop_of_photograph(bench.preset, bench.height, bench.width)
-    rates = matrix_rate(device, compute), convolution_rate(device, compute)
-    in_force = {"device": device_name(device), "threads": torch.get_num_threads()}
+    rates = machine.matrix_rate(device, compute), machine.convolution_rate(device, compute)
+    in_force = {"device": machine.device_name(device), "threads": torch.get_num_threads()}
     return {
         **asdict(bench) | in_force,
-        **against_floor(seconds, needed, *rates, peak),
+        **machine.against_floor(seconds, needed, *rates, peak),
         "seconds": seconds,
         "megapixels_per_second": bench.height * bench.width / 1e6 / seconds,
     }
@@ -84,14 +75,14 @@ def needed_flop_of_photograph(preset: str, height: int, width: int) -> float:
     network = QDMR(PRESETS[preset][0])
     tiles = math.prod(-(-side // network.multiple) for side in (height, width))
     counted = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
-    flop = flop_of(lambda x: network(x).image, counted, to_input=False, to_weights=False)
+    flop = machine.flop_of(lambda x: network(x).image, counted, to_input=False, to_weights=False)
     return flop * tiles * network.multiple**2 / COUNTED_SIDE**2
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the bench where the ``qdmr`` command and what it needs are not installed."""
     choices = {"preset": PRESETS, "dtype": DTYPES}
-    run_alone(RestoreBench(), bench_restore, choices=choices, arguments=arguments)
+    machine.run_alone(RestoreBench(), bench_restore, choices=choices, arguments=arguments)
 
 
 if __name__ == "__main__":

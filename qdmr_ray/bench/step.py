@@ -25,18 +25,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from qdmr_ray.bench.machine import (
-    GIGA,
-    against_floor,
-    convolution_rate,
-    copy_rate,
-    device_name,
-    flop_of,
-    matrix_rate,
-    peak_memory,
-    run_alone,
-    timed,
-)
+from qdmr_ray.bench import machine
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, SwinSettings
@@ -98,21 +87,21 @@ def bench_step(bench: StepBench) -> dict[str, Any]:
     force and the results, where ``start_seconds`` is the first step, compilation included. Raises
     SettingsError for settings that exclude one another."""
     step, device, compute = _step_of(bench), torch.device(bench.device), compute_of(bench)
-    start = timed(step, device)
+    start = machine.timed(step, device)
     for _ in range(bench.warm_up):
         step()
     # The rate is taken before and after: a machine that is busy meanwhile shows in both.
-    before = matrix_rate(device, compute)
-    seconds = median(timed(step, device) for _ in range(bench.steps))
-    peak = peak_memory(device)
-    rate = max(before, matrix_rate(device, compute))
-    convolution = convolution_rate(device, compute)
-    in_force = {"channels_last": compute.channels_last, "device": device_name(device)}
+    before = machine.matrix_rate(device, compute)
+    seconds = median(machine.timed(step, device) for _ in range(bench.steps))
+    peak = machine.peak_memory(device)
+    rate = max(before, machine.matrix_rate(device, compute))
+    convolution = machine.convolution_rate(device, compute)
+    in_force = {"channels_last": compute.channels_last, "device": machine.device_name(device)}
     return {
         **asdict(bench) | in_force | {"threads": torch.get_num_threads()},
-        **against_floor(seconds, needed_flop(bench), rate, convolution, peak),
+        **machine.against_floor(seconds, needed_flop(bench), rate, convolution, peak),
         "seconds_per_step": seconds,
-        "gigabytes_copied_per_second": copy_rate(device) / GIGA,
+        "gigabytes_copied_per_second": machine.copy_rate(device) / machine.GIGA,
         "start_seconds": start,
     }
 
@@ -141,11 +130,11 @@ def needed_flop(bench: StepBench) -> float:
 @cache
 def _flop_of_one_image(stage: str, preset: str) -> float:
     image = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
-    needed = STAGES[stage].needed_passes(_components(stage, preset), image)
-    return sum(
-        passes.times * flop_of(passes.network, passes.inputs, passes.to_input, passes.to_weights)
-        for passes in needed
-    )
+    total = 0.0
+    for passes in STAGES[stage].needed_passes(_components(stage, preset), image):
+        to = passes.to_input, passes.to_weights
+        total += passes.times * machine.flop_of(passes.network, passes.inputs, *to)
+    return total
 
 
 def compute_of(bench: StepBench) -> ComputeSettings:
@@ -205,7 +194,7 @@ def _step_of(bench: StepBench) -> Callable[[], object]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the bench where the ``qdmr`` command and what it needs are not installed."""
-    run_alone(
+    machine.run_alone(
         StepBench(),
         bench_step,
         choices={"stage": [*STAGES], "preset": [*PRESETS], "dtype": [*DTYPES]},

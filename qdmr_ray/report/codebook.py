@@ -11,12 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.codebook.compute import (
-    ATLAS_FILE,
-    USAGE_FILE,
-    read_usage,
-    trained_weights,
-)
+from qdmr_ray.evaluate.codebook.compute import ATLAS_FILE, USAGE_FILE, read_usage, trained_weights
 from qdmr_ray.evaluate.codebook.usage import (
     DEAD,
     GROUP_LABELS,

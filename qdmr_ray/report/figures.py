@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
@@ -28,28 +28,12 @@ class Cell:
     spread: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A stage's or a photograph's values, in the order of the table's columns."""
+class Table(NamedTuple):
+    """Values by stage or by photograph: each metric with the names of its columns, and each row's
+    name with its cells."""
 
-    name: str
-    cells: list[Cell]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnGroup:
-    """The columns of one metric."""
-
-    style: MetricInfo
-    columns: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Values by stage or by photograph; each metric is a group of columns."""
-
-    groups: list[ColumnGroup]
-    rows: list[Row]
+    groups: list[tuple[MetricInfo, list[str]]]
+    rows: list[tuple[str, list[Cell]]]
 
 
 def primary_metric(evaluation: Evaluation) -> str | None:
@@ -119,8 +103,8 @@ def table_of(
     styles: Sequence[MetricInfo], names: Sequence[str], columns: Sequence[Sequence[Cell]]
 ) -> Table:
     """Returns a table with these rows' ``names`` and a column for each style."""
-    rows = [Row(name=n, cells=[column[row] for column in columns]) for row, n in enumerate(names)]
-    return Table(groups=[ColumnGroup(style=s, columns=[s.label]) for s in styles], rows=rows)
+    rows = [(name, [column[row] for column in columns]) for row, name in enumerate(names)]
+    return Table([(style, [style.label]) for style in styles], rows)
 
 
 def column_of(
@@ -162,7 +146,7 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
     columns = [label(stage) for stage in evaluation.means]
     if last:
         columns.append(f"{label(last)} gain")
-    groups = [ColumnGroup(style=metric_info(name), columns=columns) for name in metrics]
+    groups = [(metric_info(name), columns) for name in metrics]
     rows = []
     for image in evaluation.per_image:
         cells = []
@@ -175,8 +159,8 @@ def photograph_table(evaluation: Evaluation | None) -> Table | None:
                 shown = gain_texts(style, gain)
                 text = shown["gain"] or style.text(None)
                 cells.append(Cell(text=text, value=sortable(gain), verdict=shown["verdict"]))
-        rows.append(Row(name=image.name, cells=cells))
-    return Table(groups=groups, rows=rows)
+        rows.append((image.name, cells))
+    return Table(groups, rows)
 
 
 def _photograph_metrics(evaluation: Evaluation) -> list[str]:

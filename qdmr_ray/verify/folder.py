@@ -35,7 +35,6 @@ from qdmr_ray.storage import open_location
 from qdmr_ray.verify.golden import (
     Comparison,
     Golden,
-    fill,
     golden_image,
     golden_state,
     load_golden,
@@ -47,8 +46,8 @@ from qdmr_ray.verify.metrics import verify_metrics, verify_niqe
 
 # Largest difference allowed by dtype: outputs, losses, share of differing indices, parameters.
 TOLERANCES = {
-    "float64": {"output": 1e-6, "loss": 1e-6, "indices": 0.0, "parameters": 1e-6},
-    "float32": {"output": 1e-4, "loss": 1e-3, "indices": 0.005, "parameters": 1e-3},
+    torch.float64: {"output": 1e-6, "loss": 1e-6, "indices": 0.0, "parameters": 1e-6},
+    torch.float32: {"output": 1e-4, "loss": 1e-3, "indices": 0.005, "parameters": 1e-3},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 # The authors' code decoded the codes in float32.
@@ -120,7 +119,7 @@ def verify_discriminators(golden: Golden, dtype: torch.dtype) -> list[Comparison
     comparisons = []
     for kind, x in (("image_discriminator", image), ("feature_discriminator", features)):
         network = UNetDiscriminator(x.shape[1], DiscriminatorSettings()).to(dtype)
-        fill(network, golden_state(golden, kind))
+        network.load_state_dict(golden_state(golden, kind))
         with torch.no_grad():
             logits = network(x.to(dtype))
         comparisons.append(_forward_comparison(golden, f"{kind}/logits", logits, dtype))
@@ -133,11 +132,11 @@ def _vqgan_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
     network = VQGAN(NetworkSettings()).to(x.dtype).eval()
     head = SemanticHead(NetworkSettings().code_dim).to(x.dtype)
     vgg19 = VGG19Features().to(x.dtype)
-    fill(head, under(state, "semantic."))
-    fill(vgg19, under(state, "vgg."))
+    head.load_state_dict(under(state, "semantic."))
+    vgg19.load_state_dict(under(state, "vgg."))
     found = {}
     for kind in ("s2t", "vqgan"):
-        fill(network, _of_network(golden_state(golden, kind)))
+        network.load_state_dict(_of_network(golden_state(golden, kind)))
         out = network(x)
         found[f"{kind}/image"], found[f"{kind}/indices"] = out.image, out.indices
         found[f"{kind}/codebook_loss"] = out.codebook_loss.mean()
@@ -154,7 +153,7 @@ def _qdmr_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
     wide = golden_image(golden.recipe["seed"], 1, 192, 320).to(x.dtype)
     for kind in ("qdmr_base", "qdmr_uda"):
         network = QDMR(NetworkSettings()).to(x.dtype).eval()
-        fill(network, golden_state(golden, kind))
+        network.load_state_dict(golden_state(golden, kind))
         out = network(x)
         found[f"{kind}/image"] = out.image
         found[f"{kind}/codebook_loss"] = out.codebook_loss.mean()
@@ -168,7 +167,7 @@ def _qdmr_outputs(golden: Golden, x: Tensor) -> dict[str, Tensor]:
 def _forward_comparison(golden: Golden, name: str, value: Tensor, dtype: torch.dtype) -> Comparison:
     """Compares a loss, code indices or an output, told apart by ``name``; golden files hold only
     the first images of a batch."""
-    allowed, wanted = TOLERANCES[str(dtype).removeprefix("torch.")], golden.forward[name]
+    allowed, wanted = TOLERANCES[dtype], golden.forward[name]
     if name.endswith("_loss"):
         difference = relative_difference(value.item(), float(wanted))
         return Comparison(name, difference, allowed["loss"])
@@ -231,8 +230,7 @@ STEP_NAMES = {
 
 def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparison]:
     """Compares every loss of a stage's training iterations, then every parameter after them."""
-    names, wanted = STEP_NAMES[kind], golden.steps[kind]
-    allowed = TOLERANCES[str(dtype).removeprefix("torch.")]
+    names, wanted, allowed = STEP_NAMES[kind], golden.steps[kind], TOLERANCES[dtype]
     stage = golden_stage(golden, kind, dtype)
     largest = dict.fromkeys(names.values(), 0.0)
     for losses, batch in zip(wanted["losses"], golden_batches(golden, kind, dtype), strict=True):
@@ -251,19 +249,19 @@ def verify_steps(golden: Golden, kind: str, dtype: torch.dtype) -> list[Comparis
 def golden_stage(golden: Golden, kind: str, dtype: torch.dtype) -> Stage:
     """Builds the stage of ``kind``, its networks filled by the recipe, ready for its first step."""
     vqgan = VQGAN(NetworkSettings()).to(dtype)
-    fill(vqgan, golden_state(golden, "s2t"))
+    vqgan.load_state_dict(golden_state(golden, "s2t"))
     components = _GoldenComponents(trained={"vqgan": vqgan})
     name = kind.removeprefix("qdmr_")
     settings: Any = STAGES[name].settings_type
     stage = build_stage(name, settings(lpips=0), components)
     stage.to("cpu", dtype)
     state = golden_state(golden, kind)
-    fill(stage.network, _of_network(state))
+    stage.network.load_state_dict(_of_network(state))
     for frozen, prefix in (("semantic", "semantic."), ("vgg19", "vgg.")):
         if getattr(stage, frozen, None) is not None:
-            fill(getattr(stage, frozen), under(state, prefix))
+            getattr(stage, frozen).load_state_dict(under(state, prefix))
     for name, network in stage.discriminators.networks.items():
-        fill(network, golden_state(golden, f"{name}_discriminator"))
+        network.load_state_dict(golden_state(golden, f"{name}_discriminator"))
     return stage
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.adapter import from_authors
@@ -94,11 +94,6 @@ def golden_state(golden: Golden, kind: str) -> dict[str, Tensor]:
 def under(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Returns the entries below ``prefix``, without it."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads ``state`` strictly; the module keeps its own dtype."""
-    module.load_state_dict(dict(state), strict=True)
 
 
 def golden_image(seed: int, count: int, height: int, width: int) -> Tensor:

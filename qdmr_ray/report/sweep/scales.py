@@ -39,14 +39,13 @@ class Scale:
 
     def place(self, value: Any) -> float:
         """Returns the fraction at which ``value`` stands; numbers beyond the ends stand there."""
-        slot = self._slot_of(value)
-        if slot is not None:
-            return (self.slots.index(slot) + 0.5) * SLOT
+        if self._in_slot(value):
+            return (self.slots.index(_text(value)) + 0.5) * SLOT
         return self._start + (1.0 - self._start) * self._fraction(value)
 
     def room(self, value: Any) -> float:
         """Returns the width of the place that ``value`` shares with its like; 0 for a number."""
-        if self._slot_of(value) is not None:
+        if self._in_slot(value):
             return SLOT
         return self._step if self.choices else 0.0
 
@@ -95,15 +94,12 @@ class Scale:
             low, high, value = math.log(low), math.log(high), math.log(value)
         return (value - low) / (high - low)
 
-    def _slot_of(self, value: Any) -> str | None:
-        text = _text(value)
-        return text if text in self.slots and not self._has_place(value) else None
+    def _in_slot(self, value: Any) -> bool:
+        return _text(value) in self.slots and not self._has_place(value)
 
     def _has_place(self, value: Any) -> bool:
-        if value is MISSING:
-            return False
         if self.choices:
-            return setting_text(value) in self.choices
+            return value is not MISSING and setting_text(value) in self.choices
         return _is_finite(value) and (not self.logarithmic or value > 0)
 
 

@@ -9,7 +9,7 @@ from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT, label
 from qdmr_ray.evaluate.sweep_file import Repeats
-from qdmr_ray.report.figures import Cell, Row, Table, column_of, table_of
+from qdmr_ray.report.figures import Cell, Table, column_of, table_of
 from qdmr_ray.report.sweep.data import Spread, Sweep, Trial, setting_text, spread
 from qdmr_ray.report.sweep.figures import counted, reference
 
@@ -40,7 +40,7 @@ def unseen_table(sweep: Sweep) -> Table | None:
     table = table_of([*metrics.values()], [called(sweep, trial) for trial in trials], columns)
     if unseen.input:
         cells = [Cell(text=style.text(unseen.input.get(n))) for n, style in metrics.items()]
-        table.rows.insert(0, Row(name=label(INPUT), cells=cells))
+        table.rows.insert(0, (label(INPUT), cells))
     return table
 
 
