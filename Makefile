@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that run at the same time. Two keep two cores busy: Ray's processes work beside each test
 # that starts them.
 JOBS ?= 2
-PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(JOBS)
 
 .PHONY: install demo test test-fast lint format clean cluster-up cluster-down
 
@@ -23,11 +23,11 @@ demo: install
 
 test: install
 	# With the slowest, so that what makes the suite longer is seen where it happens.
-	$(PYTEST) -n $(JOBS) --durations=40 --durations-min=3
+	$(PYTEST) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=3
 
 # What needs neither Ray's processes nor a browser nor long.
 test-fast: install
-	$(PYTEST) -n $(JOBS) -m "not ray and not browser and not slow"
+	$(PYTEST) --dist worksteal -m "not ray and not browser and not slow"
 
 lint: install
 	$(BIN)/ruff check .

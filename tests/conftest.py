@@ -33,6 +33,9 @@ TINY_FRAME = (64, 96)
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "180")
 os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+# Each of these is one process more, which imports Ray for two seconds, in every training.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Each test has a core. Processes that it starts would otherwise take a thread for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -51,6 +51,7 @@ def test_the_arithmetic_is_that_of_the_padded_photograph() -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_runs_where_only_pytorch_is_installed() -> None:
     code = f"""
 import sys

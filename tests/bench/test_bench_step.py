@@ -29,6 +29,7 @@ from qdmr_ray.stages import STAGES, Components, build_stage
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "gflop"), [("vqgan", 153.2), ("source_only", 118.3), ("base", 119.6), ("uda", 275.0)]
 )
@@ -117,6 +118,7 @@ def test_the_profile_names_operations() -> None:
     assert "aten::convolution_backward" in table
 
 
+@pytest.mark.slow
 def test_it_runs_with_pytorch_alone() -> None:
     """As on a GPU machine that has neither Ray nor pydantic, typer, rich or pyarrow."""
     program = f"""

@@ -84,6 +84,7 @@ def test_the_same_bytes_every_time_and_without_a_network(
     assert calls == [(done, total) for done in range(1, total + 1)]
 
 
+@pytest.mark.slow
 def test_building_into_its_own_folder_again_changes_only_what_the_seed_changes(
     tmp_path: Path,
 ) -> None:

@@ -43,7 +43,7 @@ from qdmr_ray.nets import QDMR, NetworkSettings
 from qdmr_ray.photographs.decode import read_image, write_png
 from qdmr_ray.storage import Location, open_location
 
-IMAGES = 100
+IMAGES = 60
 FRAME = (24, 40)
 SETTINGS = EvaluationSettings(sheets=False)
 
@@ -230,6 +230,8 @@ def test_an_evaluation_goes_on_after_its_driver_was_killed(bench: Bench, tmp_pat
     command = [sys.executable, "-m", "qdmr_ray.cli", "evaluate", str(bench.model)]
     command += ["--data", str(bench.data), "--out", str(out)]
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "QDMR_VERBOSE")}
+    # What the killed command leaves running finds out so soon that its Ray is gone.
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"
     results = out / "evaluation" / "results.jsonl"
     driver = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

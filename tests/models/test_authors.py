@@ -59,6 +59,7 @@ def refusal(file: Path, kind: str) -> str:
     return message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vqgan", "qdmr_base", "qdmr_uda"])
 def test_full_size_round_trip_is_bit_exact(kind: str, tmp_path: Path) -> None:
     weights = {

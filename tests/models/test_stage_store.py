@@ -23,6 +23,7 @@ from qdmr_ray.models.stage_store import StageStore, prunable
 from qdmr_ray.nets import VQGAN, NetworkSettings, SwinSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claims
+from qdmr_ray.train.ray_trainer import InThisProcess
 from qdmr_ray.train.run import train_run
 
 SMALL = NetworkSettings(
@@ -146,7 +147,8 @@ def test_runs_share_what_they_have_in_common(
         values["stages"]["uda"]["target_codebook"] = weight
         experiment = experiment_from_dict(values)
         storage = str(tmp_path / "runs")
-        train_run(experiment, storage=storage, store=str(shared), say=lambda _: None)
+        launch = InThisProcess(sharing=1)
+        train_run(experiment, storage=storage, store=str(shared), launch=launch, say=str)
         return tmp_path / "runs" / name, experiment
 
     def result(run: Path, stage: str) -> dict[str, torch.Tensor]:

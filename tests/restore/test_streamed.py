@@ -158,6 +158,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 def test_no_tensor_grows_with_the_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without memory for maps, what is held at a time is a strip, in every layer."""
     monkeypatch.setattr(feature_maps, "STRIP_BYTES", NARROW)

@@ -661,6 +661,7 @@ def test_credentials_come_from_the_aws_chain(
 # On the real clock, with nothing replaced.
 
 
+@pytest.mark.slow
 def test_a_store_that_refuses_for_three_seconds_is_read(
     faulty_store: FaultyStore, place: Location
 ) -> None:
@@ -671,6 +672,7 @@ def test_a_store_that_refuses_for_three_seconds_is_read(
     assert 2.5 < time.monotonic() - begun < 15
 
 
+@pytest.mark.slow
 def test_a_store_that_answers_after_five_seconds_is_read(
     faulty_store: FaultyStore, place: Location
 ) -> None:

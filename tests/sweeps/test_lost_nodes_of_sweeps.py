@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from draining import drain, two_nodes_of_one_cpu
 from ray.cluster_utils import Cluster
 
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.run import sweep_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-# Far longer than a trial takes to hear of the notice (ASK_RAY of qdmr_ray.patience, a second here).
-ITERATIONS = 1000
+# Far longer than a trial takes to look for a notice (ASK_RAY of qdmr_ray.patience, a quarter of a
+# second here).
+ITERATIONS = 300
 NEVER = 10**6
 # What Tune makes of TrialActor.
 TUNES_WRAPPER = "ResourceTrainable"
@@ -28,16 +28,10 @@ TUNES_WRAPPER = "ResourceTrainable"
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without CPUs and two nodes, each with room for one trial."""
     # Read by the trials, whose processes the nodes start.
-    monkeypatch.setenv("QDMR_PATIENCE_ASK_RAY", "1")
+    monkeypatch.setenv("QDMR_PATIENCE_ASK_RAY", "0.25")
     # Nodes are added in a thread, where Python takes no signal handlers.
     monkeypatch.setattr("ray._private.utils.set_sigterm_handler", lambda _: None)
-    store = 100_000_000
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store}
-    )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=store)
-    cluster.wait_for_nodes()
+    cluster = two_nodes_of_one_cpu()
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     # Joining would switch it on for the tests that follow in this process.
     monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
@@ -46,12 +40,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def trial_nodes() -> set[str]:
-    """Returns the ids of the nodes on which trials run."""
+def trial_places() -> dict[str, int]:
+    """Returns the nodes (ids) on which trials run, and the trials' processes there."""
     if not ray.is_initialized():
-        return set()
+        return {}
     return {
-        actor["Address"]["NodeID"]
+        actor["Address"]["NodeID"]: actor["Pid"]
         for actor in ray._private.state.actors().values()
         if actor["ActorClassName"].endswith(TUNES_WRAPPER) and actor["State"] == "ALIVE"
     }
@@ -74,23 +68,11 @@ class Notice(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(0.5):
-            for node in trial_nodes() - set(self.nodes):
-                self.nodes.append(node)
-            if self.drained is None and self.nodes and len(lines_of(self.sweep)) >= 3:
+            places = trial_places()
+            self.nodes += [node for node in places if node not in self.nodes]
+            if self.drained is None and places and len(lines_of(self.sweep)) >= 3:
                 self.drained = self.nodes[0]
-                self._drain(self.drained)
-
-    def _drain(self, node: str) -> None:
-        subprocess.run(
-            [
-                *(str(Path(sys.executable).with_name("ray")), "drain-node"),
-                *("--address", self.address, "--node-id", node),
-                *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"),
-                *("--deadline-remaining-seconds", "120"),
-            ],
-            check=True,
-            capture_output=True,
-        )
+                drain(self.address, self.drained, places[self.drained])
 
 
 def test_a_trial_leaves_a_node_that_is_drained(
@@ -112,7 +94,7 @@ def test_a_trial_leaves_a_node_that_is_drained(
                 "picture_interval": NEVER,
                 # So the only checkpoint on the way is the one that the notice asks for.
                 "checkpoint_interval": NEVER,
-                "validation_interval": 500,
+                "validation_interval": ITERATIONS // 2,
             },
         },
     )
@@ -130,4 +112,4 @@ def test_a_trial_leaves_a_node_that_is_drained(
     iterations = [line["iteration"] for line in lines_of(sweep)]
     assert iterations == sorted(set(iterations))
     assert iterations[-1] == ITERATIONS
-    assert [line["iteration"] for line in trial["history"]] == [500, 1000]
+    assert [line["iteration"] for line in trial["history"]] == [ITERATIONS // 2, ITERATIONS]

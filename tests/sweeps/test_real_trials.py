@@ -69,12 +69,9 @@ def test_a_stopped_trial_of_two_workers_frees_them(
     cluster: None, plan_of: Plans, tmp_path: Path
 ) -> None:
     plan = plan_of(
-        trials=3,
-        space={"stages.uda.optimizer.generator_lr": {"choice": [1e-4, 0.5, 1.0]}},
-        first=[
-            {"stages.uda.optimizer.generator_lr": 0.5},
-            {"stages.uda.optimizer.generator_lr": 1.0},
-        ],
+        trials=2,
+        space={"stages.uda.optimizer.generator_lr": {"choice": [1e-4, 1.0]}},
+        first=[{"stages.uda.optimizer.generator_lr": 1.0}],
         stopping={"rule": "asha", "grace": 4, "reduction": 4},
         concurrent=1,
         sections={"scaling": {**SCALING, "workers": 2, "cpus_per_worker": 0.25}},
@@ -82,8 +79,8 @@ def test_a_stopped_trial_of_two_workers_frees_them(
     trials = trials_of(run(plan, tmp_path))
     assert trials["0000"]["state"] == "finished"
     assert trials["0000"]["trained"] == ["vqgan", "uda"]
-    assert {trials[name]["state"] for name in ("0001", "0002")} == {"stopped"}
-    assert trials["0002"]["iterations"] < 12
+    assert trials["0001"]["state"] == "stopped"
+    assert trials["0001"]["iterations"] < 12
     wait_until_nothing_is_left()
 
 

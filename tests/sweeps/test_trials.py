@@ -99,6 +99,7 @@ def test_a_budget_in_iterations_counts_shared_stages_once(
     assert trials.next() is None
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_as_it_would_have(
     plan_of: Plans, open_trials: Callable[[Plan], Trials]
 ) -> None:
@@ -170,6 +171,7 @@ def test_the_front_is_what_nothing_beats(
     assert trials.front() == front
 
 
+@pytest.mark.slow
 def test_failed_trials_stay_until_they_are_asked_for(
     plan_of: Plans, open_trials: Callable[[Plan], Trials]
 ) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from draining import drain, two_nodes_of_one_cpu
 from ray.cluster_utils import Cluster
 from test_lost_workers import STAGE, Misfortune, checkpoints, logged, long_run, same_weights
 from tiny_training import bare_loop, metrics_of
@@ -16,26 +16,22 @@ from tiny_training import bare_loop, metrics_of
 from qdmr_ray.train.run import train_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-# Far longer than it takes until the worker hears of it.
-ITERATIONS = 1500
+# Far longer than it takes until the worker looks for a notice (ASK_RAY of qdmr_ray.patience, a
+# quarter of a second here).
+ITERATIONS = 300
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head without CPUs and two nodes, each with room for the worker."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
-    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    monkeypatch.setenv("QDMR_PATIENCE_ASK_RAY", "0.25")
     # An embedded Ray of an earlier test switches it off.
     monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1")
     # Nodes are added in a thread, where Python takes no signal handlers.
     monkeypatch.setattr("ray._private.utils.set_sigterm_handler", lambda _: None)
-    store = 100_000_000
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": store}
-    )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=store)
-    cluster.wait_for_nodes()
+    cluster = two_nodes_of_one_cpu()
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     # Joining would switch it on for the tests that follow in this process.
     monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
@@ -44,14 +40,15 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def workers_node() -> str | None:
+def workers_node() -> tuple[str, int] | None:
+    """The training worker's node and process."""
     actors = ray._private.state.actors().values() if ray.is_initialized() else ()
-    nodes = [
-        actor["Address"]["NodeID"]
+    places = [
+        (actor["Address"]["NodeID"], actor["Pid"])
         for actor in actors
         if actor["ActorClassName"] == "RayTrainWorker" and actor["State"] == "ALIVE"
     ]
-    return nodes[0] if nodes else None
+    return places[0] if places else None
 
 
 def test_training_leaves_a_node_that_is_drained(
@@ -60,29 +57,20 @@ def test_training_leaves_a_node_that_is_drained(
     left: list[str] = []
     seen: list[str] = []
 
-    def drain(stage: Path) -> bool:
-        node = workers_node()
-        if logged(stage) < 30 or node is None:
+    def notify(stage: Path) -> bool:
+        if logged(stage) < 30 or (place := workers_node()) is None:
             return False
-        left.append(node)
-        subprocess.run(
-            [
-                *(str(Path(sys.executable).with_name("ray")), "drain-node"),
-                *("--address", cluster.address, "--node-id", node),
-                *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test"),
-                *("--deadline-remaining-seconds", "120"),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        left.append(place[0])
+        drain(cluster.address, *place)
         return True
 
     def look(stage: Path) -> bool:
-        node = workers_node()
-        if node is None or node == left[0]:
+        time.sleep(0.2)
+        place = workers_node()
+        if place is None or place[0] == left[0]:
             return False
         # What it goes on from: nothing else was saved on the way.
-        seen.extend([node, *map(str, checkpoints(stage))])
+        seen.extend([place[0], *map(str, checkpoints(stage))])
         return True
 
     experiment = long_run(
@@ -96,7 +84,7 @@ def test_training_leaves_a_node_that_is_drained(
         max_failures=0,
         checkpoint_interval=10 * ITERATIONS,
     )
-    with Misfortune(tmp_path / "run" / STAGE, drain, look) as misfortune:
+    with Misfortune(tmp_path / "run" / STAGE, notify, look) as misfortune:
         train_run(experiment, storage=str(tmp_path), say=lambda _: None)
     assert misfortune.left == []
     _, saved = seen

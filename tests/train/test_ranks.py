@@ -36,6 +36,7 @@ def exchange(rank: int, file: str, out: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_hear_the_same(tmp_path: Path) -> None:
     arguments = (str(tmp_path / "meeting"), str(tmp_path))
     torch.multiprocessing.spawn(exchange, arguments, nprocs=WORLD)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from qdmr_ray.nets import VQGAN
 from qdmr_ray.nets.adapter import to_authors
 from qdmr_ray.photographs.decode import read_image
 from qdmr_ray.report import build_report
-from qdmr_ray.storage import open_location
+from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.loop import Task, Worker
 from qdmr_ray.train.ray_trainer import InThisProcess
 from qdmr_ray.train.run import train_run
@@ -55,6 +56,13 @@ def trained(
     location = train_run(experiment, storage=str(storage), say=lambda _: None)
     assert location.local_path == storage / "run"
     return experiment, storage / "run"
+
+
+def train_here(values: dict[str, Any], storage: Path, **options: Any) -> Location:
+    """Trains in this process, where starting training workers would add nothing to the test."""
+    values["scaling"]["workers"] = 1
+    options = {"launch": InThisProcess(sharing=1), "say": str} | options
+    return train_run(experiment_from_dict(values), storage=str(storage), **options)
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
@@ -124,8 +132,6 @@ def test_other_settings_under_the_same_name_are_refused(trained: tuple[Experimen
 
 def test_evaluation_measures_every_stage_and_reports(trained: tuple[Experiment, Path]) -> None:
     _, run = trained
-    from qdmr_ray.storage import open_location
-
     evaluation = evaluate_run(open_location(run))
     assert evaluation.to_dict() == json.loads((run / "evaluation.json").read_text())
     assert set(evaluation.stages) == {"source_only", "base", "uda"}
@@ -176,9 +182,7 @@ def test_broken_records_end_a_run_or_are_counted_by_setting(
     # Workers were started once: what broken data did, it would do again.
     assert len(list((tmp_path / "stop" / "run" / "tensorboard" / "source_only").iterdir())) == 1
     values["data"]["skip_broken"] = True
-    run = train_run(
-        experiment_from_dict(values), storage=str(tmp_path / "skip"), say=lambda _: None
-    )
+    run = train_here(values, tmp_path / "skip")
     lines = metrics_of(Path(run.path), "source_only")
     assert sum(line["broken_records"] for line in lines) > 0
     told = [line for line in capfd.readouterr().err.splitlines() if "qdmr: warning" in line]
@@ -200,7 +204,7 @@ def test_a_run_that_diverges_stops_before_a_bad_state_is_kept(
     values["logging"] |= {"log_interval": 8, "checkpoint_interval": interval}
     # The first step's losses are finite, the weights that it makes are hopeless.
     with pytest.raises(QdmrError, match=named) as caught:
-        train_run(experiment_from_dict(values), storage=str(tmp_path), say=lambda _: None)
+        train_here(values, tmp_path)
     assert "\n" not in str(caught.value)
     stage = tmp_path / "run" / "source_only"
     assert list(stage.rglob("complete.json")) == []
@@ -212,14 +216,8 @@ def test_a_run_that_may_go_on_with_broken_weights_keeps_none_of_them(
 ) -> None:
     values = settings(tiny_dataset, run=["source_only"], guard={"non_finite": "warn"})
     values["stages"]["source_only"]["optimizer"] = {"generator_lr": 1e30}
-    values["scaling"]["workers"] = 1
     with pytest.raises(QdmrError, match="weights are not finite after the last iteration"):
-        train_run(
-            experiment_from_dict(values),
-            storage=str(tmp_path),
-            launch=InThisProcess(sharing=1),
-            say=lambda _: None,
-        )
+        train_here(values, tmp_path)
     stage = tmp_path / "run" / "source_only"
     assert list(stage.rglob("complete.json")) == []
     assert not (stage / "final").exists()
@@ -272,7 +270,8 @@ def test_paths_of_weights_are_made_absolute_and_named_when_missing(
 def test_base_trains_on_an_imported_vqgan(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    experiment = experiment_from_dict(settings(tiny_dataset, run=["vqgan", "base"]))
+    values = settings(tiny_dataset, run=["vqgan", "base"])
+    experiment = experiment_from_dict(values)
     torch.manual_seed(0)
     own = VQGAN(experiment.network)
     torch.save({"params": to_authors("s2t", own.state_dict())}, tmp_path / "authors.pth")
@@ -283,9 +282,9 @@ def test_base_trains_on_an_imported_vqgan(
     with pytest.raises(SettingsError, match=r"network\.codebook_size is 32, .* has 16"):
         train_run(experiment_from_dict(other), storage=str(tmp_path), stages=["base"])
     said: list[str] = []
-    train_run(experiment, storage=str(tmp_path), say=said.append)
+    train_here(values, tmp_path, say=said.append)
     assert said[0] == "vqgan: finished before, kept"
-    *expected, _ = bare_loop(experiment, "base", tmp_path / "run", workers=2)
+    *expected, _ = bare_loop(experiment, "base", tmp_path / "run", workers=1)
     found = metrics_of(tmp_path / "run", "base")
     assert found[0]["source/l1"] == pytest.approx(expected[0]["source/l1"], rel=1e-4)
     trained = load_file(tmp_path / "run" / "base" / "final" / "model.safetensors")

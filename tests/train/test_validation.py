@@ -21,6 +21,7 @@ from qdmr_ray.train.run import train_run
 from qdmr_ray.train.validation import mean_metrics
 
 HALF = {"validation_share": 0.5}
+STAGE = "source_only"
 EVERY_OTHER = {"log_interval": 4, "picture_interval": 4, "checkpoint_interval": 4}
 
 
@@ -31,7 +32,7 @@ def cluster() -> Iterator[None]:
 
 
 def experiment(data: Path, name: str, **changes: Any) -> dict[str, Any]:
-    plain = settings(data, run=["vqgan", "base"], logging=EVERY_OTHER, evaluation=HALF)
+    plain = settings(data, run=[STAGE], logging=EVERY_OTHER, evaluation=HALF)
     plain["scaling"]["workers"] = 1
     return plain | {"name": name} | changes
 
@@ -58,14 +59,14 @@ def test_validation_changes_no_bit_of_training(
         logging = {**EVERY_OTHER, "validation_interval": interval}
         plain = experiment(tiny_dataset, name, compute=compute, logging=logging)
         run = train(plain, tmp_path, InThisProcess(sharing=1))
-        weights.append(load_file(tmp_path / name / "base" / "final" / "model.safetensors"))
+        weights.append(load_file(tmp_path / name / STAGE / "final" / "model.safetensors"))
         assert run.local_path == tmp_path / name
     without, validated = weights
     assert all(torch.equal(without[name], validated[name]) for name in without)
-    lines = metrics_of(tmp_path / "with", "base")
+    lines = metrics_of(tmp_path / "with", STAGE)
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4]
     assert all("validation/psnr" in line for line in lines)
-    assert "validation/psnr" not in metrics_of(tmp_path / "without", "base")[-1]
+    assert "validation/psnr" not in metrics_of(tmp_path / "without", STAGE)[-1]
 
 
 @pytest.mark.ray
@@ -79,15 +80,15 @@ def test_two_workers_log_what_an_evaluation_finds(
     run = train(
         plain, tmp_path, watch=lambda stage, iteration, _: watched.append((stage, iteration))
     )
-    lines = metrics_of(tmp_path / "run", "base")
+    lines = metrics_of(tmp_path / "run", STAGE)
     assert [line["iteration"] for line in lines if "validation/psnr" in line] == [2, 4]
-    assert {("vqgan", 2), ("vqgan", 4), ("base", 2), ("base", 4)} == set(watched)
+    assert {(STAGE, 2), (STAGE, 4)} == set(watched)
 
     everything = evaluate_run(
         run, out=str(tmp_path / "all"), overrides=["evaluation.validation_share=0"]
     )
     kept = evaluate_run(run)
-    names = {row.name: row.values["base"]["psnr"] for row in everything.per_image}
+    names = {row.name: row.values[STAGE]["psnr"] for row in everything.per_image}
     unseen = {row.name for row in kept.per_image}
     assert len(names) == 2 * len(unseen)
     validated = [psnr for name, psnr in names.items() if name not in unseen]
@@ -121,13 +122,13 @@ def test_the_best_checkpoint_may_be_chosen_by_validation(
         "best_metric": "validation/psnr",
         "best_mode": "max",
     }
-    plain = experiment(tiny_dataset, "run", run=["source_only"], logging=logging)
+    plain = experiment(tiny_dataset, "run", logging=logging)
     # At this rate each step is worse than the one before.
-    plain["stages"]["source_only"]["optimizer"] = {"generator_lr": 1.0}
+    plain["stages"][STAGE]["optimizer"] = {"generator_lr": 1.0}
     train(plain, tmp_path, InThisProcess(sharing=1))
-    lines = metrics_of(tmp_path / "run", "source_only")
+    lines = metrics_of(tmp_path / "run", STAGE)
     best = max(lines, key=lambda line: line["validation/psnr"])["iteration"]
-    kept = sorted(p.name for p in (tmp_path / "run" / "source_only" / "checkpoints").iterdir())
+    kept = sorted(p.name for p in (tmp_path / "run" / STAGE / "checkpoints").iterdir())
     assert {f"checkpoint_{best:09}", "checkpoint_000000004"} == set(kept)
-    complete = tmp_path / "run/source_only/checkpoints" / f"checkpoint_{best:09}/complete.json"
+    complete = tmp_path / "run" / STAGE / "checkpoints" / f"checkpoint_{best:09}/complete.json"
     assert "validation/psnr" in json.dumps(json.loads(complete.read_text()))

@@ -77,6 +77,7 @@ def test_networks_agree(golden: Golden, dtype: torch.dtype) -> None:
     assert differing(comparisons) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_discriminators_agree(golden: Golden, dtype: torch.dtype) -> None:
     comparisons = verify_discriminators(golden, dtype)
@@ -84,6 +85,7 @@ def test_discriminators_agree(golden: Golden, dtype: torch.dtype) -> None:
     assert differing(comparisons) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGES)
 def test_three_training_steps_agree(golden: Golden, kind: str) -> None:
     comparisons = verify_steps(golden, kind, torch.float64)
@@ -130,6 +132,7 @@ def off_by(array: np.ndarray, share: float) -> np.ndarray:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [2e-6, 1.0, math.nan])
 def test_a_wrong_output_is_reported(golden: Golden, share: float) -> None:
     right = golden.forward["image_discriminator/logits"]
@@ -144,6 +147,7 @@ def test_a_wrong_output_is_reported(golden: Golden, share: float) -> None:
     assert math.isnan(share) or share / 2 <= found <= share * 1.01
 
 
+@pytest.mark.slow
 def test_wrong_losses_indices_and_images_of_networks_are_reported(golden: Golden) -> None:
     indices = golden.forward["s2t/indices"].copy()
     indices.flat[: indices.size // 50] += 1  # 2 % of them, where 0.5 % are allowed
@@ -178,6 +182,7 @@ def one_base_step(
     return replace(golden, recipe=recipe, steps=steps)
 
 
+@pytest.mark.slow
 def test_a_wrong_loss_of_a_training_step_is_reported(golden: Golden) -> None:
     right, after = golden.steps["qdmr_base"]["losses"][0], golden.steps["qdmr_base"]["params_after"]
     wrong = one_base_step(golden, {"l_pix": right["l_pix"] * 1.002}, {CODEBOOK: after[CODEBOOK]})
@@ -188,6 +193,7 @@ def test_a_wrong_loss_of_a_training_step_is_reported(golden: Golden) -> None:
     assert differing(comparisons) == ["qdmr_base steps/l_pix"]
 
 
+@pytest.mark.slow
 def test_wrong_parameters_after_a_training_step_are_reported(golden: Golden) -> None:
     after = golden.steps["qdmr_base"]["params_after"]
     # The last bias, three numbers, is still two steps from where the figures have it.
@@ -198,6 +204,7 @@ def test_wrong_parameters_after_a_training_step_are_reported(golden: Golden) -> 
     assert differing(comparisons) == ["qdmr_base steps/params_after"]
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_a_number_never_agrees(golden: Golden) -> None:
     after = golden.steps["qdmr_base"]["params_after"]
     parameters = {CODEBOOK: after[CODEBOOK], LAST_BIAS: [math.nan] * 4}
@@ -438,6 +445,7 @@ def test_command_says_that_all_agree(
     assert all(row["agrees"] is True and row["difference"] <= row["allowed"] for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("only_discriminators")
 def test_command_compares_niqe_where_its_parameters_lie_beside_the_figures(
     own_folder: Path,

@@ -277,6 +277,7 @@ pack(Path(sys.argv[1]), sys.argv[2], settings=PackSettings(shard_records=1))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_the_manifest_is_that_of_an_undisturbed_run(
     realab: Path, tmp_path: Path
 ) -> None:
