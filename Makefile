@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 # Tests that run at the same time. Two keep two cores busy: Ray's processes work beside each test
 # that starts them.
 JOBS ?= 2
+# Which of the long tests `make test` runs: K/N for those that are K modulo N in their list.
+LONG ?= none
 PYTEST := $(BIN)/python -m pytest -n $(JOBS)
 
-.PHONY: install demo test test-fast lint format clean cluster-up cluster-down
+.PHONY: install demo test test-all test-fast lint format clean cluster-up cluster-down
 
 install: $(VENV)/.installed
 
@@ -23,7 +25,11 @@ demo: install
 
 test: install
 	# With the slowest, so that what makes the suite longer is seen where it happens.
-	$(PYTEST) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=3
+	$(PYTEST) --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=3 --long $(LONG)
+
+# With all scenarios of lost nodes, killed sweeps and failing stores.
+test-all:
+	$(MAKE) test LONG=0/1
 
 # What needs neither Ray's processes nor a browser nor long.
 test-fast: install

@@ -52,9 +52,28 @@ _may_start_ray = True
 _sharing_ray: set[Path] = set()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the files that take longest first, since the last one runs alone, and those that share
-    a Ray in a row."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        default="0/1",
+        metavar="K/N",
+        help="of the long tests, those whose place in the list is K modulo N; none leaves all out",
+    )
+
+
+def _without_some_long_tests(config: pytest.Config, items: list[pytest.Item]) -> list[pytest.Item]:
+    share = config.getoption("--long")
+    place, _, count = ("1/1" if share == "none" else share).partition("/")
+    long = sorted(item.nodeid for item in items if item.get_closest_marker("long"))
+    left_out = {name for i, name in enumerate(long) if i % int(count) != int(place)}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    return [item for item in items if item.nodeid not in left_out]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out long tests that weren't asked for. Puts the files that take longest first, since
+    the last one runs alone, and those that share a Ray in a row."""
+    items[:] = _without_some_long_tests(config, items)
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
     with_browser = {item.path for item in items if item.get_closest_marker("browser")}
     _sharing_ray.update(item.path for item in items if _shares_ray(item))

@@ -180,6 +180,7 @@ class NodeCount:
         self._thread.join()
 
 
+@pytest.mark.long
 def test_a_sweep_grows_the_cluster_and_leaves_it_empty(
     cluster: Variables, tiny_dataset: Path, tmp_path: Path
 ) -> None:

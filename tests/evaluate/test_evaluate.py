@@ -223,6 +223,7 @@ def test_broken_photographs_are_named_and_the_command_fails(
     assert names_of(mended) == every_name(5)
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_an_evaluation_goes_on_after_its_driver_was_killed(bench: Bench, tmp_path: Path) -> None:

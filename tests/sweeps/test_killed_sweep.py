@@ -50,6 +50,7 @@ def alive(processes: list[dict[str, Any]]) -> list[int]:
     return [p["pid"] for p in processes if process_here(p["pid"]) == p]
 
 
+@pytest.mark.long
 def test_a_killed_sweep_has_every_trial_once(
     write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ class Notice(threading.Thread):
                 drain(self.address, self.drained, places[self.drained])
 
 
+@pytest.mark.long
 def test_a_trial_leaves_a_node_that_is_drained(
     cluster: Cluster, plan_of: Callable[..., Plan], tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_sweep_trains_one_vqgan_for_each_codebook_and_leaves_its_results(
         run(load_sweep(tmp_path / "sweep.yaml", ["seed=9"]), tmp_path)
 
 
+@pytest.mark.long
 def test_a_stopped_trial_of_two_workers_frees_them(
     cluster: None, plan_of: Plans, tmp_path: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_variants_are_compared(cluster: None, plan_of: Plans, tmp_path: Path) ->
     assert all(trial["values"][0] > 0 for trial in results["trials"])
 
 
+@pytest.mark.long
 def test_a_full_disk_is_named_and_the_sweep_goes_on_later(
     cluster: None, plan_of: Plans, tmp_path: Path
 ) -> None:

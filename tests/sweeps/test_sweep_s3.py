@@ -16,6 +16,7 @@ from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.run import sweep_run
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_sweep_may_live_in_a_store_and_goes_on_there(

@@ -51,6 +51,7 @@ def workers_node() -> tuple[str, int] | None:
     return places[0] if places else None
 
 
+@pytest.mark.long
 def test_training_leaves_a_node_that_is_drained(
     cluster: Cluster, tiny_dataset: Path, tmp_path: Path
 ) -> None:

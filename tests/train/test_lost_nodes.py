@@ -56,6 +56,7 @@ def workers_by_iteration(run: Path) -> list[int]:
     return [int(line["workers"]) for line in metrics_of(run, STAGE)]
 
 
+@pytest.mark.long
 def test_training_goes_on_with_the_nodes_that_are_left(
     cluster: Cluster, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ def test_training_goes_on_with_the_nodes_that_are_left(
         assert line["source/l1"] == pytest.approx(losses["source/l1"], rel=1e-2)
 
 
+@pytest.mark.long
 def test_crops_are_cut_elsewhere_where_the_workers_fill_their_node(
     cluster: Cluster, tiny_dataset: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +104,7 @@ def test_crops_are_cut_elsewhere_where_the_workers_fill_their_node(
     assert len(workers_by_iteration(tmp_path / "run")) == 20
 
 
+@pytest.mark.long
 def test_a_node_that_never_comes_back_ends_the_run_with_one_line(
     cluster: Cluster, tiny_dataset: Path, tmp_path: Path
 ) -> None:

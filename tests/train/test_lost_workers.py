@@ -200,6 +200,7 @@ def deadly_task(times: int, notes: Path) -> type[Task]:
     return Deadly
 
 
+@pytest.mark.long
 def test_a_worker_may_be_killed_as_it_is_told_what_to_do(
     cluster: None, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_worker_may_be_killed_as_it_is_told_what_to_do(
     assert {group["state"] for group in ray.util.placement_group_table().values()} == {"REMOVED"}
 
 
+@pytest.mark.long
 def test_such_a_death_counts_as_a_failure(
     cluster: None, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +227,7 @@ def test_such_a_death_counts_as_a_failure(
     assert len([*notes.iterdir()]) == 2
 
 
+@pytest.mark.long
 def test_two_workers_survive_a_kill_and_a_notice(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from qdmr_ray.train.run import train_run
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("missing", ["data", "storage"])
 def test_the_error_names_the_address_and_the_reason(
     faulty_store: FaultyStore, tiny_dataset: Path, tmp_path: Path, missing: str

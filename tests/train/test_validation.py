@@ -69,6 +69,7 @@ def test_validation_changes_no_bit_of_training(
     assert "validation/psnr" not in metrics_of(tmp_path / "without", STAGE)[-1]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_two_workers_log_what_an_evaluation_finds(
