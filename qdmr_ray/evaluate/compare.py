@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.metrics.registry import metric_info
@@ -25,18 +24,16 @@ from qdmr_ray.storage import Location
 # Relative difference allowed between inputs of one test set, whose values are float64.
 _TOLERANCE = 1e-6
 
-# Values by metric, without those that are null.
-Known = dict[str, float]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StoredEvaluation:
-    """The evaluation in the file ``source``; ``images[image][stage][metric]`` are its values."""
+    """The evaluation in the file ``source``; ``images[image][stage][metric]`` are its values,
+    without those that are null."""
 
     name: str
     source: str
     evaluation: Evaluation
-    images: dict[str, dict[str, Known]]
+    images: dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +113,14 @@ def compare(
     """
     if not evaluations:
         raise SettingsError("name at least one run or evaluation")
-    _check_equal(evaluations, "test set", lambda e: e.provenance.test_set)
-    _check_equal(evaluations, "border", lambda e: e.provenance.border)
-    _check_equal(evaluations, "luma", lambda e: e.provenance.luma)
+    records = {e.source: e.evaluation for e in evaluations}
+    for what, field in (("test set", "test_set"), ("border", "border"), ("luma", "luma")):
+        _check_equal(what, {file: getattr(e.provenance, field) for file, e in records.items()})
     common = set.intersection(*(set(evaluation.images) for evaluation in evaluations))
     if not common:
-        places = ", ".join(evaluation.source for evaluation in evaluations)
-        raise QdmrError(f"{places}: have no image in common: these are different test sets")
+        raise QdmrError(
+            f"{', '.join(records)}: have no image in common: these are different test sets"
+        )
     names = [name for name in evaluations[0].images if name in common]
     _check_inputs(evaluations, names)
     values = _rows(evaluations)
@@ -131,7 +129,7 @@ def compare(
     chosen = _metrics(values, names, metrics)
     for metric in chosen:
         if key := metric_info(metric).reference:
-            _check_equal(evaluations, key, partial(Evaluation.reference, metric=metric))
+            _check_equal(key, {file: e.reference(metric) for file, e in records.items()})
     rows: dict[str, dict[str, Cell]] = {row: {} for row in values}
     kept: dict[str, int] = {}
     for metric in chosen:
@@ -164,17 +162,15 @@ def _cells(columns: Mapping[str, list[float]], reference: str, metric: str) -> d
     }
 
 
-def _check_equal(
-    evaluations: Sequence[StoredEvaluation], what: str, of: Callable[[Evaluation], object]
-) -> None:
-    """Raises QdmrError where two evaluations record another ``what``; one may record none."""
-    known = [(e, said) for e in evaluations if (said := of(e.evaluation)) not in (None, "")]
-    for other, said in known[1:]:
+def _check_equal(what: str, recorded: Mapping[str, object]) -> None:
+    """Raises QdmrError where two files record another ``what``; a file may record none."""
+    known = [(file, value) for file, value in recorded.items() if value not in (None, "")]
+    for file, value in known[1:]:
         first, expected = known[0]
-        if said != expected:
+        if value != expected:
             raise QdmrError(
-                f"{other.source}: was evaluated with another {what} than {first.source} "
-                f"({said} instead of {expected}): their values don't compare"
+                f"{file}: was evaluated with another {what} than {first} ({value} instead of "
+                f"{expected}): their values don't compare"
             )
 
 
@@ -184,10 +180,9 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
         for name in names:
             ours, theirs = first.images[name][INPUT], other.images[name][INPUT]
             for metric in ours.keys() & theirs.keys():
+                same = math.isclose(ours[metric], theirs[metric], rel_tol=_TOLERANCE)
                 # A metric by a network is computed in float32, and depends on its weights.
-                if metric_info(metric).reference:
-                    continue
-                if not math.isclose(ours[metric], theirs[metric], rel_tol=_TOLERANCE):
+                if not same and not metric_info(metric).reference:
                     raise QdmrError(
                         f"{other.source}: was evaluated on another test set than {first.source}: "
                         f"the input {name} has {metric} {theirs[metric]:g} instead of "
@@ -195,31 +190,24 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
                     )
 
 
-def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, Known]]:
+def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, dict[str, float]]]:
     """Returns ``rows[name][image][metric]``; the input's row joins the metrics of all evaluations,
     since the input is the same in each."""
-    inputs: dict[str, Known] = {}
+    rows: dict[str, dict[str, dict[str, float]]] = {INPUT: {}}
     for evaluation in evaluations:
         for image, stages in evaluation.images.items():
-            inputs[image] = {**stages[INPUT], **inputs.get(image, {})}
-    rows = {INPUT: inputs}
-    for evaluation in evaluations:
-        for stage in evaluation.evaluation.stages:
-            found = {image: stages[stage] for image, stages in evaluation.images.items()}
-            rows[f"{evaluation.name}/{stage}"] = found
+            rows[INPUT][image] = {**stages[INPUT], **rows[INPUT].get(image, {})}
+            for stage in evaluation.evaluation.stages:
+                rows.setdefault(f"{evaluation.name}/{stage}", {})[image] = stages[stage]
     return rows
 
 
 def _metrics(
-    rows: Mapping[str, Mapping[str, Known]], names: Sequence[str], wanted: Sequence[str]
+    rows: Mapping[str, Mapping[str, dict[str, float]]], names: Sequence[str], wanted: Sequence[str]
 ) -> list[str]:
     """Returns the metrics of the table, in the order of the files or of ``wanted``."""
     order = dict.fromkeys(m for row in rows.values() for n in names for m in row[n])
-    complete = [
-        metric
-        for metric in order
-        if any(all(metric in row[n] for row in rows.values()) for n in names)
-    ]
+    complete = [m for m in order if any(all(m in row[n] for row in rows.values()) for n in names)]
     for metric in wanted:
         if metric not in complete:
             raise SettingsError(
@@ -246,19 +234,17 @@ def _notes(
         notes.append(f"Only images that every evaluation has are used: {len(names)} ({counts}).")
     for metric, count in kept.items():
         if count < len(names):
-            label = metric_info(metric).label
             notes.append(
-                f"{label}: {count} images; of the others a row's value is missing or not finite."
+                f"{metric_info(metric).label}: {count} images; of the others a row's value is "
+                "missing or not finite."
             )
-    for metric in kept:
-        if metric_info(metric).reference:
-            notes.append(_file_note(evaluations, metric))
+    notes += [_file_note(evaluations, metric) for metric in kept if metric_info(metric).reference]
     if not comparisons:
         return notes
+    counts = "/".join(map(str, dict.fromkeys(kept.values())))
     notes.append(
-        f"p: two-sided Wilcoxon signed-rank test against {reference} on n = "
-        f"{_counts(list(kept.values()))} pairs, Holm-corrected for {comparisons} "
-        f"{'comparison' if comparisons == 1 else 'comparisons'} per metric."
+        f"p: two-sided Wilcoxon signed-rank test against {reference} on n = {counts} pairs, "
+        f"Holm-corrected for {comparisons} comparison{'s' * (comparisons > 1)} per metric."
     )
     if min(kept.values()) < FEWEST_PAIRS:
         notes.append(
@@ -275,7 +261,3 @@ def _file_note(evaluations: Sequence[StoredEvaluation], metric: str) -> str:
     silent = [e.name for e in evaluations if not e.evaluation.reference(metric)]
     note = f"{info.label} with {info.reference_label} {known[0] if known else '(not recorded)'}"
     return f"{note}; not recorded in {', '.join(silent)}." if known and silent else f"{note}."
-
-
-def _counts(counts: Sequence[int]) -> str:
-    return "/".join(str(count) for count in (dict.fromkeys(counts)))

@@ -6,25 +6,17 @@ from collections.abc import Callable
 
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.evaluate.compare import Cell, Comparison
+from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import metric_info
 
 FORMATS = ("plain", "markdown", "latex")
 # A smaller p is printed as ``<0.001``.
 SMALLEST_P = 0.001
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-}
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}"}
+)
 
 
 def comparison_text(comparison: Comparison, style: str = "plain") -> str:
@@ -32,88 +24,74 @@ def comparison_text(comparison: Comparison, style: str = "plain") -> str:
     Raises SettingsError for an unknown format."""
     if style not in FORMATS:
         raise SettingsError(f"--format {style}: choose from {', '.join(FORMATS)}")
-    return {"plain": _plain, "markdown": _markdown, "latex": _latex}[style](comparison)
+    lines = {"plain": _plain, "markdown": _markdown, "latex": _latex}[style](comparison)
+    return "\n".join(lines) + "\n"
 
 
 def escape_latex(text: str) -> str:
     """Escapes every character that LaTeX would take for a command."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    return text.translate(_LATEX)
 
 
-def _plain(comparison: Comparison) -> str:
+def _plain(comparison: Comparison) -> list[str]:
+    table = _cells(comparison, ("^", "v"), "{}*")
+    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
     lines = [
-        [_heading(h, "^", "v") for h in _headings(comparison)],
-        *_body(comparison, lambda text: f"{text}*", lambda text: text),
+        "  ".join([name.ljust(first), *map(str.rjust, cells, others)]).rstrip()
+        for name, *cells in table
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join(
-            text.ljust(width) if column == 0 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    notes = [*comparison.notes, "* best mean; ^ higher is better, v lower is better."]
-    return "\n".join([*table, "", *notes]) + "\n"
+    return [*lines, "", *comparison.notes, "* best mean; ^ higher is better, v lower is better."]
 
 
-def _markdown(comparison: Comparison) -> str:
-    headings = [_heading(h, "↑", "↓") for h in _headings(comparison)]
+def _markdown(comparison: Comparison) -> list[str]:
+    headings, *body = _cells(comparison, "↑↓", "**{}**", lambda text: text.replace("|", "\\|"))
     rule = ["---", *["---:"] * (len(headings) - 1)]
-    body = _body(comparison, lambda text: f"**{text}**", lambda text: text)
-    body = [[text.replace("|", "\\|") for text in line] for line in body]
     table = ["| " + " | ".join(line) + " |" for line in (headings, rule, *body)]
-    return "\n".join([*table, "", *comparison.notes]) + "\n"
+    return [*table, "", *comparison.notes]
 
 
-def _latex(comparison: Comparison) -> str:
-    headings = [_heading(h, "$\\uparrow$", "$\\downarrow$") for h in _headings(comparison)]
-    body = _body(comparison, lambda text: f"\\textbf{{{text}}}", escape_latex)
-    lines = [
+def _latex(comparison: Comparison) -> list[str]:
+    arrows = "$\\uparrow$", "$\\downarrow$"
+    table = _cells(comparison, arrows, "\\textbf{{{}}}", escape_latex)
+    headings, *body = (" & ".join(line) + r" \\" for line in table)
+    return [
         "% \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}",
+        f"\\begin{{tabular}}{{l{'r' * (len(table[0]) - 1)}}}",
         "\\toprule",
-        " & ".join(headings) + r" \\",
+        headings,
         "\\midrule",
-        *(" & ".join(line) + r" \\" for line in body),
+        *body,
         "\\bottomrule",
         "\\end{tabular}",
         *(f"% {note}" for note in comparison.notes),
     ]
-    return "\n".join(lines) + "\n"
 
 
-def _headings(comparison: Comparison) -> list[str]:
-    """Returns the columns' metrics, each followed by ``p`` where there are rows to compare."""
-    tested = len(comparison.rows) > 1
-    return ["", *(h for m in comparison.metrics for h in ([m, "p"] if tested else [m]))]
-
-
-def _heading(metric: str, higher: str, lower: str) -> str:
-    if metric in ("", "p"):
-        return metric
-    info = metric_info(metric)
-    unit = f" ({info.unit})" if info.unit else ""
-    return f"{info.label}{unit} {({1: higher, -1: lower}).get(info.better, '')}".rstrip()
-
-
-def _body(
-    comparison: Comparison, bold: Callable[[str], str], escape: Callable[[str], str]
+def _cells(
+    comparison: Comparison,
+    arrows: tuple[str, str] | str,
+    bold: str,
+    escape: Callable[[str], str] = str,
 ) -> list[list[str]]:
-    lines = []
-    for row, cells in comparison.rows.items():
-        line = [escape(row)]
-        for metric in comparison.metrics:
-            line.append(_cell(cells[metric], metric, bold))
-            if len(comparison.rows) > 1:
-                line.append(escape(_p(cells[metric].p)))
-        lines.append(line)
-    return lines
+    """Returns the table's texts by row, the headings first. ``arrows`` say that higher and that
+    lower is better. Each metric is followed by its ``p`` where there are rows to compare."""
+    infos = {metric: metric_info(metric) for metric in comparison.metrics}
+    tests = len(comparison.rows) > 1
+    table = [[""]] + [[escape(row)] for row in comparison.rows]
+    for metric, info in infos.items():
+        arrow = {1: arrows[0], -1: arrows[1], 0: ""}[info.better]
+        unit = f" ({info.unit})" if info.unit else ""
+        cells = [row[metric] for row in comparison.rows.values()]
+        column = [f"{info.label}{unit} {arrow}".rstrip(), *(_mean(c, info, bold) for c in cells)]
+        p_values = ["p", *(escape(_p(cell.p)) for cell in cells)]
+        for line, text, p in zip(table, column, p_values, strict=True):
+            line += [text, p] if tests else [text]
+    return table
 
 
-def _cell(cell: Cell, metric: str, bold: Callable[[str], str]) -> str:
-    info, known = metric_info(metric), cell.statistics
-    text = bold(info.plain(known.mean)) if cell.best else info.plain(known.mean)
+def _mean(cell: Cell, info: MetricInfo, bold: str) -> str:
+    known = cell.statistics
+    text = bold.format(info.plain(known.mean)) if cell.best else info.plain(known.mean)
     if known.ci95 is None:
         return text
     low, high = map(info.plain, known.ci95)
