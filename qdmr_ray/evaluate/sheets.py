@@ -1,5 +1,4 @@
-"""Draws the sheet that compares the stages on a test photograph:
-``evaluation/NAME/comparison.png``.
+"""Draws ``evaluation/NAME/comparison.png``, which compares the stages on a test photograph.
 
     sheet = comparison_sheet("astronaut", {"input": …, "uda": …, "ground_truth": …}, figures)
 
@@ -42,6 +41,7 @@ BACKGROUND, TEXT, FAINT = (22, 24, 28), (240, 240, 240), (168, 172, 180)
 # Colours of the regions' frames (Okabe and Ito), which the colour-blind can tell apart.
 FRAMES = ((86, 180, 233), (240, 228, 66))
 _TITLE, _LABEL, _SMALL = 20, 17, 13
+Colour = tuple[int, int, int]
 
 
 def comparison_sheet(
@@ -60,22 +60,22 @@ def comparison_sheet(
     size = region_size(height, width)
     corners = choose_regions(interest(images[INPUT], truth), size)
     sheet = _Sheet(len(images))
-    sheet.line(f"{name}   {width} x {height}", _TITLE, TEXT)
-    sheet.captions([label(key) for key in images], _LABEL, TEXT)
+    sheet.texts([f"{name}   {width} x {height}"], _TITLE, TEXT)
+    sheet.texts([label(key) for key in images], _LABEL, TEXT, spacing=1.5)
     captions = [figure_caption(figures.get(key, {})) for key in images]
     if any(captions):
-        sheet.captions(captions, _SMALL, FAINT)
+        sheet.texts(captions, _SMALL, FAINT, spacing=1.5)
     sheet.tiles([_overview(image, corners, size) for image in images.values()])
     if truth is not None:
-        sheet.line(f"Absolute error x{ERROR_GAIN}, mean of the channels", _SMALL, FAINT)
+        sheet.texts([f"Absolute error x{ERROR_GAIN}, mean of the channels"], _SMALL, FAINT)
         maps = [_error_tile(i, truth) for key, i in images.items() if key != GROUND_TRUTH]
         sheet.tiles([*maps, _scale_tile(maps[0].height)])
     zoom = min(COLUMN // size[1], DETAIL_HEIGHT // size[0])
     for number, (top, left) in enumerate(corners):
         text = f"Detail {number + 1}, x{zoom}, at ({left}, {top})"
-        sheet.line(text, _SMALL, FRAMES[number])
+        sheet.texts([text], _SMALL, FRAMES[number])
         parts = [i[top : top + size[0], left : left + size[1]] for i in images.values()]
-        sheet.tiles([_framed(_enlarged(part, zoom), FRAMES[number]) for part in parts])
+        sheet.tiles([_detail(part, zoom, FRAMES[number]) for part in parts])
     return sheet.pixels()
 
 
@@ -84,10 +84,8 @@ def figure_caption(figures: Mapping[str, float]) -> str:
     parts = []
     for metric, value in figures.items():
         info = metric_info(metric)
-        same = value == math.inf
-        parts.append(
-            "identical" if same else f"{info.label} {info.text(value)} {info.unit}".rstrip()
-        )
+        text = f"{info.label} {info.text(value)} {info.unit}".rstrip()
+        parts.append("identical" if value == math.inf else text)
     return "   ".join(parts)
 
 
@@ -132,8 +130,7 @@ def absolute_error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def error_colours(error: np.ndarray, gain: float = ERROR_GAIN) -> np.ndarray:
     """Colours an absolute error ``(H, W)`` in levels times ``gain``, as uint8 ``(H, W, 3)``."""
-    levels = np.clip(np.rint(error * gain), 0, 255).astype(np.uint8)
-    return map_colours()[levels]
+    return map_colours()[np.clip(np.rint(error * gain), 0, 255).astype(np.uint8)]
 
 
 @cache
@@ -166,39 +163,29 @@ def map_colours() -> np.ndarray:
 
 
 class _Sheet:
-    """Rows of text and pictures, one below the other, drawn at the end."""
+    """Rows of text and of pictures, one below the other."""
 
     def __init__(self, columns: int) -> None:
-        self._width = 2 * MARGIN + columns * COLUMN + (columns - 1) * GAP
-        self._top = MARGIN
-        self._texts: list[tuple[int, int, str, int, tuple[int, int, int]]] = []
-        self._pictures: list[tuple[int, int, Image.Image]] = []
+        self._lefts = [MARGIN + column * (COLUMN + GAP) for column in range(columns)]
+        self._rows = [self._row(MARGIN)]
 
-    def line(self, text: str, size: int, colour: tuple[int, int, int]) -> None:
-        self._texts.append((MARGIN, self._top, text, size, colour))
-        self._top += round(size * 1.6)
+    def _row(self, height: int) -> Image.Image:
+        return Image.new("RGB", (self._lefts[-1] + COLUMN + MARGIN, height), BACKGROUND)
 
-    def captions(self, texts: list[str], size: int, colour: tuple[int, int, int]) -> None:
-        for column, text in enumerate(texts):
-            self._texts.append((self._left(column), self._top, text, size, colour))
-        self._top += round(size * 1.5)
+    def texts(self, texts: list[str], size: int, colour: Colour, spacing: float = 1.6) -> None:
+        self._rows.append(self._row(round(size * spacing)))
+        draw, font = ImageDraw.Draw(self._rows[-1]), ImageFont.load_default(size)
+        for left, text in zip(self._lefts, texts, strict=False):
+            draw.text((left, 0), text, fill=colour, font=font)
 
     def tiles(self, pictures: list[Image.Image]) -> None:
-        for column, picture in enumerate(pictures):
-            self._pictures.append((self._left(column), self._top, picture))
-        self._top += max(picture.height for picture in pictures) + GAP
+        self._rows.append(self._row(max(picture.height for picture in pictures) + GAP))
+        for left, picture in zip(self._lefts, pictures, strict=True):
+            self._rows[-1].paste(picture, (left, 0))
 
     def pixels(self) -> np.ndarray:
-        sheet = Image.new("RGB", (self._width, self._top - GAP + MARGIN), BACKGROUND)
-        for left, top, picture in self._pictures:
-            sheet.paste(picture, (left, top))
-        draw = ImageDraw.Draw(sheet)
-        for left, top, text, size, colour in self._texts:
-            draw.text((left, top), text, fill=colour, font=ImageFont.load_default(size))
-        return np.asarray(sheet)
-
-    def _left(self, column: int) -> int:
-        return MARGIN + column * (COLUMN + GAP)
+        # The last gap is a part of the margin.
+        return np.vstack([np.asarray(row) for row in (*self._rows, self._row(MARGIN - GAP))])
 
 
 def _overview(
@@ -244,22 +231,14 @@ def _fitted(picture: Image.Image, method: Image.Resampling) -> Image.Image:
     """Fits into COLUMN x TALLEST; a smaller picture is enlarged by a whole factor, unblurred."""
     scale = min(COLUMN / picture.width, TALLEST / picture.height)
     if scale >= 1.0:
-        factor = int(scale)
-        size = picture.width * factor, picture.height * factor
-        return picture.resize(size, Image.Resampling.NEAREST)
+        scale, method = int(scale), Image.Resampling.NEAREST
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, method)
 
 
-def _enlarged(part: np.ndarray, zoom: int) -> Image.Image:
-    height, width = part.shape[:2]
-    return Image.fromarray(np.ascontiguousarray(part)).resize(
-        (width * zoom, height * zoom), Image.Resampling.NEAREST
-    )
-
-
-def _framed(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
-    ImageDraw.Draw(picture).rectangle(
-        (0, 0, picture.width - 1, picture.height - 1), outline=colour, width=2
-    )
+def _detail(part: np.ndarray, zoom: int, colour: Colour) -> Image.Image:
+    """Draws an enlarged part of a photograph with its frame."""
+    picture = Image.fromarray(part.repeat(zoom, axis=0).repeat(zoom, axis=1))
+    right, bottom = picture.width - 1, picture.height - 1
+    ImageDraw.Draw(picture).rectangle((0, 0, right, bottom), outline=colour, width=2)
     return picture
