@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.results import JournalHead, Judged
@@ -59,18 +60,13 @@ class ResultsFile:
         if not self._file.exists():
             return {}
         first, *lines = self._file.read_bytes().split(b"\n")
-        try:
-            if JournalHead.parse(first, self._file.uri) != self._head:
-                return {}
-        except QdmrError:
-            return {}
-        found = {}
-        for line in lines:
-            try:
-                row = Judged.parse(line, self._file.uri)
-            except QdmrError:
-                continue
-            found[row.index] = row
+        found: dict[int, Judged] = {}
+        with suppress(QdmrError):
+            if JournalHead.parse(first, self._file.uri) == self._head:
+                for line in lines:
+                    with suppress(QdmrError):
+                        row = Judged.parse(line, self._file.uri)
+                        found[row.index] = row
         return found
 
 

@@ -10,9 +10,9 @@ was not measured has no key.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Self
 
-from pydantic import ConfigDict, Field, model_serializer, model_validator
+from pydantic import ConfigDict, Field
 
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT
@@ -49,21 +49,22 @@ class LeftOut(Part):
 
 
 class PhotographResult(Part):
-    """A photograph's values; in the file ``{"name": …, "input": {…}, "uda": {…}}``."""
+    """A photograph's values: ``{"name": …, "input": {…}, "uda": {…}}``."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: ImageValues
 
     name: str
-    values: ImageValues
 
-    @model_validator(mode="before")
     @classmethod
-    def _from_file(cls, row: Any) -> Any:
-        if not isinstance(row, dict) or "name" not in row or "values" in row:
-            return row
-        return {"name": row["name"], "values": {k: v for k, v in row.items() if k != "name"}}
+    def of(cls, name: str, values: ImageValues) -> Self:
+        """Returns the result of the photograph ``name``."""
+        return cls.model_validate({"name": name, **values})
 
-    @model_serializer
-    def _to_file(self) -> dict[str, Any]:
-        return {"name": self.name, **self.values}
+    @property
+    def values(self) -> ImageValues:
+        """The values of the input and of each stage."""
+        return self.__pydantic_extra__
 
 
 class Provenance(Part):

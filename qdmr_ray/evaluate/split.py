@@ -24,17 +24,16 @@ def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> li
     left.
     """
     if settings.validation_names:
+        matches: set[int] = set()
         for pattern in settings.validation_names:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            found = {i for i, name in enumerate(names) if fnmatchcase(name, pattern)}
+            if not found:
                 raise SettingsError(
                     f"evaluation.validation_names: no test photograph is called {pattern}; they "
-                    f"are called {_some(names)}"
+                    f"are called {', '.join(names[:3])}{', …' * (len(names) > 3)}"
                 )
-        chosen = [
-            i
-            for i, name in enumerate(names)
-            if any(fnmatchcase(name, pattern) for pattern in settings.validation_names)
-        ]
+            matches |= found
+        chosen = sorted(matches)
     else:
         count = round(settings.validation_share * len(names))
         if settings.validation_share and not count:
@@ -42,19 +41,11 @@ def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> li
                 f"evaluation.validation_share={settings.validation_share:g} of {len(names)} test "
                 "photographs is none: raise it, or pack more"
             )
-        by_hash = sorted(range(len(names)), key=lambda i: (_hash(names[i]), i))
-        chosen = sorted(by_hash[:count])
+        hashes = [hashlib.sha256(name.encode()).digest() for name in names]
+        chosen = sorted(sorted(range(len(names)), key=lambda i: (hashes[i], i))[:count])
     if names and len(chosen) == len(names):
         raise SettingsError(
             f"evaluation.validation_names and validation_share take all {len(names)} test "
             "photographs, so that none is left for the final figures: take fewer"
         )
     return chosen
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
-
-
-def _some(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

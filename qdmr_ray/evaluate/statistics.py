@@ -48,12 +48,8 @@ def summarize(
     provenance: Provenance | None = None,
 ) -> Evaluation:
     """Builds the evaluation of the photographs in ``rows``."""
-    columns = _columns(rows, [INPUT, *stages])
     known = provenance or Provenance()
-    statistics = {
-        name: {metric: statistics_of(values) for metric, values in by_metric.items()}
-        for name, by_metric in columns.items()
-    }
+    statistics = _statistics(rows, [INPUT, *stages])
     means: ImageValues = {
         name: {metric: found.mean for metric, found in by_metric.items()}
         for name, by_metric in statistics.items()
@@ -68,33 +64,26 @@ def summarize(
         left_out=tuple(left_out for row in rows for left_out in _left_out(row)),
         provenance=known,
         environment={"qdmr_ray": code_version(), **_environment(rows)},
-        per_image=tuple(PhotographResult(name=row.name, values=row.values) for row in rows),
+        per_image=tuple(PhotographResult.of(row.name, row.values) for row in rows),
         **{key: file for key, file in (known.model_extra or {}).items() if key in keys},
     )
 
 
-def statistics_of(values: Sequence[float]) -> Statistics:
+def statistics_of(values: Sequence[float] | np.ndarray) -> Statistics:
     """Returns mean, median and interval of one metric over the images. A result that is not finite
     is null (an infinite PSNR makes mean and interval so); one image alone has no interval."""
     array = np.asarray(values, dtype=np.float64)
     low, high = bootstrap_interval(array) if len(array) > 1 else (math.nan, math.nan)
-    mean, median = (
-        (float(np.mean(array)), float(np.median(array))) if len(array) else (math.nan,) * 2
-    )
     return Statistics(
-        mean=json_value(mean),
-        median=json_value(median),
+        mean=json_value(float(np.mean(array))) if len(array) else None,
+        median=json_value(float(np.median(array))) if len(array) else None,
         ci95=(low, high) if math.isfinite(low) and math.isfinite(high) else None,
         n=len(array),
     )
 
 
 def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = CONFIDENCE,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
+    values: Sequence[float] | np.ndarray, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
     """Returns the BCa bootstrap interval of the mean of two or more values, by SciPy (Efron,
     "Better bootstrap confidence intervals", 1987).
@@ -118,11 +107,11 @@ def bootstrap_interval(
         found = stats.bootstrap(
             (array,),
             np.mean,
-            n_resamples=resamples,
+            n_resamples=RESAMPLES,
             confidence_level=confidence,
             method="BCa",
             batch=max(1, _DRAWN_AT_ONCE // len(array)),
-            rng=np.random.default_rng(seed),
+            rng=np.random.default_rng(SEED),
         )
     low, high = found.confidence_interval
     if math.isnan(low) or math.isnan(high):
@@ -145,28 +134,23 @@ def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction (1979): adjusted p in the given order, at most 1."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, place in enumerate(np.argsort(p_values, kind="stable").tolist()):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(order))
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * np.take(p_values, order)))
+    return adjusted.tolist()
 
 
-def _columns(rows: Sequence[Judged], names: Sequence[str]) -> dict[str, dict[str, list[float]]]:
-    """``columns[name][metric]``: the values over the images where all of ``names`` have one."""
+def _statistics(rows: Sequence[Judged], names: Sequence[str]) -> dict[str, dict[str, Statistics]]:
+    """``[name][metric]``: the statistics over the images where all of ``names`` have a value."""
     metrics = dict.fromkeys(m for row in rows for values in row.values.values() for m in values)
-    columns: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+    statistics: dict[str, dict[str, Statistics]] = {name: {} for name in names}
     for metric in metrics:
-        found = [[row.values.get(name, {}).get(metric) for name in names] for row in rows]
-        usable = [
-            known
-            for line in found
-            if len(known := [v for v in line if v is not None]) == len(names)
-        ]
-        for place, name in enumerate(names):
-            columns[name][metric] = [line[place] for line in usable]
-    return columns
+        lines = [[row.values.get(name, {}).get(metric) for name in names] for row in rows]
+        usable = np.array([line for line in lines if None not in line], dtype=np.float64)
+        for name, values in zip(names, usable.reshape(-1, len(names)).T, strict=True):
+            statistics[name][metric] = statistics_of(values)
+    return statistics
 
 
 def _environment(rows: Sequence[Judged]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def _merged(runs: dict[str, RunData]) -> Evaluation:
         images=len(images),
         input=means.pop(INPUT),
         stages=means,
-        per_image=tuple(PhotographResult(name=n, values=row) for n, row in images.items()),
+        per_image=tuple(PhotographResult.of(n, row) for n, row in images.items()),
     )
 
 
