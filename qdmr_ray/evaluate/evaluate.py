@@ -96,6 +96,7 @@ def evaluate_run(
         SettingsError: a setting that is unknown, out of range or no evaluation's.
     """
     trained_with, models = _models_of(run)
+    descriptions = {name: read_description(place) or {} for name, place in models.items()}
     experiment = _overridden(trained_with or experiment_from_dict({}), overrides)
     path = data or experiment.data.path
     if not path:
@@ -114,23 +115,21 @@ def evaluate_run(
     place = open_location(out, endpoint=endpoint) if out else run
     pictures = place.join(EVALUATION_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
-    provenance = _provenance(test_set.content, models, settings, metrics, seen)
+    provenance = _provenance(test_set.content, descriptions, settings, metrics, seen)
     results = ResultsFile(pictures.join(RESULTS_FILE), provenance.digest)
-    wanted = _wanted(models, paired=test_set.paired, sheets=settings.sheets)
+    truth, sheet = [GROUND_TRUTH] * test_set.paired, [COMPARISON] * settings.sheets
+    wanted = {f"{kind}.png" for kind in (INPUT, *models, *truth, *sheet)}
     results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
-    failed = _judge_missing(
-        EvaluationTask(
-            data=packed.uri,
-            endpoint=endpoint,
-            models={name: location.uri for name, location in models.items()},
-            out=pictures.uri,
-            settings=settings,
-            metrics=tuple(metrics),
-        ),
-        judged,
-        results,
-        progress,
+    task = EvaluationTask(
+        data=packed.uri,
+        endpoint=endpoint,
+        models={name: location.uri for name, location in models.items()},
+        out=pictures.uri,
+        settings=settings,
+        metrics=tuple(metrics),
     )
+    modules = [m for d in descriptions.values() if (m := module_of(d["architecture"]))]
+    failed = _judge_missing(task, judged, results, modules, progress)
     rows = [results.rows[index] for index in sorted(results.rows)]
     evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
     evaluation.write(place.join(EVALUATION_FILE))
@@ -141,8 +140,12 @@ def evaluate_run(
 
 def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
     """Returns the run's experiment and restoring stages by name, or the one model in a folder."""
-    if read_description(run) is not None:
-        _check_restores(run)
+    description = read_description(run)
+    if description is not None:
+        if description["architecture"] == "vqgan":
+            raise QdmrError(
+                f"{run.uri}: is a VQGAN, which restores nothing; name a base or uda model"
+            )
         folder = run.path.rstrip("/").rsplit("/", 2)
         return None, {folder[-2] if run.name == FINAL_FOLDER else run.name: run}
     config = run.join(CONFIG_FILE)
@@ -156,14 +159,6 @@ def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
     if not trained:
         raise QdmrError(f"{run.uri}: no restoring stage is trained yet; run qdmr train first")
     return experiment, trained
-
-
-def _check_restores(model: Location) -> None:
-    description = read_description(model)
-    if description is not None and description["architecture"] == "vqgan":
-        raise QdmrError(
-            f"{model.uri}: is a VQGAN, which restores nothing; name a base or uda model"
-        )
 
 
 def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -189,15 +184,14 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 def _provenance(
     test_set: str,
-    models: Mapping[str, Location],
+    models: Mapping[str, Mapping[str, Any]],
     settings: EvaluationSettings,
     metrics: Sequence[Metric],
     seen: Sequence[int],
 ) -> Provenance:
-    weights = {name: read_description(location) or {} for name, location in models.items()}
     found: dict[str, Any] = {
         "test_set": test_set,
-        "models": {name: description["weights_sha256"] for name, description in weights.items()},
+        "models": {name: description["weights_sha256"] for name, description in models.items()},
         "border": settings.border,
         "luma": settings.luma,
         "metrics": [metric.info.name for metric in metrics],
@@ -209,44 +203,29 @@ def _provenance(
     return Provenance(**found, digest=hashlib.sha256(text.encode()).hexdigest())
 
 
-def _wanted(models: Mapping[str, Location], *, paired: bool, sheets: bool) -> set[str]:
-    """Returns the names of the files that a judged photograph's folder holds."""
-    kinds = [INPUT, *models, *([GROUND_TRUTH] if paired else []), *([COMPARISON] if sheets else [])]
-    return {f"{kind}.png" for kind in kinds}
-
-
 def _complete(pictures: Location, names: Mapping[int, str], wanted: set[str]) -> set[int]:
     """Returns the photographs whose pictures all still exist."""
-
-    def complete(index: int) -> bool:
-        return wanted <= pictures.join(names[index]).file_sizes().keys()
-
     with ThreadPoolExecutor(_LISTERS) as pool:
-        return {i for i, whole in zip(names, pool.map(complete, names), strict=True) if whole}
-
-
-def _outside_modules(task: EvaluationTask) -> list[str]:
-    """Returns the user's modules that define the networks of the models to judge."""
-    places = [open_location(uri, endpoint=task.endpoint) for uri in task.models.values()]
-    found = [description for place in places if (description := read_description(place))]
-    modules = [module_of(description["architecture"]) for description in found]
-    return [module for module in modules if module]
+        found = pool.map(lambda name: pictures.join(name).file_sizes().keys(), names.values())
+        return {index for index, files in zip(names, found, strict=True) if wanted <= files}
 
 
 def _judge_missing(
     task: EvaluationTask,
     names: Mapping[int, str],
     results: ResultsFile,
+    modules: Sequence[str],
     progress: Progress | None,
 ) -> list[FailedPhotograph]:
-    """Adds the photographs that ``results`` lacks; returns those that fail, in the set's order."""
+    """Adds the photographs that ``results`` lacks; returns those that fail, in the set's order.
+    ``modules`` are the user's, which define networks."""
     missing = [{"index": i, "name": n} for i, n in names.items() if i not in results.rows]
     reasons: dict[int, str] = {}
     if missing:
-        ensure_ray(_outside_modules(task))
+        ensure_ray(modules)
         spread = spread_over(ray.nodes(), task.settings.workers, len(missing))
-        spread_task = replace(task, gpu=spread.gpus > 0, sharing=spread.sharing)
-        for row in _judged(spread_task, missing, spread):
+        task = replace(task, gpu=spread.gpus > 0, sharing=spread.sharing)
+        for row in _judged(task, missing, spread):
             if row["failure"]:
                 reasons[row["index"]] = row["failure"]
             else:
@@ -275,8 +254,7 @@ def spread_over(
     # The head of a cluster on Kubernetes has no CPUs, so it restores nothing.
     needed, least = ("GPU", 1.0) if gpus else ("CPU", ACTOR_CPUS)
     useful = max(1, sum(resources.get(needed, 0) >= least for resources in alive))
-    wanted = workers or gpus or useful
-    wanted = max(1, min(wanted, photographs))
+    wanted = max(1, min(workers or gpus or useful, photographs))
     return Spread(
         workers=wanted,
         # More workers than GPUs share them: Ray would wait for ever for a whole GPU each.
@@ -286,7 +264,7 @@ def spread_over(
 
 
 def _judged(
-    task: EvaluationTask, rows: Sequence[Mapping[str, Any]], spread: Spread
+    task: EvaluationTask, rows: Sequence[dict[str, Any]], spread: Spread
 ) -> Iterator[dict[str, Any]]:
     """Yields the actors' results for ``rows`` as they come; rows whose workers died are missing."""
     context = ray.data.DataContext.get_current().copy()
@@ -296,9 +274,7 @@ def _judged(
     with ray.data.DataContext.current(context), warnings.catch_warnings():
         # Ray 2.60 deprecates the only argument that sets max_task_retries.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = ray.data.from_items(
-            [dict(row) for row in rows], override_num_blocks=len(rows)
-        ).map(
+        dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
             Restorer,  # type: ignore[arg-type]
             fn_constructor_args=(task,),
             # One task at a time, so that a worker that dies costs a try of its own photograph only.

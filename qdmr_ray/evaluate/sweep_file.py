@@ -10,11 +10,11 @@ earlier versions and of sweeps that went wrong can be read.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from pydantic import ConfigDict, Field, computed_field
 
+from qdmr_ray.evaluate.metrics.metric import json_value
 from qdmr_ray.evaluate.results import Values as Metrics
 from qdmr_ray.storage.document import Document, Part
 
@@ -165,5 +165,4 @@ class SweepFile(Document):
 
 def finite(value: Any) -> float | None:
     """Returns a metric as JSON can hold it: None where it is no finite number."""
-    number = float(value) if isinstance(value, int | float) else math.nan
-    return number if math.isfinite(number) else None
+    return json_value(float(value)) if isinstance(value, int | float) else None

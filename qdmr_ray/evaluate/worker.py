@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from qdmr_ray.evaluate.metrics.metric import Metric, json_value
 from qdmr_ray.evaluate.names import COMPARISON, GROUND_TRUTH, INPUT, TEST_SET
 from qdmr_ray.evaluate.results import Judged
 from qdmr_ray.evaluate.sheets import comparison_sheet
-from qdmr_ray.models.files import LoadedModel, load_model
+from qdmr_ray.models.files import load_model
 from qdmr_ray.photographs.decode import encode_png
 from qdmr_ray.restore.restoration import restore
 from qdmr_ray.storage import open_location
@@ -53,17 +54,17 @@ class Restorer:
         torch.set_num_threads(max(1, int(_cpus() // task.sharing)))
         self.reader = RecordReader(task.data, endpoint=task.endpoint)
         device = "cuda" if task.gpu else "cpu"
-        self.models = {
-            name: _on(load_model(open_location(uri, endpoint=task.endpoint)), device)
-            for name, uri in task.models.items()
-        }
+        places = {n: open_location(uri, endpoint=task.endpoint) for n, uri in task.models.items()}
+        self.models = {name: load_model(place) for name, place in places.items()}
+        networks = [model.network.to(device) for model in self.models.values()]
+        # ``restore`` computes in the weights' own type.
+        dtypes = {str(next(network.parameters()).dtype) for network in networks}
         self.out = open_location(task.out, endpoint=task.endpoint)
         self.metrics = [(metric.info, metric.open(device)) for metric in task.metrics]
         self.environment = {
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if task.gpu else "CPU",
-            # ``restore`` computes in the weights' own type.
-            "dtype": ", ".join(sorted({_dtype(model) for model in self.models.values()})),
+            "dtype": ", ".join(sorted(dtype.removeprefix("torch.") for dtype in dtypes)),
         }
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +83,7 @@ class Restorer:
         measured = dict(images)
         if record.ground_truth is not None:
             images[GROUND_TRUTH] = record.ground_truth
-        for picture, image in images.items():
-            self._write(name, picture, image)
+        self._write(name, images)
         values: dict[str, dict[str, float]] = {stage: {} for stage in measured}
         left_out: dict[str, str] = {}
         for metric, measure in self.metrics:
@@ -98,7 +98,7 @@ class Restorer:
             for stage, value in found.items():
                 values[stage][metric.name] = value
         if self.task.settings.sheets:
-            self._write(name, COMPARISON, comparison_sheet(name, images, values))
+            self._write(name, {COMPARISON: comparison_sheet(name, images, values)})
         return Judged(
             index=index,
             name=name,
@@ -111,8 +111,9 @@ class Restorer:
             environment=self.environment,
         )
 
-    def _write(self, name: str, picture: str, image: np.ndarray) -> None:
-        self.out.join(name, f"{picture}.png").write_bytes_atomic(encode_png(image))
+    def _write(self, name: str, pictures: Mapping[str, np.ndarray]) -> None:
+        for picture, image in pictures.items():
+            self.out.join(name, f"{picture}.png").write_bytes_atomic(encode_png(image))
 
 
 def _cpus() -> float:
@@ -124,12 +125,3 @@ def _cpus() -> float:
     here = ray.get_runtime_context().get_node_id()
     node = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
     return min(cpus, node or cpus)
-
-
-def _on(model: LoadedModel, device: str) -> LoadedModel:
-    model.network.to(device)
-    return model
-
-
-def _dtype(model: LoadedModel) -> str:
-    return str(next(model.network.parameters()).dtype).removeprefix("torch.")
