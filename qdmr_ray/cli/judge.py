@@ -136,8 +136,8 @@ def niqe_fit(
     """
     from qdmr_ray.data.packing.folders import list_images
     from qdmr_ray.errors import QdmrError
-    from qdmr_ray.evaluate.metrics.niqe import PristineFit, save_pristine
-    from qdmr_ray.evaluate.metrics.pristine import check_target
+    from qdmr_ray.evaluate.metrics.niqe import PristineFit
+    from qdmr_ray.evaluate.metrics.pristine import check_target, save_pristine
     from qdmr_ray.photographs.decode import read_image
 
     check_target(out)

@@ -15,7 +15,7 @@ from itertools import groupby, islice
 import numpy as np
 import torch
 
-from qdmr_ray.config import Experiment, experiment_of_run
+from qdmr_ray.config import experiment_of_run
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.data.streaming.stream import DataSettings
 from qdmr_ray.errors import QdmrError
@@ -75,33 +75,40 @@ def codebook_view(
     """
     if crops < 1 or crop < 1 or not 0.5 < own_share <= 1:
         raise ValueError(f"crops={crops}, crop={crop}, own_share={own_share}")
-    alone = read_description(run) is not None
+    alone, config = read_description(run) is not None, run.join(CONFIG_FILE)
     folder = run if alone else run.join("vqgan", FINAL_FOLDER)
-    settings = DataSettings() if alone else _experiment(run).data
+    if not alone and not config.exists():
+        raise QdmrError(
+            f"{run.uri} is not a run folder: it has no config.yaml; name the folder that qdmr "
+            "train or qdmr demo wrote"
+        )
+    settings = DataSettings()
+    if not alone:
+        settings = experiment_of_run(config.read_bytes().decode(), config.uri).data
     weights = _weights_of(folder)
     if weights is None:
         raise QdmrError(f"{folder.uri}: no trained VQGAN there; train the run's vqgan stage first")
     path = data or settings.path
-    if not path and alone:
-        raise QdmrError(f"{run.uri}: is a model without a run; name a packed dataset with --data")
     if not path:
-        raise QdmrError(f"{run.join('config.yaml').uri}: data.path names no packed dataset")
+        raise QdmrError(
+            f"{run.uri}: is a model without a run; name a packed dataset with --data"
+            if alone
+            else f"{config.uri}: data.path names no packed dataset"
+        )
     reader = RecordReader(path, endpoint=settings.s3_endpoint)
     network = load_model(folder).network
     assert isinstance(network, VQGAN)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    counted: dict[str, SetUsage] = {}
+    counted: list[SetUsage] = []
     for name in (SOURCE, TARGET):
-        before = crops * len(counted)
         images = cut_crops(reader, name, crops=crops, crop=crop, multiple=network.multiple)
-        counted[name] = SetUsage(
-            photographs=min(crops, reader.count(name)),
-            crops=crops,
-            counts=tuple(count_codes(network, _told(images, before, 2 * crops, progress)).tolist()),
-        )
+        told = _told(images, crops * len(counted), 2 * crops, progress)
+        counts = tuple(count_codes(network, told).tolist())
+        photographs = min(crops, reader.count(name))
+        counted.append(SetUsage(photographs=photographs, crops=crops, counts=counts))
     usage = CodebookUsage(
-        source=counted[SOURCE],
-        target=counted[TARGET],
+        source=counted[0],
+        target=counted[1],
         crop=crop,
         own_share=own_share,
         weights_sha256=weights,
@@ -193,16 +200,6 @@ def decode_tiles(network: VQGAN, *, codes_at_once: int = CODES_AT_ONCE) -> np.nd
     return np.stack(
         [to_photograph(image) for chunk in chunks for image in network.decode_codes(chunk)]
     )
-
-
-def _experiment(run: Location) -> Experiment:
-    config = run.join(CONFIG_FILE)
-    if not config.exists():
-        raise QdmrError(
-            f"{run.uri} is not a run folder: it has no config.yaml; name the folder that qdmr "
-            "train or qdmr demo wrote"
-        )
-    return experiment_of_run(config.read_bytes().decode(), config.uri)
 
 
 def _stacks(images: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:

@@ -26,13 +26,10 @@ from qdmr_ray.evaluate.metrics.pristine import (
     GAUSSIAN_WINDOW,
     PristineModel,
     load_pristine,
-    save_pristine,
 )
 
 if TYPE_CHECKING:
     from qdmr_ray.config import Experiment
-
-__all__ = ["NIQE", "PristineFit", "block_features", "halve", "niqe", "save_pristine"]
 
 # Side of the blocks at the first scale (section II-C of the paper).
 BLOCK = 96

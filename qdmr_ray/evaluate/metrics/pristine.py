@@ -29,15 +29,10 @@ _WINDOW_KEY = "gaussian_window"
 _REMEDY = "name the authors' .mat or .npz, or make one with qdmr niqe-fit"
 
 
-def _gaussian_window() -> np.ndarray:
-    """Returns the weights of local means and deviations; their sum is 1."""
-    offsets = np.arange(WINDOW_SIDE) - (WINDOW_SIDE - 1) / 2
-    line = np.exp(-(offsets**2) / (2 * WINDOW_SIGMA**2))
-    window = np.outer(line, line)
-    return window / window.sum()
-
-
-GAUSSIAN_WINDOW = _gaussian_window()
+_OFFSETS = np.arange(WINDOW_SIDE) - (WINDOW_SIDE - 1) / 2
+_LINE = np.exp(-(_OFFSETS**2) / (2 * WINDOW_SIGMA**2))
+# The weights of local means and deviations; their sum is 1.
+GAUSSIAN_WINDOW = np.outer(_LINE, _LINE) / np.outer(_LINE, _LINE).sum()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +78,16 @@ def load_pristine(path: Path | str) -> PristineModel:
         ) from error
     kind = ".mat" if path.suffix.lower() == ".mat" else ".npz"
     try:
-        arrays = _read_mat(data) if kind == ".mat" else _read_npz(data)
+        # scipy.io takes a while to import, and most models are .npz.
+        if kind == ".mat":
+            from scipy.io import loadmat
+
+            arrays = loadmat(io.BytesIO(data))
+        else:
+            archive = np.load(io.BytesIO(data), allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("one array without names")
+            arrays = dict(archive)
     except Exception as error:  # NumPy's and SciPy's readers raise many types for broken files.
         raise QdmrError(
             f"{path}: is no readable {kind} of a pristine model ({one_line(error)}); {_REMEDY}"
@@ -92,9 +96,8 @@ def load_pristine(path: Path | str) -> PristineModel:
     # MATLAB has no vectors: the mean comes as (1, 36) or (36, 1).
     mean = mean.reshape(-1) if mean.size == FEATURES else mean
     covariance = _numbers(path, arrays, _COVARIANCE_KEYS)
-    window = GAUSSIAN_WINDOW
-    if _WINDOW_KEY in arrays:
-        window = _numbers(path, arrays, (_WINDOW_KEY,))
+    given = _WINDOW_KEY in arrays
+    window = _numbers(path, arrays, (_WINDOW_KEY,)) if given else GAUSSIAN_WINDOW
     # The path is the source at first, so that errors name it.
     model = PristineModel(mean, covariance, window, str(path))
     source = arrays.get("source")
@@ -127,21 +130,6 @@ def check_target(path: Path | str) -> Path:
     if not path.absolute().parent.is_dir():
         raise QdmrError(f"{path}: there is no folder {path.parent}; make it or name another file")
     return path
-
-
-def _read_npz(data: bytes) -> dict[str, np.ndarray]:
-    arrays = np.load(io.BytesIO(data), allow_pickle=False)
-    if isinstance(arrays, np.ndarray):
-        raise ValueError("one array without names")
-    with arrays:
-        return {key: arrays[key] for key in arrays.files}
-
-
-def _read_mat(data: bytes) -> dict[str, np.ndarray]:
-    # scipy.io takes a while to import, and most models are .npz.
-    from scipy.io import loadmat
-
-    return loadmat(io.BytesIO(data))
 
 
 def _numbers(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> np.ndarray:
