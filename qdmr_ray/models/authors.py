@@ -11,7 +11,6 @@ keeps them in a file of their own, so that they can be written back.
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import re
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import (
@@ -124,8 +123,7 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
             f"{file}: holds this project's own names ({_OURS}), not the authors': a model folder "
             "needs no import; name the folder where a checkpoint is asked for"
         )
-    ours: dict[str, Tensor] = {}
-    unexpected: list[str] = []
+    ours, unexpected = dict[str, Tensor](), list[str]()
     for key, value in theirs.items():
         try:
             name = our_key(kind, key)
@@ -144,18 +142,10 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
         for key in wanted
         if key in ours and tuple(ours[key].shape) != wanted[key]
     ]
-    problems = [
-        (what, found)
-        for what, found in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrong shape", shapes),
-        )
-        if found
-    ]
-    if problems:
-        counts = ", ".join(f"{len(found)} {what}" for what, found in problems)
-        lines = [f"  {what}: {name}" for what, found in problems for name in found]
+    if missing or unexpected or shapes:
+        problems = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
+        counts = ", ".join(f"{len(found)} {what}" for what, found in problems.items() if found)
+        lines = [f"  {what}: {name}" for what, found in problems.items() for name in found]
         first = f"{file}: not the weights of a {kind} network: keys: {counts}"
         raise QdmrError("\n".join([f"{first}{_other_kind(kind, theirs)}", *lines]))
     if kind == "vqgan" and not has_extras:
@@ -189,19 +179,9 @@ def authors_state(model: LoadedModel) -> dict[str, Tensor]:
             f"{STORED_MASK_SIDE} x {STORED_MASK_SIDE} map of the authors' shift mask; export it "
             "to safetensors, onnx or pt2"
         )
-    state: dict[str, Tensor] = dict(model.network.state_dict())
-    extras = load_extras(open_location(model.source)) if model.kind == "vqgan" else {}
-    kind = "s2t" if model.kind == "vqgan" and not extras else model.kind
-    return to_authors(kind, state | extras)
-
-
-def authors_bytes(model: LoadedModel) -> bytes:
-    """Returns the file ``{"params": state dict}`` that the authors' code reads; raises QdmrError
-    where that code has no such network."""
-    buffer = io.BytesIO()
-    state = {key: value.detach().contiguous() for key, value in authors_state(model).items()}
-    torch.save({PARAMS: state}, buffer)
-    return buffer.getvalue()
+    extras = {} if restores else load_extras(open_location(model.source))
+    kind = model.kind if restores or extras else "s2t"
+    return to_authors(kind, {**model.network.state_dict(), **extras})
 
 
 def infer_settings(state: Mapping[str, Tensor]) -> NetworkSettings:
@@ -210,17 +190,11 @@ def infer_settings(state: Mapping[str, Tensor]) -> NetworkSettings:
     Sizes that weights don't show (the commitment weight; a VQGAN's Swin bottleneck) are the
     paper's, and so are all where the weights contradict themselves.
     """
-    paper = NetworkSettings()
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    levels = _count(shapes, r"encoder\.levels\.(\d+)\.")
+    levels = range(_count(shapes, r"encoder\.levels\.(\d+)\."))
+    layers = "encoder.first.weight", *(f"encoder.levels.{level}.0.weight" for level in levels)
     try:
-        widths = tuple(
-            shapes[key][0]
-            for key in (
-                "encoder.first.weight",
-                *(f"encoder.levels.{level}.0.weight" for level in range(levels)),
-            )
-        )
+        widths = tuple(shapes[layer][0] for layer in layers)
         codebook_size, code_dim = shapes["quantizer.codes"]
         return NetworkSettings(
             widths=widths,
@@ -230,13 +204,12 @@ def infer_settings(state: Mapping[str, Tensor]) -> NetworkSettings:
             swin=_infer_swin(shapes, widths[-1]),
         )
     except (SettingsError, KeyError, IndexError, ValueError):
-        return paper
+        return NetworkSettings()
 
 
 def _infer_swin(shapes: Mapping[str, tuple[int, ...]], width: int) -> SwinSettings:
-    paper = SwinSettings()
     if not any(key.startswith("bottleneck.") for key in shapes):
-        return SwinSettings(heads=math.gcd(paper.heads, width))
+        return SwinSettings(heads=math.gcd(SwinSettings().heads, width))
     rows, heads = shapes["bottleneck.groups.0.blocks.0.attention.bias_table"]
     hidden = shapes["bottleneck.groups.0.blocks.0.mlp.0.weight"][0]
     return SwinSettings(
@@ -260,15 +233,12 @@ def _state_dict(file: Path) -> tuple[dict[str, Tensor], list[str]]:
     if not file.is_file():
         raise QdmrError(f"{file}: no such file; check the path")
     content: dict[str, Any] = load_weight_file(file, REMEDY)
+    state = content.get(PARAMS, content.get(AVERAGED, content))
     notes = []
-    if PARAMS in content:
-        state = content[PARAMS]
-    elif AVERAGED in content:
-        state = content[AVERAGED]
-        notes.append(f"holds no {PARAMS!r}: its averaged weights {AVERAGED!r} are taken")
-    else:
-        state = content
-        notes.append(f"holds no {PARAMS!r}: it is taken for a bare state dict")
+    if PARAMS not in content:
+        taken = f"its averaged weights {AVERAGED!r} are taken"
+        bare = "it is taken for a bare state dict"
+        notes.append(f"holds no {PARAMS!r}: {taken if AVERAGED in content else bare}")
     if not isinstance(state, dict) or not state:
         raise QdmrError(f"{file}: holds no weights: {REMEDY}")
     for key, value in state.items():
@@ -287,14 +257,14 @@ def _wanted_shapes(
     kind: str, settings: NetworkSettings, extras: bool
 ) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        state: dict[str, Tensor] = dict(build_network(kind, settings).state_dict())
+        modules: dict[str, nn.Module] = {"": build_network(kind, settings)}
         if extras:
-            for prefix, module in (
-                ("semantic.", SemanticHead(settings.code_dim)),
-                ("vgg.", VGG19Features()),
-            ):
-                state |= {f"{prefix}{key}": value for key, value in module.state_dict().items()}
-    return {key: tuple(value.shape) for key, value in state.items()}
+            modules |= {"semantic.": SemanticHead(settings.code_dim), "vgg.": VGG19Features()}
+    return {
+        f"{prefix}{key}": tuple(value.shape)
+        for prefix, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
 
 
 def _other_kind(kind: str, theirs: Mapping[str, Tensor]) -> str:
@@ -308,7 +278,7 @@ def _other_kind(kind: str, theirs: Mapping[str, Tensor]) -> str:
 def _differences(settings: NetworkSettings) -> list[str]:
     """Returns a line with the differences from the paper's sizes, or none where there are none."""
     paper, found = asdict(NetworkSettings()), asdict(settings)
-    paper |= {f"swin.{k}": v for k, v in paper.pop("swin").items()}
-    found |= {f"swin.{k}": v for k, v in found.pop("swin").items()}
+    for sizes in (paper, found):
+        sizes |= {f"swin.{key}": value for key, value in sizes.pop("swin").items()}
     changed = [f"{k} {found[k]} instead of {paper[k]}" for k in found if found[k] != paper[k]]
     return [f"differs from the paper's network: {', '.join(changed)}"] if changed else []

@@ -72,9 +72,7 @@ class MetricsLine(Document):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values as JSON holds them."""
-        values = super().to_dict()
-        del values["format"]
-        return values
+        return {name: value for name, value in super().to_dict().items() if name != "format"}
 
 
 def parse_metrics(data: bytes) -> tuple[list[MetricsLine], int]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from qdmr_ray import __version__
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.models.authors import authors_bytes, read_authors
+from qdmr_ray.models.authors import PARAMS, authors_state, read_authors
 from qdmr_ray.models.files import LoadedModel, build_network, load_model, load_weights
 from qdmr_ray.nets.registry import image_of
 from qdmr_ray.nets.weights import first_line
@@ -51,7 +51,6 @@ DESCRIPTION = "qdmr.json"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Restorer = Callable[[Tensor], Tensor]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,10 @@ class Generator(nn.Module):
 
 
 def export_model(
-    checkpoint: str | Path | Location, form: str, out: Location, say: Say = lambda _: None
+    checkpoint: str | Path | Location,
+    form: str,
+    out: Location,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Check, ...]:
     """Writes the model in ``checkpoint`` as a file ``out`` of ``form``, one of ``FORMS``, once the
     file has been found to agree with the network on images of two sizes.
@@ -88,8 +90,11 @@ def export_model(
     if form not in FORMS:
         raise SettingsError(f"--to {form}: choose from {', '.join(FORMS)}")
     write, reopen = FORMS[form]
-    if form == "onnx":
-        _need_onnx()
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if form == "onnx" and missing:
+        raise QdmrError(
+            f"export to onnx needs {', '.join(missing)}: pip install 'qdmr_ray[export]'"
+        )
     model = load_model(checkpoint)
     with tempfile.TemporaryDirectory(prefix="qdmr-export-") as folder:
         file = Path(folder) / f"model.{form}"
@@ -107,7 +112,14 @@ def export_model(
                 f"{model.source}: cannot be exported to {form} with torch {torch.__version__} "
                 f"({first_line(error)}); nothing was written"
             ) from error
-        _judge(checks, form, model)
+        for check in checks:
+            # Written so that NaN counts as a disagreement.
+            if not check.difference <= ALLOWED:
+                raise QdmrError(
+                    f"{model.source}: as {form} it differs from the network by "
+                    f"{check.difference:.1e} on images of {check.shape}, where {ALLOWED:.0e} is "
+                    "allowed; nothing was written"
+                )
         out.write_bytes_atomic(file.read_bytes())
     return checks
 
@@ -150,35 +162,21 @@ def _check(restorer: Restorer, model: LoadedModel, size: tuple[int, int, int]) -
     return Check((batch, 3, height, width), difference)
 
 
-def _judge(checks: tuple[Check, ...], form: str, model: LoadedModel) -> None:
-    for check in checks:
-        # Written so that NaN counts as a disagreement.
-        if not check.difference <= ALLOWED:
-            raise QdmrError(
-                f"{model.source}: as {form} it differs from the network by "
-                f"{check.difference:.1e} on images of {check.shape}, where {ALLOWED:.0e} is "
-                "allowed; nothing was written"
-            )
-
-
 def _write_safetensors(model: LoadedModel, file: Path) -> None:
     state = {key: value.contiguous() for key, value in model.network.state_dict().items()}
     safetensors.torch.save_file(state, file, metadata={"format": "pt", **describe(model)})
 
 
-def _open_safetensors(model: LoadedModel, file: Path) -> Restorer:
-    return _fresh(model, safetensors.torch.load_file(file), file)
-
-
 def _write_authors(model: LoadedModel, file: Path) -> None:
-    file.write_bytes(authors_bytes(model))
+    state = {key: value.detach().contiguous() for key, value in authors_state(model).items()}
+    # Given a path, torch.save would write the file's name into the archive.
+    with file.open("wb") as stream:
+        torch.save({PARAMS: state}, stream)
 
 
-def _open_authors(model: LoadedModel, file: Path) -> Restorer:
-    return _fresh(model, read_authors(file, model.kind).state, file)
-
-
-def _fresh(model: LoadedModel, state: dict[str, Tensor], file: Path) -> Restorer:
+def _open_weights(model: LoadedModel, file: Path) -> Restorer:
+    theirs = file.suffix == ".authors"
+    state = read_authors(file, model.kind).state if theirs else safetensors.torch.load_file(file)
     network = build_network(model.kind, model.network.settings)
     load_weights(network, state, str(file))
     return Generator(network.eval())
@@ -253,14 +251,6 @@ def _open_onnx(model: LoadedModel, file: Path) -> Restorer:
     return restore
 
 
-def _need_onnx() -> None:
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise QdmrError(
-            f"export to onnx needs {', '.join(missing)}: pip install 'qdmr_ray[export]'"
-        )
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the exporters' warnings about their own insides."""
@@ -277,8 +267,8 @@ def _quiet() -> Iterator[None]:
 
 FORMS: dict[str, tuple[Callable[[LoadedModel, Path], Any], Callable[[LoadedModel, Path], Restorer]]]
 FORMS = {
-    "safetensors": (_write_safetensors, _open_safetensors),
+    "safetensors": (_write_safetensors, _open_weights),
     "onnx": (_write_onnx, _open_onnx),
     "pt2": (_write_pt2, _open_pt2),
-    "authors": (_write_authors, _open_authors),
+    "authors": (_write_authors, _open_weights),
 }

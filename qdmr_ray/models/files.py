@@ -164,21 +164,16 @@ def network_settings(description: Mapping[str, Any]) -> Settings:
     """Returns network sizes from the description in ``model.json``; raises SettingsError where they
     are not those of its architecture."""
     kind: Any = network_class(description["architecture"])
-    settings: Settings = parse_settings(
-        TypeAdapter(kind.settings_type), description["settings"], "settings"
-    )
-    return settings
+    return parse_settings(TypeAdapter(kind.settings_type), description["settings"], "settings")
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads ``state`` strictly; raises QdmrError, which names ``source``, where keys are missing or
     too many, or a weight has another shape."""
     wanted = network.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    unexpected = sorted(state.keys() - wanted.keys())
-    if missing or unexpected:
-        parts = [f"{len(missing)} missing (first: {missing[0]})"] if missing else []
-        parts += [f"{len(unexpected)} unexpected (first: {unexpected[0]})"] if unexpected else []
+    apart = {"missing": wanted.keys() - state.keys(), "unexpected": state.keys() - wanted.keys()}
+    parts = [f"{len(keys)} {what} (first: {min(keys)})" for what, keys in apart.items() if keys]
+    if parts:
         raise QdmrError(f"{source}: weights of another network: {', '.join(parts)} keys")
     for key, value in state.items():
         if value.shape != wanted[key].shape:

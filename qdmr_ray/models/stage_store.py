@@ -116,10 +116,8 @@ class StageStore:
             )
 
     def _last_use(self, place: Location, holder: dict[str, Any] | None) -> float:
-        times = [float(holder["time"])] if holder else []
-        for note in place.join(USES_FOLDER).list():
-            times.append(float(json.loads(note.read_bytes())["time"]))
-        return max(times, default=0.0)
+        notes = [json.loads(note.read_bytes()) for note in place.join(USES_FOLDER).list()]
+        return max((float(note["time"]) for note in (*notes, holder) if note), default=0.0)
 
 
 def copy_stage(place: Location, run: Location, stage: str) -> None:
@@ -146,8 +144,5 @@ def prunable(entries: Iterator[Entry], *, unused_days: float, unfinished: bool) 
 
 
 def _bytes_below(folder: Location) -> int:
-    total = 0
-    for item in folder.list():
-        size = item.size()
-        total += _bytes_below(item) if size is None else size
-    return total
+    sizes = ((item, item.size()) for item in folder.list())
+    return sum(_bytes_below(item) if size is None else size for item, size in sizes)
