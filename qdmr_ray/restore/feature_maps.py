@@ -54,20 +54,17 @@ class FeatureMap:
 
     def __init__(
         self,
-        channels: int,
-        height: int,
-        width: int,
-        *,
+        shape: tuple[int, int, int],
         dtype: torch.dtype,
         device: torch.device,
         folder: Path | None,
     ) -> None:
-        self.channels, self.height, self.width = channels, height, width
-        self._dtype, self.device = dtype, device
+        self.channels, self.height, self.width = shape
+        self.dtype, self.device = dtype, device
         self._rows: Tensor | None = None
         self._file = -1
         if folder is None:
-            self._rows = torch.empty(height, width, channels, dtype=dtype, device=device)
+            self._rows = torch.empty(*shape[1:], shape[0], dtype=dtype, device=device)
             return
         try:
             # Unlinked at once, so that the space is free again however the process ends.
@@ -84,14 +81,9 @@ class FeatureMap:
             ) from error
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of one number."""
-        return self._dtype.itemsize
-
-    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self.width * self.channels * self._dtype.itemsize
+        return self.width * self.channels * self.dtype.itemsize
 
     @property
     def nbytes(self) -> int:
@@ -108,25 +100,23 @@ class FeatureMap:
         if self._rows is not None:
             strip = self._rows[first:last]
         else:
-            count = (last - first) * self.row_bytes
-            buffer = np.empty(count, dtype=np.uint8)
+            buffer = np.empty((last - first) * self.row_bytes, dtype=np.uint8)
             self._transfer(os.preadv, buffer.data, first)
             shape = (last - first, self.width, self.channels)
-            strip = torch.from_numpy(buffer).view(self._dtype).view(shape).to(self.device)
+            strip = torch.from_numpy(buffer).view(self.dtype).view(shape).to(self.device)
         return strip.permute(2, 0, 1).unsqueeze(0)
 
     def put(self, first: int, values: Tensor) -> None:
         """Writes ``values`` (1, channels, n, width) from row ``first`` on."""
         strip = values[0].permute(1, 2, 0)
-        if self._rows is not None and strip.shape == self._rows.shape:
+        if self._rows is None:
+            data = strip.to("cpu", self.dtype).contiguous()
+            self._transfer(os.pwritev, data.view(torch.uint8).numpy().reshape(-1).data, first)
+        elif strip.shape == self._rows.shape:
             # A tensor of the whole map becomes the map, without a copy.
-            self._rows = strip.to(self._dtype).contiguous()
-            return
-        if self._rows is not None:
+            self._rows = strip.to(self.dtype).contiguous()
+        else:
             self._rows[first : first + len(strip)] = strip
-            return
-        data = strip.to("cpu", self._dtype).contiguous()
-        self._transfer(os.pwritev, data.view(torch.uint8).numpy().reshape(-1).data, first)
 
     def add(self, first: int, values: Tensor) -> Tensor:
         """Adds ``values`` (1, channels, n, width) from row ``first`` on; returns the sum."""
@@ -167,17 +157,9 @@ class Arena:
 
     def new(self, channels: int, height: int, width: int) -> FeatureMap:
         """Returns a map whose contents are undefined."""
-        fits = self.fits(channels, height, width)
-        made = FeatureMap(
-            channels,
-            height,
-            width,
-            dtype=self._dtype,
-            device=self._device,
-            folder=None if fits else self._folder,
-        )
-        if fits:
-            self._free -= made.nbytes
+        fits, shape = self.fits(channels, height, width), (channels, height, width)
+        made = FeatureMap(shape, self._dtype, self._device, None if fits else self._folder)
+        self._free -= made.nbytes if fits else 0
         return made
 
     def fits(self, channels: int, height: int, width: int) -> bool:

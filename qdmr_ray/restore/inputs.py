@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdmr_ray.errors import one_line
 from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
 
 
@@ -23,15 +24,13 @@ class Failure:
 
 def failure_of(path: Path, error: BaseException) -> Failure:
     """Turns any error into one line that names the file."""
-    text = " ".join(str(error).split())
+    reason = one_line(error)
     if isinstance(error, OSError) and error.strerror:
-        text = error.strerror
+        reason = error.strerror
     elif isinstance(error, MemoryError):
-        text = "too little memory"
-    reason = text or type(error).__name__
-    return Failure(
-        path=path, reason=reason if str(path) in reason else f"{path}: {reason}", error=error
-    )
+        reason = "too little memory"
+    reason = reason if str(path) in reason else f"{path}: {reason}"
+    return Failure(path=path, reason=reason, error=error)
 
 
 def expand(files: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
@@ -57,11 +56,9 @@ def expand(files: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
 
 def _photographs(path: Path) -> list[Path]:
     if path.is_dir():
-        return _sorted_photographs(p for p in path.iterdir() if not p.name.startswith("."))
-    if not path.exists() and glob.has_magic(str(path)):
-        return _sorted_photographs(Path(p) for p in glob.glob(str(path), recursive=True))
-    return [path]
-
-
-def _sorted_photographs(items: Iterable[Path]) -> list[Path]:
+        items = [item for item in path.iterdir() if not item.name.startswith(".")]
+    elif not path.exists() and glob.has_magic(str(path)):
+        items = [Path(item) for item in glob.glob(str(path), recursive=True)]
+    else:
+        return [path]
     return sorted(p for p in items if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())

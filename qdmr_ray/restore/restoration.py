@@ -192,7 +192,8 @@ def restore_files(
     paths, failures = expand(files)
     if not paths:
         why = "; ".join(failure.reason for failure in failures) or "an empty list"
-        raise QdmrError(f"no photograph to restore ({why}); name {_suffixes()} files or folders")
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise QdmrError(f"no photograph to restore ({why}); name {kinds} files or folders")
     device = usable_device(settings.device)
     model = _loaded(checkpoint)
     model.network.to(device)
@@ -207,7 +208,9 @@ def restore_files(
     with _folder(out):
         for number, path in enumerate(paths, start=1):
             report.begun(path, number, len(paths))
-            result = out / _result_name(path)
+            # A file whose ending is not that of an image becomes a PNG.
+            is_known = path.suffix.lower() in IMAGE_SUFFIXES
+            result = out / (path.name if is_known else f"{path.stem}.png")
             try:
                 _check_free(result, path, written)
                 lost = _restore_file(path, result, model, settings, report)
@@ -223,20 +226,16 @@ def restore_files(
 @contextlib.contextmanager
 def _folder(out: Path) -> Iterator[None]:
     """Makes the folder and tests it before hours of work; removes a new one that stays empty."""
-    made = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise QdmrError(
-            f"the folder {out} cannot be made ({error.strerror}): name another --out"
-        ) from error
+    made, step = not out.exists(), "made"
     try:
         try:
+            out.mkdir(parents=True, exist_ok=True)
+            step = "written to"
             with tempfile.NamedTemporaryFile(dir=out, prefix=TEMPORARY_PREFIX):
                 pass
         except OSError as error:
             raise QdmrError(
-                f"the folder {out} cannot be written to ({error.strerror}): name another --out"
+                f"the folder {out} cannot be {step} ({error.strerror}): name another --out"
             ) from error
         yield
     finally:
@@ -264,11 +263,6 @@ def _restore_file(
     return write_photograph(result, photograph, restored)
 
 
-def _result_name(path: Path) -> str:
-    """Returns the photograph's own name, or a PNG's where the suffix is not that of an image."""
-    return path.name if path.suffix.lower() in IMAGE_SUFFIXES else f"{path.stem}.png"
-
-
 def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
     """Keeps a result from overwriting another photograph's result, or the photograph itself."""
     if result in written:
@@ -280,10 +274,6 @@ def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
         raise QdmrError(f"{path}: its result would overwrite it; name another --out")
     if result.is_dir():
         raise QdmrError(f"{path}: its result would be {result}, a folder; name another --out")
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _loaded(checkpoint: Checkpoint) -> LoadedModel:

@@ -56,8 +56,9 @@ def restore_pixels(
     device = next(network.parameters()).device
     # "float32" must mean float32: cuDNN's own default is TensorFloat-32, of 10 bits.
     exact = tensor_float_32(ComputeSettings(), device)
-    with torch.inference_mode(), exact, _precision(device, bfloat16):
-        return _Pass(network, image, device, memory, bfloat16, scratch, progress).run()
+    fast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+    with torch.inference_mode(), exact, fast:
+        return _Pass(network, image, memory, bfloat16, scratch, progress).run()
 
 
 class _Pass:
@@ -67,17 +68,16 @@ class _Pass:
         self,
         network: QDMR,
         image: np.ndarray,
-        device: torch.device,
         memory: int,
         bfloat16: bool,
         scratch: Path | None,
         progress: Callable[[float], None] | None,
     ) -> None:
-        self.network, self.image, self.device = network, image, device
+        self.network, self.image = network, image
         self.full_scale = float(np.iinfo(image.dtype).max)
-        self.type = next(network.parameters()).dtype
-        stored = torch.bfloat16 if bfloat16 else self.type
-        self.arena = Arena(memory, device, stored, scratch)
+        weight = next(network.parameters())
+        self.device, self.type = weight.device, weight.dtype
+        self.arena = Arena(memory, self.device, torch.bfloat16 if bfloat16 else self.type, scratch)
         multiple = network.multiple
         self.row_at, self.column_at = (
             reflected(length, -(-length // multiple) * multiple) for length in image.shape[:2]
@@ -219,9 +219,7 @@ class _Pass:
             self.work.did(layer, tokens.height * tokens.width)
         # In place, since the group's input is needed row by row only.
         for first, last in features.strips():
-            begin, end = max(0, first - REACH), min(features.height, last + REACH)
-            x = group.conv(tokens.rows(begin, end))
-            features.add(first, x[:, :, first - begin : last - begin])
+            features.add(first, _convolved(group.conv, tokens, first, last))
             self.work.did(group.conv, (last - first) * features.width)
         self.arena.drop(tokens)
         return features
@@ -243,9 +241,7 @@ class _Pass:
         result = np.empty_like(self.image)
         height, width = self.image.shape[:2]
         for first, last in strips(height, features.row_bytes, self.device):
-            begin, end = max(0, first - REACH), min(features.height, last + REACH)
-            x = self.network.decoder.last(features.rows(begin, end)).to(self.type)
-            x = x[:, :, first - begin : last - begin]
+            x = _convolved(self.network.decoder.last, features, first, last).to(self.type)
             if self.network.settings.global_residual:
                 x = x + self._pixels(first, last)
             pixels = x[0, :, :, :width].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
@@ -285,7 +281,7 @@ def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
     # The MLP's inner layer is the widest of the block.
     hidden = cast(nn.Linear, block.mlp[0]).out_features
     window, shift, height = block.window, block.shift, before.height
-    row_bytes = before.width * hidden * before.itemsize
+    row_bytes = before.width * hidden * before.dtype.itemsize
     for first, last in strips(height, row_bytes, before.device, multiple=window, fewest=window):
         if last - first == height:
             # Rolled while it is gathered, so that nothing is copied.
@@ -343,6 +339,12 @@ def _band_mask(height: int, width: int, window: int, shift: int, *, is_last: boo
     return shift_mask(height + window, width, window, shift)[: -(width // window)]
 
 
+def _convolved(layer: nn.Module, below: FeatureMap, first: int, last: int) -> Tensor:
+    """Returns rows ``first`` .. ``last - 1`` of a 3 x 3 convolution of ``below``."""
+    begin, end = max(0, first - REACH), min(below.height, last + REACH)
+    return layer(below.rows(begin, end))[:, :, first - begin : last - begin]
+
+
 def _doubled(double: Doubling, below: FeatureMap, first: int, last: int) -> Tensor:
     """Returns rows ``first`` .. ``last - 1`` of ``below`` enlarged by ``double``."""
     begin = max(0, first // 2 - REACH)
@@ -353,10 +355,6 @@ def _doubled(double: Doubling, below: FeatureMap, first: int, last: int) -> Tens
 def _activated(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
     scale, shift = affine
     return nn.functional.silu(torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype)), inplace=True)
-
-
-def _precision(device: torch.device, bfloat16: bool) -> torch.autocast | nullcontext[None]:
-    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def reflected(length: int, wanted: int) -> np.ndarray:
