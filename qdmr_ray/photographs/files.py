@@ -45,11 +45,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".tiff": _TIFF,
     ".webp": {"format": "WEBP", "lossless": True},
 }
-_SIXTEEN_BIT = {
-    ".png": sixteen_bit_png,
-    ".tif": sixteen_bit_tiff,
-    ".tiff": sixteen_bit_tiff,
-}
+_SIXTEEN_BIT = {".png": sixteen_bit_png, ".tif": sixteen_bit_tiff, ".tiff": sixteen_bit_tiff}
 _JPEG_ENDINGS = (".jpeg", ".jpg")
 # Longest side in pixels: WebP stores it in 14 bits, libjpeg has a limit of its own.
 _LONGEST = {".webp": 16383, ".jpeg": 65500, ".jpg": 65500}
@@ -158,8 +154,7 @@ def write_photograph(path: Path, photograph: Photograph, pixels: np.ndarray) -> 
         if not len(photograph.exif):
             raise
         data = _encoded(suffix, replace(photograph, exif=Image.Exif()), layers)
-        reason = one_line(error)
-        lost.append(f"its EXIF data cannot be written ({reason}) and were left out")
+        lost.append(f"its EXIF data cannot be written ({one_line(error)}) and were left out")
     write_file_atomic(path, data)
     return lost
 
@@ -211,8 +206,7 @@ def _any_size() -> Iterator[None]:
 def _layers(photograph: Photograph, pixels: np.ndarray) -> np.ndarray:
     """(H, W, 1 .. 4); a grey photograph stays grey, since its colour profile is for grey."""
     if photograph.grey:
-        mean = np.rint(pixels.mean(axis=2, keepdims=True)).astype(pixels.dtype)
-        pixels = mean
+        pixels = np.rint(pixels.mean(axis=2, keepdims=True)).astype(pixels.dtype)
     if photograph.alpha is None:
         return pixels
     return np.concatenate([pixels, photograph.alpha[..., None]], axis=2)

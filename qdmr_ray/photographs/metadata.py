@@ -31,14 +31,9 @@ _PNG_KEPT = (b"cHRM", b"cICP", b"gAMA", b"iTXt", b"pHYs", b"sRGB", b"tEXt", b"zT
 _PNG_TEXTS = (b"iTXt", b"tEXt", b"zTXt")
 _PNG_XMP = b"XML:com.adobe.xmp"
 # Texts that repeat EXIF data and XMP and would be outdated once those change.
-_PNG_COPIES = (
-    _PNG_XMP,
-    b"Raw profile type APP1",
-    b"Raw profile type exif",
-    b"Raw profile type xmp",
-)
-# Photoshop's segment, in which JPEG files keep their IPTC captions.
-_JPEG_KEPT = {"APP13": b"\xff\xed"}
+_PNG_COPIES = (_PNG_XMP, *(b"Raw profile type " + kind for kind in (b"APP1", b"exif", b"xmp")))
+# Photoshop's segment, in which JPEG files keep their IPTC captions: Pillow's name, and the marker.
+_CAPTIONS, _CAPTIONS_MARKER = "APP13", b"\xff\xed"
 _JPEG_DENSITIES = (1, 2)
 
 
@@ -60,15 +55,17 @@ def portable_exif(exif: Image.Exif, height: int, width: int) -> Image.Exif:
     made = Image.Exif()
     # The maker's notes inside the data may depend on this byte order.
     made.endian = exif.endian
-    for tag, value in exif.items():
-        if tag not in _STRUCTURAL and tag not in TABLES and tag != XMP_TAG:
-            made[tag] = value
+    dropped = {*_STRUCTURAL, *TABLES, XMP_TAG}
+    made.update({tag: value for tag, value in exif.items() if tag not in dropped})
     if _ORIENTATION in exif:
         made[_ORIENTATION] = _UPRIGHT
     for table in TABLES:
         values = dict(exif.get_ifd(table))
         if table == ExifTags.IFD.Exif:
-            values = _with_interoperability(values, exif)
+            # The interoperability table itself replaces its offset in the old file.
+            if values.pop(ExifTags.IFD.Interop, None) is not None:
+                inner = dict(exif.get_ifd(ExifTags.IFD.Interop))
+                values |= {ExifTags.IFD.Interop: inner} if inner else {}
             sides = ((ExifTags.Base.ExifImageWidth, width), (ExifTags.Base.ExifImageHeight, height))
             values |= {tag: side for tag, side in sides if tag in values}
         if values:
@@ -76,16 +73,6 @@ def portable_exif(exif: Image.Exif, height: int, width: int) -> Image.Exif:
             # Pillow writes a table into a TIFF only if it is also among the tags.
             made[table] = values
     return made
-
-
-def _with_interoperability(values: dict[int, object], exif: Image.Exif) -> dict[int, object]:
-    """Replaces the interoperability table's offset in the old file by the table itself."""
-    if ExifTags.IFD.Interop in values:
-        inner = dict(exif.get_ifd(ExifTags.IFD.Interop))
-        values = {tag: value for tag, value in values.items() if tag != ExifTags.IFD.Interop}
-        if inner:
-            values[ExifTags.IFD.Interop] = inner
-    return values
 
 
 def read_extras(image: Image.Image, data: bytes, height: int, width: int) -> Extras:
@@ -122,11 +109,8 @@ def _upright_xmp(xmp: bytes, height: int, width: int) -> bytes:
 
 def _kept_segments(image: Image.Image) -> bytes:
     segments: list[tuple[str, bytes]] = getattr(image, "applist", [])
-    return b"".join(
-        _JPEG_KEPT[name] + struct.pack(">H", len(body) + 2) + body
-        for name, body in segments
-        if name in _JPEG_KEPT
-    )
+    kept = (body for name, body in segments if name == _CAPTIONS)
+    return b"".join(_CAPTIONS_MARKER + struct.pack(">H", len(body) + 2) + body for body in kept)
 
 
 def _kept_chunks(data: bytes) -> bytes:
