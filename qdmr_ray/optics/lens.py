@@ -70,10 +70,9 @@ def load_lens(lens: str) -> Lens:
                 "or the path of a .yaml or .npz file"
             )
     settings: LensSettings = parse_settings(TypeAdapter(LensSettings), read_yaml(path), str(path))
-    if settings.psf_grid is not None:
-        grid = PSFGrid.load(path.parent / settings.psf_grid)
+    if settings.optics is None:
+        grid = PSFGrid.load(path.parent / str(settings.psf_grid))
     else:
-        assert settings.optics is not None
         try:
             grid = psf_grid(settings.optics)
         except QdmrError as error:

@@ -9,18 +9,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qdmr_ray.report.document import located
+from qdmr_ray.report.document import REPORT_FILE
 from qdmr_ray.report.page import run_page
-from qdmr_ray.report.sweep.folder import is_sweep
+from qdmr_ray.report.run_folder import read_run
+from qdmr_ray.report.sweep.folder import is_sweep, read_sweep
 from qdmr_ray.report.sweep.page import sweep_page
-from qdmr_ray.storage import Location
+from qdmr_ray.storage import Location, open_location, write_file_atomic
 
-__all__ = ["build_report", "run_page", "sweep_page"]
+__all__ = ["build_report"]
 
 
 def build_report(folder: Location | Path | str, out: Location | Path | str | None = None) -> str:
-    """Writes the report of what ``folder`` holds; returns its path or ``s3://…``. A folder with
-    ``sweep.json`` is a sweep's (``sweep_page``), any other a run's (``run_page``). Raises QdmrError
-    if the folder holds neither, or the page cannot be written."""
-    place = located(folder)
-    return sweep_page(place, out) if is_sweep(place) else run_page(place, out)
+    """Writes the report of what ``folder`` holds to ``out`` (``FOLDER/report.html``), here or in a
+    store; returns its path or ``s3://…``. A folder with ``sweep.json`` is a sweep's, whose report
+    shows pictures of the trials that were evaluated; any other is a run's, or has an evaluation
+    alone. Anything else may be missing: the page then names it, and the command that makes it.
+    Raises QdmrError if the folder holds none of them, or the page cannot be written."""
+    place = _located(folder)
+    target = place.join(REPORT_FILE) if out is None else _located(out)
+    page = sweep_page(read_sweep(place)) if is_sweep(place) else run_page(read_run(place))
+    if target.local_path is None:
+        target.write_bytes_atomic(page.encode())
+    else:
+        # A misspelt folder should raise an error, not be made.
+        write_file_atomic(target.local_path, page.encode())
+    return target.uri
+
+
+def _located(place: Location | Path | str) -> Location:
+    return place if isinstance(place, Location) else open_location(place)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import plotly.graph_objects as go
 
@@ -56,9 +56,10 @@ LOG_AXIS = {"type": "log", "tickformat": "~g", "nticks": 3}
 ITERATION_AXIS = {"title": {"text": "iteration"}, "exponentformat": "none"}
 
 _TEXT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12}
-_GRID = {"gridcolor": "var(--line)", "linecolor": "var(--axis)", "zeroline": False}
 _AXIS = {
-    **_GRID,
+    "gridcolor": "var(--line)",
+    "linecolor": "var(--axis)",
+    "zeroline": False,
     "automargin": True,
     "nticks": 6,
     "separatethousands": True,
@@ -124,8 +125,7 @@ class Chart:
         return {**self.figure, "table": self.table}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Strip:
+class Strip(NamedTuple):
     """A row of dots, each with a text, a value, and its trial, if any."""
 
     name: str
@@ -141,7 +141,7 @@ def plain(text: str) -> str:
 def scatter(points: Iterable[tuple[float, float | None]], **style: Any) -> go.Scatter:
     """Returns a line through ``points``, or a sign at each if ``style`` says so."""
     x, y = zip(*points, strict=True)
-    return go.Scatter(x=list(x), y=list(y), **{"mode": "lines", **style})
+    return go.Scatter(x=[*x], y=[*y], **{"mode": "lines", **style})
 
 
 def colour(index: int) -> str:
@@ -195,10 +195,8 @@ def draw_curves(title: str, lines: Sequence[tuple[str, int, Points]]) -> Chart:
     traces = []
     for (_, tone, _), behind, mean in zip(lines, raw, smooth, strict=True):
         if behind != mean:
-            line = {"color": colour(tone), "width": 1}
-            traces.append(
-                _curve(behind, line=line, opacity=0.35, hoverinfo="skip", showlegend=False)
-            )
+            quiet = {"opacity": 0.35, "hoverinfo": "skip", "showlegend": False}
+            traces.append(_curve(behind, line={"color": colour(tone), "width": 1}, **quiet))
     for (name, tone, _), mean in zip(lines, smooth, strict=True):
         shown = plain(name if name != title else "value")
         # A line has no width where gaps leave a single point, which therefore needs a marker.
@@ -252,14 +250,10 @@ def draw_gains(evaluation: Evaluation, metric: str, unit: str) -> Chart | None:
         f"{label(stage)} from {min(row.values()):+.2f} to {max(row.values()):+.2f}"
         for stage, row in gains.items()
     ]
-    strips = [
-        Strip(
-            name=label(stage),
-            colour=colour(tone),
-            dots=[(f"{name}: {gain:+.2f} {unit}", gain, None) for name, gain in row.items()],
-        )
-        for tone, (stage, row) in enumerate(gains.items())
-    ]
+    strips = []
+    for tone, (stage, row) in enumerate(gains.items()):
+        dots = [(f"{name}: {gain:+.2f} {unit}", gain, None) for name, gain in row.items()]
+        strips.append(Strip(label(stage), colour(tone), dots))
     names = dict.fromkeys(name for row in gains.values() for name in row)
     return draw_strips(
         strips,

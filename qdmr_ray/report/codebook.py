@@ -24,7 +24,7 @@ from qdmr_ray.evaluate.codebook.usage import (
 )
 from qdmr_ray.report.charts import DOMAINS, PLAIN_COLOUR, Chart, colour
 from qdmr_ray.report.pictures import embedded_picture
-from qdmr_ray.report.run_folder import RunData
+from qdmr_ray.report.run_folder import RunData, noted
 
 HEIGHT = 380
 # The distance of ticks, as a share of the larger bar's height: closer ones could not be told apart.
@@ -38,10 +38,8 @@ def codebook_section(run: RunData) -> dict[str, Any] | str | None:
     without a trained VQGAN. If the file is missing or of another network, returns a line that says
     how to make or renew it. The atlas is a data URI with its size in pixels, if there is one."""
     usage, weights = None, None
-    try:
+    with noted(run.problems):
         usage = read_usage(run.place)
-    except QdmrError as error:
-        run.problems.append(str(error))
     # Errors of the network are no concern of the report.
     with contextlib.suppress(QdmrError):
         weights = trained_weights(run.place)

@@ -1,6 +1,6 @@
-"""Pages as files: template, style, scripts and charts put together, and written whole. A page needs
-no network: pictures are data URIs and plotly.js is part of the page. A content security policy lets
-no script run but the page's own, so that no text in a file's name or a setting can run as one."""
+"""Pages: template, style, scripts and charts put together. A page needs no network: pictures are
+data URIs and plotly.js is part of the page. A content security policy lets no script run but the
+page's own, so that no text in a file's name or a setting can run as one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import importlib.resources
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from qdmr_ray.report.charts import TEMPLATE, Chart
-from qdmr_ray.storage import Location, open_location, write_file_atomic
 
 REPORT_FILE = "report.html"
 ASSETS = importlib.resources.files("qdmr_ray.report") / "assets"
@@ -53,23 +51,6 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
         charts=lambda: {"template": TEMPLATE, "charts": [chart.data for chart in charts]},
         **content,
     )
-
-
-def write_page(page: str, place: Location, out: Location | Path | str | None) -> str:
-    """Writes the page to ``out``, else into the folder ``place``; returns its path or ``s3://…``.
-    Raises QdmrError if it cannot be written."""
-    target = place.join(REPORT_FILE) if out is None else located(out)
-    if target.local_path is None:
-        target.write_bytes_atomic(page.encode())
-    else:
-        # A misspelt folder should raise an error, not be made.
-        write_file_atomic(target.local_path, page.encode())
-    return target.uri
-
-
-def located(place: Location | Path | str) -> Location:
-    """Returns the place that a path or ``s3://…`` names."""
-    return place if isinstance(place, Location) else open_location(place)
 
 
 def duration(seconds: float) -> str:

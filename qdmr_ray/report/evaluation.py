@@ -52,9 +52,7 @@ def references(evaluation: Evaluation) -> list[str]:
 
 def origin(evaluation: Evaluation) -> dict[str, str]:
     """Returns what determined the values, and the software used: ``{"models.uda": "5e8a…"}``."""
-    return _flat(
-        {**evaluation.provenance.model_dump(exclude_defaults=True), **evaluation.environment}
-    )
+    return _flat(evaluation.provenance.model_dump(exclude_defaults=True) | evaluation.environment)
 
 
 def _flat(values: Mapping[str, Any], head: str = "") -> dict[str, str]:

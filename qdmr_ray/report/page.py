@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from qdmr_ray.evaluate.metrics.registry import metric_info
@@ -13,9 +12,9 @@ from qdmr_ray.models.layout import PICTURES_FOLDER
 from qdmr_ray.report import charts, figures, pictures
 from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.codebook import codebook_section
-from qdmr_ray.report.document import duration, located, render, write_page
+from qdmr_ray.report.document import duration, render
 from qdmr_ray.report.evaluation import origin, references
-from qdmr_ray.report.run_folder import RunData, read_run, switched_off
+from qdmr_ray.report.run_folder import RunData, switched_off
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
 
@@ -24,16 +23,8 @@ PICTURE_SUFFIX = ".png"
 SERIES_NAME = re.compile(r"(?:(?P<name>.+)[-_])?(?P<iteration>\d+)")
 
 
-def run_page(run: Location | Path | str, out: Location | Path | str | None = None) -> str:
-    """Writes the report of a run to ``out`` (``RUN/report.html``); returns its path or ``s3://…``.
-    ``run`` is a run folder or a folder with an evaluation alone, here or in a store. Anything else
-    may be missing: the page then names it, and the command that makes it. Raises QdmrError if
-    neither a run nor an evaluation is there, or the page cannot be written."""
-    place = located(run)
-    return write_page(_render(read_run(place)), place, out)
-
-
-def _render(run: RunData) -> str:
+def run_page(run: RunData) -> str:
+    """Returns the page of a run, or of an evaluation alone."""
     evaluation = run.evaluation
     metric = figures.primary_metric(evaluation) if evaluation else None
     photographs, amplification = pictures.photographs(run, metric)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
 from qdmr_ray.evaluate.results import Evaluation, PhotographResult
 from qdmr_ray.evaluate.sheets import absolute_error, error_colours
 from qdmr_ray.photographs.decode import decode_image
 from qdmr_ray.report.evaluation import last_stage
 from qdmr_ray.report.figures import photograph_gain
-from qdmr_ray.report.run_folder import RunData
+from qdmr_ray.report.run_folder import RunData, noted
 from qdmr_ray.storage import Location
 
 # Longest sides in pixels: of a photograph, of a training picture and of a thumbnail.
@@ -65,7 +65,8 @@ def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int
     """Returns the evaluated photographs that fit on the page, and their maps' amplification."""
     if run.evaluation is None:
         return [], 1
-    shown, amplification = embedded(run.evaluation, metric, lambda name: load_pictures(run, name))
+    load = partial(load_pictures, run.place, run.evaluation, run.problems)
+    shown, amplification = embedded(run.evaluation, metric, load)
     if not shown and run.evaluation.per_image:
         run.problems.append("evaluation/ holds none of the evaluated photographs' pictures")
     return shown, amplification
@@ -94,10 +95,10 @@ def embedded(
 def embedded_picture(file: Location, problems: list[str]) -> tuple[str, int, int] | None:
     """Returns ``(data URI, width, height)`` of a picture, reduced if very large; ``None``, and a
     line in ``problems``, if the file is no readable image."""
-    try:
+    image = None
+    with noted(problems):
         image = Image.fromarray(decode_image(file.read_bytes(), file.uri))
-    except QdmrError as error:
-        problems.append(str(error))
+    if image is None:
         return None
     image.thumbnail((TRAINING_SIDE, TRAINING_SIDE), Image.Resampling.LANCZOS)
     uri = _uri(image, "PNG", optimize=True)
@@ -106,30 +107,26 @@ def embedded_picture(file: Location, problems: list[str]) -> tuple[str, int, int
     return uri, image.width, image.height
 
 
-def load_pictures(run: RunData, name: str) -> dict[str, np.ndarray]:
+def load_pictures(
+    place: Location, evaluation: Evaluation, problems: list[str], name: str
+) -> dict[str, np.ndarray]:
     """Returns one photograph's existing pictures: input, stages in order, ground truth."""
-    root = run.place.join("evaluation")
+    root = place.join("evaluation")
     folder = root.join(name)
     if not lies_below(folder, root, name):
-        run.problems.append(f"{name!r} is no name of a folder in evaluation/: not shown")
+        problems.append(f"{name!r} is no name of a folder in evaluation/: not shown")
         return {}
-    assert run.evaluation is not None
     pictures = {}
-    try:
+    present: Mapping[str, int] = {}
+    with noted(problems):
         present = folder.file_sizes()
-    except QdmrError as error:
-        run.problems.append(str(error))
-        return {}
-    for kind in (INPUT, *run.evaluation.stages, GROUND_TRUTH):
-        file = folder.join(f"{kind}.png")
-        if file.name not in present:
-            continue
-        try:
-            pictures[kind] = decode_image(file.read_bytes(), file.uri)
-        except QdmrError as error:
-            run.problems.append(str(error))
+    for file in (folder.join(f"{k}.png") for k in (INPUT, *evaluation.stages, GROUND_TRUTH)):
+        with noted(problems):
+            if file.name in present:
+                pixels = decode_image(file.read_bytes(), file.uri)
+                pictures[file.name.removesuffix(".png")] = pixels
     if len({picture.shape for picture in pictures.values()}) > 1:
-        run.problems.append(f"the pictures in {folder.uri} differ in size: not shown")
+        problems.append(f"the pictures in {folder.uri} differ in size: not shown")
         return {}
     return pictures
 

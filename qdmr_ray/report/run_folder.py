@@ -4,7 +4,8 @@ wanted most for the run that went wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import yaml
 from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.evaluate.sweep_file import finite
-from qdmr_ray.models.documents import Environment, Notes, parse_metrics
+from qdmr_ray.models.documents import Environment, MetricsLine, Notes, parse_metrics
 from qdmr_ray.models.layout import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -72,8 +73,7 @@ def read_run(place: Location) -> RunData:
     config, text = _read_config(place)
     run = RunData(place=place, config=config, config_text=text)
     environment = _read_document(Environment, place.join(ENVIRONMENT_FILE), run.problems)
-    if environment is not None:
-        run.environment = {k: v for k, v in vars(environment).items() if v}
+    run.environment = {k: v for k, v in vars(environment or Environment()).items() if v}
     notes = _read_document(Notes, place.join(NOTES_FILE), run.problems)
     run.notes = [*notes.notes] if notes else []
     run.stages = _stages(run)
@@ -111,6 +111,15 @@ def _read_document(kind: type[D], file: Location, problems: list[str]) -> D | No
     except QdmrError as error:
         problems.append(f"{file.name} cannot be read ({one_line(error)})")
         return None
+
+
+@contextmanager
+def noted(problems: list[str]) -> Iterator[None]:
+    """Adds a QdmrError to ``problems`` instead of raising it."""
+    try:
+        yield
+    except QdmrError as error:
+        problems.append(str(error))
 
 
 def is_number(value: Any) -> bool:
@@ -151,13 +160,10 @@ def _stages(run: RunData) -> list[str]:
 
 def _read_curves(run: RunData, stage: str) -> StageCurves | None:
     file = run.place.join(stage, METRICS_FILE)
-    try:
-        if file.size() is None:
-            return None
-        lines, broken = parse_metrics(file.read_bytes())
-    except QdmrError as error:
-        run.problems.append(str(error))
-        return None
+    lines, broken = list[MetricsLine](), 0
+    with noted(run.problems):
+        if file.size() is not None:
+            lines, broken = parse_metrics(file.read_bytes())
     if broken:
         run.problems.append(f"{stage}/{METRICS_FILE}: {broken} unreadable line(s) left out")
     if not lines:

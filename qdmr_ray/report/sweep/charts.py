@@ -100,13 +100,14 @@ def draw_history(sweep: Sweep, index: int) -> Chart | None:
         number, value = steps[-1]
         best = f", the best {with_unit(objective, value)} in trial {number}"
         line = {"shape": "hv", "color": BEST_COLOUR, "width": 2}
-        traces.append(_plain_line([*steps, (last, value)], line, "best so far"))
+        corners = [*steps, (last, value)]
+        traces.append(scatter(corners, line=line, name="best so far", hoverinfo="skip"))
     own = sweep.baseline.values[index] if sweep.baseline else None
     if own is not None:
         level = scale.held(own)
         line = {"dash": "dash", "color": BASELINE_COLOUR, "width": 1.5}
-        ends = [(first, level), (last, level)]
-        traces.append(_plain_line(ends, line, "baseline", showlegend=False))
+        quiet = {"name": "baseline", "hoverinfo": "skip", "showlegend": False}
+        traces.append(scatter([(first, level), (last, level)], line=line, **quiet))
     layout = {
         "xaxis": {**iteration_axis([first, last]), "title": {"text": "trial"}},
         "yaxis": value_axis(scale),
@@ -197,7 +198,7 @@ def draw_front(sweep: Sweep, first: int, other: int) -> Chart | None:
     if front and len(sweep.objectives) == 2:
         corners = _staircase(front, (across.better, up.better))
         line = {"color": BEST_COLOUR, "width": 2}
-        traces.append(_plain_line(corners, line, "Pareto front"))
+        traces.append(scatter(corners, line=line, name="Pareto front", hoverinfo="skip"))
     heading = plain(f"{across.full_label} ({across.direction})")
     layout = {
         "xaxis": {**value_axis(x_scale), "title": {"text": heading}},
@@ -231,11 +232,7 @@ def draw_variants(sweep: Sweep, index: int) -> Chart | None:
     pairs = zip(sweep.searched, means, strict=True)
     words = [f"{trial.label} {with_unit(objective, mean)}" for trial, mean in pairs]
     strips = [
-        Strip(
-            name=name,
-            colour="var(--s0)",
-            dots=[(describe(sweep, seed), value, seed.id) for seed, value in seeds],
-        )
+        Strip(name, "var(--s0)", [(describe(sweep, seed), value, seed.id) for seed, value in seeds])
         for name, seeds in seeded
     ]
     return draw_strips(
@@ -323,12 +320,6 @@ def _curve_style(sweep: Sweep, trial: Trial) -> tuple[str, dict[str, Any]]:
 
 def _known_state(trial: Trial) -> str:
     return trial.state if trial.state in SYMBOLS else RUNNING
-
-
-def _plain_line(
-    corners: Sequence[tuple[float, float]], line: dict[str, Any], name: str, **others: Any
-) -> go.Scatter:
-    return scatter(corners, line=line, name=name, hoverinfo="skip", **others)
 
 
 def _staircase(

@@ -110,9 +110,8 @@ class Sweep:
     @cached_property
     def searched(self) -> list[Trial]:
         """The trials by number, without their repeats with other seeds."""
-        first: dict[int, Trial] = {}
-        for trial in sorted(self.trials, key=lambda trial: (len(trial.id), trial.id)):
-            first.setdefault(trial.number, trial)
+        ordered = sorted(self.trials, key=lambda trial: (len(trial.id), trial.id), reverse=True)
+        first = {trial.number: trial for trial in ordered}
         return [first[number] for number in sorted(first)]
 
     @property

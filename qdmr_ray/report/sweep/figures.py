@@ -118,12 +118,8 @@ def champion(sweep: Sweep, index: int) -> Trial | None:
     if len(sweep.objectives) == 1:
         return sweep.best
     better = sweep.objectives[index].better
-    known = [
-        (value * better, trial)
-        for trial in filter(sweep.counts, sweep.searched)
-        if (value := trial.values[index]) is not None
-    ]
-    return max(known, key=lambda row: row[0])[1] if known else None
+    known = [t for t in filter(sweep.counts, sweep.searched) if t.values[index] is not None]
+    return max(known, key=lambda trial: (trial.values[index] or 0.0) * better, default=None)
 
 
 def result(sweep: Sweep, trial: Trial, index: int) -> float | None:

@@ -9,6 +9,7 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
 from qdmr_ray.evaluate.sweep_file import BEST_FILE, MIN, SWEEP_FILE, SweepFile, Values, finite
+from qdmr_ray.report.run_folder import noted
 from qdmr_ray.report.sweep.data import PlainMetric, Sweep, Trial
 from qdmr_ray.storage import Location
 
@@ -40,11 +41,9 @@ def read_sweep(place: Location) -> Sweep:
         values = [_values(row, count) for row in known.values]
         repeats.append(known.model_copy(update={**padded, "values": values}))
     best_text = ""
-    try:
+    with noted(problems):
         if best.size() is not None:
             best_text = best.read_bytes().decode(errors="replace")
-    except QdmrError as error:
-        problems.append(str(error))
     by_id = {trial.id: trial for trial in trials}
     return Sweep(
         place=place,

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from qdmr_ray.evaluate.sweep_file import BEST_FILE
-from qdmr_ray.report.document import located, render, write_page
+from qdmr_ray.report.document import render
 from qdmr_ray.report.sweep import charts, figures, parameters, tables, trials
 from qdmr_ray.report.sweep.data import Sweep
-from qdmr_ray.report.sweep.folder import read_sweep
 from qdmr_ray.report.sweep.pictures import BASELINE, ROLE_LABELS, compared_photographs
 from qdmr_ray.report.viewer import viewer_content
-from qdmr_ray.storage import Location
 
 
-def sweep_page(sweep: Location | Path | str, out: Location | Path | str | None = None) -> str:
-    """Writes a sweep's report to ``out`` (``SWEEP/report.html``); returns its path or ``s3://…``.
-    ``sweep`` is a folder with ``sweep.json``, here or in a store. The report shows pictures of the
-    trials whose folders hold an evaluation. Raises QdmrError if ``sweep.json`` cannot be read, or
-    the page cannot be written."""
-    place = located(sweep)
-    return write_page(_render(read_sweep(place)), place, out)
-
-
-def _render(sweep: Sweep) -> str:
+def sweep_page(sweep: Sweep) -> str:
+    """Returns the page of a sweep."""
     # The first objective against each of the others.
     fronts = [charts.draw_front(sweep, 0, index) for index in range(1, len(sweep.objectives))]
     evaluation, photographs, amplification = compared_photographs(sweep)
@@ -44,7 +32,16 @@ def _render(sweep: Sweep) -> str:
         unseen_caption=tables.unseen_caption(sweep),
         seeds=tables.seed_table(sweep),
         evaluation=evaluation,
-        sections=[_objective_section(sweep, index) for index in range(len(sweep.objectives))],
+        sections=[
+            {
+                "objective": objective,
+                "history": charts.draw_history(sweep, index),
+                "curves": charts.draw_learning_curves(sweep, index),
+                "slices": parameters.draw_slices(sweep, index),
+                "variants": charts.draw_variants(sweep, index) if sweep.is_ablation else None,
+            }
+            for index, objective in enumerate(sweep.objectives)
+        ],
         parallel=parameters.draw_parallel(sweep),
         shades=range(parameters.SHADES),
         without_value=sum(None in trial.values for trial in sweep.searched),
@@ -58,14 +55,3 @@ def _render(sweep: Sweep) -> str:
         best_link=f"data:text/yaml;charset=utf-8,{quote(sweep.best_text)}",
         **compared,
     )
-
-
-def _objective_section(sweep: Sweep, index: int) -> dict[str, Any]:
-    """Returns the charts of one objective; ``None`` where there is nothing to draw."""
-    return {
-        "objective": sweep.objectives[index],
-        "history": charts.draw_history(sweep, index),
-        "curves": charts.draw_learning_curves(sweep, index),
-        "slices": parameters.draw_slices(sweep, index),
-        "variants": charts.draw_variants(sweep, index) if sweep.is_ablation else None,
-    }

@@ -170,14 +170,10 @@ def jittered(trial: Trial, scale: Scale, value: object, spread: float = SPREAD) 
 def _slice(sweep: Sweep, index: int, name: str, trials: list[Trial]) -> Chart:
     objective, short = sweep.objectives[index], sweep.short[name]
     x_scale, y_scale = _parameter_scale(sweep, name), objective_scale(sweep, index)
-    places = [
-        (
-            trial,
-            round(jittered(trial, x_scale, trial.settings.get(name, MISSING)), 4),
-            y_scale.held(trial.values[index]),
-        )
-        for trial in trials
-    ]
+    places = []
+    for trial in trials:
+        x = jittered(trial, x_scale, trial.settings.get(name, MISSING))
+        places.append((trial, round(x, 4), y_scale.held(trial.values[index])))
     remarks = ["log"] if x_scale.logarithmic else []
     # Importances are those of the first objective.
     if index == 0 and name in sweep.importances:
