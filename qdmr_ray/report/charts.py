@@ -130,7 +130,7 @@ class Strip(NamedTuple):
 
     name: str
     colour: str
-    dots: list[tuple[str, float, str | None]]
+    dots: Sequence[tuple[str, float, str | None]]
 
 
 def plain(text: str) -> str:
