@@ -9,15 +9,11 @@ Each function does what the command of its name does. It is imported at its firs
 qdmr_ray`` itself imports neither Ray nor PyTorch.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inspect import Signature
-
     from qdmr_ray.api import (
         compare,
         evaluate,
@@ -69,7 +65,7 @@ class CallablePackage(ModuleType):
         return self._function()(*args, **kwargs)
 
     @property
-    def __signature__(self) -> Signature:
+    def __signature__(self) -> Any:
         """The public function's signature, for ``inspect.signature`` and for editors."""
         from inspect import signature
 

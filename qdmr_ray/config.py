@@ -6,8 +6,6 @@ Every section is a dataclass beside the code that it configures; this module com
 them, and names in one line what is wrong with a file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Adversarial loss terms in pure PyTorch; L1 is PyTorch's own, LPIPS is in ``nets.lpips``."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn.functional import relu
 

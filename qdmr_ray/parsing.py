@@ -1,7 +1,5 @@
 """Turns plain values of YAML files and ``--set`` into typed settings, with one-line errors."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence

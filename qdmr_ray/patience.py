@@ -10,8 +10,6 @@ an embedded Ray read the command's. Ray has variables of its own:
 ``RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S`` (how often it asks which nodes are drained).
 """
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import dataclass

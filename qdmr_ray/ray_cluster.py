@@ -5,8 +5,6 @@ check_cpus(experiment)
 gpu = uses_gpu(experiment)
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import math

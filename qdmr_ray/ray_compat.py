@@ -3,8 +3,6 @@ other file of the package imports from ``ray.train.v2``, ``_internal`` or a name
 underscore, or reaches for one by attribute (``tests/test_rooms.py``). ``tests/test_ray_compat.py``
 compares these parts with the installed Ray, and names the part that a newer Ray has changed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import ray

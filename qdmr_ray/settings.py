@@ -4,8 +4,6 @@ It uses the standard library only, so that ``qdmr_ray.nets`` and ``qdmr_ray.stag
 PyTorch is installed. ``qdmr_ray.config`` reads YAML files into these classes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass

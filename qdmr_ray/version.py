@@ -1,7 +1,5 @@
 """The version of the running code: release, commit, and whether the working tree was changed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ and ``vgg.``), ``s2t`` (the VQGAN alone), ``qdmr_base``, ``qdmr_uda``, ``image_d
 network of that kind has.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Residual blocks, encoder and decoder shared by the VQGAN and the restoration network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise

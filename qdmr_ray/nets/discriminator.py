@@ -1,7 +1,5 @@
 """U-Net discriminator with spectral norm (Schoenfeld et al., CVPR 2020; Real-ESRGAN's form)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The restoration network of the Base, UDA and source-only stages."""
 
-from __future__ import annotations
-
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn

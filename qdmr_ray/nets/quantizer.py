@@ -1,7 +1,5 @@
 """Vector quantizer: the codebook that mixes both domains."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

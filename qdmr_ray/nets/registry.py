@@ -17,8 +17,6 @@ A network is one file with a settings class and a subclass of :class:`Restoratio
 ...         return self.body(x)
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import pkgutil
@@ -75,7 +73,7 @@ class RestorationNetwork(nn.Module):
         return int(self.settings.multiple)
 
     @classmethod
-    def supervised(cls) -> type[RestorationNetwork]:
+    def supervised(cls) -> type["RestorationNetwork"]:
         """Returns the class that the supervised stage (``source_only``) trains, without the parts
         that need a trained codebook."""
         return cls

@@ -1,7 +1,5 @@
 """Sizes of the networks; the defaults are the paper's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from qdmr_ray.errors import SettingsError

@@ -1,7 +1,5 @@
 """Swin bottleneck: windowed self-attention over the features (Liu et al., ICCV 2021)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

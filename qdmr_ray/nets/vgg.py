@@ -1,7 +1,5 @@
 """Frozen VGG19 up to ``relu4_4``, whose features the VQGAN's semantic term predicts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

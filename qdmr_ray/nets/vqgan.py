@@ -1,7 +1,5 @@
 """The VQGAN learns the domain-mixing codebook and turns source images into s2t images."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Reads weight files from outside; unpickles tensors and nothing else."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Adam without ``torch.compile``'s machinery, which takes two seconds to import."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

@@ -1,7 +1,5 @@
 """QDMR-Base stage: trains on source pairs; the frozen codebook alone represents the target."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from qdmr_ray.nets import QDMR

@@ -5,8 +5,6 @@ micro-batches, so that none needs more memory. Each micro-batch's mean loss is w
 number of samples, so that the gradients, averaged over the workers, are those of the batch's mean.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

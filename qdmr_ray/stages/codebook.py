@@ -1,7 +1,5 @@
 """Codebook usage: counts the codes that are chosen, and moves those that never are."""
 
-from __future__ import annotations
-
 import torch
 import torch.distributed
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The components that stages are built from: sizes, earlier networks and frozen networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial

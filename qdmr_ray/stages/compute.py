@@ -4,8 +4,6 @@ Plain float32 has the method's numbers; each other choice trades a little of the
 some arithmetic, for speed or memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ than a fast GPU needs to run them in bfloat16. A recording starts as a whole. It
 writes the same memory: batches are copied into it, and logged scalars are copied out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

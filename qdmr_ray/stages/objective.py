@@ -1,7 +1,5 @@
 """An optimizer's objective: networks with their loss as one forward pass, and its terms."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Settings that all stages share, with the paper's (Real-Sim) defaults."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from qdmr_ray.errors import SettingsError

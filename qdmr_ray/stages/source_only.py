@@ -1,7 +1,5 @@
 """Supervised stage: any restoration network on source pairs, which shows the domain gap."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

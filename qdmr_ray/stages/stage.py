@@ -5,12 +5,10 @@ and defines two losses; ``source_only.py`` is the shortest. An experiment names 
 ``plugins``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +149,7 @@ class Stage:
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
         compute: ComputeSettings | None = None,
-    ) -> Stage:
+    ) -> Self:
         """Moves every network and makes the optimizers; must be called once, before the first step.
         ``dtype`` is that of weights and images, ``compute.dtype`` that of the arithmetic. Raises
         SettingsError where ``device`` lacks what ``compute`` asks for."""

@@ -1,7 +1,5 @@
 """QDMR-UDA stage: trains on source pairs, their s2t look-alikes and unlabelled target images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """VQGAN stage: learns the codebook on both domains, and to make source images look like target."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

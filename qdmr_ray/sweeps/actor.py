@@ -3,8 +3,6 @@ end a trial by raising in it at its next report, and don't wait until its proces
 a stopped trial leaves in good order: its claims are released, and the workers that it started are
 gone before Tune goes on."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable, Mapping

@@ -3,8 +3,6 @@ finished trials, the number of the proposal and the seed alone: each proposal ha
 that a killed sweep continues as it would have without the kill. The study lies in ``study.db``
 (SQLite), which optuna-dashboard opens."""
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings

@@ -4,8 +4,6 @@ plan = load_sweep(Path("experiments/sweeps/demo.yaml"))
 plan.experiment({"network.codebook_size": 64}, name="0003", seed=0)
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce

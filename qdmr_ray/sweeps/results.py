@@ -1,8 +1,6 @@
 """The files that a sweep leaves: ``sweep.json``, the best settings as an experiment, Optuna's
 study, TensorBoard's hparams, and the best trial's metrics on photographs unseen in the search."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable

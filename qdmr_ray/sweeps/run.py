@@ -6,8 +6,6 @@ A sweep that is run again with the same name and storage resumes: ended trials s
 ones go on from their checkpoints, and the sampler and the stopping rule know all of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Ray Tune's schedulers, which stop bad trials early and learn of the trials of earlier starts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -7,14 +7,12 @@ A parameter with ``when`` varies only where other parameters have the values nam
 the experiment's own value stands.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import optuna
 
@@ -102,7 +100,7 @@ class Space:
         self.parameters = dict(parameters)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Space:
+    def parse(cls, values: Mapping[str, Any]) -> Self:
         """Returns the space that a sweep's file describes; raises SettingsError for an unknown
         kind, an empty range, or conditions in a circle."""
         found = {str(name): _parameter(str(name), spec) for name, spec in values.items()}

@@ -2,8 +2,6 @@
 with a single worker trains in the trial's own process, which Tune keeps for the next trial: only
 the first one waits for a process to start. With several workers Ray Train runs them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -2,8 +2,6 @@
 storage before it counts: a trial has its record before it begins. A sweep that is killed at any
 moment therefore finds each of its trials exactly once when it is started again."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections import Counter

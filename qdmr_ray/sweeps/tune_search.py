@@ -1,7 +1,5 @@
 """The search algorithm that Ray Tune asks for trials: it passes on those of :class:`Trials`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """A stage's batches: its crops, loaded with Ray Data or without, as tensors on its device."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
 

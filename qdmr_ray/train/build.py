@@ -1,7 +1,5 @@
 """A worker's stage: the same weights on every rank, its share of the batch, gradients exchanged."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Mapping
 from functools import partial

@@ -11,8 +11,6 @@ step draws nothing, or draws from a generator seeded with its iteration. ``compl
 written last and holds size and SHA-256 of each file; only files that agree with it count.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

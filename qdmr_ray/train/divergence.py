@@ -2,8 +2,6 @@
 codebook that dies. Watching costs no wait for the GPU: each step marks on the device which terms
 went wrong when; the marks are read at a log line or a checkpoint, before a bad state is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

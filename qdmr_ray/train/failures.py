@@ -2,8 +2,6 @@
 may come back: Ray Train restarts the workers from the newest checkpoint, up to
 ``scaling.max_failures`` times. Broken data, a full disk or a bug would only fail again."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

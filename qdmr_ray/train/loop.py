@@ -2,8 +2,6 @@
 The loop knows stages only by their interface. Every phase of an iteration is timed under a name, so
 that a slow run explains itself: ``data_wait``, ``step``, ``log``, ``checkpoint``."""
 
-from __future__ import annotations
-
 import resource
 import socket
 from collections.abc import Callable

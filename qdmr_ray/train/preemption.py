@@ -4,8 +4,6 @@ drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ra
 on other nodes without counting a failure. Ctrl-C in the command comes the same way, but ends
 training."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time

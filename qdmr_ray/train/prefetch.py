@@ -2,8 +2,6 @@
 the next batch from the stream, pins it and copies it in a CUDA stream of its own, beside the
 current step. On a CPU there is nothing to copy, and a thread would only take time from the step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing

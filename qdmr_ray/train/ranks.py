@@ -1,7 +1,5 @@
 """The values that the ranks of a training exchange beside gradients, over the CPU."""
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import torch

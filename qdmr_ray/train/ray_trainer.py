@@ -1,7 +1,5 @@
 """Training one stage: with Ray Train's workers, or in the calling process."""
 
-from __future__ import annotations
-
 import gc
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """A stage's checkpoints as its ranks write them together and resume from them."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping
@@ -27,7 +25,7 @@ class Saver:
 
     def __init__(
         self,
-        task: Task,
+        task: "Task",
         experiment: Experiment,
         run: Location,
         ranks: Ranks,

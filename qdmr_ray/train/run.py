@@ -6,8 +6,6 @@ A second call with the same name and storage resumes the run: finished stages ar
 interrupted one goes on from its newest checkpoint.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """Copies of the tensors that training changes, taken between two steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -7,8 +7,6 @@ Restoration and metrics are those of ``qdmr evaluate``, to rounding. A VQGAN res
 judged by how well it reconstructs the photographs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

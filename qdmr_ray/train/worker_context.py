@@ -2,8 +2,6 @@
 loop asks its host for rank, device and whether it has to go, and reports its position. A sweep's
 trial with a single worker trains in its own process, which spares the start of a worker group."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping

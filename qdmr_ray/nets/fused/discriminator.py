@@ -4,8 +4,6 @@ The discriminator's feature maps are the largest of a training step. The kernels
 whatever the maps' type.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

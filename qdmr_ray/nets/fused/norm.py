@@ -10,8 +10,6 @@ rows by channel, the second, a small one, combines the chunks by group, and the 
 elementwise work.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,8 +1,6 @@
 """The board is an actor that connects a stage's rank 0 with the driver of its training. Rank 0
 posts its position and adds lines; the driver fetches them, and may ask for a stop."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The logbook passes a rank's news to every place where they are kept or shown."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

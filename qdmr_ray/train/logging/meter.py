@@ -1,7 +1,5 @@
 """The loop's measurements between two log lines: means, seconds by phase, broken records."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Contact sheets for people: the networks' input and output, and the codebook atlas."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """A stage's progress in the driver: a bar on a terminal, plain lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """Logged metrics as Ray metrics, for Prometheus and the Ray dashboard."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -2,8 +2,6 @@
 they are written to a scratch folder and copied up at every checkpoint, so that a reader of the run
 folder finds what belongs to the newest checkpoint."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
