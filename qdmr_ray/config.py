@@ -33,6 +33,7 @@ from qdmr_ray.stages import (
     StageSettings,
     load_plugins,
 )
+from qdmr_ray.storage import Location, open_location
 from qdmr_ray.version import code_version
 
 # Raised when a change of code makes the same settings train another result.
@@ -50,6 +51,7 @@ STOP, WARN, OFF = "stop", "warn", "off"
 ACTIONS = (STOP, WARN, OFF)
 # A run is a folder of this name in its storage, and nowhere else.
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NOT_A_NAME = "must be letters, digits, '.', '_' and '-', since it names the {}'s folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,7 @@ class ScalingSettings(Settings):
         above=0,
     )
     node_wait: float = setting(
-        3600.0,
-        "how long training waits for nodes that its workers fit on, before it ends",
-        unit="seconds",
-        above=0,
+        3600.0, "longest wait for nodes that the workers fit on", unit="seconds", above=0
     )
     gpu: bool | None = setting(None, "train on GPUs; when not set, if the cluster has enough")
     gpus_per_worker: float = setting(
@@ -93,9 +92,7 @@ class ScalingSettings(Settings):
         1.0, "CPUs that Ray reserves for each training worker", unit="CPUs", above=0
     )
     threads: int | None = setting(
-        None,
-        "PyTorch threads of a worker; when not set, the machine's CPUs divided by the workers",
-        minimum=1,
+        None, "PyTorch threads of a worker; when not set, its share of the CPUs", minimum=1
     )
     max_failures: int = setting(
         3, "times that training goes on from its checkpoint after losing a worker", minimum=0
@@ -215,10 +212,7 @@ class Experiment(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.name and not RUN_NAME.fullmatch(self.name):
-            raise SettingsError(
-                f"name must be letters, digits, '.', '_' and '-', since it names the run's folder; "
-                f"it is {self.name!r}"
-            )
+            raise SettingsError(f"name {NOT_A_NAME.format('run')}; it is {self.name!r}")
         if not self.run or len(set(self.run)) < len(self.run):
             raise SettingsError(f"run must name stages, each once; it is {list(self.run)}")
         if self.compute.cuda_graph and self.scaling.workers > 1:
@@ -238,9 +232,7 @@ class Experiment(Settings):
         stage = STAGES[name]
         for needed in stage.needs:
             if needed not in self.run[: self.run.index(name)]:
-                raise SettingsError(
-                    f"run has {name} without {needed} before it, which it starts from"
-                )
+                raise SettingsError(f"run has {name} without {needed} before it, which it needs")
         if stage.network_kinds is not None and self.network.kind not in stage.network_kinds:
             raise SettingsError(
                 f"run has {name}, which trains networks of kind {', '.join(stage.network_kinds)}; "
@@ -270,55 +262,42 @@ class Experiment(Settings):
         plain: dict[str, Any] = _adapter(own_type).dump_python(self, mode="json")
         return plain
 
+    def open(self, uri: str) -> Location:
+        """Returns the place at ``uri``, in the store that ``data.s3_endpoint`` names for S3's."""
+        return open_location(uri, endpoint=self.data.s3_endpoint)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Only the process that has read an experiment with plugins has its class.
         return experiment_from_dict, (self.to_dict(),)
 
 
-def experiment_type(kind: str = DEFAULT_KIND, plugins: Sequence[str] = ()) -> type[Experiment]:
-    """Returns the type of experiments with a network of ``kind`` and with our stages and those of
-    ``plugins``: each section is the dataclass that the stage or the network registers. Raises
-    SettingsError where there is no such network or module."""
-    load_plugins(plugins)
-    network: Any = restoration_class(kind).settings_type
-    return _experiment_type(network, tuple(STAGES.values()))
-
-
-def type_described_by(values: Mapping[str, Any]) -> type[Experiment]:
-    """Returns the type of the experiment with these plain values, by their plugins and
-    ``network.kind``; raises SettingsError where there is no such network or module."""
-    network, plugins = values.get("network"), values.get("plugins")
+def experiment_type(values: Mapping[str, Any] | None = None) -> type[Experiment]:
+    """Returns the type of the experiment with these plain values: with the network that their
+    ``network.kind`` names, and our stages and those of their ``plugins``. Each section is the
+    dataclass that stage or network registers. Raises SettingsError where there is no such network
+    or module."""
+    network, plugins = (values or {}).get("network"), (values or {}).get("plugins")
     kind = network.get("kind") if isinstance(network, Mapping) else None
     # Values of another type are left to the parser, which names what is wrong with them.
     modules = plugins if isinstance(plugins, list | tuple) else ()
-    return experiment_type(
-        kind if isinstance(kind, str) else DEFAULT_KIND,
-        [module for module in modules if isinstance(module, str)],
-    )
+    load_plugins([module for module in modules if isinstance(module, str)])
+    found: Any = restoration_class(kind if isinstance(kind, str) else DEFAULT_KIND)
+    return _experiment_type(found.settings_type, tuple(STAGES.values()))
 
 
 @cache
 def _experiment_type(network: Any, stages: tuple[type[Stage], ...]) -> type[Experiment]:
     sections = [(s.name, s.settings_type, setting(s.settings_type, s.help)) for s in stages]
-    stages_type = _dataclass("StagesSettings", StagesSettings, sections)
-    return _dataclass(
-        "Experiment",
-        Experiment,
-        [
-            ("network", network, setting(network, "sizes of the networks")),
-            ("stages", stages_type, setting(stages_type, "the training stages")),
-        ],
-    )
+    stages_type = _dataclass(StagesSettings, sections)
+    network_field = ("network", network, setting(network, "sizes of the networks"))
+    stages_field = ("stages", stages_type, setting(stages_type, "the training stages"))
+    return _dataclass(Experiment, [network_field, stages_field])
 
 
-def _dataclass(name: str, base: type[Any], fields: list[tuple[str, type, Any]]) -> type[Any]:
+def _dataclass(base: type[Any], fields: list[tuple[str, type, Any]]) -> type[Any]:
+    own = {"__module__": __name__, "__doc__": base.__doc__}
     return make_dataclass(
-        name,
-        fields,
-        bases=(base,),
-        frozen=True,
-        kw_only=True,
-        namespace={"__module__": __name__, "__doc__": base.__doc__},
+        base.__name__, fields, bases=(base,), frozen=True, kw_only=True, namespace=own
     )
 
 
@@ -338,8 +317,6 @@ def load_experiment(
     """
     path = Path(path)
     values = read_yaml(path)
-    # Removed, so that the config.yaml of a run can be trained again.
-    values.pop(VERSION_KEY, None)
     for override in overrides:
         apply_override(values, override)
     values["name"] = name or values.get("name") or path.stem
@@ -349,8 +326,10 @@ def load_experiment(
 def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings") -> Experiment:
     """Returns an experiment from plain values; raises SettingsError, which starts with ``source``,
     where a setting is unknown, of the wrong type or out of range."""
+    # A saved config.yaml can be trained again.
+    values = {name: value for name, value in values.items() if name != VERSION_KEY}
     try:
-        settings: Any = type_described_by(values)
+        settings: Any = experiment_type(values)
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from error
     experiment: Experiment = parse_settings(_adapter(settings), values, source)
@@ -358,54 +337,40 @@ def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings")
 
 
 def stage_digest(
-    experiment: Experiment,
-    stage: str,
-    manifest_digest: str,
-    imported: Mapping[str, str] | None = None,
+    experiment: Experiment, stage: str, data: str, imported: Mapping[str, str] | None = None
 ) -> str:
-    """Returns a digest of all that determines a stage's result, its needed stages included.
+    """Returns a digest of all that determines a stage's result, its needed stages and the digest
+    of its ``data`` included.
 
     Settings that change only where or how visibly it trains (logging, Ray, paths) are left out.
     ``imported`` holds the digests of stages whose weights come from elsewhere.
     """
-    imported = imported or {}
-    if stage in imported:
-        return imported[stage]
+    if stage in (imported or {}):
+        return (imported or {})[stage]
     values, kind = experiment.to_dict(), STAGES[stage]
-    determining = {
+    network = {name: v for name, v in values["network"].items() if name not in kind.unused_sizes}
+    determining: dict[str, Any] = {
         "method": METHOD_VERSION,
         "stage": stage,
         "settings": values["stages"][stage],
-        "network": values["network"],
+        "network": network,
         "discriminator": values["discriminator"],
         "dtype": experiment.compute.dtype,
         "seed": experiment.seed,
         "workers": experiment.scaling.workers,
-        "data": manifest_digest,
-        "needs": {
-            needed: stage_digest(experiment, needed, manifest_digest, imported)
-            for needed in kind.needs
-        },
+        "data": data,
+        "needs": {name: stage_digest(experiment, name, data, imported) for name in kind.needs},
     }
-    for name in kind.unused_sizes:
-        determining["network"].pop(name, None)
-    versions = {
-        "stage": kind.version,
-        "network": restoration_class(experiment.network.kind).version,
-    }
+    network_version = restoration_class(experiment.network.kind).version
+    versions = {"stage": kind.version, "network": network_version}
     # Version 1 is left out, so that digests from before there were versions stay valid.
     if changed := {name: version for name, version in versions.items() if version != 1}:
         determining["versions"] = changed
-    _leave_out_later_defaults(determining)
-    text = json.dumps(determining, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _leave_out_later_defaults(determining: dict[str, Any]) -> None:
-    """Removes later settings with their default, which must not change earlier stages' digests."""
+    # Later settings with their default must not change earlier stages' digests.
     for section, name, default in _LATER_SETTINGS:
         if determining[section].get(name, default) == default:
             determining[section].pop(name, None)
+    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()
 
 
 def dump_experiment(experiment: Experiment) -> str:
@@ -416,6 +381,4 @@ def dump_experiment(experiment: Experiment) -> str:
 
 def experiment_of_run(text: str, source: str) -> Experiment:
     """Returns the experiment that :func:`dump_experiment` wrote."""
-    values = yaml.safe_load(text)
-    values.pop(VERSION_KEY, None)
-    return experiment_from_dict(values, source=source)
+    return experiment_from_dict(yaml.safe_load(text), source=source)

@@ -52,18 +52,12 @@ def _explain_unknown(path: Sequence[Any], name: str, root: type) -> str:
     section: Any = root
     for part in path[:-1]:
         section = _section(get_type_hints(section).get(part)) or object
-    known = (
-        [f.name for f in dataclasses.fields(section)] if dataclasses.is_dataclass(section) else []
-    )
-    near = difflib.get_close_matches(str(path[-1]), known, n=1)
-    prefix = "".join(f"{part}." for part in path[:-1])
-    if near:
-        hint = f"did you mean {prefix}{near[0]}?"
-    else:
-        # Compared by last part, as a setting is often right and only its section is missing.
-        elsewhere = {setting.rsplit(".", 1)[-1]: setting for setting, _ in all_settings(root)}
-        near = difflib.get_close_matches(str(path[-1]), elsewhere, n=1)
-        hint = f"did you mean {elsewhere[near[0]]}?" if near else f"known: {', '.join(known)}"
+    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    known = {field.name: "".join(f"{p}." for p in path[:-1]) + field.name for field in fields}
+    # A setting is often right and only its section is missing.
+    elsewhere = _by_last_part([setting for setting, _ in all_settings(root)])
+    near = _nearest(str(path[-1]), known) or _nearest(str(path[-1]), elsewhere)
+    hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
     return f"unknown setting {name}; {hint}"
 
 
@@ -127,11 +121,22 @@ def put_setting(values: dict[str, Any], name: str, value: Any, *, said: str | No
     place[leaf] = value
 
 
-def nearest_setting(name: str, known: Sequence[str]) -> str:
-    """Returns the end of an error message with the known dotted name that may have been meant."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    if not near:
-        by_last = {setting.rsplit(".", 1)[-1]: setting for setting in known}
-        last = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, n=1)
-        near = [by_last[last[0]]] if last else []
-    return f"did you mean {near[0]}?" if near else "see config.yaml of a run for all settings"
+def check_known(place: str, name: str, section: Any) -> None:
+    """Raises SettingsError, which starts with ``place``, where ``section`` has no setting of the
+    dotted ``name``."""
+    known = [setting for setting, _ in all_settings(section)]
+    if name in known:
+        return
+    near = _nearest(name, {setting: setting for setting in known}, cutoff=0.7)
+    near = near or _nearest(name.rpartition(".")[2], _by_last_part(known))
+    hint = f"did you mean {near}?" if near else "see config.yaml of a run for all settings"
+    raise SettingsError(f"{place}: unknown setting {name}; {hint}")
+
+
+def _nearest(name: str, known: Mapping[str, str], cutoff: float = 0.6) -> str | None:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    return known[near[0]] if near else None
+
+
+def _by_last_part(names: Sequence[str]) -> dict[str, str]:
+    return {name.rpartition(".")[2]: name for name in names}

@@ -12,6 +12,7 @@ an embedded Ray read the command's. Ray has variables of its own:
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from qdmr_ray.errors import SettingsError
@@ -19,11 +20,16 @@ from qdmr_ray.errors import SettingsError
 
 @dataclass(frozen=True)
 class Wait:
-    """A duration in seconds that ``variable`` overrides."""
+    """A duration in seconds that the variable ``QDMR_PATIENCE_`` with this ``name`` overrides."""
 
-    variable: str
+    name: str
     default: float
     help: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"QDMR_PATIENCE_{self.name}"
 
     @property
     def seconds(self) -> float:
@@ -31,61 +37,23 @@ class Wait:
         text = os.environ.get(self.variable)
         if not text:
             return self.default
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise SettingsError(
-                f"{self.variable} is {text!r}: set it to a number of seconds above 0, or unset it"
-            )
-        return value
+        with suppress(ValueError):
+            if 0 < float(text) < math.inf:
+                return float(text)
+        raise SettingsError(
+            f"{self.variable} is {text!r}: set it to a number of seconds above 0, or unset it"
+        )
 
 
-CLAIM_BEAT = Wait(
-    "QDMR_PATIENCE_CLAIM_BEAT",
-    10.0,
-    "how often the process that trains a stage of a shared store shows that it is alive",
+WAITS = (
+    Wait("CLAIM_BEAT", 10.0, "how often a process that trains a shared stage shows it is alive"),
+    Wait("CLAIM_STALE", 90.0, "without a sign of life for so long, another process takes over"),
+    Wait("EXPORT", 10.0, "how long a worker that fails waits for its metrics to reach Prometheus"),
+    Wait("REPORT", 2.0, "the shortest time between two checkpoints that Ray Train is told of"),
+    Wait("WATCH", 0.5, "how often a command asks for the log's lines and position of its training"),
+    Wait("PROGRESS_LINE", 10.0, "how often the position is printed where no person watches"),
+    Wait("ASK_RAY", 10.0, "how often workers ask whether one of their nodes is to be taken away"),
+    Wait("SAVE", 120.0, "how long Ctrl-C waits for a checkpoint before training ends without one"),
+    Wait("ABORT", 30.0, "how long a command waits for a training that it ends"),
 )
-CLAIM_STALE = Wait(
-    "QDMR_PATIENCE_CLAIM_STALE",
-    90.0,
-    "without a sign of life for so long, another process takes the stage over",
-)
-EXPORT = Wait(
-    "QDMR_PATIENCE_EXPORT",
-    10.0,
-    "how long a worker that ends with an error waits for Ray to pass its metrics on to Prometheus",
-)
-REPORT = Wait(
-    "QDMR_PATIENCE_REPORT",
-    2.0,
-    "the shortest time between two checkpoints that workers tell Ray Train of",
-)
-WATCH = Wait(
-    "QDMR_PATIENCE_WATCH",
-    0.5,
-    "how often a command asks for the log's lines and the position of its training",
-)
-PROGRESS_LINE = Wait(
-    "QDMR_PATIENCE_PROGRESS_LINE",
-    10.0,
-    "how often a training prints its position where no person watches",
-)
-ASK_RAY = Wait(
-    "QDMR_PATIENCE_ASK_RAY",
-    10.0,
-    "how often the workers ask Ray whether one of their nodes is about to be taken away",
-)
-SAVE = Wait(
-    "QDMR_PATIENCE_SAVE",
-    120.0,
-    "how long Ctrl-C waits for a checkpoint before the training is ended without one",
-)
-ABORT = Wait(
-    "QDMR_PATIENCE_ABORT",
-    30.0,
-    "how long a command waits for a training that it ends",
-)
-
-WAITS = (CLAIM_BEAT, CLAIM_STALE, EXPORT, REPORT, WATCH, PROGRESS_LINE, ASK_RAY, SAVE, ABORT)
+CLAIM_BEAT, CLAIM_STALE, EXPORT, REPORT, WATCH, PROGRESS_LINE, ASK_RAY, SAVE, ABORT = WAITS

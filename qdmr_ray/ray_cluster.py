@@ -35,10 +35,8 @@ _EVERYWHERE = {
     # Workers' prints reach the driver once, through Ray's log forwarding.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
 }
-_ON_A_CLUSTER = {
-    # This fills the dashboard's page of training runs.
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-}
+# This fills the dashboard's page of training runs.
+_ON_A_CLUSTER = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "1"}
 _LOCALLY = {
     # There is no dashboard whose page of training runs could be filled.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
@@ -51,11 +49,9 @@ _LOCALLY = {
     # Nobody drains the only node; this saves a process that takes 1.5 s of a CPU to start.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-_QUIETLY = {
-    # The core's error level reports an actor option that Ray Data and Ray Train choose themselves
-    # (ray-project/ray #53727).
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-}
+# The core's error level reports an actor option that Ray Data and Ray Train choose themselves
+# (ray-project/ray #53727).
+_QUIETLY = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 
 
 def ensure_ray(modules: Iterable[str] = ()) -> None:
@@ -77,9 +73,21 @@ def ensure_ray(modules: Iterable[str] = ()) -> None:
         # Everything a user must know arrives as an error, and the progress bar stays in one piece.
         for name in ("ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
+    options: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": verbose,
+        "runtime_env": outside_code(modules),
+    }
     address = os.environ.get("RAY_ADDRESS")
     try:
-        _start_or_join(address, verbose=verbose, runtime_env=outside_code(modules))
+        if address:
+            ray.init(address, **options)
+            # The import is late because most commands start a Ray of their own.
+            from qdmr_ray.ray_compat import start_data_actors_here
+
+            start_data_actors_here()
+        else:
+            _start(options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         hint = ""
@@ -98,22 +106,13 @@ def outside_code(modules: Iterable[str]) -> dict[str, Any]:
     return {"py_modules": sorted(folders)} if folders else {}
 
 
-def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str, Any]) -> None:
-    options: dict[str, Any] = {
-        "logging_level": logging.INFO if verbose else logging.ERROR,
-        "log_to_driver": verbose,
-        "runtime_env": runtime_env,
-    }
-    if address:
-        ray.init(address, **options)
-        # The import is late because most commands start a Ray of their own.
-        from qdmr_ray.ray_compat import start_data_actors_here
-
-        start_data_actors_here()
-        return
+def _start(options: dict[str, Any]) -> None:
+    cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
     for attempts_left in reversed(range(_STARTS)):
         try:
-            _start(options)
+            # Without an address Ray joins the cluster started last on this machine: that of another
+            # command, which takes it along when it ends.
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
             return
         except Exception as error:
             # Ray raises nothing narrower where the machine was too busy for Ray's own fixed limits:
@@ -123,13 +122,6 @@ def _start_or_join(address: str | None, *, verbose: bool, runtime_env: dict[str,
             ray.shutdown()
             if not attempts_left:
                 raise RuntimeError(f"this machine is too busy to start it: {error}") from error
-
-
-def _start(options: dict[str, Any]) -> None:
-    # Without an address Ray joins the cluster started last on this machine: that of another
-    # command, which takes it along when it ends.
-    cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
-    ray.init("local", num_cpus=cpus, include_dashboard=False, **options)
 
 
 def joins_a_cluster() -> bool:

@@ -6,10 +6,14 @@ PyTorch is installed. ``qdmr_ray.config`` reads YAML files into these classes.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import ge, gt, le
 from typing import Any, ClassVar
 
 from qdmr_ray.errors import SettingsError
+
+_LIMITS = {"minimum": (ge, "at least"), "above": (gt, "above"), "maximum": (le, "at most")}
 
 
 def setting(
@@ -25,17 +29,10 @@ def setting(
     """Returns a dataclass field with its default (or default factory), help text, unit and limits.
     ``minimum`` and ``maximum`` are inclusive, ``above`` is exclusive; on a tuple each item is
     checked, and ``None`` values (optional settings) pass."""
-    metadata = {
-        "help": help,
-        "unit": unit,
-        "minimum": minimum,
-        "above": above,
-        "maximum": maximum,
-        "choices": choices,
-    }
-    if callable(default):
-        return dataclasses.field(default_factory=default, metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    limits = {"minimum": minimum, "above": above, "maximum": maximum}
+    metadata = {"help": help, "unit": unit, "choices": choices, **limits}
+    kind = "default_factory" if callable(default) else "default"
+    return dataclasses.field(**{kind: default}, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +46,16 @@ class Settings:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             for item in value if isinstance(value, tuple | list) else (value,):
-                self._check_limits(field, item)
+                if item is not None and not dataclasses.is_dataclass(item):
+                    _check_limits(field.name, item, field.metadata)
 
-    def _check_limits(self, field: dataclasses.Field[Any], value: Any) -> None:
-        limits = field.metadata
-        if value is None or dataclasses.is_dataclass(value):
-            return
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SettingsError(f"{field.name} must be a finite number; it is {value}")
-        if limits.get("choices") is not None and value not in limits["choices"]:
-            options = ", ".join(str(choice) for choice in limits["choices"])
-            raise SettingsError(f"{field.name} must be one of {options}; it is {value!r}")
-        if limits.get("minimum") is not None and not value >= limits["minimum"]:
-            raise SettingsError(f"{field.name} must be at least {limits['minimum']}; it is {value}")
-        if limits.get("above") is not None and not value > limits["above"]:
-            raise SettingsError(f"{field.name} must be above {limits['above']}; it is {value}")
-        if limits.get("maximum") is not None and not value <= limits["maximum"]:
-            raise SettingsError(f"{field.name} must be at most {limits['maximum']}; it is {value}")
+
+def _check_limits(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{name} must be a finite number; it is {value}")
+    if limits.get("choices") is not None and value not in limits["choices"]:
+        options = ", ".join(str(choice) for choice in limits["choices"])
+        raise SettingsError(f"{name} must be one of {options}; it is {value!r}")
+    for kind, (holds, words) in _LIMITS.items():
+        if limits.get(kind) is not None and not holds(value, limits[kind]):
+            raise SettingsError(f"{name} must be {words} {limits[kind]}; it is {value}")

@@ -2,14 +2,13 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from qdmr_ray import __version__
 
-# Hexadecimal digits of a commit, as many as run folders have always kept.
-_COMMIT_DIGITS = 12
 _CHANGED = "-dirty"
 
 
@@ -48,21 +47,15 @@ def _read(root: Path) -> CodeVersion:
     """Returns the version of the package in ``root``, with git's commit if ``root`` itself is a
     checkout: a package installed below another project's checkout must not take that project's
     commit for its own. ``.git`` is a file in a worktree."""
-    if not (root / ".git").exists():
-        return CodeVersion(__version__)
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            [*command, f"--abbrev={_COMMIT_DIGITS}"],
-            capture_output=True,
-            text=True,
-            check=False,
-            # Reading must not write: several processes may ask at the same time.
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except OSError:
-        return CodeVersion(__version__)
-    if done.returncode != 0:
-        return CodeVersion(__version__)
-    commit = done.stdout.strip()
-    return CodeVersion(__version__, commit.removesuffix(_CHANGED), commit.endswith(_CHANGED))
+    word = ""
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+        # Reading must not write: several processes may ask at the same time.
+        quiet = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        # Twelve hexadecimal digits of a commit, as many as run folders have always kept.
+        command.append("--abbrev=12")
+        with suppress(OSError, subprocess.CalledProcessError):
+            word = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=quiet
+            ).stdout.strip()
+    return CodeVersion(__version__, word.removesuffix(_CHANGED) or None, word.endswith(_CHANGED))

@@ -13,23 +13,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from qdmr_ray.config import (
-    RUN_NAME,
-    VERSION_KEY,
-    Experiment,
-    experiment_from_dict,
-    type_described_by,
-)
+from qdmr_ray import config, parsing
+from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.evaluate.sweep_file import MAX, MIN
-from qdmr_ray.parsing import (
-    all_settings,
-    apply_override,
-    nearest_setting,
-    parse_settings,
-    put_setting,
-    read_yaml,
-)
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.stages import STAGES
 from qdmr_ray.sweeps.space import Space
@@ -124,11 +111,8 @@ class SweepSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name and not RUN_NAME.fullmatch(self.name):
-            raise SettingsError(
-                "name must be letters, digits, '.', '_' and '-', since it names the sweep's "
-                f"folder; it is {self.name!r}"
-            )
+        if self.name and not config.RUN_NAME.fullmatch(self.name):
+            raise SettingsError(f"name {config.NOT_A_NAME.format('sweep')}; it is {self.name!r}")
         if bool(self.space) == bool(self.variants):
             raise SettingsError("write either space (what varies) or variants (settings by name)")
         if len(self.metrics) != len(self.modes):
@@ -180,7 +164,7 @@ class Plan:
         if self.settings.variants and settings:
             settings = self.settings.variants[settings[VARIANT]] or {}
         for setting_name, value in settings.items():
-            put_setting(values, setting_name, value)
+            parsing.put_setting(values, setting_name, value)
         values["name"] = name
         values["seed"] = int(values.get("seed") or 0) + seed
         return experiment_from_dict(values, source=self.source)
@@ -216,18 +200,18 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | N
         SettingsError: a setting is unknown, out of range, or a combination of the space is wrong.
     """
     path = Path(path)
-    values = read_yaml(path)
+    values = parsing.read_yaml(path)
     for override in overrides:
-        apply_override(values, override)
+        parsing.apply_override(values, override)
     values["name"] = name or values.get("name") or path.stem
-    settings: SweepSettings = parse_settings(TypeAdapter(SweepSettings), values, str(path))
+    settings: SweepSettings = parsing.parse_settings(TypeAdapter(SweepSettings), values, str(path))
     if not settings.experiment:
         raise SettingsError(f"{path}: experiment is not set: name the experiment's file")
-    plain = read_yaml(experiment_file(path, settings))
-    plain.pop(VERSION_KEY, None)
+    plain = parsing.read_yaml(experiment_file(path, settings))
+    plain.pop(config.VERSION_KEY, None)
     for setting_name, value in settings.set.items():
-        _check_known(f"{path}: set", setting_name, plain)
-        put_setting(plain, setting_name, value)
+        parsing.check_known(f"{path}: set", setting_name, config.experiment_type(plain))
+        parsing.put_setting(plain, setting_name, value)
     plan = Plan(settings, plain, str(path))
     _check(plan, path)
     return plan
@@ -242,8 +226,9 @@ def _check(plan: Plan, path: Path) -> None:
     settings = plan.settings
     try:
         names = list(plan.space.parameters) if settings.space else _variant_settings(settings)
+        known = config.experiment_type(plan.values)
         for name in names:
-            _check_known("space" if settings.space else "variants", name, plan.values)
+            parsing.check_known("space" if settings.space else "variants", name, known)
             if name.startswith(_FIXED):
                 raise SettingsError(f"{name} changes no weights; set it in `set` instead")
         plan.experiment({}, name="trial", seed=0)
@@ -300,10 +285,3 @@ def _check_metrics(plan: Plan, experiment: Experiment) -> None:
                 f"metric {metric} is only logged with logging.validation_interval; set it under "
                 "`set`"
             )
-
-
-def _check_known(place: str, name: str, plain: Mapping[str, Any]) -> None:
-    """Refuses a name that is no setting of the experiment with the values ``plain``."""
-    known = [setting_name for setting_name, _ in all_settings(type_described_by(plain))]
-    if name not in known:
-        raise SettingsError(f"{place}: unknown setting {name}; {nearest_setting(name, known)}")
