@@ -14,26 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qdmr_ray.api import (
-        compare,
-        evaluate,
-        load_experiment,
-        load_sweep,
-        restore,
-        sweep,
-        train,
-    )
+    from qdmr_ray.api import compare, evaluate, load_experiment, load_sweep, restore, sweep, train
 
 __version__ = "0.1.0"
-__all__ = [
-    "compare",
-    "evaluate",
-    "load_experiment",
-    "load_sweep",
-    "restore",
-    "sweep",
-    "train",
-]
+__all__ = ["compare", "evaluate", "load_experiment", "load_sweep", "restore", "sweep", "train"]
 _FUNCTIONS = "qdmr_ray.api"
 # These public functions share their name with a subpackage.
 _PACKAGES = ("train", "evaluate", "restore")

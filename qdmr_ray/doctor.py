@@ -154,11 +154,9 @@ def _storage(uri: str) -> Finding:
 
 
 def _weights(what: str, network: str) -> Finding:
-    from qdmr_ray.nets.lpips import find_backbone_weights
-    from qdmr_ray.nets.vgg import find_vgg19_weights
+    from qdmr_ray.nets.weights import find_backbone_weights
 
     try:
-        found = find_vgg19_weights() if network == "vgg19" else find_backbone_weights(network)
-        return Finding(what, str(found), ok=True)
+        return Finding(what, str(find_backbone_weights(network)), ok=True)
     except QdmrError as error:
         return Finding(what, "missing", ok=False, remedy=str(error), needed=False)

@@ -22,16 +22,6 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 # (tests/benchmarks/README.md, "Kills"). No issue of Ray's names it.
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
-__all__ = [
-    "ControllerCallback",
-    "DefaultFailurePolicy",
-    "TrainerWithPolicy",
-    "WorkerGroupCallback",
-    "abort",
-    "draining_nodes",
-    "start_data_actors_here",
-]
-
 
 class TrainerWithPolicy(TorchTrainer):
     """A TorchTrainer whose controller asks ``failure_policy`` what to do after a failure.

@@ -14,18 +14,3 @@ from qdmr_ray.nets.settings import (
     SwinSettings,
 )
 from qdmr_ray.nets.vqgan import VQGAN, SemanticHead, VQGANOutput
-
-__all__ = [
-    "QDMR",
-    "VQGAN",
-    "DiscriminatorSettings",
-    "Encoded",
-    "NetworkSettings",
-    "QDMROutput",
-    "RestorationNetwork",
-    "RestorationNetworkSettings",
-    "SemanticHead",
-    "SwinSettings",
-    "UNetDiscriminator",
-    "VQGANOutput",
-]

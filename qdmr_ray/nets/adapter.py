@@ -7,7 +7,7 @@ network of that kind has.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.swin import relative_position_index, shift_mask
 from qdmr_ray.nets.vgg import IMAGENET_MEAN, IMAGENET_STD, LAYERS
 
-KINDS = ("vqgan", "s2t", "qdmr_base", "qdmr_uda", "image_discriminator", "feature_discriminator")
 # The authors store the shift mask of a 32 x 32 map (256 crop, 1/8) in every second block.
 STORED_MASK_SIDE = 32
 
@@ -81,28 +80,25 @@ def _vgg_rules() -> list[tuple[str, str]]:
     return rules
 
 
-_SPECTRAL = [
-    rule
-    for i in range(1, 9)
-    for rule in (
-        (f"conv{i}.weight", f"conv{i}.weight_orig"),
-        (f"conv{i}.u", f"conv{i}.weight_u"),
-        (f"conv{i}.v", f"conv{i}.weight_v"),
-    )
+_SPECTRAL = (("weight", "weight_orig"), ("u", "weight_u"), ("v", "weight_v"))
+_DISCRIMINATOR = [
+    ("conv0", "conv0"),
+    ("conv9", "conv9"),
+    *((f"conv{i}.{a}", f"conv{i}.{b}") for i in range(1, 9) for a, b in _SPECTRAL),
 ]
-_DISCRIMINATOR = [("conv0", "conv0"), *_SPECTRAL, ("conv9", "conv9")]
-
 _RULES = {
-    "s2t": _S2T,
     "vqgan": [*_S2T, ("semantic.conv", "conv_semantic.0"), *_vgg_rules()],
+    "s2t": _S2T,
     "qdmr_base": _QDMR,
     "qdmr_uda": _QDMR,
     "image_discriminator": _DISCRIMINATOR,
     "feature_discriminator": _DISCRIMINATOR,
 }
+KINDS = tuple(_RULES)
+Rules = list[tuple[re.Pattern[str], str]]
 
 
-def _compile(rules: list[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
+def _compile(rules: Iterable[tuple[str, str]]) -> Rules:
     compiled = []
     for source, destination in rules:
         pattern = re.escape(source).replace(r"\{\}", r"(\d+)")
@@ -113,49 +109,41 @@ def _compile(rules: list[tuple[str, str]]) -> list[tuple[re.Pattern[str], str]]:
 
 
 _TO = {kind: _compile(rules) for kind, rules in _RULES.items()}
-_FROM = {kind: _compile([(b, a) for a, b in rules]) for kind, rules in _RULES.items()}
+_FROM = {kind: _compile((b, a) for a, b in rules) for kind, rules in _RULES.items()}
 
 
-def _rename(key: str, rules: list[tuple[re.Pattern[str], str]], kind: str) -> str:
+def _rename(key: str, rules_of: Mapping[str, Rules], kind: str) -> str:
     """Renames ``key``; a rule names a whole key, or the layer that a weight or bias belongs to."""
+    if kind not in rules_of:
+        raise QdmrError(f"unknown kind of network {kind!r}: use one of {', '.join(KINDS)}")
     layer, _, leaf = key.rpartition(".")
     stems = [(key, ""), *([(layer, f".{leaf}")] if leaf in ("weight", "bias") else [])]
     for stem, suffix in stems:
-        for pattern, destination in rules:
-            match = pattern.fullmatch(stem)
-            if match:
+        for pattern, destination in rules_of[kind]:
+            if match := pattern.fullmatch(stem):
                 return match.expand(destination) + suffix
     raise QdmrError(f"key {key!r} does not belong to a {kind} network")
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise QdmrError(f"unknown kind of network {kind!r}: use one of {', '.join(KINDS)}")
-
-
 def authors_key(kind: str, key: str) -> str:
     """Returns the authors' name of our ``key``."""
-    _check_kind(kind)
-    return _rename(key, _TO[kind], kind)
+    return _rename(key, _TO, kind)
 
 
 def our_key(kind: str, key: str) -> str | None:
     """Returns our name of the authors' ``key``, or None for one of their constants."""
-    _check_kind(kind)
-    return None if _CONSTANT.search(key) else _rename(key, _FROM[kind], kind)
+    return None if _CONSTANT.search(key) else _rename(key, _FROM, kind)
 
 
 def from_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns our state dict from the authors', without their constants."""
-    _check_kind(kind)
-    kept = {key: value for key, value in state.items() if not _CONSTANT.search(key)}
-    return {_rename(key, _FROM[kind], kind): value for key, value in kept.items()}
+    named = {our_key(kind, key): value for key, value in state.items()}
+    return {key: value for key, value in named.items() if key is not None}
 
 
 def to_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the authors' state dict from ours, with their constants."""
-    _check_kind(kind)
-    theirs = {_rename(key, _TO[kind], kind): value for key, value in state.items()}
+    theirs = {authors_key(kind, key): value for key, value in state.items()}
     if kind in ("qdmr_base", "qdmr_uda"):
         theirs.update(_swin_constants(theirs))
     if kind == "vqgan":
@@ -167,13 +155,11 @@ def to_authors(kind: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _swin_constants(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     constants: dict[str, Tensor] = {}
     suffix = "attn.relative_position_bias_table"
-    for key, table in theirs.items():
-        if not key.endswith(suffix):
-            continue
-        block = key[: -len(suffix)]
-        window = (round(table.shape[0] ** 0.5) + 1) // 2
+    for key in filter(lambda key: key.endswith(suffix), theirs):
+        block = key.removesuffix(suffix)
+        window = (round(theirs[key].shape[0] ** 0.5) + 1) // 2
         constants[f"{block}attn.relative_position_index"] = relative_position_index(window)
-        if int(block.rstrip(".").rsplit(".", 1)[1]) % 2:
-            side = STORED_MASK_SIDE
-            constants[f"{block}attn_mask"] = shift_mask(side, side, window, window // 2)
+        if int(block.split(".")[-2]) % 2:
+            mask = shift_mask(STORED_MASK_SIDE, STORED_MASK_SIDE, window, window // 2)
+            constants[f"{block}attn_mask"] = mask
     return constants

@@ -11,7 +11,6 @@ Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual M
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,50 +18,19 @@ from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.blocks import at_least_float32
-from qdmr_ray.nets.weights import first_line, load_weight_file
+from qdmr_ray.nets.weights import (
+    BACKBONES,
+    Backbone,
+    find_backbone_weights,
+    load_backbone,
+    load_weight_file,
+)
 
 # ImageNet's mean and deviation for images in [-1, 1], constants of the trained heads.
 INPUT_SHIFT = (-0.030, -0.088, -0.188)
 INPUT_SCALE = (0.458, 0.448, 0.450)
 # Keeps a pixel whose features are all zero from a division by zero; part of the trained metric.
 NORM_EPSILON = 1e-10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backbone:
-    """One of torchvision's classifiers: its name there, its weight file and the compared layers.
-
-    ``taps`` are indices into its ``features``, each a ReLU; below ``smallest`` pixels a side the
-    last tap has no pixels left. ``setting`` is the setting that names the file, ``switch`` the
-    override that turns off what needs it.
-    """
-
-    model: str
-    file: str
-    setting: str
-    switch: str
-    taps: tuple[int, ...]
-    smallest: int
-
-
-BACKBONES = {
-    "vgg": Backbone(
-        model="vgg16",
-        file="vgg16-397923af.pth",
-        setting="weights.vgg16",
-        switch="stages.NAME.lpips=0",
-        taps=(3, 8, 15, 22, 29),
-        smallest=16,
-    ),
-    "alex": Backbone(
-        model="alexnet",
-        file="alexnet-owt-7be5be79.pth",
-        setting="weights.alexnet",
-        switch="evaluation.lpips=false",
-        taps=(1, 4, 7, 9, 11),
-        smallest=31,
-    ),
-}
 
 
 class LPIPS(nn.Module):
@@ -129,49 +97,15 @@ def build_lpips(net: str, backbone_weights: Path | None = None) -> LPIPS:
     Raises:
         QdmrError: the backbone's weights are missing, unreadable or another network's.
     """
-    path = find_backbone_weights(net, backbone_weights)
-    backbone = BACKBONES[net]
+    find_backbone_weights(net, backbone_weights)
     # Imported here: torchvision takes seconds to import, and most runs of small presets need none.
     import torchvision
 
     # On "meta" the classifier's 120 million weights are neither allocated nor initialised.
     with torch.device("meta"):
-        layers = getattr(torchvision.models, backbone.model)(weights=None).features
-    state = load_weight_file(path, f"name another in the setting {backbone.setting}")
-    prefix = "features."
-    state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    try:
-        layers.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise QdmrError(
-            f"{path} does not hold torchvision's {backbone.model} weights "
-            f"({first_line(error)}): name another file in the setting {backbone.setting}"
-        ) from error
-    return LPIPS(layers.float(), _load_heads(net), backbone)
-
-
-def find_backbone_weights(net: str, backbone_weights: Path | None = None) -> Path:
-    """Returns the backbone's weight file: the path given, else the one in torch's hub cache.
-
-    A run calls this at its start, so that it doesn't fail hours later.
-
-    Raises:
-        QdmrError: ``net`` is unknown or the file is missing; the message tells how to get it.
-    """
-    if net not in BACKBONES:
-        raise QdmrError(f"LPIPS knows the backbones {', '.join(BACKBONES)}; it was asked for {net}")
-    backbone = BACKBONES[net]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / backbone.file
-    path = cached if backbone_weights is None else Path(backbone_weights)
-    if path.is_file():
-        return path
-    raise QdmrError(
-        f"LPIPS-{net} needs torchvision's ImageNet weights of {backbone.model}, and there is no "
-        f'file {path}: where there is a network, run python -c "import torchvision; '
-        f"torchvision.models.{backbone.model}(weights='IMAGENET1K_V1')\", which leaves "
-        f"{backbone.file} in torch's cache; copy that file to {cached}, give its path in the "
-        f"setting {backbone.setting}, or switch LPIPS off with {backbone.switch}"
-    )
+        layers = getattr(torchvision.models, BACKBONES[net].model)(weights=None).features
+    load_backbone(net, backbone_weights, layers, "features.")
+    return LPIPS(layers, _load_heads(net), BACKBONES[net])
 
 
 def _load_heads(net: str) -> list[Tensor]:

@@ -1,14 +1,50 @@
-"""Reads weight files from outside; unpickles tensors and nothing else."""
+"""Weight files from outside, those of ImageNet classifiers among them; unpickles tensors only."""
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
 
+
+@dataclass(frozen=True)
+class Backbone:
+    """One of torchvision's classifiers, whose features a frozen network compares: its name and
+    weight file there, the ``user`` of its weights, and the override that is its ``switch``.
+
+    LPIPS compares the layers ``taps``, indices of ReLUs in ``features``; below ``smallest`` pixels
+    a side the last one has no pixels left.
+    """
+
+    model: str
+    file: str = ""
+    user: str = ""
+    switch: str = ""
+    taps: tuple[int, ...] = ()
+    smallest: int = 1
+
+    @property
+    def setting(self) -> str:
+        """The setting that names the weight file."""
+        return f"weights.{self.model}"
+
+
+_VGG, _ALEX = (3, 8, 15, 22, 29), (1, 4, 7, 9, 11)
+BACKBONES = {
+    "vgg": Backbone(
+        "vgg16", "vgg16-397923af.pth", "LPIPS-vgg", "stages.NAME.lpips=0", _VGG, smallest=16
+    ),
+    "alex": Backbone(
+        "alexnet", "alexnet-owt-7be5be79.pth", "LPIPS-alex", "evaluation.lpips=false", _ALEX, 31
+    ),
+    "vgg19": Backbone(
+        "vgg19", "vgg19-dcbb9e9d.pth", "the semantic term", "stages.vqgan.semantic=0"
+    ),
+}
 # The first bytes of torch.save's files: since PyTorch 1.6, and before.
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -28,6 +64,46 @@ def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
             f"{path} holds a {type(state).__name__}, not a state dict of weights: {remedy}"
         )
     return state
+
+
+def find_backbone_weights(net: str, path: Path | None = None) -> Path:
+    """Returns the weight file of the backbone ``net``: ``path``, else the one in torch's hub cache.
+    Downloads nothing. A run calls this at its start, so that it doesn't fail hours later.
+
+    Raises:
+        QdmrError: ``net`` is unknown or the file is missing; the message tells how to get it.
+    """
+    if net not in BACKBONES:
+        raise QdmrError(f"the backbones are {', '.join(BACKBONES)}; it was asked for {net}")
+    known = BACKBONES[net]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / known.file
+    file = path or cached
+    if file.is_file():
+        return file
+    raise QdmrError(
+        f"{known.user} needs torchvision's ImageNet weights of {known.model}, and there is no "
+        f'file {file}: where there is a network, run python -c "import torchvision; '
+        f"torchvision.models.{known.model}(weights='IMAGENET1K_V1')\", which leaves {known.file} "
+        f"in torch's cache; copy that file to {cached}, give its path in the setting "
+        f"{known.setting}, or switch it off with {known.switch}"
+    )
+
+
+def load_backbone(net: str, path: Path | None, network: nn.Module, prefix: str = "") -> None:
+    """Gives ``network`` the weights of the backbone ``net`` whose keys are ``prefix`` and its
+    own, in float32; raises QdmrError where the file is missing, unreadable or another network's."""
+    file = find_backbone_weights(net, path)
+    remedy = f"name another file in the setting {BACKBONES[net].setting}"
+    state = load_weight_file(file, remedy)
+    try:
+        own = {key: state[f"{prefix}{key}"] for key in network.state_dict()}
+        network.load_state_dict(own, assign=True)
+    except (RuntimeError, KeyError) as error:
+        raise QdmrError(
+            f"{file} does not hold torchvision's {BACKBONES[net].model} weights "
+            f"({first_line(error)}): {remedy}"
+        ) from error
+    network.float()
 
 
 def _reason(path: Path, error: Exception) -> str:

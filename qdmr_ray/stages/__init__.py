@@ -75,8 +75,8 @@ def _stages_of(module: ModuleType) -> list[type[Stage]]:
 
 
 def _register_own() -> None:
-    names = [info.name for info in pkgutil.iter_modules(__path__)]
-    found = [s for name in names for s in _stages_of(import_module(f"{__name__}.{name}"))]
+    modules = [import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    found = [stage for module in modules for stage in _stages_of(module)]
     needed = {name for stage in found for name in stage.needs}
     # Sorted so that they can be trained in this order: stages that others start from come first.
     for stage in sorted(found, key=lambda s: (len(s.needs), s.name not in needed, s.name)):
@@ -84,27 +84,3 @@ def _register_own() -> None:
 
 
 _register_own()
-
-__all__ = [
-    "STAGES",
-    "BackboneSettings",
-    "BaseSettings",
-    "BaseStage",
-    "Components",
-    "ComputeSettings",
-    "OptimizerSettings",
-    "Share",
-    "SourceOnlySettings",
-    "SourceOnlyStage",
-    "Stage",
-    "StageSettings",
-    "UDASettings",
-    "UDAStage",
-    "VQGANSettings",
-    "VQGANStage",
-    "build_stage",
-    "flush_denormals",
-    "load_plugins",
-    "register",
-    "share_of",
-]

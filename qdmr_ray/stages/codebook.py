@@ -40,11 +40,7 @@ class CodeRevival:
 
     @torch.no_grad()
     def step(
-        self,
-        indices: Tensor,
-        images: Tensor,
-        iteration: int,
-        optimizer: torch.optim.Optimizer,
+        self, indices: Tensor, images: Tensor, iteration: int, optimizer: torch.optim.Optimizer
     ) -> Tensor:
         """Returns how many codes were replaced, a scalar; ``indices`` are the codes that this
         iteration's images (B, 3, H, W) chose."""

@@ -1,8 +1,7 @@
 """The components that stages are built from: sizes, earlier networks and frozen networks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -15,9 +14,10 @@ from qdmr_ray.nets import (
     RestorationNetworkSettings,
     UNetDiscriminator,
 )
-from qdmr_ray.nets.lpips import LPIPS, build_lpips, find_backbone_weights
+from qdmr_ray.nets.lpips import LPIPS, build_lpips
 from qdmr_ray.nets.settings import DEFAULT_KIND
-from qdmr_ray.nets.vgg import VGG19Features, find_vgg19_weights, load_vgg19
+from qdmr_ray.nets.vgg import VGG19Features
+from qdmr_ray.nets.weights import load_backbone
 from qdmr_ray.stages.settings import BackboneSettings, StageSettings
 
 
@@ -55,7 +55,9 @@ class Components:
 
     def vgg19(self) -> VGG19Features:
         """Returns the network whose features the semantic term predicts."""
-        return load_vgg19(_path(self.backbones.vgg19))
+        network = VGG19Features()
+        load_backbone("vgg19", _path(self.backbones.vgg19), network)
+        return network
 
     def vqgan(self) -> VQGAN:
         """Returns the trained VQGAN that Base and UDA start from."""
@@ -64,11 +66,8 @@ class Components:
         return trained
 
 
-# Functions that find each backbone's ImageNet weights, given a file or None.
-FIND: dict[str, Callable[[Path | None], Path]] = {
-    "vgg16": partial(find_backbone_weights, "vgg"),
-    "vgg19": find_vgg19_weights,
-}
+# The backbones by the setting in ``weights`` that names their file.
+BACKBONE_OF = {"vgg16": "vgg", "vgg19": "vgg19"}
 
 
 def _path(name: str | None) -> Path | None:

@@ -75,8 +75,15 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
         for part in _parts(modules, FUSABLE):
             part.fused = True
     if compute.compile:
-        # Networks with kernels of their own are faster by these than compiled.
-        _compile(_parts(modules, SwinBlock) if compute.cuda_graph else _compilable(modules))
+        from torch._dynamo import config as dynamo
+
+        # PyTorch sees one piece of code in all submodules and would give up after the eighth.
+        dynamo.cache_size_limit = MOST_COMPILATIONS
+        # Networks with kernels of their own are faster by these than compiled. Swin blocks are
+        # compiled one by one: all are alike, and the code of the first two serves all.
+        for part in _parts(modules, SwinBlock) if compute.cuda_graph else _compilable(modules):
+            # In place, which keeps the state dict's names.
+            part.compile(dynamic=False)
 
 
 def autocast(compute: ComputeSettings, device: torch.device) -> torch.autocast:
@@ -116,9 +123,7 @@ def tensor_float_32(compute: ComputeSettings, device: torch.device) -> Iterator[
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-def _parts(
-    modules: Iterable[nn.Module], kinds: type[nn.Module] | tuple[type[nn.Module], ...]
-) -> Iterator[Any]:
+def _parts(modules: Iterable[nn.Module], kinds: Any) -> Iterator[Any]:
     for module in modules:
         yield from (part for part in module.modules() if isinstance(part, kinds))
 
@@ -129,14 +134,3 @@ def _compilable(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
     for module in modules:
         parts = list(_parts([module], (Encoder, Decoder, SwinBlock)))
         yield from parts or [module]
-
-
-def _compile(parts: Iterable[nn.Module]) -> None:
-    """Compiles ``parts`` in place, which keeps the state dict's names. Swin blocks are compiled one
-    by one: all are alike, and the code of the first two serves all."""
-    import torch._dynamo
-
-    # PyTorch sees one piece of code in all submodules and would give up after the eighth.
-    torch._dynamo.config.cache_size_limit = MOST_COMPILATIONS
-    for part in parts:
-        part.compile(dynamic=False)

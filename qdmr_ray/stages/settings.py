@@ -6,9 +6,6 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.losses import GAN_LOSSES
 from qdmr_ray.settings import Settings, setting
 
-# The iterations at which the paper halves the learning rate of Base and UDA.
-MILESTONES = (100_000, 150_000, 175_000, 190_000)
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings(Settings):
@@ -36,10 +33,12 @@ class OptimizerSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduledOptimizerSettings(OptimizerSettings):
-    """Adam with the paper's schedule for the restoration stages."""
+    """Adam with the paper's schedule for Base and UDA, which halves the learning rates."""
 
     milestones: tuple[int, ...] = setting(
-        MILESTONES, "iterations after which the learning rates are multiplied by gamma", minimum=0
+        (100_000, 150_000, 175_000, 190_000),
+        "iterations after which the learning rates are multiplied by gamma",
+        minimum=0,
     )
 
 

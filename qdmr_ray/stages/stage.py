@@ -98,10 +98,9 @@ class Stage:
         self.lpips = lpips
         self.generator = Objective(generator, self.generator_loss)
         self.discriminators = Objective(dict(discriminators), self.discriminator_loss)
-        self._discriminator_by_name = discriminators
         # Frozen networks that the losses use have no optimizer and are not saved.
-        frozen_networks = [*auxiliary, *([lpips] if lpips else [])]
-        self.auxiliary = nn.ModuleList(frozen_networks).requires_grad_(False).eval()
+        self.auxiliary = nn.ModuleList([*auxiliary, *([lpips] if lpips else [])])
+        self.auxiliary.requires_grad_(False).eval()
         # Whether the next step measures its gradients, which takes a pass over them.
         self.measures_gradients = False
         self._gradient_norms: Losses = {}
@@ -161,30 +160,20 @@ class Stage:
         networks = [*self.generator.networks.values(), *self.discriminators.networks.values()]
         prepare([*networks, *self.auxiliary], self.compute)
         optimizer = self.settings.optimizer
-        self.generator_optimizer = Adam(
-            [p for p in self.generator.parameters() if p.requires_grad],
-            lr=optimizer.generator_lr,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            fused=True,
-        )
-        self.discriminator_optimizer = (
-            Adam(
-                self.discriminators.parameters(),
-                lr=optimizer.discriminator_lr,
-                betas=optimizer.betas,
-                eps=optimizer.eps,
-                fused=True,
-            )
-            if self.has_discriminators
-            else None
-        )
+        options: Any = {"betas": optimizer.betas, "eps": optimizer.eps, "fused": True}
+        trained = [p for p in self.generator.parameters() if p.requires_grad]
+        self.generator_optimizer = Adam(trained, lr=optimizer.generator_lr, **options)
+        self.discriminator_optimizer: Adam | None = None
+        if self.has_discriminators:
+            judges = self.discriminators.parameters()
+            self.discriminator_optimizer = Adam(judges, lr=optimizer.discriminator_lr, **options)
         if self.settings.ema is not None:
             self.average = MovingAverage(self.network, self.settings.ema)
         if self.compute.cuda_graph:
             self._recorded = RecordedSteps(self._work)
-            for adam in self._optimizers():
-                adam.prepare_for_recording()
+            for adam in (self.generator_optimizer, self.discriminator_optimizer):
+                if adam is not None:
+                    adam.prepare_for_recording()
         return self
 
     def parallelize(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
@@ -210,21 +199,16 @@ class Stage:
         """Does the tensor work of :meth:`step`."""
         share = self._share(len(batch[self.domains[0]]))
         inputs: list[Batch] = self._micro_batches(batch, share)
+        adam, judging = self.generator_optimizer, self.discriminator_optimizer
         with tensor_float_32(self.compute, self.device):
             with frozen(self.discriminators):
-                passes = self._descend(
-                    self._generator_pass, self.generator_optimizer, inputs, share
-                )
+                passes = self._descend(self._generator_pass, adam, inputs, share)
             logged = _logged(passes, share)
             self._kept = [out.kept for out in passes]
-            if self.discriminator_optimizer is not None:
+            if judging is not None:
                 inputs = [detached(out.seen) for out in passes]
-                logged |= _logged(
-                    self._descend(
-                        self._discriminator_pass, self.discriminator_optimizer, inputs, share
-                    ),
-                    share,
-                )
+                passes = self._descend(self._discriminator_pass, judging, inputs, share)
+                logged |= _logged(passes, share)
         if self.average is not None:
             self.average.update(self.network)
         return logged
@@ -371,7 +355,7 @@ class Stage:
 
     def gan_terms(self, outputs: Mapping[str, Tensor]) -> Losses:
         """Returns adversarial terms of restored images by domain, passed in the order given."""
-        if "image" not in self._discriminator_by_name:
+        if "image" not in self.discriminators.networks:
             return {}
         loss = self.settings.gan_loss
         return {
@@ -383,9 +367,8 @@ class Stage:
         self, network: str, loss: str, real: Mapping[str, Tensor], fake: Mapping[str, Tensor]
     ) -> LossPass:
         """Returns one discriminator's terms and mean logits by name, for real and then fake."""
-        terms: Losses = {}
-        logged: Losses = {}
-        if network not in self._discriminator_by_name:
+        terms, logged = Losses(), Losses()
+        if network not in self.discriminators.networks:
             return LossPass(terms)
         for name, logits in self.discriminate(network, {**real, **fake}).items():
             key = f"{network}_discriminator/{name}"
@@ -395,8 +378,8 @@ class Stage:
 
     def discriminate(self, network: str, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns logits by name, from one batched pass that counts as one forward per entry."""
-        discriminator = self._discriminator_by_name[network]
-        logits = discriminator(torch.cat(list(images.values())), passes=len(images))
+        discriminator = self.discriminators.networks[network]
+        logits: Tensor = discriminator(torch.cat(list(images.values())), passes=len(images))
         return dict(zip(images, logits.chunk(len(images)), strict=True))
 
     @staticmethod
@@ -410,10 +393,6 @@ class Stage:
             NeededPass(judge, image, to_input=True, times=restored),
             NeededPass(judge, image, to_weights=True, times=restored + 1),
         ]
-
-    def _optimizers(self) -> list[Adam]:
-        both = self.generator_optimizer, self.discriminator_optimizer
-        return [optimizer for optimizer in both if optimizer is not None]
 
     def _set_learning_rates(self) -> None:
         optimizer = self.settings.optimizer

@@ -143,11 +143,7 @@ class Runner:
     """Lets Ray Tune train the trials."""
 
     def __init__(
-        self,
-        trials: Trials,
-        body: Body,
-        scratch: Path,
-        progress: Callable[[int, int], None] | None,
+        self, trials: Trials, body: Body, scratch: Path, progress: Callable[[int, int], None] | None
     ) -> None:
         self._trials, self._body = trials, body
         self._scratch, self._progress = scratch, progress

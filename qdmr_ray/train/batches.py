@@ -53,26 +53,16 @@ def crop_stream(
 
 
 def batches_of(
-    stage: Stage,
-    name: str,
-    experiment: Experiment,
-    device: torch.device,
-    hurry: Callable[[], None],
+    stage: Stage, experiment: Experiment, device: torch.device, hurry: Callable[[], None]
 ) -> Batches:
     """Yields this worker's batches from ``stage.iteration`` to the end, with images on
     ``device``. ``hurry`` is called when Ray no longer loads on this node. Closing the generator
     frees loaders."""
 
-    def loaded(
-        kind: type[CropStream] | type[InProcessStream],
-    ) -> Batches:
+    def loaded(kind: type[CropStream] | type[InProcessStream]) -> Batches:
+        share, end = cast(Share, stage.share), stage.settings.iterations
         stream = crop_stream(
-            kind,
-            experiment,
-            name,
-            share=cast(Share, stage.share),
-            start=stage.iteration,
-            end=experiment.stage(name).iterations,
+            kind, experiment, stage.name, share=share, start=stage.iteration, end=end
         )
         batches = on_device(iter(stream), stage.domains, device)
         try:

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 from qdmr_ray.config import Experiment
 from qdmr_ray.models.files import load_model
 from qdmr_ray.stages import Components, Stage, build_stage, share_of
-from qdmr_ray.storage import open_location
 from qdmr_ray.train.worker_context import Host
 
 
@@ -20,16 +19,11 @@ def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, hos
     maps each stage that it starts from to the place of that stage's result."""
     # The same weights on every rank and after every restart; each stage has its own.
     torch.manual_seed(experiment.seed + zlib.crc32(name.encode()))
-    endpoint = experiment.data.s3_endpoint
-    trained = {
-        needed: load_model(open_location(uri, endpoint=endpoint)).network
-        for needed, uri in needs.items()
-    }
     components = Components(
         network=experiment.network,
         discriminator=experiment.discriminator,
         backbones=experiment.weights,
-        trained=trained,
+        trained={n: load_model(experiment.open(uri)).network for n, uri in needs.items()},
     )
     settings = experiment.stage(name)
     stage = build_stage(name, settings, components)

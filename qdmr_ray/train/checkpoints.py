@@ -31,7 +31,7 @@ from qdmr_ray.train.snapshot import HostMemory
 
 STATE_FILE = "state.pt"
 COMPLETE_FILE = "complete.json"
-_FOLDER = re.compile(r"checkpoint_(\d{9,})")
+_FOLDER = re.compile(r"checkpoint_\d{9,}")
 _log = logging.getLogger(__name__)
 
 
@@ -138,12 +138,7 @@ class CheckpointStore:
         if writing is not None:
             writing.result()
 
-    def _write(
-        self,
-        state: CheckpointState,
-        content: Mapping[str, Any],
-        before_complete: Callable[[], None],
-    ) -> None:
+    def _write(self, state: CheckpointState, content: Any, before_complete: Any) -> None:
         self._remove_leftovers(state.iteration)
         folder = self._location.join(f"checkpoint_{state.iteration:09d}")
         buffer = io.BytesIO()
@@ -166,24 +161,17 @@ class CheckpointStore:
                 self._delete(folder)
 
     def _prune(self) -> None:
-        found = [(folder, self._state(folder)) for folder in self._folders()]
-        usable = [(folder, state) for folder, state in found if state is not None]
-        kept = {folder.name for folder, _ in usable[-self._keep :]}
-        ratings = {folder.name: self._rating(state) for folder, state in usable}
-        rated = {name: rating for name, rating in ratings.items() if rating is not None}
+        found = {folder: self._state(folder) for folder in self._folders()}
+        usable = {folder: state for folder, state in found.items() if state is not None}
+        kept = [*usable][-self._keep :]
+        values = {f: s.metrics.get(self._best_metric or "", math.nan) for f, s in usable.items()}
+        rated = {folder: value for folder, value in values.items() if math.isfinite(value)}
         if rated:
             # Of equals the earliest is kept: it is not replaced as long as nothing is better.
-            kept.add(min(rated, key=rated.__getitem__))
-        for folder, _ in usable:
-            if folder.name not in kept:
+            kept.append((min if self._best_mode == "min" else max)(rated, key=rated.__getitem__))
+        for folder in usable:
+            if folder not in kept:
                 self._delete(folder)
-
-    def _rating(self, state: CheckpointState) -> float | None:
-        """Returns a number that is smaller for a better checkpoint, or None without a value."""
-        value = state.metrics.get(self._best_metric or "", math.nan)
-        if not math.isfinite(value):
-            return None
-        return value if self._best_mode == "min" else -value
 
     def _state(self, folder: Location) -> CheckpointState | None:
         """Returns the content of complete.json, or None where it is missing or damaged."""
@@ -205,9 +193,7 @@ class CheckpointStore:
     def newest(self) -> Checkpoint | None:
         """Returns the newest complete and undamaged checkpoint; raises QdmrError if the place can't
         be read."""
-        for folder in reversed(self._folders()):
-            if not _is_completed(folder):
-                continue
+        for folder in filter(_is_completed, reversed(self._folders())):
             try:
                 return _checked(folder)
             except DamagedError as damage:
@@ -221,14 +207,12 @@ class CheckpointStore:
 
     def _folders(self) -> list[Location]:
         """Returns the folders of checkpoints, complete or not, by iteration."""
-        found = [place for place in self._location.list() if _FOLDER.fullmatch(place.name)]
+        found = filter(lambda place: _FOLDER.fullmatch(place.name), self._location.list())
         return sorted(found, key=_iteration_of)
 
 
 def _iteration_of(folder: Location) -> int:
-    match = _FOLDER.fullmatch(folder.name)
-    assert match
-    return int(match[1])
+    return int(folder.name.removeprefix("checkpoint_"))
 
 
 def _is_completed(folder: Location) -> bool:

@@ -18,7 +18,6 @@ from qdmr_ray.models.documents import Begun
 from qdmr_ray.models.files import Network, save_model
 from qdmr_ray.models.layout import BEGUN_FILE, FINAL_FOLDER
 from qdmr_ray.stages import Share, flush_denormals
-from qdmr_ray.storage import Location, open_location
 from qdmr_ray.train.batches import batches_of, skipped_records
 from qdmr_ray.train.build import built_stage
 from qdmr_ray.train.divergence import Guard, NotFiniteError
@@ -74,20 +73,15 @@ class Worker:
         self.host, self.task = host, task
         self.experiment: Experiment = experiment_from_dict(task.experiment)
         self.settings = self.experiment.stage(task.stage)
-        self.run_location: Location = open_location(
-            task.run_uri, endpoint=self.experiment.data.s3_endpoint
-        )
+        self.run_location = self.experiment.open(task.run_uri)
         self._check_storage()
         torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
         # Denormals are flushed before networks are loaded, which starts the threads.
         flush_denormals()
         self.stage = built_stage(task.stage, task.needs, self.experiment, host)
+        iterations, board = self.settings.iterations, task.board
         self.logbook = Logbook(
-            self.experiment.name,
-            task.stage,
-            iterations=self.settings.iterations,
-            host=host,
-            board=task.board,
+            self.experiment.name, task.stage, iterations=iterations, host=host, board=board
         )
         self.ranks = Ranks(host.rank, host.world_size)
         self.saver = Saver(task, self.experiment, self.run_location, self.ranks, self.logbook)
@@ -95,9 +89,7 @@ class Worker:
         self.guard = Guard(self.experiment.guard, task.stage, self.ranks)
         self.validation: Validation | None = None
         if self.experiment.logging.validation_interval is not None:
-            self.validation = Validation(
-                self.experiment, rank=host.rank, world_size=host.world_size
-            )
+            self.validation = Validation(self.experiment, host.rank, host.world_size)
         self.meter = Meter(host.device)
         self._metrics: dict[str, float] = {}
         self._validated: dict[str, float] = {}
@@ -115,7 +107,8 @@ class Worker:
             with suppress(QdmrError):
                 self.saver.wait()
             # In a store, these lines, which tell how it went wrong, would otherwise be lost.
-            self.logbook.save_what_can_be()
+            with suppress(QdmrError):
+                self.logbook.publish()
             raise
         self.saver.wait()
         if self.host.rank == 0:
@@ -136,9 +129,7 @@ class Worker:
         stage, end = self.stage, self.settings.iterations
         # The steps before this one are slow, and no measure of the others.
         first = stage.iteration + stage.slow_steps
-        batches = batches_of(
-            stage, self.task.stage, self.experiment, self.host.device, self.notice.hurry
-        )
+        batches = batches_of(stage, self.experiment, self.host.device, self.notice.hurry)
         with closing(batches):
             while stage.iteration < end:
                 with self.meter.phase("data_wait"):
@@ -163,15 +154,19 @@ class Worker:
             self.logbook.warn(*self._guarded(self.guard.check))
         if "validate" in due:
             with self.meter.phase("validation"):
-                self._validate()
+                assert self.validation is not None
+                measured = self.validation.measure(self.stage.result())
+                self._validated = mean_metrics(self.ranks.gathered(measured))
         if "log" in due:
             with self.meter.phase("log"):
                 self._log(validated="validate" in due)
         else:
             self.logbook.reached(iteration)
-        if "draw" in due:
+        if "draw" in due and self.host.rank == 0:
             with self.meter.phase("pictures"):
-                self._draw(batch)
+                count = self.experiment.logging.picture_count
+                shown = {name: images[:count] for name, images in batch.items()}
+                self.logbook.draw(iteration, self.stage.pictures(shown), count)
         if "save" in due:
             with self.meter.phase("checkpoint"):
                 self._checkpoint()
@@ -197,16 +192,16 @@ class Worker:
         self.logbook.warn(*warnings)
         return sound
 
-    def _validate(self) -> None:
-        assert self.validation is not None
-        measured = self.validation.measure(self.stage.result())
-        self._validated = mean_metrics(self.ranks.gathered(measured))
-
     def _log(self, *, validated: bool) -> None:
         iteration = self.stage.iteration
         metrics = self.meter.take()
         if metrics["broken_records"]:
-            self._warn_of_broken()
+            path = self.experiment.data.path
+            self.logbook.warn_once(
+                "broken records",
+                f"{path}: broken records are passed over (data.skip_broken; broken_records in "
+                f"metrics.jsonl counts them); `qdmr data inspect {path} --verify` names them",
+            )
         for name, norm in self.stage.gradient_norms().items():
             metrics[f"gradient_norm/{name}"] = float(norm)
         metrics["memory_bytes"] = float(_memory_in_use(self.host.device))
@@ -227,14 +222,6 @@ class Worker:
         # The guard checks after logging, so that the log holds the line that explains an end.
         self.logbook.warn(*self.guard.check_means(metrics, iteration))
 
-    def _warn_of_broken(self) -> None:
-        path = self.experiment.data.path
-        self.logbook.warn_once(
-            "broken records",
-            f"{path}: broken records are passed over (data.skip_broken; broken_records in "
-            f"metrics.jsonl counts them); `qdmr data inspect {path} --verify` names them",
-        )
-
     def _check_best_metric(self) -> None:
         name = self.experiment.logging.best_metric
         if self.validation is not None and not self._validated and name in VALIDATED:
@@ -245,12 +232,6 @@ class Worker:
                 f"logging.best_metric: stage {self.task.stage} logs no {name}, so only its newest "
                 f"checkpoints are kept; it logs {', '.join(sorted(self._metrics))}",
             )
-
-    def _draw(self, batch: dict[str, Tensor]) -> None:
-        if self.logbook.draws:
-            count = self.experiment.logging.picture_count
-            shown = {name: images[:count] for name, images in batch.items()}
-            self.logbook.draw(self.stage.iteration, self.stage.pictures(shown), count)
 
     def _checkpoint(self) -> None:
         """Saves a checkpoint if the state is sound, and tells Ray Train."""

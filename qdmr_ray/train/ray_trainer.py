@@ -7,8 +7,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import ray
@@ -69,18 +70,18 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@dataclass(frozen=True)
 class InThisProcess:
     """Trains in this process, one of ``sharing`` on its machine."""
 
-    def __init__(self, *, sharing: int) -> None:
-        self._sharing = sharing
+    sharing: int
 
     def __call__(
         self, experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None
     ) -> None:
         """Raises what training raises."""
         try:
-            Worker(task, Host(gpu=gpu, local_world_size=self._sharing, watch=watch)).run()
+            Worker(task, Host(gpu=gpu, local_world_size=self.sharing, watch=watch)).run()
         finally:
             if gpu:
                 # The next stage needs the memory, and a stage has reference cycles.
@@ -89,26 +90,26 @@ class InThisProcess:
 
 
 def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> TorchTrainer:
-    scaling = experiment.scaling
-    resources = {"CPU": scaling.cpus_per_worker}
+    scaling, resources = experiment.scaling, {"CPU": experiment.scaling.cpus_per_worker}
     if gpu:
         resources["GPU"] = scaling.gpus_per_worker
+    # Ray Train takes a range of workers, which its annotations lack so far.
+    workers: Any = scaling.workers
+    if scaling.min_workers is not None:
+        workers = scaling.min_workers, scaling.workers
     # Supervision decides how many failed starts are enough.
     failures: Any = ray.train.FailureConfig(
         max_failures=scaling.max_failures,
         controller_failure_limit=-1,  # type: ignore[call-arg]
     )
-    callbacks: list[Any] = [
-        EndAtOnce(experiment.name, task.stage),
-        Supervision(task.board, scaling.node_wait),
-    ]
+    supervision: Any = Supervision(task.board, scaling.node_wait)
     return TrainerWithPolicy(
         train_worker,
         failure_policy=LostWhileStarting(failures),
         train_loop_config={"task": task},
         torch_config=WatchedTorchConfig(backend=_backend(scaling, gpu)),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=_worker_count(scaling),
+            num_workers=workers,
             elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
             use_gpu=gpu,
             resources_per_worker=resources,
@@ -117,7 +118,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
             name=f"{experiment.name}-{task.stage}",
             storage_path=scratch,
             failure_config=failures,
-            callbacks=callbacks,
+            callbacks=[EndAtOnce(experiment.name, task.stage), supervision],
         ),
     )
 
@@ -127,52 +128,32 @@ def _backend(scaling: ScalingSettings, gpu: bool) -> str:
     return "nccl" if gpu and scaling.gpus_per_worker == 1 else "gloo"
 
 
-def _worker_count(scaling: ScalingSettings) -> Any:
-    """Returns the count as Ray Train takes it; its annotations lack a range so far."""
-    if scaling.min_workers is None:
-        return scaling.workers
-    return scaling.min_workers, scaling.workers
+def _started(trainer: TorchTrainer) -> Future[Any]:
+    """Runs ``trainer.fit()`` in a thread, so that the calling thread can work and be interrupted.
+    In a main thread, Ray Train would handle Ctrl-C itself, for good, and report an interruption as
+    a success."""
+    end: Future[Any] = Future()
 
-
-class Fit:
-    """``trainer.fit()`` in a thread, so that the calling thread can work and be interrupted. In a
-    main thread, Ray Train would handle Ctrl-C itself, for good, and report an interruption as a
-    success."""
-
-    def __init__(self, trainer: TorchTrainer) -> None:
-        self._trainer = trainer
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True, name="fit")
-        self._thread.start()
-
-    def _run(self) -> None:
+    def run() -> None:
         try:
-            self._trainer.fit()
-        except BaseException as error:  # Raised by result().
-            self._failure = error
+            end.set_result(trainer.fit())
+        except BaseException as error:
+            end.set_exception(error)
 
-    def has_ended(self, *, within: float) -> bool:
-        """Returns whether the training ends ``within`` so many seconds."""
-        self._thread.join(within)
-        return not self._thread.is_alive()
-
-    def result(self) -> None:
-        """Waits for the end; raises what ``fit`` raised."""
-        while not self.has_ended(within=WATCH.seconds):
-            pass
-        if self._failure is not None:
-            raise self._failure
+    # A daemon, for which a command that gives up doesn't wait.
+    threading.Thread(target=run, daemon=True, name="fit").start()
+    return end
 
 
 def _fit(trainer: TorchTrainer, board: Any, look: Callable[[News], None]) -> None:
     """Trains, and calls ``look`` with the board's news in this thread. An error raised here, such
     as a sweep scheduler's order to stop or the KeyboardInterrupt of Ctrl-C, ends the training
     before it reaches the caller."""
-    fit = Fit(trainer)
+    end = _started(trainer)
     try:
         ended = False
         while not ended:
-            ended = fit.has_ended(within=WATCH.seconds)
+            ended = bool(wait([end], WATCH.seconds).done)
             look(_news(board))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
@@ -180,9 +161,9 @@ def _fit(trainer: TorchTrainer, board: Any, look: Callable[[News], None]) -> Non
             with suppress(KeyboardInterrupt):
                 _save_first(board)
         _abort(board)
-        fit.has_ended(within=ABORT.seconds)
+        wait([end], ABORT.seconds)
         raise
-    fit.result()
+    end.result()
 
 
 def _news(board: Any) -> News:

@@ -11,7 +11,7 @@ from qdmr_ray.models.layout import CHECKPOINTS_FOLDER
 from qdmr_ray.patience import REPORT
 from qdmr_ray.stages import Stage
 from qdmr_ray.storage import Location
-from qdmr_ray.train.checkpoints import Checkpoint, CheckpointState, CheckpointStore
+from qdmr_ray.train.checkpoints import CheckpointState, CheckpointStore
 from qdmr_ray.train.logging.logbook import Logbook
 from qdmr_ray.train.ranks import Ranks
 
@@ -24,12 +24,7 @@ class Saver:
     Rank 0 writes, as the state is the same on all ranks."""
 
     def __init__(
-        self,
-        task: "Task",
-        experiment: Experiment,
-        run: Location,
-        ranks: Ranks,
-        logbook: Logbook,
+        self, task: "Task", experiment: Experiment, run: Location, ranks: Ranks, logbook: Logbook
     ) -> None:
         self._task, self._ranks, self._logbook = task, ranks, logbook
         logging = experiment.logging
@@ -45,9 +40,12 @@ class Saver:
     def resume(self, stage: Stage) -> Mapping[str, float]:
         """Loads the newest checkpoint, if any, into ``stage``; returns the metrics that were logged
         last. Raises QdmrError if the checkpoint can't be read, or is of other settings or data."""
-        checkpoint = self._newest()
-        if checkpoint is None:
+        # Every rank loads the same checkpoint: rank 0 looks for it.
+        checkpoint = self._store.newest() if self._ranks.rank == 0 else None
+        name = self._ranks.of_the_first(checkpoint.name if checkpoint else None)
+        if name is None:
             return {}
+        checkpoint = checkpoint or self._store.named(name)
         state = checkpoint.state
         if (state.stage, state.digest) != (self._task.stage, self._task.digest):
             raise QdmrError(
@@ -81,11 +79,3 @@ class Saver:
     def wait(self) -> None:
         """Returns when everything saved is stored; raises QdmrError if it could not be written."""
         self._store.wait()
-
-    def _newest(self) -> Checkpoint | None:
-        """Returns the same checkpoint on every rank: rank 0 looks for it."""
-        found = self._store.newest() if self._ranks.rank == 0 else None
-        name = self._ranks.of_the_first(found.name if found else None)
-        if name is None or found is not None:
-            return found
-        return self._store.named(name)

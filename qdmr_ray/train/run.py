@@ -33,9 +33,10 @@ from qdmr_ray.models.layout import (
     NOTES_FILE,
 )
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
+from qdmr_ray.nets.weights import find_backbone_weights
 from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.stages import STAGES, BackboneSettings
-from qdmr_ray.stages.components import FIND
+from qdmr_ray.stages.components import BACKBONE_OF
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claims
 from qdmr_ray.train.batches import crop_stream, sets_of
@@ -201,7 +202,7 @@ def _check_weights(experiment: Experiment, names: Sequence[str]) -> None:
         for term, backbone in STAGES[name].backbones.items():
             if getattr(settings, term):
                 file = getattr(experiment.weights, backbone)
-                FIND[backbone](Path(file) if file else None)
+                find_backbone_weights(BACKBONE_OF[backbone], Path(file) if file else None)
 
 
 def _check_earlier_run(

@@ -8,6 +8,7 @@ judged by how well it reconstructs the photographs.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -23,7 +24,6 @@ from qdmr_ray.models.files import LoadedModel
 from qdmr_ray.nets import VQGAN
 from qdmr_ray.restore.restoration import restore
 
-PREFIX = "validation/"
 # A validation logs these metrics.
 VALIDATED = ("validation/psnr", "validation/ssim")
 Metrics = dict[str, float]
@@ -41,14 +41,10 @@ def validation_names(experiment: Experiment) -> list[str]:
 
 
 class Validation:
-    """This rank's part of the validation photographs: every ``world_size``-th one.
+    """This rank's part of the validation photographs: every ``world_size``-th one. Raises as
+    :func:`validation_names`."""
 
-    Raises:
-        SettingsError: there are none, or they have no ground truth.
-        QdmrError: the dataset can't be read.
-    """
-
-    def __init__(self, experiment: Experiment, *, rank: int, world_size: int) -> None:
+    def __init__(self, experiment: Experiment, rank: int, world_size: int) -> None:
         self._reader = _reader(experiment)
         _, chosen = _chosen(self._reader, experiment)
         self._indices = chosen[rank::world_size]
@@ -63,10 +59,10 @@ class Validation:
             truth = record.image if isinstance(network, VQGAN) else record.ground_truth
             assert truth is not None
             restored = restore(record.image, model)
-            border, luma = self._settings.border, self._settings.luma
+            how: Any = {"border": self._settings.border, "luma": self._settings.luma}
             measured[index] = {
-                "psnr": psnr(restored, truth, border=border, luma=luma),
-                "ssim": ssim(restored, truth, border=border, luma=luma),
+                "psnr": psnr(restored, truth, **how),
+                "ssim": ssim(restored, truth, **how),
             }
         return measured
 
@@ -76,7 +72,7 @@ def mean_metrics(parts: Sequence[Mapping[int, Metrics]]) -> Metrics:
     on. The values are added in the photographs' order, whatever the number of ranks."""
     by_index = {index: metrics for part in parts for index, metrics in part.items()}
     rows = [by_index[index] for index in sorted(by_index)]
-    return {f"{PREFIX}{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {f"validation/{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def _reader(experiment: Experiment) -> RecordReader:

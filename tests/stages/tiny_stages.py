@@ -67,7 +67,7 @@ def tiny_lpips() -> LPIPS:
             nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
         )
         heads = [torch.rand(1, 4, 1, 1) for _ in range(2)]
-    backbone = Backbone(model="toy", file="", setting="", switch="", taps=(1, 3), smallest=1)
+    backbone = Backbone("toy", taps=(1, 3))
     return LPIPS(layers, heads, backbone)
 
 

@@ -42,12 +42,7 @@ def fits(x: Tensor) -> bool:
 
 
 def group_norm_silu(
-    x: Tensor,
-    groups: int,
-    weight: Tensor,
-    offset: Tensor,
-    eps: float,
-    bias: Tensor | None = None,
+    x: Tensor, groups: int, weight: Tensor, offset: Tensor, eps: float, bias: Tensor | None = None
 ) -> Tensor:
     """Returns ``silu(group_norm(x + bias, groups, weight, offset, eps))`` in the type of ``x``, for
     images (B, C, H, W) that fit; ``weight``, ``offset`` and ``bias`` are (C,). The gradient of
@@ -137,23 +132,13 @@ def _backward(
 
 
 def _group_tile(chunks: int, width: int) -> dict[str, int]:
-    return {
-        "CHUNKS": power_of_2_from(chunks),
-        "WIDTH": power_of_2_from(width),
-        "num_warps": 4,
-    }
+    return {"CHUNKS": power_of_2_from(chunks), "WIDTH": power_of_2_from(width), "num_warps": 4}
 
 
 class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        bias: Tensor,
-        weight: Tensor,
-        offset: Tensor,
-        groups: int,
-        eps: float,
+        ctx: Any, x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
     ) -> Tensor:
         y, by_channel, by_group = _forward(x, bias, weight, offset, groups, eps)
         ctx.groups = groups

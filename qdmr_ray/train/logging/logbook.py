@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import ray
 from torch import Tensor
 
-from qdmr_ray.errors import QdmrError
 from qdmr_ray.patience import WATCH
 from qdmr_ray.storage import Location
 from qdmr_ray.train.logging.pictures import atlas_sheet, sample_sheet
@@ -36,9 +34,8 @@ class Logbook:
     ) -> None:
         self._stage, self._iterations = stage, iterations
         self._host = host
-        leads = host.rank == 0
-        self._board = board if leads else None
-        self._gauges = Gauges(run_name, stage) if leads else None
+        self._board = board if host.rank == 0 else None
+        self._gauges = Gauges(run_name, stage) if host.rank == 0 else None
         self._files: RunFiles | None = None
         self._said: set[str] = set()
         self._shown: dict[str, float] = {}
@@ -90,20 +87,13 @@ class Logbook:
         self._shown["data_wait"] = metrics["data_wait_fraction"]
         self._post(iteration)
 
-    @property
-    def draws(self) -> bool:
-        """Whether this rank's pictures are kept."""
-        return self._files is not None
-
     def draw(self, iteration: int, pictures: Mapping[str, Tensor], count: int) -> None:
-        """Keeps samples, ``count`` of each picture, and the codebook's atlas."""
+        """Keeps samples, ``count`` of each picture, and the codebook's atlas; for rank 0 only."""
         assert self._files is not None
         samples = {name: images for name, images in pictures.items() if name != ATLAS}
-        sheets: dict[str, np.ndarray] = {"samples": sample_sheet(samples, count)}
+        self._files.picture(iteration, "samples", sample_sheet(samples, count))
         if ATLAS in pictures:
-            sheets[ATLAS] = atlas_sheet(pictures[ATLAS])
-        for name, sheet in sheets.items():
-            self._files.picture(iteration, name, sheet)
+            self._files.picture(iteration, ATLAS, atlas_sheet(pictures[ATLAS]))
 
     def warn(self, *lines: str) -> None:
         """Shows lines in Ray's log, and above the progress bar."""
@@ -127,11 +117,6 @@ class Logbook:
         """Makes everything written so far visible in the run folder."""
         if self._files is not None:
             self._files.publish()
-
-    def save_what_can_be(self) -> None:
-        """Publishes after training has failed; no other error may hide the cause."""
-        with suppress(QdmrError):
-            self.publish()
 
     def close(self) -> None:
         """Publishes, and tells the driver that training has ended."""
