@@ -23,14 +23,14 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.sweep_file import SweepFile
 from qdmr_ray.ray_cluster import capacity, check_cpus, ensure_ray, uses_gpu
-from qdmr_ray.storage import Location, open_location
+from qdmr_ray.storage import Location
 from qdmr_ray.storage.claims import Claims
 from qdmr_ray.storage.document import Document
 from qdmr_ray.sweeps.actor import Body, TrialActor
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.results import write_results
 from qdmr_ray.sweeps.schedulers import stopping_scheduler
-from qdmr_ray.sweeps.trial import TrialContext, run_trial, runs_alone, trial_cpus
+from qdmr_ray.sweeps.trial import TrialContext, run_trial, trial_cpus
 from qdmr_ray.sweeps.trials import Trials
 from qdmr_ray.sweeps.tune_search import TrialSearch
 from qdmr_ray.train.run import check_run
@@ -79,8 +79,7 @@ def sweep_run(
         SettingsError: a setting of the sweep or of its experiment.
     """
     experiment = plan.experiment({}, name="trial", seed=0)
-    endpoint = experiment.data.s3_endpoint
-    sweep = open_location(storage, endpoint=endpoint).join(plan.settings.name)
+    sweep = experiment.open(storage).join(plan.settings.name)
     check_run(experiment)
     _check_same(sweep, plan)
     ensure_ray(experiment.outside_modules)
@@ -152,7 +151,8 @@ class Runner:
         self._experiment = plan.experiment({}, name="trial", seed=0)
         check_cpus(self._experiment)
         gpu = uses_gpu(self._experiment)
-        self._alone = runs_alone(self._experiment.scaling)
+        # Such a trial needs no worker beside its own process.
+        self._alone = self._experiment.scaling.workers == 1
         self._concurrent = plan.settings.concurrent or self._room(gpu)
         self._context = TrialContext(
             plan=plan,
@@ -202,9 +202,9 @@ class Runner:
             return {"cpu": scaling.cpus_per_worker, **gpus}
         # Ray Train reserves for the workers, for which the trial's process mostly waits. Where the
         # cluster has places for such processes, on nodes that stay, the process goes there.
-        return (
-            {CONTROLLER: 1} if ray.cluster_resources().get(CONTROLLER) else {"cpu": _WAITING_CPUS}
-        )
+        if ray.cluster_resources().get(CONTROLLER):
+            return {CONTROLLER: 1}
+        return {"cpu": _WAITING_CPUS}
 
     def _fit(self, name: str, scheduler: TrialScheduler) -> None:
         os.environ.update(_TUNE_ENVIRONMENT)

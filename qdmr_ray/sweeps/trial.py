@@ -7,16 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from qdmr_ray.config import Experiment, ScalingSettings
+from qdmr_ray.config import Experiment
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError, reason
 from qdmr_ray.evaluate.sweep_file import MAX, TRIALS_FOLDER, Metrics, Values, finite
 from qdmr_ray.models.documents import read_metrics
 from qdmr_ray.models.layout import METRICS_FILE
-from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.train.failures import root_cause
 from qdmr_ray.train.loop import Task
@@ -24,7 +21,7 @@ from qdmr_ray.train.preemption import Preempted
 from qdmr_ray.train.ray_trainer import InThisProcess, Launch, with_workers
 from qdmr_ray.train.run import stage_digests, train_run
 from qdmr_ray.train.validation import VALIDATED
-from qdmr_ray.train.worker_context import Watch
+from qdmr_ray.train.worker_context import Watch, node_cpus
 
 # Tune's schedulers read the first two of a result, TrialSearch the third.
 ITERATION, VALUE, REPORT = "iteration", "value", "report"
@@ -76,23 +73,11 @@ class TrialContext:
     concurrent: int
 
 
-def runs_alone(scaling: ScalingSettings) -> bool:
-    """Returns whether a trial needs no worker beside its own process."""
-    return scaling.workers == 1
-
-
 def trial_cpus(experiment: Experiment) -> float:
     """Returns the CPUs that a trial's workers and their loading tasks need."""
     scaling = experiment.scaling
     loading = required_cpus(experiment.data, scaling.workers)
     return scaling.workers * scaling.cpus_per_worker + loading
-
-
-def _sharing(experiment: Experiment, concurrent: int) -> int:
-    """Returns how many trials run on this machine at the same time, by Ray's resources."""
-    here = ray.get_runtime_context().get_node_id()
-    cpus = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
-    return max(1, min(concurrent, int(cpus / trial_cpus(experiment) + 1e-6)))
 
 
 def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> TrialReport:
@@ -105,24 +90,6 @@ def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> T
 def failed_report(failure: BaseException) -> TrialReport:
     """Returns the last report of a trial that ended without one."""
     return TrialReport(is_last=True, error=reason(root_cause(failure)))
-
-
-def trial_experiment(
-    context: TrialContext, settings: Mapping[str, Any], *, name: str, seed: int
-) -> Experiment:
-    """Returns a trial's experiment with absolute paths and the sweep's kind of device."""
-    experiment = context.plan.experiment(settings, name=name, seed=seed)
-
-    def absolute(path: str) -> str:
-        return path if "://" in path else str(Path(context.folder, Path(path).expanduser()))
-
-    weights = {name: absolute(file) for name, file in vars(experiment.weights).items() if file}
-    return replace(
-        experiment,
-        data=replace(experiment.data, path=absolute(experiment.data.path)),
-        weights=replace(experiment.weights, **weights),
-        scaling=replace(experiment.scaling, gpu=context.gpu),
-    )
 
 
 class Trial:
@@ -145,14 +112,7 @@ class Trial:
     def run(self) -> TrialReport:
         """Trains, reports on the way, and returns the last report."""
         try:
-            experiment = trial_experiment(
-                self._context,
-                self._config["settings"],
-                name=self._config["id"],
-                seed=self._config["seed"],
-            )
-            self._train(experiment)
-            self._check_reported(experiment)
+            self._train(self._experiment())
         except Preempted:
             raise
         except Exception as failure:  # whatever breaks one trial, the others go on
@@ -164,15 +124,32 @@ class Trial:
             report = self._report()
         return replace(report, is_last=True)
 
+    def _experiment(self) -> Experiment:
+        """Returns the trial's experiment with absolute paths and the sweep's kind of device."""
+        config, context = self._config, self._context
+        experiment = context.plan.experiment(
+            config["settings"], name=config["id"], seed=config["seed"]
+        )
+
+        def absolute(path: str) -> str:
+            return path if "://" in path else str(Path(context.folder, Path(path).expanduser()))
+
+        weights = {name: absolute(file) for name, file in vars(experiment.weights).items() if file}
+        return replace(
+            experiment,
+            data=replace(experiment.data, path=absolute(experiment.data.path)),
+            weights=replace(experiment.weights, **weights),
+            scaling=replace(experiment.scaling, gpu=context.gpu),
+        )
+
     def _train(self, experiment: Experiment) -> None:
         context = self._context
         self._judged_by = context.plan.stage_metrics(experiment)
         self._lengths = {name: experiment.stage(name).iterations for name in experiment.run}
-        endpoint = experiment.data.s3_endpoint
-        trials = open_location(context.sweep, endpoint=endpoint).join(TRIALS_FOLDER)
-        packed = open_location(experiment.data.path, endpoint=endpoint)
+        trials = experiment.open(context.sweep).join(TRIALS_FOLDER)
         run = trials.join(experiment.name)
-        digests = stage_digests(experiment, run, read_manifest(packed).digest)
+        data = read_manifest(experiment.open(experiment.data.path))
+        digests = stage_digests(experiment, run, data.digest)
         self._digests = {stage: digests[stage] for stage in digests if stage in experiment.run}
         train_run(
             experiment,
@@ -182,14 +159,24 @@ class Trial:
             watch=self._watch,
             say=lambda _: None,
         )
+        for (stage, name), metric in zip(
+            self._judged_by, context.plan.settings.metrics, strict=True
+        ):
+            if (stage, name) not in self._newest:
+                lines = read_metrics(run.join(stage, METRICS_FILE))
+                logged = sorted(lines[-1].metrics) if lines else []
+                raise MissingMetricError(
+                    f"metric {metric}: stage {stage} logs no {name}; take one of "
+                    f"{', '.join(logged)}"
+                )
 
     def _launched(self, experiment: Experiment) -> Launch:
         """Returns a launch that notes which stages this trial trains by itself."""
-        if runs_alone(experiment.scaling):
-            sharing = _sharing(experiment, self._context.concurrent)
-            launch: Launch = InThisProcess(sharing=sharing)
-        else:
-            launch = with_workers
+        launch: Launch = with_workers
+        if experiment.scaling.workers == 1:
+            # The trials that run on this machine at the same time, by Ray's resources.
+            room = int(node_cpus() / trial_cpus(experiment) + 1e-6)
+            launch = InThisProcess(sharing=max(1, min(self._context.concurrent, room)))
 
         def launched(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:
             def own(stage: str, iteration: int, metrics: Mapping[str, float]) -> None:
@@ -230,20 +217,6 @@ class Trial:
             trained=list(self._trained),
             metrics=self._metrics | newest,
         )
-
-    def _check_reported(self, experiment: Experiment) -> None:
-        metrics = self._context.plan.settings.metrics
-        for (stage, name), metric in zip(self._judged_by, metrics, strict=True):
-            if (stage, name) not in self._newest:
-                raise MissingMetricError(
-                    f"metric {metric}: stage {stage} logs no {name}; take one of "
-                    f"{', '.join(sorted(self._logged(experiment, stage)))}"
-                )
-
-    def _logged(self, experiment: Experiment, stage: str) -> list[str]:
-        sweep = open_location(self._context.sweep, endpoint=experiment.data.s3_endpoint)
-        lines = read_metrics(sweep.join(TRIALS_FOLDER, experiment.name, stage, METRICS_FILE))
-        return list(lines[-1].metrics) if lines else []
 
 
 class MissingMetricError(QdmrError):

@@ -44,7 +44,8 @@ class Trials:
         self._study_file = scratch / STUDY_FILE
         self.study = Study(plan, list(self.records.values()), self._study_file)
         self._began = time.monotonic()
-        self._earlier = self._seconds_before()
+        file = sweep.join(TIME_FILE)
+        self._earlier = float(json.loads(file.read_bytes())) if file.exists() else 0.0
         self._time_written = -_TIME_SECONDS
         # The time at which this process began each running trial.
         self._running: dict[str, float] = {}
@@ -81,10 +82,10 @@ class Trials:
                 self._repeats.append(self.records.get(new.id, new))
         return any(not record.has_ended for record in self._repeats)
 
-    def _waiting(self) -> Sequence[TrialRecord]:
-        if self._repeats is not None:
-            return [record for record in self._repeats if not record.has_ended]
-        return [r for r in self.records.values() if not r.has_ended and not r.is_repeat]
+    def _waiting(self) -> list[TrialRecord]:
+        first = [record for record in self.records.values() if not record.is_repeat]
+        waiting = first if self._repeats is None else self._repeats
+        return [record for record in waiting if not record.has_ended]
 
     def _new(self) -> TrialRecord | None:
         number = sum(not record.is_repeat for record in self.records.values())
@@ -144,9 +145,9 @@ class Trials:
         # A trial that goes on after a kill finds its earlier stages in the store.
         record.trained += [stage for stage in report.trained if stage not in record.trained]
         seconds = record.seconds + time.monotonic() - self._running[name]
-        values = report.values
-        if values is not None and record.add(report.iteration, round(seconds, 2), values):
-            self.study.report(name, report.iteration, values)
+        iteration, values = report.iteration, report.values
+        if values is not None and record.add(iteration, round(seconds, 2), values):
+            self.study.report(name, iteration, values)
         self._write(record.model_copy(update={"seconds": seconds}))
 
     def ended(self, name: str, report: TrialReport | None, lost: str | None = None) -> None:
@@ -156,10 +157,7 @@ class Trials:
         record.seconds += time.monotonic() - self._running.pop(name)
         record.ended = time.time()
         record.error = lost or (report.error if report is not None else None)
-        if record.error:
-            record.state = FAILED
-        else:
-            record.state = STOPPED if report is None else FINISHED
+        record.state = FAILED if record.error else STOPPED if report is None else FINISHED
         self._failed_in_a_row = self._failed_in_a_row + 1 if record.error else 0
         limit = self.plan.settings.failures
         if report is not None and report.hopeless:
@@ -213,11 +211,7 @@ class Trials:
             known = [value for value in record.values or [] if value is not None]
             if record.state == FINISHED and not record.is_repeat and len(known) == len(signs):
                 rows[record.id] = [sign * v for sign, v in zip(signs, known, strict=True)]
-        front = [
-            name
-            for name, row in rows.items()
-            if not any(_dominates(other, row) for other in rows.values())
-        ]
+        front = [n for n, row in rows.items() if not any(_beats(r, row) for r in rows.values())]
         front.sort(key=lambda name: -rows[name][0])
         # With one metric the front holds equal trials; the first of them is enough.
         return front[:1] if len(signs) == 1 else front
@@ -238,10 +232,6 @@ class Trials:
     def seconds(self) -> float:
         """Returns how long the sweep has run, interruptions left out."""
         return self._earlier + time.monotonic() - self._began
-
-    def _seconds_before(self) -> float:
-        file = self.sweep.join(TIME_FILE)
-        return float(json.loads(file.read_bytes())) if file.exists() else 0.0
 
     def write_time(self) -> None:
         """Writes down how long the sweep has run so far."""
@@ -264,7 +254,5 @@ def _read_records(sweep: Location) -> dict[str, TrialRecord]:
     return records
 
 
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True)) and any(
-        a > b for a, b in zip(one, other, strict=True)
-    )
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))

@@ -75,10 +75,14 @@ class RayTrainHost(Host):
         time.sleep(EXPORT.seconds)
 
 
+def node_cpus() -> float:
+    """Returns the CPUs that Ray counts on this process's node."""
+    here = ray.get_runtime_context().get_node_id()
+    return next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
+
+
 def threads_for(host: Host) -> int:
     """Returns a worker's default number of PyTorch threads: its share of the CPUs of the machine,
     or of the node where that is a container or one of several nodes of a machine."""
     cpus = float(os.cpu_count() or 1)
-    here = ray.get_runtime_context().get_node_id()
-    node = next((n["Resources"].get("CPU", 0.0) for n in ray.nodes() if n["NodeID"] == here), 0.0)
-    return max(1, int(min(cpus, node or cpus)) // host.local_world_size)
+    return max(1, int(min(cpus, node_cpus() or cpus)) // host.local_world_size)
