@@ -31,7 +31,7 @@ from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.photographs.decode import write_png
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.ray_trainer import Fit
+from qdmr_ray.train.ray_trainer import started
 
 SEED = 0
 # The training worker leaves its rates in this file.
@@ -70,7 +70,7 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> dict[str
             run_config=ray.train.RunConfig(name="bench", storage_path=folder),
         )
         try:
-            Fit(trainer).result()
+            started(trainer).result()
         except ray.train.TrainingFailedError as error:
             raise QdmrError(f"bench data failed: {one_line(error)}") from error
         stream, loader = json.loads((Path(folder) / _RESULT_FILE).read_text())

@@ -4,6 +4,7 @@ study, TensorBoard's hparams, and the best trial's metrics on photographs unseen
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -58,17 +59,13 @@ def summary(trials: Trials) -> SweepFile:
     settings, stopping = trials.plan.settings, trials.plan.settings.stopping
     records = [trials.records[name] for name in sorted(trials.records)]
     front = trials.front()
+    judged_by = zip(settings.metrics, settings.modes, strict=True)
     return SweepFile(
         name=settings.name,
         code_version=code_version(),
-        metrics=[
-            Objective(name=name, mode=mode)
-            for name, mode in zip(settings.metrics, settings.modes, strict=True)
-        ],
+        metrics=[Objective(name=name, mode=mode) for name, mode in judged_by],
         sampler=settings.sampler if settings.space else "variants",
-        stopping=None
-        if stopping is None
-        else Stopping(rule=stopping.rule, grace=stopping.grace, reduction=stopping.reduction),
+        stopping=Stopping.model_validate(asdict(stopping)) if stopping else None,
         space=settings.space,
         trials=records,
         best=front[0] if front else None,
@@ -94,32 +91,25 @@ def _repeats(records: list[TrialRecord]) -> list[Repeats]:
         again = [r for r in records if r.number == first.number and r.state == FINISHED]
         if len(again) < 2:
             continue
-        columns = zip(*(record.values or [] for record in again), strict=True)
+        values = [record.values for record in again]
+        columns = zip(*(row or [] for row in values), strict=True)
         known = [[value for value in column if value is not None] for column in columns]
+        means = [mean(column) if column else None for column in known]
+        stds = [stdev(column) if len(column) > 1 else None for column in known]
+        seeds, names = [record.seed for record in again], [record.id for record in again]
         rows.append(
-            Repeats(
-                of=first.id,
-                seeds=[record.seed for record in again],
-                trials=[record.id for record in again],
-                values=[record.values for record in again],
-                mean=[mean(column) if column else None for column in known],
-                std=[stdev(column) if len(column) > 1 else None for column in known],
-            )
+            Repeats(of=first.id, seeds=seeds, trials=names, values=values, mean=means, std=stds)
         )
     return rows
 
 
 def _best_experiment(trials: Trials, record: TrialRecord) -> str:
     """Returns the best trial's settings as an experiment that can be trained as it is."""
-    settings = trials.plan.settings
-    experiment = trials.plan.experiment(
-        record.settings, name=f"{settings.name}-best", seed=record.seed
-    )
-    values = zip(settings.metrics, record.values or [], strict=False)
+    sweep, plan = trials.plan.settings.name, trials.plan
+    experiment = plan.experiment(record.settings, name=f"{sweep}-best", seed=record.seed)
+    values = zip(plan.settings.metrics, record.values or [], strict=False)
     found = ", ".join(f"{metric} {value}" for metric, value in values)
-    return f"# Trial {record.id} of the sweep {settings.name}: {found}\n" + dump_experiment(
-        experiment
-    )
+    return f"# Trial {record.id} of the sweep {sweep}: {found}\n{dump_experiment(experiment)}"
 
 
 def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetrics | None:
@@ -137,11 +127,8 @@ def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetri
             continue
         say(f"final metrics of trial {record.id}")
         evaluation = evaluate_run(run, codebook=False)
-        found = UnseenMetrics(
-            images=evaluation.images,
-            input=evaluation.input,
-            trials={**(found.trials if found else {}), record.id: evaluation.stages[stage]},
-        )
+        by_trial = {**(found.trials if found else {}), record.id: evaluation.stages[stage]}
+        found = UnseenMetrics(images=evaluation.images, input=evaluation.input, trials=by_trial)
     return found
 
 

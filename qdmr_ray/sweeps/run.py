@@ -210,7 +210,8 @@ class Runner:
         os.environ.update(_TUNE_ENVIRONMENT)
         search = TrialSearch(self._trials, self._progress)
         trainable = tune.with_parameters(TrialActor, context=self._context, body=self._body)
-        tuner = tune.Tuner(
+        failures = self._experiment.scaling.max_failures
+        tune.Tuner(
             tune.with_resources(trainable, self._resources),
             tune_config=tune.TuneConfig(
                 search_alg=search,
@@ -225,11 +226,8 @@ class Runner:
                 verbose=0,
                 # A trial's checkpoints are those of its stages, in the store.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(
-                    max_failures=self._experiment.scaling.max_failures
-                ),
+                failure_config=tune.FailureConfig(max_failures=failures),
             ),
-        )
-        tuner.fit()
+        ).fit()
         if search.failure is not None:
             raise search.failure

@@ -102,6 +102,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
         max_failures=scaling.max_failures,
         controller_failure_limit=-1,  # type: ignore[call-arg]
     )
+    end_at_once: Any = EndAtOnce(experiment.name, task.stage)
     supervision: Any = Supervision(task.board, scaling.node_wait)
     return TrainerWithPolicy(
         train_worker,
@@ -118,7 +119,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
             name=f"{experiment.name}-{task.stage}",
             storage_path=scratch,
             failure_config=failures,
-            callbacks=[EndAtOnce(experiment.name, task.stage), supervision],
+            callbacks=[end_at_once, supervision],
         ),
     )
 
@@ -128,7 +129,7 @@ def _backend(scaling: ScalingSettings, gpu: bool) -> str:
     return "nccl" if gpu and scaling.gpus_per_worker == 1 else "gloo"
 
 
-def _started(trainer: TorchTrainer) -> Future[Any]:
+def started(trainer: TorchTrainer) -> Future[Any]:
     """Runs ``trainer.fit()`` in a thread, so that the calling thread can work and be interrupted.
     In a main thread, Ray Train would handle Ctrl-C itself, for good, and report an interruption as
     a success."""
@@ -149,7 +150,7 @@ def _fit(trainer: TorchTrainer, board: Any, look: Callable[[News], None]) -> Non
     """Trains, and calls ``look`` with the board's news in this thread. An error raised here, such
     as a sweep scheduler's order to stop or the KeyboardInterrupt of Ctrl-C, ends the training
     before it reaches the caller."""
-    end = _started(trainer)
+    end = started(trainer)
     try:
         ended = False
         while not ended:

@@ -35,9 +35,9 @@ from qdmr_ray.models.layout import (
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.nets.weights import find_backbone_weights
 from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
-from qdmr_ray.stages import STAGES, BackboneSettings
+from qdmr_ray.stages import STAGES
 from qdmr_ray.stages.components import BACKBONE_OF
-from qdmr_ray.storage import Location, open_location
+from qdmr_ray.storage import Location
 from qdmr_ray.storage.claims import Claims
 from qdmr_ray.train.batches import crop_stream, sets_of
 from qdmr_ray.train.loop import Task
@@ -66,9 +66,11 @@ def train_run(
     Raises:
         QdmrError: data, weights, an earlier run of the same name, the cluster or training itself.
     """
-    names = _checked_stages(experiment, stages)
-    endpoint = experiment.data.s3_endpoint
-    run = open_location(storage, endpoint=endpoint).join(experiment.name)
+    names = list(experiment.run if stages is None else stages)
+    if unknown := [name for name in names if name not in experiment.run]:
+        known = ", ".join(experiment.run)
+        raise SettingsError(f"--stage {unknown[0]}: the experiment's stages are {known}")
+    run = experiment.open(storage).join(experiment.name)
     experiment, manifest = check_run(experiment, names)
     digests = stage_digests(experiment, run, manifest.digest)
     _check_earlier_run(experiment, run, names, digests)
@@ -88,7 +90,9 @@ def train_run(
         for name in names:
             stages_of_run.finish(name)
             if watch is not None:
-                _replay(run, name, watch)
+                # Whichever run trained the stage.
+                for line in read_metrics(run.join(name, METRICS_FILE)):
+                    watch(name, line.iteration, line.metrics)
     return run
 
 
@@ -117,7 +121,7 @@ class _Stages:
     def _take(self, name: str, store_uri: str) -> None:
         """Copies the stage's result from the store, which trains it if no run has."""
         endpoint, digest = self.experiment.data.s3_endpoint, self.digests[name]
-        store = StageStore(open_location(store_uri, endpoint=endpoint), endpoint=endpoint)
+        store = StageStore(self.experiment.open(store_uri), endpoint=endpoint)
         begun = Begun(digest=digest, store=store.place(name, digest).uri)
         begun.write(self.run.join(name, BEGUN_FILE))
         settings = asdict(self.experiment.stage(name))
@@ -145,13 +149,15 @@ def check_run(
     names = list(experiment.run if stages is None else stages)
     if not experiment.data.path:
         raise SettingsError("data.path is not set: name a packed dataset (see qdmr data pack)")
-    data = open_location(experiment.data.path, endpoint=experiment.data.s3_endpoint)
+    data = experiment.open(experiment.data.path)
     manifest = read_manifest(data)
     # A worker's working directory is Ray's own, where a relative path would not be found.
+    named = {name: file for name, file in asdict(experiment.weights).items() if file is not None}
+    weights = {name: str(Path(file).expanduser().resolve()) for name, file in named.items()}
     experiment = replace(
         experiment,
         data=replace(experiment.data, path=data.uri),
-        weights=_absolute(experiment.weights),
+        weights=replace(experiment.weights, **weights),
     )
     check_complete(data, manifest, sets_of(*names))
     for name in names:
@@ -159,50 +165,20 @@ def check_run(
         crop_stream(InProcessStream, experiment, name)
     if experiment.logging.validation_interval is not None:
         validation_names(experiment)
-    _check_weights(experiment, names)
+    for name in names:
+        for term, backbone in STAGES[name].backbones.items():
+            if getattr(experiment.stage(name), term):
+                file = getattr(experiment.weights, backbone)
+                find_backbone_weights(BACKBONE_OF[backbone], Path(file) if file else None)
     return experiment, manifest
 
 
 def stage_digests(experiment: Experiment, run: Location, manifest_digest: str) -> dict[str, str]:
-    """Returns the digest of each stage's settings and data; a run may hold imported stages."""
-    imported = _imported(run)
-    return {n: stage_digest(experiment, n, manifest_digest, imported) for n in STAGES}
-
-
-def _replay(run: Location, stage: str, watch: Watch) -> None:
-    """Calls ``watch`` with the log of a finished stage, whichever run trained it."""
-    for line in read_metrics(run.join(stage, METRICS_FILE)):
-        watch(stage, line.iteration, line.metrics)
-
-
-def _imported(run: Location) -> dict[str, str]:
-    """Returns the digests of a run's stages that were not trained here."""
+    """Returns the digest of each stage's settings and data; imported stages have their own."""
     found = {name: read_description(run.join(name, FINAL_FOLDER)) for name in STAGES}
-    return {n: d["digest"] for n, d in found.items() if d and d["digest"].startswith(IMPORTED)}
-
-
-def _checked_stages(experiment: Experiment, stages: Sequence[str] | None) -> list[str]:
-    names = list(experiment.run if stages is None else stages)
-    for name in names:
-        if name not in experiment.run:
-            raise SettingsError(
-                f"--stage {name}: the experiment's stages are {', '.join(experiment.run)}"
-            )
-    return names
-
-
-def _absolute(weights: BackboneSettings) -> BackboneSettings:
-    named = {name: file for name, file in asdict(weights).items() if file is not None}
-    return replace(weights, **{n: str(Path(f).expanduser().resolve()) for n, f in named.items()})
-
-
-def _check_weights(experiment: Experiment, names: Sequence[str]) -> None:
-    for name in names:
-        settings = experiment.stage(name)
-        for term, backbone in STAGES[name].backbones.items():
-            if getattr(settings, term):
-                file = getattr(experiment.weights, backbone)
-                find_backbone_weights(BACKBONE_OF[backbone], Path(file) if file else None)
+    digests = {name: description["digest"] for name, description in found.items() if description}
+    imported = {name: digest for name, digest in digests.items() if digest.startswith(IMPORTED)}
+    return {n: stage_digest(experiment, n, manifest_digest, imported) for n in STAGES}
 
 
 def _check_earlier_run(
@@ -220,10 +196,10 @@ def _check_earlier_run(
         begun = Begun.read_if_there(run.join(name, BEGUN_FILE))
         digest = found["digest"] if found else begun and begun.digest
         if digest is not None and digest != digests[name]:
+            changed = _first_difference(experiment, run)
             raise QdmrError(
-                f"{run.uri}: stage {name} was begun with other settings or data"
-                f"{_first_difference(experiment, run)}; choose another --name, or take the "
-                "change back"
+                f"{run.uri}: stage {name} was begun with other settings or data{changed}; choose "
+                "another --name, or take the change back"
             )
 
 
@@ -239,14 +215,11 @@ def _check_imported(folder: Location, found: dict[str, Any], experiment: Experim
 
 def _first_difference(experiment: Experiment, run: Location) -> str:
     file = run.join(CONFIG_FILE)
-    if not file.exists():
-        return ""
-    before, now = _flat(yaml.safe_load(file.read_bytes())), _flat(experiment.to_dict())
-    changed = [name for name in now if before.get(name) != now[name] and name != "name"]
-    if not changed:
-        return ""
-    name = changed[0]
-    return f" ({name} was {before.get(name)!r}, now {now[name]!r})"
+    before = _flat(yaml.safe_load(file.read_bytes())) if file.exists() else {}
+    for name, now in _flat(experiment.to_dict()).items() if before else ():
+        if before.get(name) != now and name != "name":
+            return f" ({name} was {before.get(name)!r}, now {now!r})"
+    return ""
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -261,35 +234,25 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _write_run_files(experiment: Experiment, run: Location, gpu: bool) -> None:
     run.join(CONFIG_FILE).write_bytes_atomic(dump_experiment(experiment).encode())
-    environment = Environment(
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    Environment(
         qdmr_ray=code_version(),
         python=platform.python_version(),
         torch=torch.__version__,
         ray=ray.__version__,
         platform=platform.platform(),
-        cluster=_cluster_text(),
+        cluster=f"{len(ray.nodes())} nodes, {cpus:g} CPUs, {gpus:g} GPUs",
         device="GPU" if gpu else "CPU",
         workers=str(experiment.scaling.workers),
-    )
-    environment.write(run.join(ENVIRONMENT_FILE))
-    notes = Notes(notes=(*experiment.notes, *_switched_off(experiment)))
-    notes.write(run.join(NOTES_FILE))
-
-
-def _cluster_text() -> str:
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    return f"{len(ray.nodes())} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
-
-
-def _switched_off(experiment: Experiment) -> list[str]:
-    """Returns a sentence for each term of the method that a stage of this run goes without."""
-    notes = []
+    ).write(run.join(ENVIRONMENT_FILE))
+    notes = list(experiment.notes)
+    # A sentence for each term of the method that a stage of this run goes without.
     for term in ("lpips", "semantic", "gan", "feature_gan"):
         stages = [n for n in experiment.run if getattr(experiment.stage(n), term, None) == 0]
         if stages:
             notes.append(f"Switched off: the {term} term in {', '.join(stages)}.")
-    return notes
+    Notes(notes=tuple(notes)).write(run.join(NOTES_FILE))
 
 
 def _is_finished(run: Location, stage: str) -> bool:
