@@ -1,6 +1,6 @@
 """Local paths and s3:// addresses alike: files, retries, claims."""
 
-from qdmr_ray.storage.location import (  # noqa: F401
+from qdmr_ray.storage.location import (
     ENDPOINT_VARIABLE,
     S3_SCHEME,
     TEMPORARY_PREFIX,
