@@ -48,6 +48,6 @@ class BaseStage(SourceOnlyStage):
         terms["source/codebook"] = self.settings.codebook * out.codebook_loss.mean()
         return LossPass(
             terms,
-            codebook_usage("source", out.indices, self.network.settings.codebook_size),
+            codebook_usage({"source": out.indices}, self.network.settings.codebook_size),
             seen={"ground_truth": truth, "source_output": out.image},
         )

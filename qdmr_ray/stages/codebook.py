@@ -1,5 +1,7 @@
 """Codebook usage: counts the codes that are chosen, and moves those that never are."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed
 from torch import Tensor
@@ -9,19 +11,20 @@ from qdmr_ray.stages.objective import Losses
 
 
 @torch.no_grad()
-def codebook_usage(domain: str, indices: Tensor, codebook_size: int) -> Losses:
-    """Returns the codes' perplexity and the share of codes used, over one worker's batch.
+def codebook_usage(indices: Mapping[str, Tensor], codebook_size: int) -> Losses:
+    """Returns the codes' perplexity and the share of codes used by domain, over one worker's batch.
     Perplexity is ``exp(entropy)`` of the code frequencies: 1 for one code, K when all are used
     alike (van den Oord et al., 2017)."""
-    chosen = indices.flatten()
-    # bincount would wait for the GPU to learn how many bins it needs.
-    counts = chosen.new_zeros(codebook_size).scatter_add_(0, chosen, torch.ones_like(chosen))
-    frequencies = counts.float() / indices.numel()
-    entropy = -torch.xlogy(frequencies, frequencies).sum()
-    return {
-        f"codebook/{domain}/perplexity": entropy.exp(),
-        f"codebook/{domain}/used": (counts > 0).float().mean(),
-    }
+    usage: Losses = {}
+    for domain, chosen in indices.items():
+        codes = chosen.flatten()
+        # bincount would wait for the GPU to learn how many bins it needs.
+        counts = codes.new_zeros(codebook_size).scatter_add_(0, codes, torch.ones_like(codes))
+        frequencies = counts.float() / codes.numel()
+        entropy = -torch.xlogy(frequencies, frequencies).sum()
+        usage[f"codebook/{domain}/perplexity"] = entropy.exp()
+        usage[f"codebook/{domain}/used"] = (counts > 0).float().mean()
+    return usage
 
 
 class CodeRevival:

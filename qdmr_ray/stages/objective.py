@@ -1,6 +1,6 @@
 """An optimizer's objective: networks with their loss as one forward pass, and its terms."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -54,6 +54,12 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def detached(tensors: Mapping[str, Tensor]) -> Losses:
     """Returns ``tensors`` without the history of their gradients."""
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def by_name(names: Iterable[str], joined: Tensor) -> dict[str, Tensor]:
+    """Returns the equal, consecutive pieces of a batch by name."""
+    keys = list(names)
+    return dict(zip(keys, joined.chunk(len(keys)), strict=True))
 
 
 def weighted_sum(rows: Sequence[Losses], weights: Sequence[float]) -> Losses:

@@ -52,12 +52,8 @@ class SourceOnlyStage(Stage):
         return LossPass(terms, seen={"ground_truth": truth, "source_output": image})
 
     def discriminator_loss(self, seen: Batch) -> LossPass:
-        return self.discriminator_terms(
-            "image",
-            self.settings.gan_loss,
-            real={"ground_truth": seen["ground_truth"]},
-            fake={"source": seen["source_output"]},
-        )
+        real, fake = {"ground_truth": seen["ground_truth"]}, {"source": seen["source_output"]}
+        return self.discriminator_terms("image", self.settings.gan_loss, real, fake)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, torch.Tensor]:

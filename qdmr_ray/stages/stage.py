@@ -27,6 +27,7 @@ from qdmr_ray.stages.objective import (
     Losses,
     LossPass,
     Objective,
+    by_name,
     detached,
     frozen,
     weighted_sum,
@@ -379,8 +380,7 @@ class Stage:
     def discriminate(self, network: str, images: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns logits by name, from one batched pass that counts as one forward per entry."""
         discriminator = self.discriminators.networks[network]
-        logits: Tensor = discriminator(torch.cat(list(images.values())), passes=len(images))
-        return dict(zip(images, logits.chunk(len(images)), strict=True))
+        return by_name(images, discriminator(torch.cat(list(images.values())), passes=len(images)))
 
     @staticmethod
     def discriminator_passes(

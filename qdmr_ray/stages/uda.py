@@ -11,7 +11,7 @@ from qdmr_ray.nets import QDMR, VQGAN, UNetDiscriminator
 from qdmr_ray.settings import setting
 from qdmr_ray.stages.codebook import codebook_usage
 from qdmr_ray.stages.components import Components
-from qdmr_ray.stages.objective import Batch, Losses, LossPass
+from qdmr_ray.stages.objective import Batch, Losses, LossPass, by_name
 from qdmr_ray.stages.settings import RestorationSettings
 from qdmr_ray.stages.stage import NeededPass, Stage
 
@@ -93,22 +93,26 @@ class UDAStage(Stage):
         encoded = self.network.encode(torch.cat(list(inputs.values())))
         assert encoded.indices is not None
         assert encoded.codebook_loss is not None
-        features = dict(zip(inputs, encoded.features.chunk(len(inputs)), strict=True))
+        features = by_name(inputs, encoded.features)
         # Nothing uses restored target images, so the decoder leaves them out.
         labelled = [domain for domain in inputs if domain != "target"]
         restored = self.network.decode(
             torch.cat([features[domain] for domain in labelled]),
             torch.cat([inputs[domain] for domain in labelled]),
         )
-        outputs = dict(zip(labelled, restored.chunk(len(labelled)), strict=True))
-        codebook_losses = encoded.codebook_loss.chunk(len(inputs))
-        terms = self._codebook_terms(dict(zip(inputs, codebook_losses, strict=True)))
+        outputs, settings = by_name(labelled, restored), self.settings
+        weights = {
+            "source": settings.codebook,
+            "s2t": settings.s2t_codebook,
+            "target": settings.target_codebook,
+        }
+        losses = by_name(inputs, encoded.codebook_loss)
+        terms = {f"{name}/codebook": weights[name] * loss.mean() for name, loss in losses.items()}
         terms |= self._alignment_terms(features)
         terms |= self.image_terms(outputs, dict.fromkeys(outputs, batch["ground_truth"]))
         terms |= self.gan_terms(outputs)
-        logged: Losses = {}
-        for domain, indices in zip(inputs, encoded.indices.chunk(len(inputs)), strict=True):
-            logged |= codebook_usage(domain, indices, self.network.settings.codebook_size)
+        indices = by_name(inputs, encoded.indices)
+        logged = codebook_usage(indices, self.network.settings.codebook_size)
         seen = {
             "ground_truth": batch["ground_truth"],
             **{f"{domain}_output": image for domain, image in outputs.items()},
@@ -116,14 +120,6 @@ class UDAStage(Stage):
             "target_features": features["target"],
         }
         return LossPass(terms, logged, seen)
-
-    def _codebook_terms(self, losses: Mapping[str, Tensor]) -> Losses:
-        weights = {
-            "source": self.settings.codebook,
-            "s2t": self.settings.s2t_codebook,
-            "target": self.settings.target_codebook,
-        }
-        return {f"{name}/codebook": weights[name] * loss.mean() for name, loss in losses.items()}
 
     def _alignment_terms(self, features: Mapping[str, Tensor]) -> Losses:
         if not self.settings.feature_gan:
@@ -140,18 +136,11 @@ class UDAStage(Stage):
         }
 
     def discriminator_loss(self, seen: Batch) -> LossPass:
-        feature = self.discriminator_terms(
-            "feature",
-            FEATURE_LOSS,
-            real={"target": seen["target_features"]},
-            fake={"source": seen["source_features"]},
-        )
-        image = self.discriminator_terms(
-            "image",
-            self.settings.gan_loss,
-            real={"ground_truth": seen["ground_truth"]},
-            fake={d: seen[f"{d}_output"] for d in ("source", "s2t") if f"{d}_output" in seen},
-        )
+        real, fake = {"target": seen["target_features"]}, {"source": seen["source_features"]}
+        feature = self.discriminator_terms("feature", FEATURE_LOSS, real, fake)
+        real = {"ground_truth": seen["ground_truth"]}
+        fake = {d: seen[f"{d}_output"] for d in ("source", "s2t") if f"{d}_output" in seen}
+        image = self.discriminator_terms("image", self.settings.gan_loss, real, fake)
         return LossPass(feature.terms | image.terms, {**feature.logged, **image.logged})
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from qdmr_ray.nets.vgg import VGG19Features
 from qdmr_ray.settings import setting
 from qdmr_ray.stages.codebook import CodeRevival, codebook_usage
 from qdmr_ray.stages.components import Components
-from qdmr_ray.stages.objective import Batch, Losses, LossPass
+from qdmr_ray.stages.objective import Batch, Losses, LossPass, by_name
 from qdmr_ray.stages.settings import StageSettings
 from qdmr_ray.stages.stage import NeededPass, Stage
 
@@ -106,42 +106,26 @@ class VQGANStage(Stage):
             self.revival.idle = state["idle_codes"].clone()
 
     def generator_loss(self, batch: Batch) -> LossPass:
-        images = torch.cat([batch["source"], batch["target"]])
+        images = torch.cat([batch[domain] for domain in self.domains])
         out = self.network(images)
-        source, target = out.image.chunk(2)
-        outputs = {"source": source, "target": target}
-        terms = {
-            f"{domain}/codebook": self.settings.codebook * loss.mean()
-            for domain, loss in zip(outputs, out.codebook_loss.chunk(2), strict=True)
-        }
-        terms |= self._semantic_terms(outputs, out.code, images)
+        outputs, weights = by_name(self.domains, out.image), self.settings
+        losses = by_name(self.domains, out.codebook_loss)
+        terms = {f"{d}/codebook": weights.codebook * loss.mean() for d, loss in losses.items()}
+        if self.semantic is not None and self.vgg19 is not None:
+            predicted, wanted = self.semantic(out.code), self.vgg19(images)
+            squares = at_least_float32(predicted).sub(at_least_float32(wanted)).square()
+            errors = by_name(self.domains, squares)
+            terms |= {f"{d}/semantic": weights.semantic * e.mean() for d, e in errors.items()}
         terms |= self.image_terms(outputs, {name: batch[name] for name in outputs})
-        terms |= self.gan_terms({"source": source})
-        logged: Losses = {}
-        for domain, indices in zip(outputs, out.indices.chunk(2), strict=True):
-            logged |= codebook_usage(domain, indices, self.network.settings.codebook_size)
-        seen = {"target": batch["target"], "source_output": source}
+        terms |= self.gan_terms({"source": outputs["source"]})
+        indices = by_name(self.domains, out.indices)
+        logged = codebook_usage(indices, self.network.settings.codebook_size)
+        seen = {"target": batch["target"], "source_output": outputs["source"]}
         return LossPass(terms, logged, seen, kept={"indices": out.indices} if self.revival else {})
 
-    def _semantic_terms(
-        self, outputs: Mapping[str, Tensor], code: Tensor, images: Tensor
-    ) -> Losses:
-        if self.semantic is None or self.vgg19 is None:
-            return {}
-        predicted, wanted = self.semantic(code), self.vgg19(images)
-        errors = at_least_float32(predicted).sub(at_least_float32(wanted)).square().chunk(2)
-        return {
-            f"{domain}/semantic": self.settings.semantic * error.mean()
-            for domain, error in zip(outputs, errors, strict=True)
-        }
-
     def discriminator_loss(self, seen: Batch) -> LossPass:
-        return self.discriminator_terms(
-            "image",
-            self.settings.gan_loss,
-            real={"target": seen["target"]},
-            fake={"source": seen["source_output"]},
-        )
+        real, fake = {"target": seen["target"]}, {"source": seen["source_output"]}
+        return self.discriminator_terms("image", self.settings.gan_loss, real, fake)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

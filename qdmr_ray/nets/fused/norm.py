@@ -78,59 +78,6 @@ def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, int]]:
     return images, height * width, channels, tile
 
 
-def _forward(
-    x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ``silu(norm(x + bias))`` and the gradients' inputs (3, B, C) and (2, B, groups)."""
-    images, rows, channels, tile = _sizes(x)
-    chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
-    y = torch.empty_like(x)
-    by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
-    by_channel = x.new_empty((3, images, channels), dtype=torch.float32)
-    by_group = x.new_empty((2, images, groups), dtype=torch.float32)
-    kernels.norm_moments[(chunks, images)](x, *by_chunk, rows, rows_each, channels, **tile)
-    kernels.norm_statistics[(images, groups)](
-        *(*by_chunk, bias, weight, offset, by_channel[0], *by_group, *by_channel[1:]),
-        *(chunks, rows, rows_each, channels, groups, eps),
-        **_group_tile(chunks, channels // groups),
-    )
-    tiles = ceil_div(rows, tile["ROWS"])
-    kernels.norm_activate[(tiles, images)](x, *by_channel[1:], y, rows, channels, **tile)
-    return y, by_channel, by_group
-
-
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    bias: Tensor,
-    weight: Tensor,
-    by_channel: Tensor,
-    by_group: Tensor,
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    """Returns the gradient of ``x``, and those of weight, offset and bias as float32 (3, C)."""
-    images, rows, channels, tile = _sizes(x)
-    chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
-    dx = torch.empty_like(x)
-    by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
-    whole = torch.empty_like(by_channel)
-    subtracted = torch.empty_like(by_group)
-    known = (bias, *by_channel[1:], *by_group)
-    kernels.norm_gradient_sums[(chunks, images)](
-        x, dy, *known, *by_chunk, rows, rows_each, channels, groups, **tile
-    )
-    kernels.norm_gradient_statistics[(images, groups)](
-        *(*by_chunk, weight, by_channel[0], *by_group, whole, *subtracted),
-        *(chunks, rows, channels, groups, images),
-        **_group_tile(chunks, channels // groups),
-    )
-    tiles = ceil_div(rows, tile["ROWS"])
-    kernels.norm_gradient[(tiles, images)](
-        x, dy, *known, *subtracted, dx, rows, channels, groups, **tile
-    )
-    return dx, whole.sum(1)
-
-
 def _group_tile(chunks: int, width: int) -> dict[str, int]:
     return {"CHUNKS": power_of_2_from(chunks), "WIDTH": power_of_2_from(width), "num_warps": 4}
 
@@ -140,7 +87,20 @@ class _GroupNormSiLU(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
     ) -> Tensor:
-        y, by_channel, by_group = _forward(x, bias, weight, offset, groups, eps)
+        images, rows, channels, tile = _sizes(x)
+        chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
+        y = torch.empty_like(x)
+        by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
+        by_channel = x.new_empty((3, images, channels), dtype=torch.float32)
+        by_group = x.new_empty((2, images, groups), dtype=torch.float32)
+        kernels.norm_moments[(chunks, images)](x, *by_chunk, rows, rows_each, channels, **tile)
+        kernels.norm_statistics[(images, groups)](
+            *(*by_chunk, bias, weight, offset, by_channel[0], *by_group, *by_channel[1:]),
+            *(chunks, rows, rows_each, channels, groups, eps),
+            **_group_tile(chunks, channels // groups),
+        )
+        tiles = ceil_div(rows, tile["ROWS"])
+        kernels.norm_activate[(tiles, images)](x, *by_channel[1:], y, rows, channels, **tile)
         ctx.groups = groups
         ctx.save_for_backward(x, bias, weight, by_channel, by_group)
         return y
@@ -148,7 +108,25 @@ class _GroupNormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, bias, weight, by_channel, by_group = ctx.saved_tensors
-        dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx, by_kind = _backward(dy, x, bias, weight, by_channel, by_group, ctx.groups)
-        of_weight, of_offset, of_bias = by_kind.to(weight.dtype)
+        dy, groups = grads[0].contiguous(memory_format=torch.channels_last), ctx.groups
+        images, rows, channels, tile = _sizes(x)
+        chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
+        dx = torch.empty_like(x)
+        by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
+        whole = torch.empty_like(by_channel)
+        subtracted = torch.empty_like(by_group)
+        known = (bias, *by_channel[1:], *by_group)
+        kernels.norm_gradient_sums[(chunks, images)](
+            x, dy, *known, *by_chunk, rows, rows_each, channels, groups, **tile
+        )
+        kernels.norm_gradient_statistics[(images, groups)](
+            *(*by_chunk, weight, by_channel[0], *by_group, whole, *subtracted),
+            *(chunks, rows, channels, groups, images),
+            **_group_tile(chunks, channels // groups),
+        )
+        tiles = ceil_div(rows, tile["ROWS"])
+        kernels.norm_gradient[(tiles, images)](
+            x, dy, *known, *subtracted, dx, rows, channels, groups, **tile
+        )
+        of_weight, of_offset, of_bias = whole.sum(1).to(weight.dtype)
         return dx, of_bias, of_weight, of_offset, None, None
