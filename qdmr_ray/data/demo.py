@@ -94,12 +94,10 @@ def photograph_path(photograph: Photograph) -> Path:
         )
     root = Path(next(iter(spec.submodule_search_locations)))
     path = root / _FOLDERS[photograph.package] / photograph.file
-    if not path.is_file():
-        raise QdmrError(
-            f"{path}: this {distribution} comes without the demo's photograph; "
-            f"install the version in constraints.txt"
-        )
-    return path
+    if path.is_file():
+        return path
+    remedy = "install the version in constraints.txt"
+    raise QdmrError(f"{path}: this {distribution} comes without the demo's photograph; {remedy}")
 
 
 def cut_frames(photograph: Photograph, frame: tuple[int, int]) -> list[np.ndarray]:
@@ -192,8 +190,6 @@ def _refuse_foreign_images(out: Path) -> None:
         own = {name for p in demo_photographs() if p.domain == domain for name in p.frame_names}
         for folder in domain_folders(out, domain, LENS_NAME):
             present = folder.iterdir() if folder is not None and folder.is_dir() else ()
-            foreign = sorted(
-                path for path in present if is_photograph(path) and path.name not in own
-            )
-            if foreign:
-                raise QdmrError(f"{foreign[0]}: not of the demo's data; choose an empty folder")
+            for path in sorted(present):
+                if is_photograph(path) and path.name not in own:
+                    raise QdmrError(f"{path}: not of the demo's data; choose an empty folder")

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from glob import escape
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
@@ -111,18 +112,13 @@ def fetch_realab(
         "checksums"
     )
     # The layout may lie one or two folders deeper.
-    places = (out, *sorted(out.glob("*")), *sorted(out.glob("*/*")))
-    realab = next((place for place in places if is_realab(place)), None)
-    if realab is not None:
+    for realab in filter(is_realab, (out, *sorted(out.glob("*")), *sorted(out.glob("*/*")))):
         command = f"qdmr data pack {shlex.quote(str(realab))} --out data/realab-s1"
         next_step = f"next:  {command} --lens S1 --target-set Real-Sim"
         return [said, f"Realab layout in {realab}; {next_step}"]
-    names = sorted(path.name + "/" * path.is_dir() for path in out.glob("[!.]*"))
-    return [
-        said,
-        f"no Realab layout in {out}; there are: {', '.join(names)}; datasets/README.md (section "
-        "Realab) describes the expected folders",
-    ]
+    names = ", ".join(sorted(path.name + "/" * path.is_dir() for path in out.glob("[!.]*")))
+    where = "datasets/README.md (section Realab) describes the expected folders"
+    return [said, f"no Realab layout in {out}; there are: {names}; {where}"]
 
 
 class _File:
@@ -140,11 +136,9 @@ class _File:
         """Whether the local file exists and has this content."""
         if not local.is_file() or local.stat().st_size != self.size:
             return False
-        digest = hashlib.sha256() if self._is_large else hashlib.sha1(b"blob %d\0" % self.size)
+        start = hashlib.sha256() if self._is_large else hashlib.sha1(b"blob %d\0" % self.size)
         with open(local, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest() == self.checksum
+            return hashlib.file_digest(file, lambda: start).hexdigest() == self.checksum
 
 
 class _Hub:
@@ -180,14 +174,15 @@ class _Hub:
             return [entry for entry in tree if hasattr(entry, "blob_id")]
 
         entries = self._patiently(listed, first_contact=True)
-        chosen = list(filter_repo_objects(entries, allow_patterns=_patterns(include), key=_path))
+        path, patterns = attrgetter("path"), _patterns(include)
+        chosen = list(filter_repo_objects(entries, allow_patterns=patterns, key=path))
         if not chosen:
             tops = sorted({entry.path.partition("/")[0] for entry in entries})
             raise QdmrError(
                 f"{DATASET}: no file matches {', '.join(include) or 'anything'}; at the top there "
                 f"are: {', '.join(tops) or 'no files at all'}"
             )
-        return [_File(entry) for entry in sorted(chosen, key=_path)]
+        return [_File(entry) for entry in sorted(chosen, key=path)]
 
     def download(self, **options: Any) -> None:
         """Receives the files that are missing or differ; ``options`` of ``snapshot_download``."""
@@ -305,11 +300,12 @@ class _Fetch:
         unknown = [file for file in files if verified.get(file.path, ()) != self._stamp(file)]
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:
             agree = list(pool.map(lambda file: file.agrees(self.out / file.path), unknown))
-        for file, agrees in zip(unknown, agree, strict=True):
-            if agrees and (stamp := self._stamp(file)):
+        wrong = [file for file, agrees in zip(unknown, agree, strict=True) if not agrees]
+        for file in unknown:
+            if file not in wrong and (stamp := self._stamp(file)):
                 verified[file.path] = stamp
         self._save()
-        return [file for file, agrees in zip(unknown, agree, strict=True) if not agrees]
+        return wrong
 
     def _stamp(self, file: _File) -> tuple[str, int, int] | None:
         """Returns (checksum, size, time of change) of a file; None where there is none."""
@@ -398,10 +394,6 @@ def _gigabytes(size: int) -> str:
 def _patterns(include: Sequence[str]) -> list[str] | None:
     """Returns patterns for the library, which match also the files in a folder that matches."""
     return [*include, *(f"{pattern.rstrip('/')}/*" for pattern in include)] or None
-
-
-def _path(entry: Any) -> str:
-    return str(entry.path)
 
 
 def _bar(total: int, progress: Progress) -> type[Any]:

@@ -57,7 +57,14 @@ def simulate_folder(
     if domain not in DOMAINS:
         raise SettingsError(f"domain must be one of {', '.join(DOMAINS)}; it is {domain!r}")
     files = check_folders(DatasetFolders(target=ImageFolder(images=src)))["target"]
-    _refuse_same_names([file.image for file in files])
+    seen: dict[str, Path] = {}
+    for file in files:
+        other = seen.setdefault(file.name, file.image)
+        if other is not file.image:
+            raise QdmrError(
+                f"{file.image}: {other.name} would be written under the same name, "
+                f"{file.name}.png; rename one"
+            )
     loaded = load_lens(lens)
     for file in files:
         require_size(str(file.image), file.height, file.width, loaded)
@@ -72,10 +79,8 @@ def simulate_folder(
 def domain_folders(out: Path, domain: str, lens_name: str) -> tuple[Path, Path | None]:
     """Returns a domain's Realab folders: aberrated, and clean (``None`` when unpaired)."""
     aberrated, clean = DOMAINS[domain]
-    return (
-        out / aberrated.format(lens=lens_name),
-        None if clean is None else out / clean.format(lens=lens_name),
-    )
+    place = out / aberrated.format(lens=lens_name)
+    return place, None if clean is None else out / clean.format(lens=lens_name)
 
 
 def write_pair(
@@ -88,14 +93,3 @@ def write_pair(
     for folder, picture in ((aberrated, result), (clean, image)):
         if folder is not None:
             open_location(folder / name).write_bytes_atomic(encode_png(picture))
-
-
-def _refuse_same_names(paths: list[Path]) -> None:
-    seen: dict[str, Path] = {}
-    for path in paths:
-        other = seen.setdefault(path.stem, path)
-        if other is not path:
-            raise QdmrError(
-                f"{path}: {other.name} would be written under the same name, {path.stem}.png; "
-                "rename one"
-            )

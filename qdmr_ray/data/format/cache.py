@@ -18,6 +18,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, takewhile
 from pathlib import Path
 
 from qdmr_ray.data.format.manifest import FileEntry
@@ -32,8 +33,7 @@ _log = logging.getLogger(__name__)
 
 def default_cache_folder() -> Path:
     """Returns ``$XDG_CACHE_HOME/qdmr_ray/shards``, by default below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "qdmr_ray" / "shards"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "qdmr_ray", "shards")
 
 
 class ShardCache:
@@ -53,17 +53,11 @@ class ShardCache:
         *,
         fills: bool = True,
     ) -> None:
-        self._location = location
-        self._folder = folder
-        self._fills = fills
-        self._wanted: dict[str, FileEntry] = {}
-        room = limit
-        for file in files:
-            if file.bytes > room:
-                break
-            room -= file.bytes
-            self._wanted[file.file] = file
-        self._limit = limit
+        self._location, self._folder = location, folder
+        self._limit, self._fills = limit, fills
+        ends = accumulate(file.bytes for file in files)
+        fitting = takewhile(lambda end: end <= limit, ends)
+        self._wanted = {file.file: file for file, _ in zip(files, fitting, strict=False)}
         self._asked: set[str] = set()
         self._queue: queue.SimpleQueue[FileEntry] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -71,14 +65,14 @@ class ShardCache:
 
     def path(self, name: str) -> Path | None:
         """Returns the copy of a file; ``None`` while there is none, which the thread then makes."""
-        file = self._wanted.get(name)
+        path, file = self._folder / name, self._wanted.get(name)
         if file is None:
             return None
-        path = self._folder / name
         with contextlib.suppress(OSError):
             if path.stat().st_size == file.bytes:
                 return path
-        self._ask_for(file)
+        if self._fills:
+            self._ask_for(file)
         return None
 
     def fetch(self, file: FileEntry) -> Path | None:
@@ -99,8 +93,6 @@ class ShardCache:
         return self._folder / f"{TEMPORARY_PREFIX}{file.file}.lock"
 
     def _ask_for(self, file: FileEntry) -> None:
-        if not self._fills:
-            return
         with self._lock:
             if file.file in self._asked:
                 return

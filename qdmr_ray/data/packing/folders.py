@@ -6,7 +6,7 @@ Everything that can be wrong with a user's folders is found here, before anythin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qdmr_ray.errors import QdmrError
@@ -14,9 +14,7 @@ from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, probe_image
 
 # Folder names of the Realab benchmark.
 CLEAN = Path("Syn", "gt")
-REAL_SIM = "Real-Sim"
-REAL_SNAP = "Real-Snap"
-TARGETS = (REAL_SIM, REAL_SNAP)
+TARGETS = REAL_SIM, REAL_SNAP = ("Real-Sim", "Real-Snap")
 # A message names this many of the files without a partner.
 _NAMED = 3
 
@@ -24,7 +22,7 @@ _NAMED = 3
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ImageFolder:
     """One set: a folder of photographs and, for pairs, the folder of their ground truth."""
 
@@ -114,17 +112,15 @@ def find_realab(
     targets = {name: _target_folders(root, name, lens) for name in TARGETS}
     present = sorted(name for name, (train, _) in targets.items() if train.images.is_dir())
     source = ImageFolder(images=root / "Syn" / lens / "train", ground_truth=root / CLEAN)
+    found = DatasetFolders(lens=lens, source=source)
+    if not present and not needs_target:
+        return found
     if not present:
-        if not needs_target:
-            return DatasetFolders(lens=lens, source=source)
-        raise QdmrError(
-            f"{root}: no target photographs of lens {lens}; expected "
-            + " or ".join(str(train.images.relative_to(root)) for train, _ in targets.values())
-        )
+        places = [str(train.images.relative_to(root)) for train, _ in targets.values()]
+        expected = " or ".join(places)
+        raise QdmrError(f"{root}: no target photographs of lens {lens}; expected {expected}")
     train, test = targets[_only("target", target, present, root)]
-    return DatasetFolders(
-        lens=lens, source=source, target=train, test=test if test.images.is_dir() else None
-    )
+    return replace(found, target=train, test=test if test.images.is_dir() else None)
 
 
 def check_folders(
@@ -145,19 +141,16 @@ def check_folders(
     if not folders.sets():
         raise QdmrError("no set to read: name at least one folder of images")
     matched = {name: _match(folder) for name, folder in folders.sets().items()}
-    total = sum(map(len, matched.values()))
-    done = 0
     checked: dict[str, list[RecordFiles]] = {name: [] for name in matched}
-    for name, pairs in matched.items():
-        for image, ground_truth in pairs:
-            try:
-                checked[name].append(_check_record(image, ground_truth))
-            except QdmrError as error:
-                if rejected is None:
-                    raise
-                rejected.append((name, image, str(error)))
-            done += 1
-            progress(done, total)
+    pairs = [(name, *pair) for name, found in matched.items() for pair in found]
+    for done, (name, image, ground_truth) in enumerate(pairs, start=1):
+        try:
+            checked[name].append(_check_record(image, ground_truth))
+        except QdmrError as error:
+            if rejected is None:
+                raise
+            rejected.append((name, image, str(error)))
+        progress(done, len(pairs))
     return checked
 
 
@@ -174,11 +167,13 @@ def _target_folders(root: Path, target: str, lens: str) -> tuple[ImageFolder, Im
 def _only(what: str, wanted: str | None, present: list[str], where: Path) -> str:
     """Returns ``wanted`` if it is there, or the only option that is there."""
     options = ", ".join(present) or "none"
-    if wanted is not None and wanted not in present:
-        raise QdmrError(f"{where}: no {what} {wanted!r}; there is: {options}")
-    if wanted is None and len(present) != 1:
+    if wanted is None and len(present) == 1:
+        return present[0]
+    if wanted is None:
         raise QdmrError(f"{where}: set {what} to one of those found there: {options}")
-    return wanted if wanted is not None else present[0]
+    if wanted not in present:
+        raise QdmrError(f"{where}: no {what} {wanted!r}; there is: {options}")
+    return wanted
 
 
 def _match(folder: ImageFolder) -> list[tuple[Path, Path | None]]:
@@ -186,14 +181,11 @@ def _match(folder: ImageFolder) -> list[tuple[Path, Path | None]]:
     images = list_images(folder.images)
     if folder.ground_truth is None:
         return [(path, None) for path in images]
-    by_name = _by_name(images)
-    truth = _by_name(list_images(folder.ground_truth))
-    without_truth = sorted(by_name.keys() - truth.keys())
-    without_image = sorted(truth.keys() - by_name.keys())
-    if without_truth or without_image:
+    by_name, truth = _by_name(images), _by_name(list_images(folder.ground_truth))
+    if by_name.keys() != truth.keys():
         raise QdmrError(
-            f"names do not match: only in {folder.images}: {_some(without_truth)}; "
-            f"only in {folder.ground_truth}: {_some(without_image)}"
+            f"names do not match: only in {folder.images}: {_some(by_name.keys() - truth.keys())}; "
+            f"only in {folder.ground_truth}: {_some(truth.keys() - by_name.keys())}"
         )
     return [(by_name[name], truth[name]) for name in sorted(by_name)]
 
@@ -210,11 +202,9 @@ def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
     return named
 
 
-def _some(names: list[str]) -> str:
-    if not names:
-        return "none"
+def _some(names: set[str]) -> str:
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + rest
+    return (", ".join(sorted(names)[:_NAMED]) or "none") + rest
 
 
 def _check_record(image: Path, ground_truth: Path | None) -> RecordFiles:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,27 +95,17 @@ class PackSettings(Settings):
         ``src``; photographs of a lens may thus lie elsewhere than its simulated pairs. Raises
         QdmrError where there is no such layout, or its lens or target set is ambiguous."""
 
-        def named_folder(images: str | None, ground_truth: str | None = None) -> ImageFolder | None:
-            if images is None:
-                return None
-            truth = None if ground_truth is None else src / ground_truth
-            return ImageFolder(images=src / images, ground_truth=truth)
-
-        explicit = DatasetFolders(
-            lens=self.lens,
-            source=named_folder(self.source_images, self.source_ground_truth),
-            target=named_folder(self.target_images),
-            test=named_folder(self.test_images, self.test_ground_truth),
-        )
-        named = explicit.sets()
-        if named and ("source" in named or not is_realab(src)):
-            return explicit
-        found = find_realab(
-            src, self.lens, self.target_set, needs_target=not {"target", "test"} & named.keys()
-        )
-        return replace(
-            found, target=explicit.target or found.target, test=explicit.test or found.test
-        )
+        explicit: dict[str, Any] = {}
+        for name in ("source", "target", "test"):
+            images, truth = getattr(self, f"{name}_images"), f"{name}_ground_truth"
+            clean = getattr(self, truth, None)
+            if images is not None:
+                folder = ImageFolder(src / images, None if clean is None else src / clean)
+                explicit[name] = folder
+        if explicit and ("source" in explicit or not is_realab(src)):
+            return DatasetFolders(lens=self.lens, **explicit)
+        found = find_realab(src, self.lens, self.target_set, needs_target=not explicit)
+        return replace(found, **explicit)
 
 
 def pack(
@@ -250,25 +241,20 @@ def _set_entry(
 ) -> SetEntry:
     """Writes the index of a set, and returns its part of the manifest."""
     table = pa.concat_tables(index for _, index in results).combine_chunks()
+    sizes = Counter(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
     levels: Any = sum(np.array(shard.levels, dtype=np.int64) for shard, _ in results)
     return SetEntry(
         paired=paired,
         images=table.num_rows,
         content=content_digest(table),
-        sizes=_size_counts(table),
+        sizes=tuple(
+            SizeCount(height=height, width=width, images=images)
+            for (height, width), images in sorted(sizes.items())
+        ),
         image=_statistics(levels[0]),
         ground_truth=_statistics(levels[1]) if paired else None,
         index=write_by_content(location, f"{name}-index", "arrow", encode_index(table)),
         shards=tuple(shard.shard for shard, _ in results if shard.shard is not None),
-    )
-
-
-def _size_counts(table: pa.Table) -> tuple[SizeCount, ...]:
-    sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
-    unique, counts = np.unique(sizes, axis=0, return_counts=True)
-    return tuple(
-        SizeCount(height=height, width=width, images=count)
-        for (height, width), count in zip(unique.tolist(), counts.tolist(), strict=True)
     )
 
 
