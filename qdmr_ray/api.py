@@ -51,18 +51,13 @@ def train(
         store: a folder in which runs share trained stages: those that it holds are copied.
         say: receives each line of news.
 
-    Raises:
-        QdmrError: data, weights or an earlier run of that name don't fit, or training failed.
+    Raises QdmrError where data, weights or an earlier run of that name don't fit, or training
+    failed.
     """
     from qdmr_ray.train.run import train_run
 
-    return train_run(
-        experiment,
-        storage=_text(storage),
-        stages=stages,
-        store=None if store is None else _text(store),
-        say=say,
-    )
+    shared = None if store is None else _text(store)
+    return train_run(experiment, storage=_text(storage), stages=stages, store=shared, say=say)
 
 
 def sweep(
@@ -83,17 +78,15 @@ def sweep(
         say: receives each line of news.
         progress: is called with the number of ended trials, where the number of all is known.
 
-    Raises:
-        QdmrError: data or an earlier sweep of that name don't fit, or too many trials failed.
+    Raises QdmrError where data or an earlier sweep of that name don't fit, or too many trials fail.
     """
     from qdmr_ray.report import build_report
     from qdmr_ray.sweeps.run import sweep_run
 
-    results = sweep_run(
-        plan, storage=_text(storage), retry_failed=retry_failed, say=say, progress=progress
-    )
+    place = _text(storage)
+    results = sweep_run(plan, storage=place, retry_failed=retry_failed, say=say, progress=progress)
     endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
-    build_report(open_location(_text(storage), endpoint=endpoint).join(plan.settings.name))
+    build_report(open_location(place, endpoint=endpoint).join(plan.settings.name))
     return results
 
 
@@ -118,9 +111,8 @@ def evaluate(
         progress: is called with the number of finished photographs.
         codebook_progress: is called with the number of crops encoded for the codebook's view.
 
-    Raises:
-        QdmrError: nothing is trained there, there is no test set, or a file is damaged.
-        SettingsError: a setting is unknown, out of range, or none of an evaluation's.
+    Raises QdmrError where nothing is trained there, there is no test set, or a file is damaged;
+    SettingsError for a setting that is unknown, out of range, or none of an evaluation's.
     """
     from qdmr_ray.evaluate.evaluate import evaluate_run
 
@@ -171,9 +163,8 @@ def restore(
         settings: memory, precision and device.
         report: is told about each finished file.
 
-    Raises:
-        QdmrError: the array has another type or shape, no photograph is found, or the checkpoint or
-            ``out`` can't be used.
+    Raises QdmrError where the array has another type or shape, no photograph is found, or the
+    checkpoint or ``out`` can't be used.
     """
     import numpy as np
 
@@ -197,9 +188,8 @@ def compare(
         metrics: such as ``"psnr"``; all that every evaluation has by default.
         reference: the row that others are tested against: ``"input"``, or ``"RUN/STAGE"``.
 
-    Raises:
-        QdmrError: an evaluation is missing, or they are of different test sets or settings.
-        SettingsError: a metric or the reference is unknown.
+    Raises QdmrError where an evaluation is missing, or they are of different test sets or settings;
+    SettingsError for an unknown metric or reference.
     """
     from qdmr_ray.evaluate.compare import compare as tabulate
     from qdmr_ray.evaluate.compare import named_apart, read_evaluation

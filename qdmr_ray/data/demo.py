@@ -121,21 +121,16 @@ def build_demo_data(
     progress: Progress = lambda done, total: None,
 ) -> Path:
     """Writes the demo's three sets in the Realab layout, the same bytes every time; returns
-    ``out``.
+    ``out``, which is new, empty, or written by this function before.
 
     ``Syn/gt`` and ``Syn/S1/train`` are pairs through the lens as designed, ``Real-Sim/S1/train``
     other photographs through the lens as manufactured, and ``Real-Sim/S1/val`` with ``val_gt`` the
     test pairs through the manufactured lens. ``CREDITS.md`` names the photographs' authors.
 
-    Args:
-        out: the Realab folder; new, empty, or written by this function before.
-        frame: (height, width) in pixels of all images.
-        seed: of the cameras' noise.
-        progress: called with (frames done, frames in all).
-
-    Raises:
-        QdmrError: a package or photograph is missing, the frame is too large or too small, or
-            ``out`` holds other images or cannot be written.
+    ``frame`` is (height, width) in pixels of all images, ``seed`` that of the cameras' noise;
+    ``progress`` is called with (frames done, frames in all). Raises QdmrError where a package or
+    photograph is missing, the frame is too large or too small, or ``out`` holds other images or
+    cannot be written.
     """
     _refuse_foreign_images(out)
     photographs = demo_photographs()
@@ -158,19 +153,14 @@ def build_demo_data(
 
 def credits() -> str:
     """Lists title, author, licence and origin of every photograph, as Markdown."""
-    lines = [
-        "# Photographs",
-        "",
-        "Scaled, cut, and in the folders other than `gt` and `val_gt` aberrated by qdmr_ray.",
-        "",
-        "| file | set | title | author | licence | origin |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    about = "Scaled, cut, and in the folders other than `gt` and `val_gt` aberrated by qdmr_ray."
+    rows = [("file", "set", "title", "author", "licence", "origin"), ("---",) * 6]
     for photo in demo_photographs():
         origin = f"{photo.origin}; from {_DISTRIBUTIONS[photo.package]}"
         cells = (photo.file, photo.domain, photo.title, photo.author, photo.licence, origin)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    table = "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return f"# Photographs\n\n{about}\n\n{table}"
 
 
 def _require_size(photograph: Photograph, height: int, width: int, frame: tuple[int, int]) -> None:

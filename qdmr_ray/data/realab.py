@@ -74,22 +74,17 @@ def fetch_realab(
     keep_archives: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> list[str]:
-    """Downloads Realab into ``out``, checks every file and unpacks archives beside themselves.
+    """Downloads Realab into ``out``, checks every file and unpacks archives beside themselves;
+    returns two lines: what was fetched, and what to do next.
 
-    Args:
-        out: folder; it is made.
-        endpoint: the hub's address; by default ``HF_ENDPOINT``, then huggingface.co.
-        revision: branch, tag or commit.
-        include: patterns such as "Syn/*", of which a file's path must match one; none is all files.
-        keep_archives: leave archives in place after they are unpacked.
-        progress: called with (step, bytes done, bytes in all).
+    ``endpoint`` is the hub's address; by default ``HF_ENDPOINT``, then huggingface.co. ``revision``
+    is a branch, tag or commit. With patterns such as "Syn/*" in ``include``, a file's path must
+    match one. ``keep_archives`` leaves archives in place after they are unpacked. ``progress`` is
+    called with (step, bytes done, bytes in all).
 
-    Returns two lines: what was fetched, and what to do next.
-
-    Raises:
-        QdmrError: the hub is unreachable, refuses or is busy; the disk is short, full or not
-            writable; a file differs from the hub's checksum twice; an archive is damaged or
-            unsafe; or another run works in ``out``. Verified files stay.
+    Raises QdmrError where the hub is unreachable, refuses or is busy; the disk is short, full or
+    not writable; a file differs from the hub's checksum twice; an archive is damaged or unsafe; or
+    another run works in ``out``. Verified files stay.
     """
     from huggingface_hub.utils import WeakFileLock
 

@@ -47,12 +47,9 @@ def simulate_folder(
         seed: of the noise; the same seed gives the same files.
         progress: called with (images done, images in all).
 
-    Returns how many photographs were simulated.
-
-    Raises:
-        QdmrError: no such folder, no images in it, two images that would get the same name, an
-            unreadable or too small image, an unknown or malformed lens, or a full disk.
-            Files already written are whole.
+    Returns how many photographs were simulated. Raises QdmrError for no such folder, no images in
+    it, two images that would get the same name, an unreadable or too small image, an unknown or
+    malformed lens, or a full disk. Files already written are whole.
     """
     if domain not in DOMAINS:
         raise SettingsError(f"domain must be one of {', '.join(DOMAINS)}; it is {domain!r}")

@@ -88,11 +88,8 @@ def _configured(file: Path) -> str | None:
 
 def check_variables(pairs: Sequence[str], secret_names: Sequence[str]) -> dict[str, str]:
     """Returns a job's environment: ``NAME=value`` pairs, and the names that its machine provides.
-
-    Raises:
-        SettingsError: a pair or a name is malformed, or a name looks like a secret's, whose value
-            everybody could read in the dashboard and in the cluster's logs.
-    """
+    Raises SettingsError where a pair or a name is malformed, or a name looks like a secret's, whose
+    value everybody could read in the dashboard and in the cluster's logs."""
     variables = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")

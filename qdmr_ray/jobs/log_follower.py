@@ -29,13 +29,8 @@ def how_to_come_back(job: str) -> str:
 
 
 class Follower:
-    """Shows the log of ``job`` until it ends.
-
-    Args:
-        client: Ray's client of its jobs API, at ``address``.
-        show: receives the log, piece by piece.
-        note: receives a line when the connection is lost.
-    """
+    """Shows the log of ``job`` until it ends. ``client`` is Ray's of its jobs API, at ``address``.
+    ``show`` receives the log, piece by piece, ``note`` a line when the connection is lost."""
 
     def __init__(
         self,

@@ -28,7 +28,6 @@ WRITES = {
 }
 # These commands write to disks only.
 ON_DISKS_ONLY = ("demo",)
-_ANYWHERE = ("-v", "--verbose")
 _ENDPOINT_SETTING = "data.s3_endpoint="
 
 
@@ -56,7 +55,7 @@ def parse_command(words: Sequence[str], qdmr: Any) -> Command | None:
     if program != "qdmr":
         return None
     # Options of ``qdmr`` itself stand before the command's name.
-    while rest and rest[0] in _ANYWHERE:
+    while rest and rest[0] in ("-v", "--verbose"):
         rest.pop(0)
     if not rest or rest[0] not in WRITES or "--help" in rest:
         return None
@@ -90,17 +89,10 @@ def places_of(
     words: Sequence[str], command: Command | None, code: Path, variables: Mapping[str, str]
 ) -> list[Place]:
     """Returns the places in S3 that a job will use, one per bucket and store: those that a ``qdmr``
-    command and its experiment name, or the s3 addresses among the words of any other command.
-
-    Args:
-        command: the result of :func:`parse_command` for ``words``.
-        code: the folder that is uploaded, in which the job starts.
-        variables: the job's environment.
-
-    Raises:
-        QdmrError: the experiment's file can't be read, or a setting is wrong, such as a place that
-            would not outlast the job.
-    """
+    command and its experiment name, or the s3 addresses among the words of any other command. The
+    job starts in ``code``, the folder that is uploaded, with the environment ``variables``. Raises
+    QdmrError where the experiment's file can't be read, or a setting is wrong, such as a place that
+    would not outlast the job."""
     read = {"train": _of_experiment, "sweep": _of_sweep, "evaluate": _of_run}
     own = variables.get(ENDPOINT_VARIABLE)
     found = None
@@ -111,9 +103,8 @@ def places_of(
     places: dict[tuple[str, str | None], Place] = {}
     for uri, endpoint in found:
         if uri and uri.startswith(S3_SCHEME):
-            bucket = uri.removeprefix(S3_SCHEME).partition("/")[0]
-            place = Place(uri, endpoint or own)
-            places.setdefault((bucket, place.endpoint), place)
+            bucket, store = uri.removeprefix(S3_SCHEME).partition("/")[0], endpoint or own
+            places.setdefault((bucket, store), Place(uri, store))
     return list(places.values())
 
 
@@ -136,8 +127,8 @@ _Values = Mapping[str, Any]
 def _of_experiment(values: _Values, code: Path, _: str | None) -> _Found:
     from qdmr_ray.config import load_experiment
 
-    file = code / values["experiment"]
-    if _is_elsewhere(file, values["experiment"]):
+    file = _file_here(code, values["experiment"])
+    if file is None:
         return None
     data = load_experiment(file, values["overrides"] or (), name=values["name"]).data
     return [(uri, data.s3_endpoint) for uri in (values["storage"], values["store"], data.path)]
@@ -146,8 +137,8 @@ def _of_experiment(values: _Values, code: Path, _: str | None) -> _Found:
 def _of_sweep(values: _Values, code: Path, _: str | None) -> _Found:
     from qdmr_ray.sweeps.plan import load_sweep
 
-    file = code / values["file"]
-    if _is_elsewhere(file, values["file"]):
+    file = _file_here(code, values["file"])
+    if file is None:
         return None
     plan = load_sweep(file, values["overrides"] or (), name=values["name"])
     store = plan.settings.store
@@ -183,9 +174,9 @@ def _config_text(run: str, endpoint: str | None) -> str | None:
     return file.read_text() if file.is_file() else None
 
 
-def _is_elsewhere(file: Path, named: Path) -> bool:
-    """Returns whether a file lies on the cluster only, such as one in its image."""
-    return named.is_absolute() and not file.is_file()
+def _file_here(code: Path, named: Path) -> Path | None:
+    """Returns a file below ``code``; None where it lies on the cluster only, as in its image."""
+    return None if named.is_absolute() and not named.is_file() else code / named
 
 
 def _temporary(given: str, on_disk: bool) -> SettingsError:

@@ -49,11 +49,8 @@ def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = Non
     """Copies a run folder, local or in S3, to ``out``; returns the number of files. Files that
     ``out`` already holds with the same size and no older than their source are kept; each file
     appears whole or not at all. A file that a running run deletes during the copy, such as an old
-    checkpoint, is left out.
-
-    Raises:
-        QdmrError: the folder is not there, or can't be reached from this machine.
-    """
+    checkpoint, is left out. Raises QdmrError where the folder is not there, or can't be reached
+    from this machine."""
     if folder.startswith("s3://"):
         return _fetch_s3(folder, out, progress, endpoint)
     source = Path(folder)

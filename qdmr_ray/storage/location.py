@@ -300,11 +300,8 @@ def _files_in(path: str) -> dict[str, int | None]:
 def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
     """Returns the place that ``uri`` names: a local path (made absolute) or ``s3://…``.
     ``endpoint`` is the address of an S3-compatible store, such as ``http://minio:9000``; without it
-    ``AWS_ENDPOINT_URL`` counts, and without that Amazon's own.
-
-    Raises:
-        QdmrError: another scheme, or ``s3://`` without a bucket.
-    """
+    ``AWS_ENDPOINT_URL`` counts, and without that Amazon's own. Raises QdmrError for another scheme,
+    or ``s3://`` without a bucket."""
     text = os.fspath(uri)
     if text.startswith(S3_SCHEME):
         path = text.removeprefix(S3_SCHEME).strip("/")

@@ -150,12 +150,8 @@ class PatienceEnded(BaseError):  # noqa: N818
 
 
 def persistently(operation: Callable[[], T], address: str) -> T:
-    """Returns what ``operation`` returns; after a transient failure, it is called again.
-
-    Raises:
-        PatienceEnded: it kept failing.
-        BaseError, FileNotFoundError: obstore's, when trying again cannot help.
-    """
+    """Returns what ``operation`` returns; after a transient failure, it is called again. Raises
+    PatienceEnded if it kept failing, and obstore's own error when trying again cannot help."""
     started = monotonic()
     attempts, warned = 0, False
     while True:

@@ -102,13 +102,9 @@ class RecordReader:
     def lines(
         self, set_name: str, index: int, top: int, bottom: int, *, ground_truth: bool = False
     ) -> np.ndarray:
-        """Rows ``top`` .. ``bottom - 1``, uint8 (rows, 3, W), read-only, a view where possible.
-
-        Raises:
-            QdmrError: the set or its ground truth does not exist, or the shard is missing or
-                damaged; the message names shard and row.
-            IndexError: there is no such record.
-        """
+        """Reads rows ``top`` .. ``bottom - 1``, uint8 (rows, 3, W), read-only, a view where
+        possible. Raises QdmrError, which names shard and row, where the set or its ground truth
+        does not exist, or the shard is missing or damaged; IndexError for no such record."""
         shard, row = self._find(set_name, index)
         table = self.index(set_name)
         columns = table.ground_truth if ground_truth else table.image

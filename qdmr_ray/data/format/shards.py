@@ -107,12 +107,8 @@ class PackedShard(Document):
 
 def write_shard(job: ShardJob, folder: Location) -> tuple[PackedShard, pa.Table]:
     """Decodes the job's files, writes its shard, and returns its index, too; the same files give
-    the same bytes.
-
-    Raises:
-        QdmrError: an image is unreadable, constant or not of the size that its header promised,
-            or the shard cannot be written.
-    """
+    the same bytes. Raises QdmrError where an image is unreadable, constant or not of the size that
+    its header promised, or the shard cannot be written."""
     # Computed before the files are read: one that changes meanwhile must not pass for packed.
     fingerprint = job.fingerprint()
     levels = np.zeros((2, CHANNELS, LEVELS), dtype=np.int64)

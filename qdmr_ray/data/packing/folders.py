@@ -132,11 +132,9 @@ def check_folders(
     """Returns every record of every set, by set name, sorted by name; decodes nothing yet.
 
     ``progress`` is called with (records checked, records in all). Where a list ``rejected`` is
-    given, a record that cannot be used is appended to it as (set, file, reason), not raised.
-
-    Raises:
-        QdmrError: a folder is missing or empty, names do not match between photographs and
-            ground truth, the sizes of a pair differ, or a file is no readable image.
+    given, a record that cannot be used is appended to it as (set, file, reason), not raised. Raises
+    QdmrError where a folder is missing or empty, names do not match between photographs and ground
+    truth, the sizes of a pair differ, or a file is no readable image.
     """
     if not folders.sets():
         raise QdmrError("no set to read: name at least one folder of images")

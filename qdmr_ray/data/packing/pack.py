@@ -94,14 +94,12 @@ class PackSettings(Settings):
         """Returns the folders that these settings name, and the others from a Realab layout in
         ``src``; photographs of a lens may thus lie elsewhere than its simulated pairs. Raises
         QdmrError where there is no such layout, or its lens or target set is ambiguous."""
-
         explicit: dict[str, Any] = {}
         for name in ("source", "target", "test"):
-            images, truth = getattr(self, f"{name}_images"), f"{name}_ground_truth"
-            clean = getattr(self, truth, None)
+            images = getattr(self, f"{name}_images")
+            truth = getattr(self, f"{name}_ground_truth", None)
             if images is not None:
-                folder = ImageFolder(src / images, None if clean is None else src / clean)
-                explicit[name] = folder
+                explicit[name] = ImageFolder(src / images, None if truth is None else src / truth)
         if explicit and ("source" in explicit or not is_realab(src)):
             return DatasetFolders(lens=self.lens, **explicit)
         found = find_realab(src, self.lens, self.target_set, needs_target=not explicit)
@@ -122,11 +120,9 @@ def pack(
     Ray tasks on this machine write the shards when Ray is running, else this process writes them
     one after another; ``start_ray`` is called when there is so much to pack that starting it pays.
     ``progress`` is called with (steps done, steps in all): every record is checked, then packed.
-    ``endpoint`` is the address of an S3-compatible store.
-
-    Raises:
-        QdmrError: something is wrong with the folders or images, or ``out`` cannot be written.
-            Wrong names, sizes and headers are found before anything is written.
+    ``endpoint`` is the address of an S3-compatible store. Raises QdmrError where something is wrong
+    with the folders or images, or ``out`` cannot be written; wrong names, sizes and headers are
+    found before anything is written.
     """
     if not src.is_dir():
         raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
@@ -139,10 +135,7 @@ def pack(
         rejected=rejected if settings.bad_images == LEAVE_OUT else None,
     )
     root = src.absolute()
-    left_out = [
-        LeftOut(set=name, origin=origin_of(file, root), reason=reason)
-        for name, file, reason in rejected
-    ]
+    left_out = [LeftOut(set=n, origin=origin_of(file, root), reason=r) for n, file, r in rejected]
     jobs = list(_jobs(checked, settings, root))
     records = [record for job in jobs for record in job.records]
     if start_ray is not None and sum(r.pixel_bytes for r in records) > _WORTH_STARTING_RAY:
