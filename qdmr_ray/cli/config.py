@@ -87,7 +87,6 @@ def _yaml_lines(settings: Any, values: Mapping[str, Any], indent: str = "") -> I
 
 
 def _yaml_value(value: Any) -> str:
-    """Returns a value as YAML in one line."""
     import yaml
 
     text: str = yaml.safe_dump(
@@ -112,7 +111,6 @@ def _about(field: dataclasses.Field[Any]) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    """Returns a setting's default as plain values."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return list(field.default) if isinstance(field.default, tuple) else field.default
@@ -129,7 +127,6 @@ def _section_schema(section: type) -> dict[str, Any]:
 
 
 def _setting_schema(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    """Returns the JSON schema of one setting: type, limits, choices, help and default."""
     known = field.metadata
     described = {"description": known["help"], **_type_schema(hint)}
     if dataclasses.is_dataclass(hint):
@@ -154,7 +151,6 @@ def _setting_schema(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def _type_schema(hint: Any) -> dict[str, Any]:
-    """Returns the JSON schema of a type of settings."""
     kind = get_origin(hint) or hint
     if kind in (Union, UnionType):
         kinds = [_type_schema(each) for each in get_args(hint)]

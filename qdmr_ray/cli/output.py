@@ -157,12 +157,8 @@ def evaluation_notes(evaluation: Evaluation) -> list[str]:
     notes = []
     for metric in dict.fromkeys(row.metric for row in evaluation.left_out):
         rows = [row for row in evaluation.left_out if row.metric == metric]
-        count, first = evaluation.images - len(rows), rows[0]
-        notes.append(
-            f"{metric_info(metric).label}: over {count} of them; {first.name}: {first.reason}"
-            + (f" (and {len(rows) - 1} more)" if len(rows) > 1 else "")
-        )
-    for info in (metric.info for metric in METRICS.values()):
-        if file := evaluation.reference(info.name):
-            notes.append(f"{info.label} with {file}")
-    return notes
+        label, count = metric_info(metric).label, evaluation.images - len(rows)
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        notes.append(f"{label}: over {count} of them; {rows[0].name}: {rows[0].reason}{more}")
+    files = ((m.info.label, evaluation.reference(m.info.name)) for m in METRICS.values())
+    return notes + [f"{label} with {file}" for label, file in files if file]

@@ -290,7 +290,6 @@ class _Fetch:
             (self.out / file.path).unlink(missing_ok=True)
 
     def _verify(self, files: list[_File]) -> list[_File]:
-        """Hashes what the record does not know; returns the files that differ from the hub."""
         verified = self.record.verified
         unknown = [file for file in files if verified.get(file.path, ()) != self._stamp(file)]
         with ThreadPoolExecutor(_HASHING_THREADS) as pool:

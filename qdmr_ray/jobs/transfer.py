@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,6 @@ from qdmr_ray.storage import TEMPORARY_PREFIX
 
 # Files that are copied at the same time.
 TRANSFERS = 16
-# Codes with which stores answer that an object doesn't exist.
-_GONE = ("404", "NoSuchKey")
 Progress = Callable[[int, int], None]
 
 
@@ -63,17 +62,13 @@ def fetch(folder: str, out: Path, progress: Progress, endpoint: str | None = Non
     files = [path for path in files if not path.name.startswith(TEMPORARY_PREFIX)]
     came = 0
     for done, path in enumerate(files, start=1):
-        target = out / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
         try:
-            shutil.copy2(path, part)
+            with _whole(out / path.relative_to(source)) as part:
+                shutil.copy2(path, part)
+            came += 1
         except FileNotFoundError:
             if path.exists():
                 raise
-        else:
-            os.replace(part, target)
-            came += 1
         progress(done, len(files))
     return came
 
@@ -102,16 +97,14 @@ def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) 
             is_newer = stat.st_mtime >= item["LastModified"].timestamp()
             if is_newer and stat.st_size == item["Size"]:
                 return True
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
         try:
-            client.download_file(bucket, item["Key"], str(part))
+            with _whole(target) as part:
+                client.download_file(bucket, item["Key"], str(part))
         except ClientError as error:
             # The object was listed a moment ago, so its bucket exists: the run has deleted it.
-            if error.response.get("Error", {}).get("Code") in _GONE:
+            if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey"):
                 return False
             raise
-        os.replace(part, target)
         return True
 
     files = [item for item in objects if not item["Key"].endswith("/")]
@@ -122,6 +115,15 @@ def _fetch_s3(folder: str, out: Path, progress: Progress, endpoint: str | None) 
             came += arrived
             progress(done, len(files))
     return came
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """Yields a place for a file's content, which becomes ``target`` unless that fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    yield part
+    os.replace(part, target)
 
 
 def _client(endpoint: str | None, connect_seconds: int = 10, attempts: int = 3) -> Any:
@@ -146,19 +148,17 @@ def _told(place: str, call: Callable[[], Any], remedy: str = "") -> Any:
     try:
         return call()
     except NoCredentialsError:
-        raise QdmrError(
-            f"{place}: this machine has no S3 credentials; log in or set AWS_PROFILE{remedy}"
-        ) from None
-    except ClientError as error:
+        told = "this machine has no S3 credentials; log in or set AWS_PROFILE"
+        raise QdmrError(f"{place}: {told}{remedy}") from None
+    except (BotoCoreError, ClientError, OSError) as error:
+        told = " ".join(str(error).split())
+        if isinstance(error, NotConnected | HTTPClientError):
+            raise Unreachable(f"{place}: {told}") from error
+        if not isinstance(error, ClientError):
+            raise QdmrError(f"{place}: {told}") from error
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in ("404", "NoSuchBucket"):
             raise QdmrError(f"{place}: there is no such bucket") from error
         if code in ("403", "AccessDenied"):
-            reason = "these credentials have no right to it; use others, by AWS_PROFILE"
-        else:
-            reason = " ".join(str(error).split())
-        raise QdmrError(f"{place}: {reason}{remedy}") from error
-    except (NotConnected, HTTPClientError) as error:
-        raise Unreachable(f"{place}: {' '.join(str(error).split())}") from error
-    except (BotoCoreError, OSError) as error:
-        raise QdmrError(f"{place}: {' '.join(str(error).split())}") from error
+            told = "these credentials have no right to it; use others, by AWS_PROFILE"
+        raise QdmrError(f"{place}: {told}{remedy}") from error

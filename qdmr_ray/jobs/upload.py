@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from qdmr_ray.errors import QdmrError
@@ -51,8 +50,6 @@ SUSPICIOUS = re.compile(
 )
 # Source files are never secrets: token.py is about tokens, and doesn't hold one.
 PROGRAMS = ("*.py", "*.pyi", "*.c", "*.cc", "*.cpp", "*.cu", "*.cuh", "*.h", "*.hpp")
-# The one untracked hidden file that is uploaded: Ray follows it, too.
-HIDDEN_TAKEN = (".gitignore",)
 # The largest upload that Ray accepts.
 LARGEST_BYTES = 100 * 2**20
 
@@ -138,7 +135,8 @@ def _is_no_code(root: Path, name: PurePosixPath, is_tracked: bool) -> bool:
         return True
     if is_tracked:
         return False
-    if any(part.startswith(".") for part in (*folders, file)) and file not in HIDDEN_TAKEN:
+    # Ray follows .gitignore, too.
+    if any(part.startswith(".") for part in (*folders, file)) and file != ".gitignore":
         return True
     # A folder called data inside a package is code (qdmr_ray/data).
     return any(
@@ -148,30 +146,25 @@ def _is_no_code(root: Path, name: PurePosixPath, is_tracked: bool) -> bool:
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(map(partial(fnmatchcase, name), patterns))
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _real(root: Path, name: PurePosixPath) -> PurePosixPath | None:
     """Returns a file's real place below ``root``, or None if a link leads out of it."""
     if not (root / name).is_symlink():
         return name
-    try:
-        real = (root / name).resolve().relative_to(root.resolve())
-    except ValueError:
-        return None
-    return PurePosixPath(real.as_posix())
+    real, top = (root / name).resolve(), root.resolve()
+    return PurePosixPath(real.relative_to(top)) if real.is_relative_to(top) else None
 
 
 def _git_files(root: Path, *which: str) -> list[PurePosixPath]:
     """Returns the files that git lists below ``root``; none without git."""
     command = ["git", "-C", str(root), "ls-files", "-z", *which]
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError:
+        listed = subprocess.run(command, capture_output=True, check=True).stdout.split(b"\0")
+    except (OSError, subprocess.CalledProcessError):
         return []
-    if done.returncode != 0:
-        return []
-    return [PurePosixPath(os.fsdecode(name)) for name in done.stdout.split(b"\0") if name]
+    return [PurePosixPath(os.fsdecode(name)) for name in listed if name]
 
 
 def _walked(root: Path, folder: Path) -> Iterator[PurePosixPath]:

@@ -86,7 +86,6 @@ class Claims:
         return max((int(match[1]) for match in matches if match), default=0)
 
     def _is_free(self, number: int) -> bool:
-        """Returns whether the holder has released its claim, or shows no sign of life."""
         try:
             sign = self._sign(number).read_bytes()
             found = json.loads(sign)
@@ -179,7 +178,6 @@ def _machine() -> dict[str, str]:
 
 
 def _has_ended(process: Any) -> bool:
-    """Returns whether a claim's process ran on this machine and has ended."""
     try:
         here = _machine()
     except OSError:

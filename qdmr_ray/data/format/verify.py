@@ -6,7 +6,7 @@ qdmr data inspect data/s1 --verify
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +43,9 @@ def verify(
     done = 0
     problems: list[Problem] = []
     for entry in manifest.sets.values():
-        index = set_index(location, entry)
-        first = 0
+        index, before = set_index(location, entry), done
         for shard in entry.shards:
-            problems.extend(_shard_problems(location.join(shard.file), shard, index, first))
-            first += shard.rows
+            problems += _problems(location.join(shard.file), shard, index, done - before)
             done += shard.rows
             progress(done, total)
     return tuple(problems)
@@ -67,36 +65,25 @@ def check_complete(location: Location, manifest: Manifest, sets: tuple[str, ...]
         raise QdmrError(f"{location.join(bad[0].file).uri}: {found}; {_AGAIN}{rest}")
 
 
-def _shard_problems(
-    file: Location, shard: ShardEntry, index: SetIndex, first: int
-) -> Iterator[Problem]:
-    """Yields the problems of a shard whose first row is record ``first`` of ``index``."""
+def _problems(file: Location, shard: ShardEntry, index: SetIndex, first: int) -> list[Problem]:
+    """Returns the problems of a shard whose first row is record ``first`` of ``index``."""
     try:
-        data = file.read_bytes()
+        data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
     except QdmrError as error:
-        yield Problem(shard=shard.file, row=None, text=str(error))
-        return
-    if hashlib.sha256(data).hexdigest() == shard.sha256:
-        return
-    bad = list(_bad_rows(np.frombuffer(data, dtype=np.uint8), shard, index, first))
-    if len(data) != shard.bytes:
-        text = f"{file.uri}: {len(data)} bytes instead of {shard.bytes}; {_AGAIN}"
-        yield Problem(shard=shard.file, row=None, text=text)
-    elif not bad:
-        text = f"{file.uri}: wrong checksum, outside the pixels; {_AGAIN}"
-        yield Problem(shard=shard.file, row=None, text=text)
-    for row, what in bad:
-        text = f"{file.uri}: row {row} ({index.origin(first + row)}) {what}; {_AGAIN}"
-        yield Problem(shard=shard.file, row=row, text=text)
-
-
-def _bad_rows(
-    data: np.ndarray, shard: ShardEntry, index: SetIndex, first: int
-) -> Iterator[tuple[int, str]]:
+        return [Problem(shard=shard.file, row=None, text=str(error))]
+    if hashlib.sha256(data.data).hexdigest() == shard.sha256:
+        return []
+    found: list[tuple[int | None, str]] = []
     for row in range(shard.rows):
         entry = index[first + row]
         end = max(entry.image_offset, entry.ground_truth_offset) + entry.image_bytes
         if end > len(data):
-            yield row, "is cut off"
+            found.append((row, f"row {row} ({entry.origin}) is cut off"))
         elif record_digest(*record_pixels(entry, data)) != entry.sha256:
-            yield row, "has a wrong checksum"
+            found.append((row, f"row {row} ({entry.origin}) has a wrong checksum"))
+    if len(data) != shard.bytes:
+        found.insert(0, (None, f"{len(data)} bytes instead of {shard.bytes}"))
+    elif not found:
+        found.append((None, "wrong checksum, outside the pixels"))
+    texts = [(row, f"{file.uri}: {what}; {_AGAIN}") for row, what in found]
+    return [Problem(shard=shard.file, row=row, text=text) for row, text in texts]

@@ -24,8 +24,6 @@ from ray.util.debug import log_once
 from qdmr_ray.data.streaming.crops import CropRequest, cutter_of_process
 from qdmr_ray.errors import QdmrError
 
-# Ray itself gives this label to every node.
-_NODE_LABEL = "ray.io/node-id"
 # A block with this column holds an error instead of samples.
 _ERROR = "error"
 # A worker that waits this long for its data is probably short of CPUs; it says so once.
@@ -104,10 +102,8 @@ class Segment:
 
 def _dataset(request: CropRequest, first: int, end: int, block: int) -> ray.data.Dataset:
     """Builds the lazy pipeline over iterations ``first`` .. ``end - 1``: a row, a task, a block."""
-    rows = [
-        pa.table({"first": [start], "end": [min(start + block, end)]})
-        for start in range(first, end, block)
-    ]
+    starts = range(first, end, block)
+    rows = [pa.table({"first": [start], "end": [min(start + block, end)]}) for start in starts]
     dataset = ray.data.from_blocks(rows).map_batches(
         _cut_block,
         fn_args=(request,),
@@ -115,7 +111,7 @@ def _dataset(request: CropRequest, first: int, end: int, block: int) -> ray.data
         compute=ray.data.TaskPoolStrategy(min(request.settings.loader_workers, len(rows))),
         num_cpus=request.settings.loader_cpus,
         # The shards are on this node's disk or in its page cache, and the consumer is here too.
-        label_selector={_NODE_LABEL: ray.get_runtime_context().get_node_id()},
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
         # Where this node's workers leave no CPU, another node is better than waiting for ever.
         fallback_strategy=[{"label_selector": {}}],
     )

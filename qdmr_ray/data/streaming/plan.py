@@ -94,11 +94,17 @@ class CropPlan:
     ) -> None:
         # Not copied: for millions of records the arrays are views of a mapped file.
         self._sizes = dict(sizes)
-        self._crop = crop
-        self._same_place = same_place
-        self._seed = seed
-        for name in self._sizes:
-            self._check(name, label)
+        self._crop, self._same_place, self._seed = crop, same_place, seed
+        for name, (heights, widths) in sizes.items():
+            if len(heights) == 0:
+                raise QdmrError(f"the {name} set is empty; pack at least one image")
+            if min(heights.min(), widths.min()) < crop:
+                first = int(np.flatnonzero(np.minimum(heights, widths) < crop)[0])
+                raise QdmrError(
+                    f"{name} image {label(name, first)} is {widths[first]} x {heights[first]} "
+                    f"pixels, smaller than the crop of {crop}; lower the setting crop or leave "
+                    "such images out"
+                )
 
     def at(self, positions: np.ndarray) -> dict[str, Crops]:
         """Returns the samples at global ``positions``, int64 (n,) and not negative, by set name."""
@@ -131,18 +137,6 @@ class CropPlan:
         epoch, place = np.divmod(positions, np.uint64(count))
         keys = _random(epoch, self._seed, _SET_KEYS[name], _ORDER)
         return permute(place, count, keys).astype(np.int64)
-
-    def _check(self, name: str, label: Callable[[str, int], str]) -> None:
-        heights, widths = self._sizes[name]
-        if len(heights) == 0:
-            raise QdmrError(f"the {name} set is empty; pack at least one image")
-        if min(heights.min(), widths.min()) < self._crop:
-            first = int(np.flatnonzero(np.minimum(heights, widths) < self._crop)[0])
-            raise QdmrError(
-                f"{name} image {label(name, first)} is {widths[first]} x {heights[first]} pixels, "
-                f"smaller than the crop of {self._crop}; lower the setting crop or leave such "
-                "images out"
-            )
 
 
 def permute(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
