@@ -1,7 +1,5 @@
 """``qdmr bench``: how fast this installation is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from qdmr_ray.cli.options import JSON_FILE, App, Preset, RestoringDtype, TrainingDtype, flag, option

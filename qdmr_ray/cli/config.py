@@ -1,7 +1,5 @@
 """``qdmr config``: every setting that there is, explained for people and for YAML editors."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import textwrap

@@ -1,7 +1,5 @@
 """``qdmr data``: fetch, simulate, pack and inspect datasets."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``qdmr evaluate``, ``report``, ``compare``, ``codebook``, ``niqe-fit``: how good results are."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

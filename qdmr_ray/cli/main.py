@@ -2,8 +2,6 @@
 parses, calls and prints. It imports what it calls when it runs, so that ``--help`` and a misspelt
 word are answered at once."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import NoReturn

@@ -2,8 +2,6 @@
 command, and every group, takes ``-v``, which shows the traceback of an error. A ``-v`` behind
 ``--``, or in a submitted command, belongs to that command."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import wraps

@@ -1,7 +1,5 @@
 """``qdmr restore`` and ``qdmr export``: using a trained network."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

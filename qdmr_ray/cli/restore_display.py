@@ -1,7 +1,5 @@
 """The display of ``qdmr restore``, imported only when that runs, as it imports PyTorch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``qdmr demo``, ``train`` and ``import-weights``: making trained networks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer

@@ -1,7 +1,5 @@
 """``qdmr verify`` and ``doctor``: whether this code and this installation do what they should."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import typer

@@ -5,8 +5,6 @@
 Lenses, pairs and folders that were mixed up are seen at once in a picture, and in no table.
 """
 
-from __future__ import annotations
-
 import textwrap
 import unicodedata
 from collections import Counter

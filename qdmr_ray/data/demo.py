@@ -6,8 +6,6 @@ Nothing is downloaded. The split is by photograph: no photograph of the test set
 set, and the target's photographs are not the source's, so that the domains are unpaired.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from functools import cache
 from pathlib import Path

@@ -8,8 +8,6 @@ The library compares sizes only, so every file is hashed here and compared with 
 a record in ``.qdmr-fetch`` keeps a later run from hashing it again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -5,8 +5,6 @@
 ``optics.simulate`` images one photograph; this module reads and writes the files around it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -5,8 +5,6 @@ job = jobs.submit(["qdmr", "train", "experiments/demo.yaml"], plan_upload(Path("
 state = jobs.follow(job, print)
 """
 
-from __future__ import annotations
-
 import getpass
 import json
 import os

@@ -1,8 +1,6 @@
 """Errors of Ray's jobs API as one line each, told apart by type and HTTP status. Their texts are
 not searched: they hold names of jobs, which may contain any digits and words."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 

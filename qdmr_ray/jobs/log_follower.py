@@ -2,8 +2,6 @@
 break the log is requested from its beginning again, without showing its known part twice, until the
 job has ended and its whole log has arrived."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable

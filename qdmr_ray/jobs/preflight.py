@@ -6,8 +6,6 @@ parser reads the command line, as it will in the job.
     check_buckets(places_of(words, command, Path("."), {}), print)
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -2,8 +2,6 @@
 Both use boto3, which finds credentials in more places than other clients do (SSO, profiles,
 processes), and explains what is wrong with them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable, Iterator

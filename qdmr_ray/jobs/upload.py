@@ -3,8 +3,6 @@ git checkout these are the tracked files, and those untracked ones that git does
 names don't suggest a secret. Elsewhere they are all files but hidden ones and known data. The files
 are copied into a folder of their own, so that exactly the files shown are uploaded."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -13,8 +13,6 @@ is ignored, so that a newer version may add one without a new format. Standard J
 and no NaN: both become ``null``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any, ClassVar, Self

@@ -7,8 +7,6 @@ random order, so no choice of what to keep could hit more often, and nothing is 
 be fetched again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

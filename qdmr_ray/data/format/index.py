@@ -9,8 +9,6 @@ whole photograph. CRC-32 takes 0.4 ms for the five bands of a crop of 256 out of
 does it once per band.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zlib
 from dataclasses import dataclass

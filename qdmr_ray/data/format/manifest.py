@@ -6,8 +6,6 @@ every process parses. Its digest covers every pixel, name and size, but not the 
 the way the shards are cut.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any, ClassVar, Self

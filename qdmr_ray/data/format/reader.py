@@ -5,8 +5,6 @@ system's page cache is the cache. In a store, the rows of a crop are one ranged 
 that the node has copied (``cache``) are mapped like local ones.
 """
 
-from __future__ import annotations
-
 import math
 import zlib
 from bisect import bisect_right

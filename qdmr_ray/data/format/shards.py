@@ -25,8 +25,6 @@ with that value's bytes. They lie in one piece at an offset that the index keeps
 slice of the mapped file, while every Parquet reader still sees ordinary rows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 qdmr data inspect data/s1 --verify
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Everything that can be wrong with a user's folders is found here, before anything is written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -8,8 +8,6 @@ goes on. Shards are named by their content, the manifest comes last and in one p
 are files of an earlier packing removed.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import Counter

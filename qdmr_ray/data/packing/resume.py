@@ -5,8 +5,6 @@ the index. Packing again takes a shard over when its note still fits; the result
 packing undisturbed, because a shard depends on its files and settings alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pyarrow as pa

@@ -4,8 +4,6 @@ The result depends on the arguments alone. Both streams cut with this code, in t
 or in Ray's tasks, so their batches hold the same numbers.
 """
 
-from __future__ import annotations
-
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

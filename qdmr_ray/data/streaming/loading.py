@@ -7,8 +7,6 @@ training workers does not have, and they add a second to every segment (1.2 s ag
 first block).
 """
 
-from __future__ import annotations
-
 import logging
 import queue
 import threading

@@ -17,8 +17,6 @@ permutation that is computed for the positions asked for.
   turning one crop only would undo what the common place is for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
