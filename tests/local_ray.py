@@ -52,7 +52,7 @@ def local_ray(*, object_store: int = 200_000_000) -> Iterator[None]:
     global _running
     environment = {k: v for k, v in os.environ.items() if k.startswith(_INHERITED)}
     wanted = (object_store, environment)
-    if _running != wanted or not ray.is_initialized() or not _is_free():
+    if _running != wanted or not ray.is_initialized() or not is_free():
         stop_local_ray()
         # "local", because without an address Ray joins whichever cluster was started last on the
         # machine, which may be that of a test running beside this one.
@@ -61,7 +61,7 @@ def local_ray(*, object_store: int = 200_000_000) -> Iterator[None]:
     yield
 
 
-def _is_free() -> bool:
+def is_free() -> bool:
     """Whether what earlier tests held is given back: an actor that one of them has lost, and that
     Ray has replaced, would keep a CPU that the next test waits for."""
     gc.collect()

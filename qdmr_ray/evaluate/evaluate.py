@@ -13,10 +13,12 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
@@ -225,13 +227,15 @@ def _judge_missing(
         ensure_ray(modules)
         spread = spread_over(ray.nodes(), task.settings.workers, len(missing))
         task = replace(task, gpu=spread.gpus > 0, sharing=spread.sharing)
-        for row in _judged(task, missing, spread):
-            if row["failure"]:
-                reasons[row["index"]] = row["failure"]
-            else:
-                results.add(Judged.parse(row["judged"], row["name"]))
-            if progress is not None:
-                progress(len(results.rows) + len(reasons), len(names))
+        # Closed when an error leaves the loop, too, whose traceback would keep the actors.
+        with closing(_judged(task, missing, spread)) as found:
+            for row in found:
+                if row["failure"]:
+                    reasons[row["index"]] = row["failure"]
+                else:
+                    results.add(Judged.parse(row["judged"], row["name"]))
+                if progress is not None:
+                    progress(len(results.rows) + len(reasons), len(names))
         results.flush()
     lost = (
         f"its worker was lost {WORKER_RETRIES + 1} times, perhaps for want of memory; evaluate it "
@@ -265,14 +269,21 @@ def spread_over(
 
 def _judged(
     task: EvaluationTask, rows: Sequence[dict[str, Any]], spread: Spread
-) -> Iterator[dict[str, Any]]:
-    """Yields the actors' results for ``rows`` as they come; rows whose workers died are missing."""
+) -> Generator[dict[str, Any]]:
+    """Yields the actors' results for ``rows`` as they come; rows whose workers died are missing.
+    The actors have ended when the generator is exhausted or closed."""
+    names: list[str] = []
+
+    def with_name() -> dict[str, str]:
+        names.append(f"restorer-{uuid4()}")
+        return {"name": names[-1]}
+
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     # Restorer raises nothing for a photograph, so that only a worker that died too often fails.
     context.max_errored_blocks = -1
     with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 deprecates the only argument that sets max_task_retries.
+        # Ray 2.60 deprecates the only arguments that set max_task_retries and names.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
             Restorer,  # type: ignore[arg-type]
@@ -286,6 +297,7 @@ def _judged(
             # By default Ray fills one node before the next, and all actors would share its CPUs.
             scheduling_strategy="SPREAD",
             max_task_retries=WORKER_RETRIES,
+            ray_remote_args_fn=with_name,
         )
     try:
         yield from dataset.iter_rows()
@@ -295,3 +307,9 @@ def _judged(
         if named:
             raise QdmrError(" ".join(words.split())) from error
         raise
+    finally:
+        # Ray Data only lets go of its actors at the end. One that has replaced a lost one was seen
+        # to keep its CPUs until this process ended.
+        for name in names if ray.is_initialized() else ():
+            with suppress(ValueError):  # It has ended.
+                ray.kill(ray.get_actor(name))

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from local_ray import local_ray
+from local_ray import is_free, local_ray
 
 import qdmr_ray.evaluate.evaluate as evaluate_module
 from qdmr_ray.cli.main import main
@@ -179,6 +179,7 @@ def test_a_photograph_that_kills_its_worker_is_reported_and_the_rest_goes_on(
     (failure,) = evaluation["failed"]
     assert failure["name"] == "photo002"
     assert "its worker was lost 2 times" in failure["reason"]
+    assert is_free(), "the worker that replaced the lost one keeps its CPU"
 
 
 @pytest.mark.ray
@@ -300,6 +301,28 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(evaluate_module, "ensure_ray", lambda _: None)
     monkeypatch.setattr(evaluate_module.ray, "nodes", list)
     return judged
+
+
+def test_workers_are_ended_when_an_error_leaves_the_evaluation(
+    small: Bench, tmp_path: Path, in_process: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, ended = evaluate_module._judged, []
+
+    def told(*arguments: Any) -> Iterator[dict[str, Any]]:
+        try:
+            yield from judge(*arguments)
+        finally:
+            ended.append(list(in_process))
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate_module, "_judged", told)
+    # The traceback, which ``caught`` holds, keeps every frame of the evaluation.
+    with pytest.raises(KeyboardInterrupt) as caught:
+        small.evaluate(tmp_path / "out", progress=stop)
+    assert caught.value is not None
+    assert ended == [[0]]
 
 
 def test_what_evaluation_json_holds(small: Bench, tmp_path: Path, in_process: list[int]) -> None:
