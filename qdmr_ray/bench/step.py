@@ -29,16 +29,8 @@ from qdmr_ray.bench import machine
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, SwinSettings
-from qdmr_ray.stages import (
-    STAGES,
-    Components,
-    ComputeSettings,
-    Stage,
-    StageSettings,
-    build_stage,
-    flush_denormals,
-)
-from qdmr_ray.stages.compute import DTYPES
+from qdmr_ray.stages import STAGES, Components, Stage, StageSettings, build_stage, flush_denormals
+from qdmr_ray.stages.compute import DTYPES, ComputeSettings
 
 # Network sizes by name: the paper's, and those of experiments/demo.yaml.
 PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -90,17 +90,11 @@ TEMPLATE: dict[str, Any] = {
 }
 
 
-class ChartTable(TypedDict):
-    """The numbers behind a chart."""
-
-    head: list[str]
-    rows: list[list[Any]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A Plotly figure as JSON; ``summary`` describes it for those who can't see it. Without a
-    ``table``, the page's script makes one with a column for each of the figure's traces."""
+    """A Plotly figure as JSON; ``summary`` describes it for those who can't see it. ``table`` has
+    ``head`` and ``rows`` of the numbers behind it; without one, the page's script makes it, with a
+    column for each of the figure's traces."""
 
     title: str
     summary: str
@@ -109,7 +103,7 @@ class Chart:
     # The chart's minimum width; where the page has less room, the chart scrolls sideways.
     width: int = 0
     remark: str = ""
-    table: ChartTable | None = None
+    table: dict[str, list[Any]] | None = None
 
     @classmethod
     def of(cls, traces: Sequence[Any], layout: dict[str, Any], **others: Any) -> Chart:

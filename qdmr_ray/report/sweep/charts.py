@@ -31,7 +31,6 @@ from qdmr_ray.report.charts import (
     LOG_AXIS,
     VALUE_AXIS,
     Chart,
-    ChartTable,
     Strip,
     draw_strips,
     iteration_axis,
@@ -290,7 +289,7 @@ def marks(
 
 def by_trial(
     trials: Iterable[Trial], head: Sequence[str], cells: Callable[[Trial], Sequence[Any]]
-) -> ChartTable:
+) -> dict[str, list[Any]]:
     """Returns a row per trial: name, state, and its ``cells`` under ``head``."""
     return {
         "head": ["Trial", "State", *head],
