@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import label
 from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.report.figures import photograph_gain
@@ -229,9 +230,10 @@ def iteration_axis(iterations: Sequence[float]) -> dict[str, Any]:
     return {**ITERATION_AXIS, "dtick": 1} if few else ITERATION_AXIS
 
 
-def draw_gains(evaluation: Evaluation, metric: str, unit: str) -> Chart | None:
+def draw_gains(evaluation: Evaluation, metric: str) -> Chart | None:
     """Draws a strip per stage with one dot per photograph: the metric's change from the input.
     Returns ``None`` where fewer than two photographs have both values."""
+    unit = metric_info(metric).full_label
     gains: dict[str, dict[str, float]] = {}
     for stage in evaluation.stages:
         for image in evaluation.per_image:

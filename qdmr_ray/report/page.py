@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import label
-from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.models.layout import PICTURES_FOLDER
 from qdmr_ray.report import charts, figures, pictures
-from qdmr_ray.report.charts import Chart
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, render
 from qdmr_ray.report.evaluation import origin, references
@@ -40,7 +37,7 @@ def run_page(run: RunData) -> str:
         origin=origin(evaluation) if evaluation else {},
         tiles=figures.tiles(evaluation),
         table=figures.stage_table(evaluation),
-        gains=_gains(evaluation, metric),
+        gains=charts.draw_gains(evaluation, metric) if evaluation and metric else None,
         places={photograph.name: index for index, photograph in enumerate(photographs)},
         per_photograph=figures.photograph_table(evaluation),
         stages=[_stage_section(run, stage) for stage in run.stages],
@@ -61,12 +58,6 @@ def _facts(run: RunData) -> list[tuple[str, str]]:
         "Training time": duration(seconds) if seconds else "",
     }
     return [(name, str(value)) for name, value in known.items() if value]
-
-
-def _gains(evaluation: Evaluation | None, metric: str | None) -> Chart | None:
-    if evaluation is None or metric is None:
-        return None
-    return charts.draw_gains(evaluation, metric, metric_info(metric).full_label)
 
 
 def _stage_section(run: RunData, stage: str) -> dict[str, Any]:

@@ -55,11 +55,6 @@ class Photograph:
     pictures: dict[str, str] = field(default_factory=dict)
     differences: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def size(self) -> int:
-        """The characters that the photograph adds to the page."""
-        return sum(map(len, [self.thumbnail, *self.pictures.values(), *self.differences.values()]))
-
 
 def photographs(run: RunData, metric: str | None) -> tuple[list[Photograph], int]:
     """Returns the evaluated photographs that fit on the page, and their maps' amplification."""
@@ -83,9 +78,12 @@ def embedded(
     present = [(image, pictures) for image, pictures in loaded if pictures]
     amplification = _amplification([pictures for _, pictures in present])
     shown: list[Photograph] = []
+    room = PHOTOGRAPH_BUDGET
     for image, pictures in present:
         photograph = _embed(image.name, pictures, amplification)
-        if shown and sum(item.size for item in shown) + photograph.size > PHOTOGRAPH_BUDGET:
+        uris = [photograph.thumbnail, *photograph.pictures.values()]
+        room -= sum(map(len, [*uris, *photograph.differences.values()]))
+        if shown and room < 0:
             break
         shown.append(photograph)
     order = {image.name: index for index, image in enumerate(evaluation.per_image)}

@@ -41,30 +41,37 @@ class Scale:
         """Returns the fraction at which ``value`` stands; numbers beyond the ends stand there."""
         if self._in_slot(value):
             return (self.slots.index(_text(value)) + 0.5) * SLOT
-        return self._start + (1.0 - self._start) * self._fraction(value)
+        if self.choices:
+            fraction = (self.choices.index(setting_text(value)) + 0.5) / len(self.choices)
+        elif self.low == self.high:
+            fraction = 0.5
+        else:
+            low, high, value = self.low, self.high, self.held(value)
+            if self.logarithmic:
+                low, high, value = math.log(low), math.log(high), math.log(value)
+            fraction = (value - low) / (high - low)
+        return self._start + (1.0 - self._start) * fraction
 
     def room(self, value: Any) -> float:
         """Returns the width of the place that ``value`` shares with its like; 0 for a number."""
         if self._in_slot(value):
             return SLOT
-        return self._step if self.choices else 0.0
+        return (1.0 - self._start) / len(self.choices) if self.choices else 0.0
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
         """The places of the ticks with their labels."""
         slots = [((index + 0.5) * SLOT, slot) for index, slot in enumerate(self.slots)]
         if self.choices:
-            start, step = self._start, self._step
-            return slots + [(start + (at + 0.5) * step, c) for at, c in enumerate(self.choices)]
+            return slots + [(self.place(choice), choice) for choice in self.choices]
         ticks = [self.low]
         if self.low < self.high:
             ticks = round_ticks(self.low, self.high, logarithmic=self.logarithmic)
         if self.whole:
             ticks = [tick for tick in ticks if tick == round(tick)] or [self.low, self.high]
         # Up to ten digits, so that neighbouring ticks never read the same.
-        return slots + [
-            (self.place(t), f"{t:.10g}".replace("e-0", "e-").replace("-", "−")) for t in ticks
-        ]
+        texts = [f"{tick:.10g}".replace("e-0", "e-").replace("-", "−") for tick in ticks]
+        return [*slots, *zip(map(self.place, ticks), texts, strict=True)]
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -79,20 +86,6 @@ class Scale:
     @property
     def _start(self) -> float:
         return len(self.slots) * SLOT + GAP if self.slots else 0.0
-
-    @property
-    def _step(self) -> float:
-        return (1.0 - self._start) / len(self.choices)
-
-    def _fraction(self, value: Any) -> float:
-        if self.choices:
-            return (self.choices.index(setting_text(value)) + 0.5) / len(self.choices)
-        if self.low == self.high:
-            return 0.5
-        low, high, value = self.low, self.high, self.held(value)
-        if self.logarithmic:
-            low, high, value = math.log(low), math.log(high), math.log(value)
-        return (value - low) / (high - low)
 
     def _in_slot(self, value: Any) -> bool:
         return _text(value) in self.slots and not self._has_place(value)

@@ -138,9 +138,7 @@ def _seed_row(sweep: Sweep, repeats: Repeats, index: int, seeds: list[int]) -> d
 
 def _seeds_text(style: MetricInfo, values: list[float]) -> str:
     """Returns ``3 seeds: 26.65, 26.62, 26.66``, or an empty text without values."""
-    if not values:
-        return ""
-    seeds = f"{len(values)} seed{'s' * (len(values) != 1)}"
+    seeds = counted(len(values), "seed") if values else ""
     return f"{seeds}: {', '.join(map(style.text, values))}" if len(values) > 1 else seeds
 
 
