@@ -12,18 +12,9 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from qdmr_ray.config import code_version, dump_experiment, experiment_of_run
+from qdmr_ray.evaluate import sweep_file
 from qdmr_ray.evaluate.evaluate import evaluate_run
-from qdmr_ray.evaluate.sweep_file import (
-    BEST_FILE,
-    FINISHED,
-    SWEEP_FILE,
-    Objective,
-    Repeats,
-    Stopping,
-    SweepFile,
-    TrialRecord,
-    UnseenMetrics,
-)
+from qdmr_ray.evaluate.sweep_file import Repeats, SweepFile, TrialRecord, UnseenMetrics
 from qdmr_ray.models.files import read_description
 from qdmr_ray.models.layout import CONFIG_FILE, FINAL_FOLDER, TENSORBOARD_FOLDER
 from qdmr_ray.stages import STAGES
@@ -42,14 +33,14 @@ def write_results(trials: Trials, say: Say) -> SweepFile:
     evaluation fails."""
     results = summary(trials)
     # The file is written before the evaluations, one of which may fail.
-    results.write(trials.sweep.join(SWEEP_FILE))
+    results.write(trials.sweep.join(sweep_file.SWEEP_FILE))
     trials.sweep.join(STUDY_FILE).write_bytes_atomic(trials.study.file.read_bytes())
     if results.best is not None:
         best = _best_experiment(trials, trials.records[results.best])
-        trials.sweep.join(BEST_FILE).write_bytes_atomic(best.encode())
+        trials.sweep.join(sweep_file.BEST_FILE).write_bytes_atomic(best.encode())
         test = _unseen_metrics(trials, results, say)
         results = results.model_copy(update={"test": test, "seconds": round(trials.seconds(), 1)})
-        results.write(trials.sweep.join(SWEEP_FILE))
+        results.write(trials.sweep.join(sweep_file.SWEEP_FILE))
     _write_hparams(trials)
     return results
 
@@ -63,9 +54,9 @@ def summary(trials: Trials) -> SweepFile:
     return SweepFile(
         name=settings.name,
         code_version=code_version(),
-        metrics=[Objective(name=name, mode=mode) for name, mode in judged_by],
+        metrics=[sweep_file.Objective(name=name, mode=mode) for name, mode in judged_by],
         sampler=settings.sampler if settings.space else "variants",
-        stopping=Stopping.model_validate(asdict(stopping)) if stopping else None,
+        stopping=sweep_file.Stopping.model_validate(asdict(stopping)) if stopping else None,
         space=settings.space,
         trials=records,
         best=front[0] if front else None,
@@ -88,7 +79,7 @@ def _stages_trained(records: list[TrialRecord]) -> dict[str, int]:
 def _repeats(records: list[TrialRecord]) -> list[Repeats]:
     rows = []
     for first in (record for record in records if not record.is_repeat):
-        again = [r for r in records if r.number == first.number and r.state == FINISHED]
+        again = [r for r in records if r.number == first.number and r.state == sweep_file.FINISHED]
         if len(again) < 2:
             continue
         values = [record.values for record in again]
@@ -119,7 +110,7 @@ def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetri
     found: UnseenMetrics | None = None
     for name in dict.fromkeys([*results.front, trials.baseline, *repeats]):
         record = trials.records.get(name or "")
-        if record is None or record.state != FINISHED:
+        if record is None or record.state != sweep_file.FINISHED:
             continue
         run = trials.sweep.join(record.run)
         stage = _restoring_stage(run)

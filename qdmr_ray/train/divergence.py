@@ -14,6 +14,8 @@ from qdmr_ray.train.ranks import Ranks
 # The stages give these names to what is watched.
 _LOGIT = "_logit"
 _PERPLEXITY = "/perplexity"
+# The iteration at which a sound metric went wrong.
+_NEVER = torch.iinfo(torch.int64).max
 
 
 class NotFiniteError(QdmrError):
@@ -44,8 +46,9 @@ class Guard:
         values = torch.stack([value.detach().float() for value in metrics.values()])
         if self._first_bad is None:
             self._names = tuple(metrics)
-            self._first_bad = torch.zeros(len(values), dtype=torch.int64, device=values.device)
-        new = ~values.isfinite() & (self._first_bad == 0)
+            shape, kind = (len(values),), torch.int64
+            self._first_bad = torch.full(shape, _NEVER, dtype=kind, device=values.device)
+        new = ~values.isfinite() & (self._first_bad == _NEVER)
         self._first_bad = self._first_bad.masked_fill(new, iteration)
 
     def check(self) -> list[str]:
@@ -53,13 +56,9 @@ class Guard:
         Raises NotFiniteError, which names term and iteration, where the setting says stop."""
         if self._first_bad is None:
             return []
-        # The minimum over the ranks is the first iteration; 0 means never, so it becomes the
-        # largest.
-        never = torch.iinfo(torch.int64).max
-        bad = self._first_bad.cpu()
-        bad = self._ranks.smallest(torch.where(bad == 0, never, bad))
-        bad = torch.where(bad == never, 0, bad)
-        found = {n: i for n, i in zip(self._names, bad.tolist(), strict=True) if i}
+        # The first iteration is the minimum over the ranks.
+        bad = self._ranks.smallest(self._first_bad.cpu().clone()).tolist()
+        found = {n: i for n, i in zip(self._names, bad, strict=True) if i != _NEVER}
         if not found:
             return []
         name, iteration = min(found.items(), key=lambda item: item[1])

@@ -15,17 +15,8 @@ from qdmr_ray.ray_compat import ControllerCallback, DefaultFailurePolicy, Worker
 from qdmr_ray.train.logging.prometheus import PreemptionCounter
 
 # Bugs raise these. RuntimeError and OSError are missing: a rank raises one if its peer has died.
-_HOPELESS = (
-    QdmrError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    NameError,
-    AssertionError,
-    ArithmeticError,
-    torch.OutOfMemoryError,
-)
+_BUGS = (TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError)
+_HOPELESS = (*_BUGS, ArithmeticError, QdmrError, torch.OutOfMemoryError)
 
 
 class EndAtOnce(ray.train.UserCallback):

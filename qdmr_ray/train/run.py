@@ -22,16 +22,9 @@ from qdmr_ray.data.format.manifest import Manifest, read_manifest
 from qdmr_ray.data.format.verify import check_complete
 from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.models import layout
 from qdmr_ray.models.documents import Begun, Environment, Notes, read_metrics
 from qdmr_ray.models.files import IMPORTED, network_settings, read_description
-from qdmr_ray.models.layout import (
-    BEGUN_FILE,
-    CONFIG_FILE,
-    ENVIRONMENT_FILE,
-    FINAL_FOLDER,
-    METRICS_FILE,
-    NOTES_FILE,
-)
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.nets.weights import find_backbone_weights
 from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
@@ -91,7 +84,7 @@ def train_run(
             stages_of_run.finish(name)
             if watch is not None:
                 # Whichever run trained the stage.
-                for line in read_metrics(run.join(name, METRICS_FILE)):
+                for line in read_metrics(run.join(name, layout.METRICS_FILE)):
                     watch(name, line.iteration, line.metrics)
     return run
 
@@ -123,7 +116,7 @@ class _Stages:
         endpoint, digest = self.experiment.data.s3_endpoint, self.digests[name]
         store = StageStore(self.experiment.open(store_uri), endpoint=endpoint)
         begun = Begun(digest=digest, store=store.place(name, digest).uri)
-        begun.write(self.run.join(name, BEGUN_FILE))
+        begun.write(self.run.join(name, layout.BEGUN_FILE))
         settings = asdict(self.experiment.stage(name))
         place = store.provide(name, digest, settings, partial(self._train, name), self.say)
         store.note_use(place, self.run.uri)
@@ -132,8 +125,8 @@ class _Stages:
     def _train(self, name: str, root: Location) -> None:
         """Trains into the run folder ``root``, starting from this run's earlier stages."""
         digest = self.digests[name]
-        Begun(digest=digest).write(root.join(name, BEGUN_FILE))
-        needs = {needed: self.run.join(needed, FINAL_FOLDER).uri for needed in STAGES[name].needs}
+        Begun(digest=digest).write(root.join(name, layout.BEGUN_FILE))
+        needs = {n: self.run.join(n, layout.FINAL_FOLDER).uri for n in STAGES[name].needs}
         self.launch(self.experiment, Task(self.experiment.to_dict(), name, root.uri, digest, needs))
         if not _is_finished(root, name):
             uri = root.join(name).uri
@@ -175,7 +168,7 @@ def check_run(
 
 def stage_digests(experiment: Experiment, run: Location, manifest_digest: str) -> dict[str, str]:
     """Returns the digest of each stage's settings and data; imported stages have their own."""
-    found = {name: read_description(run.join(name, FINAL_FOLDER)) for name in STAGES}
+    found = {name: read_description(run.join(name, layout.FINAL_FOLDER)) for name in STAGES}
     digests = {name: description["digest"] for name, description in found.items() if description}
     imported = {name: digest for name, digest in digests.items() if digest.startswith(IMPORTED)}
     return {n: stage_digest(experiment, n, manifest_digest, imported) for n in STAGES}
@@ -186,14 +179,14 @@ def _check_earlier_run(
 ) -> None:
     needed = {n for name in names for n in STAGES[name].needs}
     for name in [*needed, *names]:
-        found = read_description(run.join(name, FINAL_FOLDER))
+        found = read_description(run.join(name, layout.FINAL_FOLDER))
         if found is None and name in needed and name not in names:
             raise QdmrError(f"{run.uri}: stage {name} is not trained yet; train it first")
         if found is not None and found["digest"].startswith(IMPORTED):
             # The training settings of weights from elsewhere are unknown here.
-            _check_imported(run.join(name, FINAL_FOLDER), found, experiment)
+            _check_imported(run.join(name, layout.FINAL_FOLDER), found, experiment)
             continue
-        begun = Begun.read_if_there(run.join(name, BEGUN_FILE))
+        begun = Begun.read_if_there(run.join(name, layout.BEGUN_FILE))
         digest = found["digest"] if found else begun and begun.digest
         if digest is not None and digest != digests[name]:
             changed = _first_difference(experiment, run)
@@ -214,7 +207,7 @@ def _check_imported(folder: Location, found: dict[str, Any], experiment: Experim
 
 
 def _first_difference(experiment: Experiment, run: Location) -> str:
-    file = run.join(CONFIG_FILE)
+    file = run.join(layout.CONFIG_FILE)
     before = _flat(yaml.safe_load(file.read_bytes())) if file.exists() else {}
     for name, now in _flat(experiment.to_dict()).items() if before else ():
         if before.get(name) != now and name != "name":
@@ -233,7 +226,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write_run_files(experiment: Experiment, run: Location, gpu: bool) -> None:
-    run.join(CONFIG_FILE).write_bytes_atomic(dump_experiment(experiment).encode())
+    run.join(layout.CONFIG_FILE).write_bytes_atomic(dump_experiment(experiment).encode())
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     Environment(
@@ -245,15 +238,15 @@ def _write_run_files(experiment: Experiment, run: Location, gpu: bool) -> None:
         cluster=f"{len(ray.nodes())} nodes, {cpus:g} CPUs, {gpus:g} GPUs",
         device="GPU" if gpu else "CPU",
         workers=str(experiment.scaling.workers),
-    ).write(run.join(ENVIRONMENT_FILE))
+    ).write(run.join(layout.ENVIRONMENT_FILE))
     notes = list(experiment.notes)
     # A sentence for each term of the method that a stage of this run goes without.
     for term in ("lpips", "semantic", "gan", "feature_gan"):
         stages = [n for n in experiment.run if getattr(experiment.stage(n), term, None) == 0]
         if stages:
             notes.append(f"Switched off: the {term} term in {', '.join(stages)}.")
-    Notes(notes=tuple(notes)).write(run.join(NOTES_FILE))
+    Notes(notes=tuple(notes)).write(run.join(layout.NOTES_FILE))
 
 
 def _is_finished(run: Location, stage: str) -> bool:
-    return read_description(run.join(stage, FINAL_FOLDER)) is not None
+    return read_description(run.join(stage, layout.FINAL_FOLDER)) is not None

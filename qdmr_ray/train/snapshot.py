@@ -45,11 +45,11 @@ class HostMemory:
 
     def _tensor(self, tensor: Tensor, place: tuple[Any, ...]) -> Tensor:
         kept = self._tensors.get(place)
-        if kept is None or kept.dtype != tensor.dtype or not _laid_out_alike(kept, tensor):
+        if kept is None or _layout(kept) != _layout(tensor):
             kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             self._tensors[place] = kept
         return kept.copy_(tensor, non_blocking=True)
 
 
-def _laid_out_alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.stride() == other.stride()
+def _layout(tensor: Tensor) -> Any:
+    return tensor.dtype, tensor.shape, tensor.stride()

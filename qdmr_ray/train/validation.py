@@ -36,8 +36,7 @@ def validation_names(experiment: Experiment) -> list[str]:
         SettingsError: there are none, or they have no ground truth.
         QdmrError: the dataset can't be read.
     """
-    names, chosen = _chosen(_reader(experiment), experiment)
-    return [names[i] for i in chosen]
+    return list(_chosen(experiment)[1].values())
 
 
 class Validation:
@@ -45,9 +44,8 @@ class Validation:
     :func:`validation_names`."""
 
     def __init__(self, experiment: Experiment, rank: int, world_size: int) -> None:
-        self._reader = _reader(experiment)
-        _, chosen = _chosen(self._reader, experiment)
-        self._indices = chosen[rank::world_size]
+        self._reader, chosen = _chosen(experiment)
+        self._indices = list(chosen)[rank::world_size]
         self._settings = experiment.evaluation
 
     def measure(self, network: nn.Module) -> dict[int, Metrics]:
@@ -75,13 +73,11 @@ def mean_metrics(parts: Sequence[Mapping[int, Metrics]]) -> Metrics:
     return {f"validation/{name}": float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def _reader(experiment: Experiment) -> RecordReader:
+def _chosen(experiment: Experiment) -> tuple[RecordReader, dict[int, str]]:
+    """Returns the dataset's reader, and the validation photographs' names by index."""
     data = experiment.data
     assert data.path is not None
-    return RecordReader(data.path, endpoint=data.s3_endpoint)
-
-
-def _chosen(reader: RecordReader, experiment: Experiment) -> tuple[list[str], list[int]]:
+    reader = RecordReader(data.path, endpoint=data.s3_endpoint)
     if not reader.manifest.set(TEST_SET).paired:
         raise SettingsError(
             "logging.validation_interval: the test set has no ground truth to validate against; "
@@ -95,4 +91,4 @@ def _chosen(reader: RecordReader, experiment: Experiment) -> tuple[list[str], li
             "logging.validation_interval is set and no test photograph is for validation: set "
             "evaluation.validation_share or evaluation.validation_names"
         )
-    return names, chosen
+    return reader, {i: names[i] for i in chosen}
