@@ -146,27 +146,18 @@ def built_in_networks() -> dict[str, type[nn.Module]]:
     """Returns this package's networks by kind: every class in its modules that sets ``kind``."""
     from qdmr_ray import nets
 
-    networks: dict[str, type[nn.Module]] = {}
-    for info in pkgutil.iter_modules(nets.__path__):
-        if info.ispkg:
-            continue
-        module = importlib.import_module(f"{nets.__name__}.{info.name}")
-        for found in classes_of(module, nn.Module):
-            if kind := vars(found).get("kind"):
-                networks[kind] = found
+    names = [info.name for info in pkgutil.iter_modules(nets.__path__) if not info.ispkg]
+    modules = [importlib.import_module(f"{nets.__name__}.{name}") for name in names]
+    found = [network for module in modules for network in classes_of(module, nn.Module)]
+    networks = {vars(network)["kind"]: network for network in found if vars(network).get("kind")}
     # The default comes first, as messages list the kinds in this order.
     return dict(sorted(networks.items(), key=lambda item: (item[0] != DEFAULT_KIND, item[0])))
 
 
 def classes_of(module: ModuleType, base: type) -> list[type[Any]]:
     """Returns the subclasses of ``base`` that ``module`` itself defines, in their order."""
-    return [
-        found
-        for found in vars(module).values()
-        if isinstance(found, type)
-        and issubclass(found, base)
-        and found.__module__ == module.__name__
-    ]
+    classes = [found for found in vars(module).values() if isinstance(found, type)]
+    return [c for c in classes if issubclass(c, base) and c.__module__ == module.__name__]
 
 
 def import_outside(name: str) -> ModuleType:

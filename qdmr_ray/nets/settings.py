@@ -38,9 +38,7 @@ class NetworkSettings(RestorationNetworkSettings):
     """Sizes of QDMR, and of the VQGAN that it takes its codebook from."""
 
     widths: tuple[int, ...] = setting(
-        (64, 128, 256, 256),
-        "channels at full size, then after each halving: n values make n - 1 halvings",
-        minimum=1,
+        (64, 128, 256, 256), "channels at full size, then after each halving", minimum=1
     )
     residual_blocks: int = setting(2, "residual blocks per level", minimum=1)
     codebook_size: int = setting(1024, "number of codes K", minimum=2)

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
 
 class Adam(torch.optim.Adam):
     """``torch.optim.Adam`` to the bit, for steps that are never traced.
@@ -55,7 +53,7 @@ class Adam(torch.optim.Adam):
             if isinstance(rate, Tensor):
                 group["lr"] = rate.fill_(group["lr"])
         for weight, state in self.state.items():
-            for name in _MOMENTS:
+            for name in ("exp_avg", "exp_avg_sq"):
                 if state[name].stride() != weight.stride():
                     state[name] = torch.empty_like(weight).copy_(state[name])
 

@@ -63,10 +63,7 @@ class StageSettings(Settings):
     )
     gan_loss: str = setting("hinge", "form of the adversarial term", choices=GAN_LOSSES)
     accumulate: int = setting(
-        1,
-        "equal micro-batches of a batch that are computed one after the other, with one step for "
-        "all: less memory",
-        minimum=1,
+        1, "equal micro-batches of a batch, one after the other: less memory", minimum=1
     )
     ema: float | None = setting(
         None,

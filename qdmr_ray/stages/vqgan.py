@@ -31,9 +31,7 @@ class VQGANSettings(StageSettings):
     )
     codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
     semantic: float = setting(
-        0.1,
-        "weight of the VGG19 semantic term; 0 switches it off, and no VGG19 is needed",
-        minimum=0,
+        0.1, "weight of the semantic term; 0 switches it off, and no VGG19 is needed", minimum=0
     )
     revive_after: int | None = setting(
         None,

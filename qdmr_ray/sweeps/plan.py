@@ -42,12 +42,7 @@ class StoppingSettings(Settings):
         "others' running means stops",
         choices=(ASHA, MEDIAN),
     )
-    grace: int = setting(
-        1,
-        "iterations of the metric's stage before a trial may be stopped",
-        unit="iterations",
-        minimum=1,
-    )
+    grace: int = setting(1, "training before a trial may be stopped", unit="iterations", minimum=1)
     reduction: float = setting(3.0, "asha: one in so many trials goes on", above=1)
     least_trials: int = setting(
         3, "median: how many others must have come as far before a trial may be stopped", minimum=1
@@ -99,9 +94,7 @@ class SweepSettings(Settings):
         (), "settings to try before the sampler's proposals"
     )
     repeat: int = setting(
-        1,
-        "seeds that the best trial and the baseline, or each variant, are trained with in the end",
-        minimum=1,
+        1, "seeds with which the best trial and the baseline, or each variant, train", minimum=1
     )
     stopping: StoppingSettings | None = setting(None, "rule by which bad trials are stopped early")
     failures: int = setting(3, "failed trials in a row that end the sweep", minimum=1)

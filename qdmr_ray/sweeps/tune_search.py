@@ -1,7 +1,6 @@
 """The search algorithm that Ray Tune asks for trials: it passes on those of :class:`Trials`."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -56,7 +55,7 @@ class TrialSearch(Searcher):
         # Only this method receives the report that made the scheduler stop a trial.
         report = self._note(name, result or {})
         last = report if report is not None and report.is_last else None
-        self._guarded(partial(self._trials.ended, name, last, _LOST if error else None))
+        self._guarded(self._trials.ended, name, last, _LOST if error else None)
         self._show()
 
     def save(self, checkpoint_path: str) -> None:
@@ -68,7 +67,7 @@ class TrialSearch(Searcher):
     def _note(self, name: str, result: dict[str, Any]) -> TrialReport | None:
         report: TrialReport | None = result.get(REPORT)
         if report is not None:
-            self._guarded(partial(self._trials.progressed, name, report))
+            self._guarded(self._trials.progressed, name, report)
         return report
 
     def _show(self) -> None:
@@ -79,10 +78,10 @@ class TrialSearch(Searcher):
             ended = every - counts.get(RUNNING, 0)
             self._progress(ended, self._trials.plan.settings.trials or every)
 
-    def _guarded(self, call: Callable[[], Any]) -> Any:
+    def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
         # An error in Tune's loop would be one of many lines in a log.
         try:
-            return call()
+            return call(*arguments)
         except Exception as error:
             self.failure = self.failure or error
             return None

@@ -185,10 +185,9 @@ class Worker:
 
     def _is_sound(self) -> bool:
         """Returns whether this state may be kept; warns where it may not."""
-        weights = [*self.stage.generator.parameters(), *self.stage.discriminators.parameters()]
-        sound, warnings = self._guarded(
-            lambda: self.guard.check_weights(weights, self.stage.iteration)
-        )
+        stage, guard = self.stage, self.guard
+        weights = [*stage.generator.parameters(), *stage.discriminators.parameters()]
+        sound, warnings = self._guarded(lambda: guard.check_weights(weights, stage.iteration))
         self.logbook.warn(*warnings)
         return sound
 
@@ -258,13 +257,9 @@ class Worker:
                 "there is no result; lower its learning rates or set their clip, under another "
                 "--name"
             )
-        save_model(
-            self.run_location.join(self.task.stage, FINAL_FOLDER),
-            cast(Network, self.stage.result()),
-            kind=self.stage.kind,
-            step=self.stage.iteration,
-            digest=self.task.digest,
-        )
+        folder, network = self.run_location.join(self.task.stage, FINAL_FOLDER), self.stage.result()
+        step, digest = self.stage.iteration, self.task.digest
+        save_model(folder, cast(Network, network), kind=self.stage.kind, step=step, digest=digest)
 
 
 def _memory_in_use(device: torch.device) -> int:

@@ -2,7 +2,6 @@
 they are written to a scratch folder and copied up at every checkpoint, so that a reader of the run
 folder finds what belongs to the newest checkpoint."""
 
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -55,15 +54,12 @@ class RunFiles:
         self._writer.flush()
         if self._scratch is None:
             return
-        for folder, _, names in os.walk(self._root):
-            for name in names:
-                file = Path(folder) / name
-                status = file.stat()
-                state = (status.st_size, status.st_mtime_ns)
-                if self._published.get(file) == state:
-                    continue
-                parts = file.relative_to(self._root).parts
-                self._run.join(*parts).write_bytes_atomic(file.read_bytes())
+        for file in filter(Path.is_file, self._root.rglob("*")):
+            status = file.stat()
+            state = (status.st_size, status.st_mtime_ns)
+            if self._published.get(file) != state:
+                place = self._run.join(*file.relative_to(self._root).parts)
+                place.write_bytes_atomic(file.read_bytes())
                 self._published[file] = state
 
     def close(self) -> None:
