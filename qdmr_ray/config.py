@@ -247,8 +247,7 @@ class Experiment(Settings):
 
     def stage(self, name: str) -> StageSettings:
         """Returns the settings of the stage ``name``."""
-        settings: StageSettings = getattr(self.stages, name)
-        return settings
+        return getattr(self.stages, name)
 
     @property
     def outside_modules(self) -> tuple[str, ...]:
@@ -259,8 +258,7 @@ class Experiment(Settings):
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, as YAML and JSON hold them."""
         own_type: Any = type(self)
-        plain: dict[str, Any] = _adapter(own_type).dump_python(self, mode="json")
-        return plain
+        return _adapter(own_type).dump_python(self, mode="json")
 
     def open(self, uri: str) -> Location:
         """Returns the place at ``uri``, in the store that ``data.s3_endpoint`` names for S3's."""
@@ -332,8 +330,7 @@ def experiment_from_dict(values: Mapping[str, Any], *, source: str = "settings")
         settings: Any = experiment_type(values)
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from error
-    experiment: Experiment = parse_settings(_adapter(settings), values, source)
-    return experiment
+    return parse_settings(_adapter(settings), values, source)
 
 
 def stage_digest(

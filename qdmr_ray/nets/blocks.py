@@ -81,8 +81,7 @@ class ResBlock(nn.Module):
         h = nn.functional.conv2d(h, self.conv1.weight, padding=1)
         # The second normalisation also adds the first convolution's bias.
         h = _norm_silu(self.norm2, h, self.conv1.bias)
-        out: Tensor = x + self.conv2(h)
-        return out
+        return x + self.conv2(h)
 
 
 class Upsample(nn.Upsample):

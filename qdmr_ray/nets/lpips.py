@@ -89,7 +89,7 @@ class LPIPS(nn.Module):
         return self.distance(self.features(x), target_features)
 
 
-def build_lpips(net: str, backbone_weights: Path | None = None) -> LPIPS:
+def build_lpips(net: str, backbone_weights: Path | str | None = None) -> LPIPS:
     """Returns LPIPS with the backbone ``"vgg"`` (training loss) or ``"alex"`` (reporting).
 
     The network is in float32. Nothing is ever downloaded.

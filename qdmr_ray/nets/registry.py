@@ -95,8 +95,7 @@ class RestorationNetwork(nn.Module):
 
 def image_of(output: Any) -> Tensor:
     """Returns the images (B, 3, H, W) in the result of a network's ``forward``."""
-    image: Tensor = output if isinstance(output, Tensor) else output.image
-    return image
+    return output if isinstance(output, Tensor) else output.image
 
 
 def architecture_of(network: type[nn.Module]) -> str:

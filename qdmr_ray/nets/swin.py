@@ -73,8 +73,7 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x).view(windows, tokens, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        projected: Tensor = self.projection(out.transpose(1, 2).reshape(x.shape))
-        return projected
+        return self.projection(out.transpose(1, 2).reshape(x.shape))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -103,8 +102,7 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self._attend(self.norm1(x), mask if self.shift else None)
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        return x + self.mlp(self.norm2(x))
 
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         batch, height, width, channels = x.shape
@@ -132,8 +130,7 @@ class SwinGroup(nn.Module):
         tokens = x.movedim(1, -1)
         for block in self.blocks:
             tokens = block(tokens, mask)
-        out: Tensor = x + self.conv(tokens.movedim(-1, 1))
-        return out
+        return x + self.conv(tokens.movedim(-1, 1))
 
 
 def recorded(x: Tensor) -> bool:

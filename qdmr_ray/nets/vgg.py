@@ -34,5 +34,4 @@ class VGG19Features(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.features((x - self.mean) / self.std)
-        return features
+        return self.features((x - self.mean) / self.std)

@@ -47,13 +47,11 @@ class VQGAN(nn.Module):
 
     def encode_indices(self, x: Tensor) -> Tensor:
         """Returns the codes' indices, int64 (B, h, w), of images (B, 3, H, W) without decoding."""
-        indices: Tensor = self.quantizer(self.before_quant(self.encoder(x)))[1]
-        return indices
+        return self.quantizer(self.before_quant(self.encoder(x)))[1]
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Decodes the codes at ``indices`` (B, h, w) to images (B, 3, H, W), unclamped."""
-        image: Tensor = self.decoder(self.after_quant(self.quantizer.lookup(indices)))
-        return image
+        return self.decoder(self.after_quant(self.quantizer.lookup(indices)))
 
     def decode_codes(self, codes: Tensor | None = None) -> Tensor:
         """Returns the codebook atlas: each code (by default all) decoded from a map of 2 x 2 to an

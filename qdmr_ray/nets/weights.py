@@ -66,7 +66,7 @@ def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
     return state
 
 
-def find_backbone_weights(net: str, path: Path | None = None) -> Path:
+def find_backbone_weights(net: str, path: Path | str | None = None) -> Path:
     """Returns the weight file of the backbone ``net``: ``path``, else the one in torch's hub cache.
     Downloads nothing. A run calls this at its start, so that it doesn't fail hours later.
 
@@ -77,7 +77,7 @@ def find_backbone_weights(net: str, path: Path | None = None) -> Path:
         raise QdmrError(f"the backbones are {', '.join(BACKBONES)}; it was asked for {net}")
     known = BACKBONES[net]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / known.file
-    file = path or cached
+    file = Path(path).expanduser() if path else cached
     if file.is_file():
         return file
     raise QdmrError(
@@ -89,7 +89,7 @@ def find_backbone_weights(net: str, path: Path | None = None) -> Path:
     )
 
 
-def load_backbone(net: str, path: Path | None, network: nn.Module, prefix: str = "") -> None:
+def load_backbone(net: str, path: Path | str | None, network: nn.Module, prefix: str = "") -> None:
     """Gives ``network`` the weights of the backbone ``net`` whose keys are ``prefix`` and its
     own, in float32; raises QdmrError where the file is missing, unreadable or another network's."""
     file = find_backbone_weights(net, path)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
@@ -51,12 +50,12 @@ class Components:
 
     def lpips(self, settings: StageSettings) -> LPIPS | None:
         """Returns the LPIPS network, or None where its term is switched off."""
-        return build_lpips("vgg", _path(self.backbones.vgg16)) if settings.lpips else None
+        return build_lpips("vgg", self.backbones.vgg16) if settings.lpips else None
 
     def vgg19(self) -> VGG19Features:
         """Returns the network whose features the semantic term predicts."""
         network = VGG19Features()
-        load_backbone("vgg19", _path(self.backbones.vgg19), network)
+        load_backbone("vgg19", self.backbones.vgg19, network)
         return network
 
     def vqgan(self) -> VQGAN:
@@ -68,7 +67,3 @@ class Components:
 
 # The backbones by the setting in ``weights`` that names their file.
 BACKBONE_OF = {"vgg16": "vgg", "vgg19": "vgg19"}
-
-
-def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name).expanduser()

@@ -82,8 +82,7 @@ class UDAStage(Stage):
     @torch.no_grad()
     def to_target_style(self, source: Tensor) -> Tensor:
         """Returns s2t images (B, 3, H, W), unclamped, of source images."""
-        image: Tensor = self.vqgan(source).image
-        return image
+        return self.vqgan(source).image
 
     def generator_loss(self, batch: Batch) -> LossPass:
         inputs = {"source": batch["source"], "target": batch["target"]}

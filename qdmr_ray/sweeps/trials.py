@@ -53,8 +53,6 @@ class Trials:
         self._repeats: list[TrialRecord] | None = None
         self._wanted = self._first_settings()
 
-    # -- the next trial ----------------------------------------------------------------------
-
     def next(self) -> TrialRecord | None:
         """Returns the next trial to train, an interrupted or a new one, with its record on storage;
         None when there is nothing left to begin."""
@@ -133,8 +131,6 @@ class Trials:
             chosen = [self.records[name] for name in dict.fromkeys(names)]
         return [record for record in chosen if record.state == FINISHED]
 
-    # -- reports of trials -------------------------------------------------------------------
-
     def progressed(self, name: str, report: TrialReport) -> None:
         """Notes a report of a trial."""
         record = self.records[name]
@@ -200,8 +196,6 @@ class Trials:
         if now - self._time_written >= _TIME_SECONDS:
             self._time_written = now
             self.write_time()
-
-    # -- the state of the sweep --------------------------------------------------------------
 
     def front(self) -> list[str]:
         """Returns the ids of the finished trials on the Pareto front, best first metric first."""

@@ -78,10 +78,7 @@ class Checkpoint:
     def load(self) -> dict[str, Any]:
         """Returns the stage's ``state_dict``, on the CPU."""
         # Nothing in a checkpoint may run code.
-        loaded: dict[str, Any] = torch.load(
-            io.BytesIO(self.data), map_location="cpu", weights_only=True
-        )
-        return loaded
+        return torch.load(io.BytesIO(self.data), map_location="cpu", weights_only=True)
 
 
 class DamagedError(QdmrError):
@@ -116,8 +113,6 @@ class CheckpointStore:
         self._states: dict[str, CheckpointState] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-
-    # -- writing -----------------------------------------------------------------------------
 
     def save(
         self,
@@ -187,8 +182,6 @@ class CheckpointStore:
         folder.join(COMPLETE_FILE).delete()
         folder.delete()
         self._states.pop(folder.name, None)
-
-    # -- reading -----------------------------------------------------------------------------
 
     def newest(self) -> Checkpoint | None:
         """Returns the newest complete and undamaged checkpoint; raises QdmrError if the place can't

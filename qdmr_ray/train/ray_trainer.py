@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.train
@@ -31,13 +31,9 @@ from qdmr_ray.train.worker_context import Host, Watch
 _BOARD_SECONDS = 2.0
 
 
-class Launch(Protocol):
-    """Trains a stage to its end; ``gpu`` selects GPUs, ``watch`` takes the log's lines."""
-
-    def __call__(
-        self, experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None
-    ) -> None:
-        """Raises QdmrError, or what training raised."""
+# Trains a stage to its end, and raises what training raised. It is called with the experiment and
+# the task, and with ``gpu`` (whether on GPUs) and ``watch``, which takes the log's lines.
+Launch = Callable[..., None]
 
 
 def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch | None) -> None:

@@ -162,7 +162,7 @@ def check_run(
         for term, backbone in STAGES[name].backbones.items():
             if getattr(experiment.stage(name), term):
                 file = getattr(experiment.weights, backbone)
-                find_backbone_weights(BACKBONE_OF[backbone], Path(file) if file else None)
+                find_backbone_weights(BACKBONE_OF[backbone], file)
     return experiment, manifest
 
 

@@ -26,14 +26,12 @@ def scaled_leaky_relu(x: Tensor, scales: Tensor, leak: float, added: Tensor | No
     ``scales`` is float32 (passes,): the batch holds that many consecutive passes of equal size, and
     each has its own scale.
     """
-    y: Tensor = _ScaledLeakyReLU.apply(x, scales, leak, added)
-    return y
+    return _ScaledLeakyReLU.apply(x, scales, leak, added)
 
 
 def doubled(x: Tensor) -> Tensor:
     """Doubles maps (B, C, H, W) in size, bilinearly by pixel centres and with edges repeated."""
-    y: Tensor = _Doubled.apply(x)
-    return y
+    return _Doubled.apply(x)
 
 
 class _ScaledLeakyReLU(torch.autograd.Function):

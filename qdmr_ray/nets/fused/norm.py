@@ -48,8 +48,7 @@ def group_norm_silu(
     images (B, C, H, W) that fit; ``weight``, ``offset`` and ``bias`` are (C,). The gradient of
     ``bias`` needs no further pass: it follows from the other gradients' sums."""
     bias = torch.zeros_like(weight) if bias is None else bias
-    y: Tensor = _GroupNormSiLU.apply(x, bias, weight, offset, groups, eps)
-    return y
+    return _GroupNormSiLU.apply(x, bias, weight, offset, groups, eps)
 
 
 def chunks_of(images: int, rows: int, tile_rows: int) -> tuple[int, int]:
