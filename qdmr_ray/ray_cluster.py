@@ -58,11 +58,8 @@ def ensure_ray(modules: Iterable[str] = ()) -> None:
     """Joins the cluster that ``RAY_ADDRESS`` names, or starts an embedded local Ray; does nothing
     where this process has Ray already. ``modules`` names the user's modules that workers import
     (stages and networks from outside): their packages are sent to a cluster's nodes; workers of a
-    local Ray find them where this process does.
-
-    Raises:
-        QdmrError: the cluster can't be reached.
-    """
+    local Ray find them where this process does. Raises QdmrError where the cluster can't be
+    reached."""
     if ray.is_initialized():
         return
     verbose = bool(os.environ.get(VERBOSE_VARIABLE))

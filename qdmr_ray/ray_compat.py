@@ -44,11 +44,8 @@ def abort(controller: Any, *, timeout: float) -> None:
     """Ends a training, its workers and their placement group. ``controller`` is the handle of Ray
     Train's controller, an actor of a private class. Otherwise only Ray Train's answer to Ctrl-C
     calls this method; that answer needs a main thread, stays in place when the training has ended,
-    and reports an interruption as a success.
-
-    Raises:
-        RayError: the controller is gone already, or doesn't answer for ``timeout`` seconds.
-    """
+    and reports an interruption as a success. Raises RayError where the controller is gone already,
+    or doesn't answer for ``timeout`` seconds."""
     ray.get(controller.abort.remote(), timeout=timeout)
 
 

@@ -92,10 +92,8 @@ class LPIPS(nn.Module):
 def build_lpips(net: str, backbone_weights: Path | str | None = None) -> LPIPS:
     """Returns LPIPS with the backbone ``"vgg"`` (training loss) or ``"alex"`` (reporting).
 
-    The network is in float32. Nothing is ever downloaded.
-
-    Raises:
-        QdmrError: the backbone's weights are missing, unreadable or another network's.
+    The network is in float32. Nothing is ever downloaded. Raises QdmrError where the backbone's
+    weights are missing, unreadable or another network's.
     """
     find_backbone_weights(net, backbone_weights)
     # Imported here: torchvision takes seconds to import, and most runs of small presets need none.

@@ -82,10 +82,8 @@ class RestorationNetwork(nn.Module):
     def from_foreign(cls, state: Mapping[str, Tensor], source: str) -> Self:
         """Returns the network whose weights stand in ``state`` under another program's names.
 
-        ``qdmr import-weights --kind KIND`` calls it; ``source`` starts error messages.
-
-        Raises:
-            QdmrError: the network reads no foreign weights, or these are not its own.
+        ``qdmr import-weights --kind KIND`` calls it; ``source`` starts error messages. Raises
+        QdmrError where the network reads no foreign weights, or these are not its own.
         """
         raise QdmrError(
             f"{source}: networks of kind {architecture_of(cls)} read no weights of other programs; "

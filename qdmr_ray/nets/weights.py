@@ -68,11 +68,8 @@ def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
 
 def find_backbone_weights(net: str, path: Path | str | None = None) -> Path:
     """Returns the weight file of the backbone ``net``: ``path``, else the one in torch's hub cache.
-    Downloads nothing. A run calls this at its start, so that it doesn't fail hours later.
-
-    Raises:
-        QdmrError: ``net`` is unknown or the file is missing; the message tells how to get it.
-    """
+    Downloads nothing. A run calls this at its start, so that it doesn't fail hours later. Raises
+    QdmrError where ``net`` is unknown or the file is missing; the message tells how to get it."""
     if net not in BACKBONES:
         raise QdmrError(f"the backbones are {', '.join(BACKBONES)}; it was asked for {net}")
     known = BACKBONES[net]

@@ -69,11 +69,8 @@ class Guard:
         """Returns whether a state with these ``weights`` may be kept, and a warning where not. A
         step's losses are those of the weights before it, so finite losses say nothing about the
         weights that the step has made. Weights are the same on all ranks, and so is the answer.
-
-        Raises:
-            NotFiniteError: they are not finite, or too large to be squared in their precision, and
-                the setting says stop.
-        """
+        Raises NotFiniteError where they are not finite, or too large to be squared in their
+        precision, and the setting says stop."""
         if self._settings.non_finite == OFF:
             return True, []
         norms = torch._foreach_norm(list(weights))
