@@ -106,18 +106,15 @@ class StageStore:
             done = read_description(final) is not None
             holder = Claims(place.join(CLAIMS_FOLDER)).holder()
             alive = holder is not None and time.time() - holder["time"] < ALIVE_SECONDS
+            notes = [json.loads(note.read_bytes()) for note in place.join(USES_FOLDER).list()]
             yield Entry(
                 place=place,
                 stage=stage,
                 digest=digest,
                 state=FINISHED if done else TRAINING if alive else UNFINISHED,
                 bytes=_bytes_below(place),
-                used=self._last_use(place, holder),
+                used=max((float(note["time"]) for note in (*notes, holder) if note), default=0.0),
             )
-
-    def _last_use(self, place: Location, holder: dict[str, Any] | None) -> float:
-        notes = [json.loads(note.read_bytes()) for note in place.join(USES_FOLDER).list()]
-        return max((float(note["time"]) for note in (*notes, holder) if note), default=0.0)
 
 
 def copy_stage(place: Location, run: Location, stage: str) -> None:

@@ -40,10 +40,8 @@ def sixteen_bit_tiff(
 ) -> bytes:
     """Encodes such ``layers`` as a TIFF's bytes; of ``exif`` it keeps the texts alone."""
     channels = layers.shape[2]
-    texts = {tag: exif.get(tag) for tag in _TEXT_TAGS}
-    tags: list[tuple[Any, ...]] = [
-        (tag, _ASCII, 0, text, True) for tag, text in texts.items() if isinstance(text, str)
-    ]
+    texts = ((tag, exif.get(tag)) for tag in _TEXT_TAGS)
+    tags: list[Any] = [(tag, _ASCII, 0, text, True) for tag, text in texts if isinstance(text, str)]
     if extras.xmp:
         tags.append((XMP_TAG, _BYTE, len(extras.xmp), extras.xmp, True))
     resolution, unit = _resolution(exif, extras)

@@ -8,17 +8,16 @@ from torch import nn
 
 from qdmr_ray.nets import QDMR
 
+Progress = Callable[[float], None]
+
 
 class Work:
     """Calls ``progress`` with the share, 0 .. 1, of a photograph's arithmetic that is done.
     ``height`` and ``width`` are those of the padded photograph. A layer's arithmetic is its number
     of weights at each position, without what convolutions compute twice to save memory."""
 
-    def __init__(
-        self, network: QDMR, height: int, width: int, progress: Callable[[float], None] | None
-    ) -> None:
-        self._progress = progress
-        self._done = 0
+    def __init__(self, network: QDMR, height: int, width: int, progress: Progress | None) -> None:
+        self._progress, self._done = progress, 0
         encoder, decoder = network.encoder, network.decoder
         pixels = height * width
         self._total = _weights(decoder.last) * pixels

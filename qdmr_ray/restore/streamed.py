@@ -28,7 +28,7 @@ from qdmr_ray.nets import QDMR
 from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.nets.swin import SwinBlock, SwinGroup, shift_mask
 from qdmr_ray.restore.feature_maps import Arena, FeatureMap, GroupStatistics, strips
-from qdmr_ray.restore.progress import Work, fusing_layers
+from qdmr_ray.restore.progress import Progress, Work, fusing_layers
 from qdmr_ray.restore.upsample_conv import Doubling
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 
@@ -44,7 +44,7 @@ def restore_pixels(
     memory: int = DEFAULT_MEMORY,
     bfloat16: bool = False,
     scratch: Path | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Returns the corrected photograph, like ``image`` uint8 or uint16 (H, W, 3).
 
@@ -53,31 +53,25 @@ def restore_pixels(
     strip takes further memory, the same however high the photograph. ``bfloat16`` computes in
     autocast and halves the maps. ``progress`` receives the share that is done, strip by strip.
     """
-    device = next(network.parameters()).device
+    weight = next(network.parameters())
+    device, stored = weight.device, torch.bfloat16 if bfloat16 else weight.dtype
     # "float32" must mean float32: cuDNN's own default is TensorFloat-32, of 10 bits.
     exact = tensor_float_32(ComputeSettings(), device)
     fast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     with torch.inference_mode(), exact, fast:
-        return _Pass(network, image, memory, bfloat16, scratch, progress).run()
+        return _Pass(network, image, Arena(memory, device, stored, scratch), progress).run()
 
 
 class _Pass:
     """The computation of one photograph."""
 
     def __init__(
-        self,
-        network: QDMR,
-        image: np.ndarray,
-        memory: int,
-        bfloat16: bool,
-        scratch: Path | None,
-        progress: Callable[[float], None] | None,
+        self, network: QDMR, image: np.ndarray, arena: Arena, progress: Progress | None
     ) -> None:
-        self.network, self.image = network, image
+        self.network, self.image, self.arena = network, image, arena
         self.full_scale = float(np.iinfo(image.dtype).max)
         weight = next(network.parameters())
         self.device, self.type = weight.device, weight.dtype
-        self.arena = Arena(memory, self.device, torch.bfloat16 if bfloat16 else self.type, scratch)
         multiple = network.multiple
         self.row_at, self.column_at = (
             reflected(length, -(-length // multiple) * multiple) for length in image.shape[:2]

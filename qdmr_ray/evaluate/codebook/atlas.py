@@ -49,7 +49,10 @@ def atlas_picture(tiles: np.ndarray, usage: CodebookUsage) -> np.ndarray:
     sheet = Image.new("RGB", size, BACKGROUND)
     _head(sheet, usage)
     top = HEAD_HEIGHT
-    lengths = _bar_lengths(usage, tile_width // 2)
+    frequencies = np.stack([usage.source.frequencies, usage.target.frequencies], axis=1)
+    shares = np.sqrt(frequencies / max(frequencies.max(), 1e-12))
+    # A code that was chosen has a bar of at least one pixel.
+    lengths = np.ceil(tile_width // 2 * shares).astype(int)
     for group, codes in shown.items():
         text = f"{GROUP_LABELS[group].capitalize()}: {len(codes):,}"
         _write(sheet, (MARGIN, top + CAPTION_HEIGHT - 9), text, BRIGHT)
@@ -84,13 +87,6 @@ def _head(sheet: Image.Image, usage: CodebookUsage) -> None:
         ("photographs, on a square-root scale", DIM),
     ):
         x = _write(sheet, (x, 46), text, colour) + 5
-
-
-def _bar_lengths(usage: CodebookUsage, longest: int) -> np.ndarray:
-    """Returns the bars' pixels for source and target, int (K, 2); a chosen code has at least 1."""
-    frequencies = np.stack([usage.source.frequencies, usage.target.frequencies], axis=1)
-    lengths = np.ceil(longest * np.sqrt(frequencies / max(frequencies.max(), 1e-12)))
-    return lengths.astype(int)
 
 
 def _bars(sheet: Image.Image, place: tuple[int, int], width: int, lengths: np.ndarray) -> None:

@@ -136,9 +136,7 @@ class PristineFit:
     def __init__(self, sharpness: float = SHARPNESS) -> None:
         if not 0 <= sharpness < 1:
             raise QdmrError(f"sharpness must be at least 0 and below 1; it is {sharpness}")
-        self.sharpness = sharpness
-        self.images = 0
-        self.blocks = 0
+        self.sharpness, self.images, self.blocks = sharpness, 0, 0
         self._mean = np.zeros(FEATURES)
         self._scatter = np.zeros((FEATURES, FEATURES))
 
@@ -154,9 +152,15 @@ class PristineFit:
         # Sharp blocks hardly ever lack a feature, but a single NaN would spoil the whole model.
         kept = _complete(features[sharpness > self.sharpness * sharpness.max()])
         self.images += 1
-        if len(kept):
-            self._merge(kept)
-        return len(kept)
+        if count := len(kept):
+            # Chan, Golub, LeVeque, "Updating formulae … for computing sample variances", 1979.
+            mean, total = kept.mean(axis=0), self.blocks + count
+            shift, centred = mean - self._mean, kept - mean
+            self._scatter += centred.T @ centred
+            self._scatter += np.outer(shift, shift) * (self.blocks * count / total)
+            self._mean += shift * (count / total)
+            self.blocks = total
+        return count
 
     def model(self, source: str = "own images") -> PristineModel:
         """Returns the model of all blocks so far; ``source`` describes the images in a few words.
@@ -168,16 +172,6 @@ class PristineFit:
             )
         covariance = self._scatter / (self.blocks - 1)
         return PristineModel(self._mean.copy(), covariance, GAUSSIAN_WINDOW, source)
-
-    def _merge(self, features: np.ndarray) -> None:
-        """Chan, Golub, LeVeque, "Updating formulae … for computing sample variances", 1979."""
-        count, mean = len(features), features.mean(axis=0)
-        total, shift = self.blocks + count, mean - self._mean
-        centred = features - mean
-        self._scatter += centred.T @ centred
-        self._scatter += np.outer(shift, shift) * (self.blocks * count / total)
-        self._mean += shift * (count / total)
-        self.blocks = total
 
 
 def block_features(
