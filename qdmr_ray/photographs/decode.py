@@ -53,11 +53,17 @@ _PNG_LEVEL = 1
 def read_image(path: Path) -> np.ndarray:
     """Returns the photograph in ``path`` as C-contiguous uint8 (H, W, 3), RGB; raises QdmrError
     where it is missing, unreadable, truncated or of a kind that is refused."""
+    return decode_image(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """Returns the file's content; raises QdmrError where it is missing, unreadable or a folder."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
+    except IsADirectoryError as error:
+        raise QdmrError(f"{path}: is a folder; name the photographs in it") from error
     except OSError as error:
         raise QdmrError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:

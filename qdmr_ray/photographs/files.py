@@ -21,7 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from qdmr_ray.errors import QdmrError, one_line
-from qdmr_ray.photographs.decode import oriented, stored_pixels, unreadable
+from qdmr_ray.photographs.decode import oriented, read_file, stored_pixels, unreadable
 from qdmr_ray.photographs.metadata import (
     PNG_START,
     TABLES,
@@ -79,12 +79,7 @@ def read_photograph(path: Path) -> Photograph:
     Raises:
         QdmrError: missing, unreadable, animated, or of a colour mode that has no way to RGB.
     """
-    try:
-        data = path.read_bytes()
-    except IsADirectoryError as error:
-        raise QdmrError(f"{path}: is a folder; name the photographs in it") from error
-    except OSError as error:
-        raise QdmrError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    data = read_file(path)
     try:
         with _any_size(), Image.open(io.BytesIO(data)) as image:
             _choose_frame(image, str(path))

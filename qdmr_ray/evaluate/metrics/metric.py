@@ -133,6 +133,17 @@ def json_value(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def check_pixels(image: np.ndarray, border: int) -> None:
+    """Raises QdmrError for an image that is not uint8 ``(H, W, 3)``, and for a negative border."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise QdmrError(
+            f"metrics take uint8 images of shape (H, W, 3); this one is {image.dtype} "
+            f"{tuple(image.shape)}: convert it first"
+        )
+    if border < 0:
+        raise QdmrError(f"border must be at least 0; it is {border}")
+
+
 def comparable(
     a: np.ndarray, b: np.ndarray, *, border: int, luma: bool, smallest: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -143,18 +154,12 @@ def comparable(
             ``smallest`` x ``smallest`` pixels inside it.
     """
     for image in (a, b):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise QdmrError(
-                f"metrics compare uint8 images of shape (H, W, 3); one is {image.dtype} "
-                f"{tuple(image.shape)}: convert it first"
-            )
+        check_pixels(image, border)
     if a.shape != b.shape:
         raise QdmrError(
             f"metrics need two images of one size; these are {a.shape[1]}x{a.shape[0]} and "
             f"{b.shape[1]}x{b.shape[0]}: pair each image with its own ground truth"
         )
-    if border < 0:
-        raise QdmrError(f"border must be at least 0; it is {border}")
     height, width = a.shape[0] - 2 * border, a.shape[1] - 2 * border
     if min(height, width) < smallest:
         raise QdmrError(

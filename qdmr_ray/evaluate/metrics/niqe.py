@@ -20,7 +20,13 @@ import numpy as np
 from scipy import ndimage, special
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.evaluate.metrics.metric import Measure, Metric, MetricInfo, file_digest
+from qdmr_ray.evaluate.metrics.metric import (
+    Measure,
+    Metric,
+    MetricInfo,
+    check_pixels,
+    file_digest,
+)
 from qdmr_ray.evaluate.metrics.pristine import (
     FEATURES,
     GAUSSIAN_WINDOW,
@@ -184,13 +190,7 @@ def block_features(
     mean local deviation in grey levels. ``image`` is uint8 ``(H, W, 3)`` RGB; QdmrError is raised
     for another type or shape, or a negative border.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise QdmrError(
-            f"NIQE takes uint8 images of shape (H, W, 3); this one is {image.dtype} "
-            f"{tuple(image.shape)}: convert it first"
-        )
-    if border < 0:
-        raise QdmrError(f"border must be at least 0; it is {border}")
+    check_pixels(image, border)
     rows, columns = ((side - 2 * border) // BLOCK for side in image.shape[:2])
     if rows < 1 or columns < 1:
         return np.empty((0, FEATURES)), np.empty(0)
