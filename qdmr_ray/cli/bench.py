@@ -1,6 +1,7 @@
 """``qdmr bench``: how fast this installation is."""
 
 from pathlib import Path
+from typing import Any
 
 from qdmr_ray.cli.options import JSON_FILE, App, Preset, RestoringDtype, TrainingDtype, flag, option
 from qdmr_ray.cli.output import print_figures, say
@@ -27,20 +28,9 @@ def bench_data(
     from qdmr_ray.bench.data import DataBench
     from qdmr_ray.bench.data import bench_data as measure
 
-    rates = measure(
-        DataBench(
-            data=data,
-            pairs=pairs,
-            height=height,
-            width=width,
-            crop=crop,
-            batch_size=batch,
-            loader_workers=loaders,
-            seconds=seconds,
-        ),
-        say,
-    )
-    print_figures(rates, json_file)
+    made: Any = {"data": data, "pairs": pairs, "height": height, "width": width}
+    read: Any = {"crop": crop, "batch_size": batch, "loader_workers": loaders, "seconds": seconds}
+    print_figures(measure(DataBench(**made, **read), say), json_file)
 
 
 @app.command("step", example="bench step --stage uda --size 64 --batch 2")
@@ -73,21 +63,10 @@ def bench_step(
     if stage not in STAGES:
         raise SettingsError(f"--stage {stage}: choose from {', '.join(STAGES)}")
     usable_device(device)
-    bench = StepBench(
-        stage=stage,
-        size=size,
-        batch=batch,
-        device=device,
-        dtype=dtype,
-        compile=compile_networks,
-        channels_last=channels_last,
-        recompute=recompute,
-        cuda_graph=cuda_graph,
-        plain=plain,
-        preset=preset,
-        steps=steps,
-        threads=threads,
-    )
+    work: Any = {"stage": stage, "preset": preset, "size": size, "batch": batch, "plain": plain}
+    layout: Any = {"dtype": dtype, "channels_last": channels_last, "recompute": recompute}
+    run: Any = {"device": device, "threads": threads, "steps": steps, "cuda_graph": cuda_graph}
+    bench = StepBench(**work, **layout, **run, compile=compile_networks)
     if profiled:
         say(profile_step(bench))
         return
@@ -111,14 +90,6 @@ def bench_restore(
     from qdmr_ray.bench.restore import bench_restore as measure
     from qdmr_ray.cli.restore import bytes_of
 
-    bench = RestoreBench(
-        height=height,
-        width=width,
-        device=device,
-        dtype=dtype,
-        memory=bytes_of(memory),
-        preset=preset,
-        repeats=repeats,
-        threads=threads,
-    )
-    print_figures(measure(bench), json_file)
+    work: Any = {"height": height, "width": width, "preset": preset, "memory": bytes_of(memory)}
+    run: Any = {"device": device, "dtype": dtype, "repeats": repeats, "threads": threads}
+    print_figures(measure(RestoreBench(**work, **run)), json_file)

@@ -56,15 +56,15 @@ def fetch_realab(
     from qdmr_ray.data.realab import fetch_realab as fetch
 
     with bars() as progress:
-        for line in fetch(
+        said = fetch(
             out,
             endpoint=endpoint,
             revision=revision,
             include=include or (),
             keep_archives=keep_archives,
             progress=in_megabytes(progress),
-        ):
-            say(line)
+        )
+    say("\n".join(said))
 
 
 @app.command(example="data pack Realab --out data/realab-s1 --lens S1")
@@ -147,15 +147,11 @@ def _print_dataset(uri: str, endpoint: str | None) -> None:
     manifest = read_manifest(open_location(uri, endpoint=endpoint))
     table = Table("set", "images", "ground truth", "shards", "MB", "mean R, G, B", "std R, G, B")
     for name, entry in manifest.sets.items():
-        table.add_row(
-            name,
-            str(entry.images),
-            "yes" if entry.paired else "no",
-            str(len(entry.shards)),
-            f"{sum(shard.bytes for shard in entry.shards) / 1e6:.1f}",
-            ", ".join(f"{value:.1f}" for value in entry.image.mean),
-            ", ".join(f"{value:.1f}" for value in entry.image.std),
-        )
+        counts = str(entry.images), "yes" if entry.paired else "no", str(len(entry.shards))
+        megabytes = f"{sum(shard.bytes for shard in entry.shards) / 1e6:.1f}"
+        values = (entry.image.mean, entry.image.std)
+        channels = (", ".join(f"{value:.1f}" for value in each) for each in values)
+        table.add_row(name, *counts, megabytes, *channels)
     print_table(table)
     for name, entry in manifest.sets.items():
         sizes = [(size.height, size.width, size.images) for size in entry.sizes]

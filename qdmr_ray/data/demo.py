@@ -86,10 +86,9 @@ def photograph_path(photograph: Photograph) -> Path:
     distribution = _DISTRIBUTIONS[photograph.package]
     spec = importlib.util.find_spec(photograph.package)
     if spec is None or not spec.submodule_search_locations:
-        raise QdmrError(
-            f"the demo's photograph {photograph.file} comes with {distribution}, which is not "
-            f"installed; run: pip install {distribution}"
-        )
+        missing = f"comes with {distribution}, which is not installed"
+        remedy = f"run: pip install {distribution}"
+        raise QdmrError(f"the demo's photograph {photograph.file} {missing}; {remedy}")
     root = Path(next(iter(spec.submodule_search_locations)))
     path = root / _FOLDERS[photograph.package] / photograph.file
     if path.is_file():
@@ -134,14 +133,14 @@ def build_demo_data(
     photographs = demo_photographs()
     for photograph in photographs:
         _require_size(photograph, *probe_image(photograph_path(photograph)), frame)
-    lenses = {name: load_lens(name) for name in sorted(set(LENSES.values()))}
+    lenses = {domain: load_lens(name) for domain, name in LENSES.items()}
     total = sum(len(photograph.windows) for photograph in photographs)
     done = 0
     for photograph in photographs:
         aberrated, clean = domain_folders(out, photograph.domain, LENS_NAME)
-        lens = lenses[LENSES[photograph.domain]]
         frames = cut_frames(photograph, frame)
         for name, image in zip(photograph.frame_names, frames, strict=True):
+            lens = lenses[photograph.domain]
             write_pair(image, lens, aberrated, clean, name=name, seed=seed)
             done += 1
             progress(done, total)

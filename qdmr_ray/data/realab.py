@@ -21,6 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from glob import escape
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -52,7 +53,6 @@ _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _DAMAGED = (zipfile.BadZipFile, tarfile.ReadError, zlib.error, EOFError, UnicodeError)
 # Tries at receiving a file before it counts as damaged on the hub.
 _TRIES = 2
-_HASHING_THREADS = 4
 
 
 class _Record(Document):
@@ -144,10 +144,8 @@ class _Hub:
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
         if not re.match(r"https?://[^/?#\[\]]+", self.endpoint):
-            raise SettingsError(
-                f"{self.endpoint}: is no address of a hub; write --endpoint (or HF_ENDPOINT) as "
-                f"{DEFAULT_ENDPOINT}"
-            )
+            remedy = f"write --endpoint (or HF_ENDPOINT) as {DEFAULT_ENDPOINT}"
+            raise SettingsError(f"{self.endpoint}: is no address of a hub; {remedy}")
         # The address may hold a mirror's password, which messages must not show.
         self.page = f"{re.sub('//[^/@]*@', '//', self.endpoint)}/datasets/{DATASET}"
         self.revision = self.commit = revision
@@ -161,20 +159,18 @@ class _Hub:
 
         def listed() -> list[Any]:
             self.commit = api.dataset_info(DATASET, revision=self.revision, timeout=10).sha or ""
-            tree = api.list_repo_tree(
-                DATASET, recursive=True, revision=self.commit, repo_type="dataset"
-            )
+            which: Any = {"revision": self.commit, "repo_type": "dataset", "recursive": True}
+            tree = api.list_repo_tree(DATASET, **which)
             return [entry for entry in tree if hasattr(entry, "blob_id")]
 
         entries = self._patiently(listed, first_contact=True)
         path, patterns = attrgetter("path"), _patterns(include)
         chosen = list(filter_repo_objects(entries, allow_patterns=patterns, key=path))
         if not chosen:
-            tops = sorted({entry.path.partition("/")[0] for entry in entries})
-            raise QdmrError(
-                f"{DATASET}: no file matches {', '.join(include) or 'anything'}; at the top there "
-                f"are: {', '.join(tops) or 'no files at all'}"
-            )
+            tops = ", ".join(sorted({entry.path.partition("/")[0] for entry in entries}))
+            found = f"at the top there are: {tops or 'no files at all'}"
+            wanted = ", ".join(include) or "anything"
+            raise QdmrError(f"{DATASET}: no file matches {wanted}; {found}")
         return [_File(entry) for entry in sorted(chosen, key=path)]
 
     def download(self, **options: Any) -> None:
@@ -290,7 +286,7 @@ class _Fetch:
     def _verify(self, files: list[_File]) -> list[_File]:
         verified = self.record.verified
         unknown = [file for file in files if verified.get(file.path, ()) != self._stamp(file)]
-        with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        with ThreadPoolExecutor(4) as pool:
             agree = list(pool.map(lambda file: file.agrees(self.out / file.path), unknown))
         wrong = [file for file, agrees in zip(unknown, agree, strict=True) if not agrees]
         for file in unknown:
@@ -301,11 +297,10 @@ class _Fetch:
 
     def _stamp(self, file: _File) -> tuple[str, int, int] | None:
         """Returns (checksum, size, time of change) of a file; None where there is none."""
-        try:
+        with suppress(FileNotFoundError):
             found = (self.out / file.path).stat()
-        except FileNotFoundError:
-            return None
-        return file.checksum, found.st_size, found.st_mtime_ns
+            return file.checksum, found.st_size, found.st_mtime_ns
+        return None
 
     def _is_unpacked(self, file: _File) -> bool:
         """Whether the file is an archive whose folders still hold as many files as it brought."""
@@ -343,10 +338,8 @@ def _unpack(archive: Path, staging: Path) -> dict[str, int]:
         raise _refused(archive, error.tarinfo.name) from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise QdmrError(
-            f"{archive}: the archive is damaged ({reason}); delete it and {_AGAIN}; if it "
-            "stays so, leave it out with --include"
-        ) from error
+        remedy = f"delete it and {_AGAIN}; if it stays so, leave it out with --include"
+        raise QdmrError(f"{archive}: the archive is damaged ({reason}); {remedy}") from error
     except RuntimeError as error:  # zipfile's: encrypted, or compressed in a way it can't read
         remedy = "unpack it with another program, in the same folder"
         raise QdmrError(f"{archive}: cannot be unpacked ({error}); {remedy}") from error
@@ -373,10 +366,9 @@ def _refused(archive: Path, name: str) -> QdmrError:
 def _require_room(folder: Path, size: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise QdmrError(
-            f"{folder}: {purpose} takes {_gigabytes(size)} and {_gigabytes(free)} are free; "
-            "free space there or choose another folder with --out"
-        )
+        takes = f"{purpose} takes {_gigabytes(size)} and {_gigabytes(free)} are free"
+        remedy = "free space there or choose another folder with --out"
+        raise QdmrError(f"{folder}: {takes}; {remedy}")
 
 
 def _gigabytes(size: int) -> str:

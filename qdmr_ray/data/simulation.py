@@ -56,10 +56,8 @@ def simulate_folder(
     for file in files:
         other = seen.setdefault(file.name, file.image)
         if other is not file.image:
-            raise QdmrError(
-                f"{file.image}: {other.name} would be written under the same name, "
-                f"{file.name}.png; rename one"
-            )
+            same = f"{other.name} would be written under the same name, {file.name}.png"
+            raise QdmrError(f"{file.image}: {same}; rename one")
     loaded = load_lens(lens)
     for file in files:
         require_size(str(file.image), file.height, file.width, loaded)

@@ -66,17 +66,14 @@ def find_address(flag: str | None) -> str:
             f"write `address: http://…` into {file}"
         )
     if urlsplit(address).scheme not in ("http", "https"):
-        raise SettingsError(
-            f"--address {address}: the jobs API is reached by http, such as http://127.0.0.1:8265"
-        )
+        such = "the jobs API is reached by http, such as http://127.0.0.1:8265"
+        raise SettingsError(f"--address {address}: {such}")
     return address
 
 
 def _configured(file: Path) -> str | None:
-    if not file.is_file():
-        return None
     try:
-        values = yaml.safe_load(file.read_text()) or {}
+        values = yaml.safe_load(file.read_text() if file.is_file() else "") or {}
     except (OSError, yaml.YAMLError) as error:
         raise SettingsError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict) or set(values) - {"address"}:
@@ -238,10 +235,9 @@ def _may_write(command: str, folder: str) -> bool:
 
 
 def _user() -> str:
-    try:
+    with suppress(KeyError, OSError):
         return getpass.getuser()
-    except (KeyError, OSError):
-        return "somebody"
+    return "somebody"
 
 
 def _job(details: Any) -> Job:

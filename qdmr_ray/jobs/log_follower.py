@@ -39,8 +39,7 @@ class Follower:
         note: Callable[[str], None],
     ) -> None:
         self._client, self._address, self._job = client, address, job
-        self._show, self._note = show, note
-        self._shown = 0
+        self._show, self._note, self._shown = show, note, 0
 
     def run(self) -> str:
         """Follows the job to its end, and returns its final state; raises QdmrError if nothing

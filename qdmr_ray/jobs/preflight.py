@@ -91,7 +91,7 @@ def places_of(
     job starts in ``code``, the folder that is uploaded, with the environment ``variables``. Raises
     QdmrError where the experiment's file can't be read, or a setting is wrong, such as a place that
     would not outlast the job."""
-    read = {"train": _of_experiment, "sweep": _of_sweep, "evaluate": _of_run}
+    read = {"train": _of_file, "sweep": _of_file, "evaluate": _of_run}
     own = variables.get(ENDPOINT_VARIABLE)
     found = None
     if command is not None and command.name in read:
@@ -122,27 +122,22 @@ _Found = list[tuple[str | None, str | None]] | None
 _Values = Mapping[str, Any]
 
 
-def _of_experiment(values: _Values, code: Path, _: str | None) -> _Found:
+def _of_file(values: _Values, code: Path, _: str | None) -> _Found:
+    """Returns the places of an experiment, or of a sweep and its trials."""
     from qdmr_ray.config import load_experiment
-
-    file = _file_here(code, values["experiment"])
-    if file is None:
-        return None
-    data = load_experiment(file, values["overrides"] or (), name=values["name"]).data
-    return [(uri, data.s3_endpoint) for uri in (values["storage"], values["store"], data.path)]
-
-
-def _of_sweep(values: _Values, code: Path, _: str | None) -> _Found:
     from qdmr_ray.sweeps.plan import load_sweep
 
-    file = _file_here(code, values["file"])
-    if file is None:
-        return None
-    plan = load_sweep(file, values["overrides"] or (), name=values["name"])
-    store = plan.settings.store
-    if store is not None and not _stays(store, on_disk=False):
-        raise _temporary(f"{values['file']}: store={store}", on_disk=False)
-    data = plan.experiment({}, name="trial", seed=0).data
+    named: Path = values.get("experiment") or values["file"]
+    if named.is_absolute() and not named.is_file():
+        return None  # It lies on the cluster only, such as in its image.
+    overrides, name = values["overrides"] or (), values["name"]
+    if "experiment" in values:
+        store, data = values["store"], load_experiment(code / named, overrides, name=name).data
+    else:
+        plan = load_sweep(code / named, overrides, name=name)
+        store, data = plan.settings.store, plan.experiment({}, name="trial", seed=0).data
+        if store is not None and not _stays(store, on_disk=False):
+            raise _temporary(f"{named}: store={store}", on_disk=False)
     return [(uri, data.s3_endpoint) for uri in (values["storage"], store, data.path)]
 
 
@@ -170,11 +165,6 @@ def _config_text(run: str, endpoint: str | None) -> str | None:
         return read_object(f"{run.rstrip('/')}/config.yaml", endpoint)
     file = Path(run.removeprefix("file://")) / "config.yaml"
     return file.read_text() if file.is_file() else None
-
-
-def _file_here(code: Path, named: Path) -> Path | None:
-    """Returns a file below ``code``; None where it lies on the cluster only, as in its image."""
-    return None if named.is_absolute() and not named.is_file() else code / named
 
 
 def _temporary(given: str, on_disk: bool) -> SettingsError:

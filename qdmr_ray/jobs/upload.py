@@ -68,10 +68,6 @@ class Upload:
         """The size of all files."""
         return sum(self.files.values())
 
-    def largest(self, count: int = 5) -> list[tuple[PurePosixPath, int]]:
-        """Returns the largest files."""
-        return sorted(self.files.items(), key=lambda item: -item[1])[:count]
-
     def left_out_counts(self) -> dict[str, int]:
         """Counts the files that are left out, by top-level folder; top-level files by name."""
         return Counter(
@@ -107,7 +103,8 @@ def plan_upload(root: Path) -> Upload:
             taken[name] = path.stat().st_size
     upload = Upload(root, taken, tuple(secret), tuple(left))
     if upload.bytes > LARGEST_BYTES:
-        largest = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for name, size in upload.largest(3))
+        by_size = sorted(upload.files.items(), key=lambda item: -item[1])
+        largest = ", ".join(f"{name} ({size / 1e6:.0f} MB)" for name, size in by_size[:3])
         raise QdmrError(
             f"{root}: a job would take {upload.bytes / 1e6:.0f} MB along, and at most "
             f"{LARGEST_BYTES / 1e6:.0f} MB can be; largest: {largest}; move data elsewhere, or "

@@ -161,14 +161,12 @@ class Claim:
 def process_here(pid: int) -> dict[str, Any] | None:
     """Returns what identifies a process among all machines and containers, or None if the process
     has ended or the system doesn't tell."""
-    try:
+    with suppress(OSError, ValueError, IndexError):
         # The name in brackets may hold spaces; the start time is the 22nd field.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        if fields[0] in ("Z", "X"):
-            return None
-        return {"pid": pid, "started": int(fields[19]), **_machine()}
-    except (OSError, ValueError, IndexError):
-        return None
+        if fields[0] not in ("Z", "X"):
+            return {"pid": pid, "started": int(fields[19]), **_machine()}
+    return None
 
 
 def _machine() -> dict[str, str]:
@@ -178,9 +176,7 @@ def _machine() -> dict[str, str]:
 
 
 def _has_ended(process: Any) -> bool:
-    try:
-        here = _machine()
-    except OSError:
-        return False
-    is_here = isinstance(process, dict) and here.items() <= process.items()
-    return is_here and process_here(process["pid"]) != process
+    with suppress(OSError):
+        is_here = isinstance(process, dict) and _machine().items() <= process.items()
+        return is_here and process_here(process["pid"]) != process
+    return False

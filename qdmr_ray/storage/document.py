@@ -55,19 +55,15 @@ class Document(Part):
             raise QdmrError(f"{source}: holds a {kind} where an object is expected")
         version = values.get("format", FIRST_FORMAT)
         if not isinstance(version, int) or version > cls.FORMAT:
-            raise QdmrError(
-                f"{source}: is of format {version}, and this version of qdmr_ray reads up to "
-                f"{cls.FORMAT}: update qdmr_ray"
-            )
+            reads = f"this version of qdmr_ray reads up to {cls.FORMAT}: update qdmr_ray"
+            raise QdmrError(f"{source}: is of format {version}, and {reads}")
         try:
             return cls.model_validate({k: v for k, v in values.items() if k != "format"})
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            raise QdmrError(
-                f"{source}: {field}: {first['msg'][0].lower()}{first['msg'][1:]}; the file is "
-                "damaged or written by hand"
-            ) from None
+            told = f"{field}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            raise QdmrError(f"{source}: {told}; the file is damaged or written by hand") from None
 
     @classmethod
     def read(cls, file: Location) -> Self:

@@ -32,6 +32,7 @@ from qdmr_ray.storage.retry import (
     Failure,
     ShortAnswer,
     Store,
+    open_bucket,
     persistently,
     store_error,
 )
@@ -41,7 +42,6 @@ ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
 TEMPORARY_PREFIX = ".tmp-"
 # A larger object is uploaded in parts of this size, four at a time.
 LARGEST_SINGLE_REQUEST = 8 << 20
-_PARTS_AT_A_TIME = 4
 # A larger object gets the time of an upload over a slow line.
 _SMALL = 1 << 20
 _NOT_IMPLEMENTED = 501
@@ -86,10 +86,8 @@ class Location:
         if the file is missing, unreadable or ends before ``offset + length``."""
         data, size = self.read_piece(offset, length)
         if length is not None and len(data) != length:
-            raise QdmrError(
-                f"{self.uri}: ends at byte {size} instead of {offset + length}; "
-                "the file is damaged, write it again"
-            )
+            ends = f"ends at byte {size} instead of {offset + length}"
+            raise QdmrError(f"{self.uri}: {ends}; the file is damaged, write it again")
         return data
 
     def read_piece(self, offset: int, length: int | None = None) -> tuple[bytes, int]:
@@ -120,14 +118,8 @@ class Location:
 
         def write_object(bucket: S3Store, key: str) -> None:
             # An object becomes visible when its upload is complete, never before.
-            obstore.put(
-                bucket,
-                key,
-                view,
-                use_multipart=view.nbytes > LARGEST_SINGLE_REQUEST,
-                chunk_size=LARGEST_SINGLE_REQUEST,
-                max_concurrency=_PARTS_AT_A_TIME,
-            )
+            most, many = LARGEST_SINGLE_REQUEST, view.nbytes > LARGEST_SINGLE_REQUEST
+            obstore.put(bucket, key, view, use_multipart=many, chunk_size=most, max_concurrency=4)
 
         self._do("written", write_file, write_object, uploading=view.nbytes > _SMALL)
 
@@ -229,7 +221,7 @@ class Location:
             except OSError as error:
                 raise disk_error(self.uri, what, error) from error
         name, _, key = self.path.partition("/")
-        bucket = self.store.bucket(name, uploading=uploading)
+        bucket = open_bucket(self.store, name, uploading)
         try:
             return persistently(lambda: in_store(bucket, key), self.store.address)
         except STORE_ERRORS as error:

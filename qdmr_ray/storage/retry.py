@@ -1,7 +1,8 @@
 """Decides which failures of an S3-compatible store are retried and for how long; words errors.
 
     store = Store("http://minio:9000", None)
-    size = persistently(lambda: obstore.head(store.bucket("photos"), "key")["size"], store.address)
+    bucket = open_bucket(store, "photos")
+    size = persistently(lambda: obstore.head(bucket, "key")["size"], store.address)
 
 A store that worked before gets two minutes, so that its hiccups don't end a training run; an
 address that never answered gets 20 seconds, so that a wrong one is reported soon.
@@ -91,15 +92,11 @@ class Store:
         """The store's name in messages."""
         return self.endpoint or f"Amazon S3 ({self.region or _DEFAULT_REGION})"
 
-    def bucket(self, name: str, *, uploading: bool = False) -> S3Store:
-        """Returns the bucket, opened once for each process; each request is sent once.
-        ``uploading`` is for large objects, with time for slow lines and several attempts at each
-        part."""
-        return _bucket(self, name, uploading)
-
 
 @lru_cache(maxsize=32)
-def _bucket(store: Store, name: str, uploading: bool) -> S3Store:
+def open_bucket(store: Store, name: str, uploading: bool = False) -> S3Store:
+    """Returns the bucket, opened once for each process; each request is sent once. ``uploading`` is
+    for large objects, with time for slow lines and several attempts at each part."""
     seconds = _UPLOAD_ANSWER_SECONDS if uploading else _ANSWER_SECONDS
     options: ClientConfig = {
         "allow_http": True,
@@ -197,19 +194,15 @@ class Failure:
         answer, document = _STATUS.search(message), _DOCUMENT.search(message)
         status = int(answer[1]) if answer else None
         code = document[1] if document else ""
-        if document is not None:
-            reason = f"{code}: {document[2]}"
-        elif status is not None:
-            reason = f"HTTP status {status}"
-        else:
-            causes = [match[1] or match[2] for match in _CAUSE.finditer(details)]
-            timeout = ["timeout"] if "TimedOut" in details else []
-            reason = " ".join([*causes, *timeout, message.rpartition(" - ")[2]][0].split())
-        if status is None and code not in _TRANSIENT_CODES:
+        passing = status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
+        if status is None:
             lasting = ("InvalidCertificate", "BadScheme", _REDIRECT)
-            passing = not any(sign in str(error) for sign in lasting)
-        else:
-            passing = status in _TRANSIENT_STATUSES or code in _TRANSIENT_CODES
+            passing = passing or not any(sign in str(error) for sign in lasting)
+        causes = [match[1] or match[2] for match in _CAUSE.finditer(details)]
+        causes += ["timeout"] if "TimedOut" in details else []
+        reason = " ".join([*causes, message.rpartition(" - ")[2]][0].split())
+        if answer or document:
+            reason = f"{code}: {document[2]}" if document else f"HTTP status {status}"
         return cls(status, code, reason, passing)
 
 

@@ -136,10 +136,8 @@ def read_manifest(folder: Location) -> Manifest:
     it is damaged, or another version of the program wrote it."""
     file = folder.join(MANIFEST_NAME)
     if not file.exists():
-        raise QdmrError(
-            f"{folder.uri}: no packed dataset ({MANIFEST_NAME} is missing); "
-            "make one with `qdmr data pack`"
-        )
+        missing = f"no packed dataset ({MANIFEST_NAME} is missing)"
+        raise QdmrError(f"{folder.uri}: {missing}; make one with `qdmr data pack`")
     try:
         values = json.loads(file.read_bytes())
     except ValueError as error:

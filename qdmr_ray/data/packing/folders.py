@@ -190,10 +190,8 @@ def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path in paths:
         if path.stem in named:
-            raise QdmrError(
-                f"{path}: has the same name as {named[path.stem].name}, so its partner is "
-                "unclear; rename or remove one"
-            )
+            same = f"has the same name as {named[path.stem].name}, so its partner is unclear"
+            raise QdmrError(f"{path}: {same}; rename or remove one")
         named[path.stem] = path
     return named
 
@@ -210,6 +208,5 @@ def _check_record(image: Path, ground_truth: Path | None) -> RecordFiles:
             f"{image} is {width} x {height} pixels but its ground truth {ground_truth} is "
             f"{other[1]} x {other[0]}; both must have one size"
         )
-    return RecordFiles(
-        name=image.stem, image=image, ground_truth=ground_truth, height=height, width=width
-    )
+    size = {"height": height, "width": width}
+    return RecordFiles(name=image.stem, image=image, ground_truth=ground_truth, **size)

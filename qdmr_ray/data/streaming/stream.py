@@ -100,8 +100,7 @@ class InProcessStream:
         if not 0 <= first <= total - batch_size or batch_size < 1 or crop < 1:
             raise ValueError(f"{batch_size} samples from {first} on of {total}, crop {crop}")
         location = open_location(settings.path, endpoint=settings.s3_endpoint)
-        self._start = start_iteration
-        self._end = end_iteration
+        self._start, self._end = start_iteration, end_iteration
         self.request = CropRequest(
             settings=replace(settings, path=location.uri),
             digest=read_manifest(location).digest,
