@@ -58,10 +58,9 @@ class Bar(Lines):
     def begun(self, path: Path, number: int, total: int) -> None:
         super().begun(path, number, total)
         text = f"restore {path.name} ({number} of {total})"
-        done = number - 1
         # The bar is drawn at once: the arithmetic may leave the drawing thread no time for a while.
         self._progress.update(
-            self._task, description=text, total=total, completed=done, refresh=True
+            self._task, description=text, total=total, completed=number - 1, refresh=True
         )
 
     def advanced(self, share: float) -> None:

@@ -104,10 +104,8 @@ def size_histogram(
         lines.append((f"and {len(folded)} other {noun}", sum(count for _, count in folded), ""))
     label_width = max((len(label) for label, _, _ in lines), default=0)
     number_width = max((len(str(count)) for _, count, _ in lines), default=0)
-    return [
-        f"{label:<{label_width}}  {count:>{number_width}} {bar}".rstrip()
-        for label, count, bar in lines
-    ]
+    texts = (f"{a:<{label_width}}  {count:>{number_width}} {bar}" for a, count, bar in lines)
+    return [text.rstrip() for text in texts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,23 +240,16 @@ def _cells(
         return _Cell(caption="not readable", detail=f"#{index}", problem=str(error)), []
     images = [record.image] if record.ground_truth is None else [record.image, record.ground_truth]
     height, width = record.image.shape[:2]
-    whole = _Cell(
-        pictures=tuple(_thumbnail(image, thumbnail) for image in images),
-        caption=record.name,
-        detail=f"#{index}   {width} x {height}",
-    )
-    squares = [
-        _Cell(
-            # Image.fromarray copies, so that nothing holds the photograph.
-            pictures=tuple(
-                Image.fromarray(image[top : top + thumbnail, left : left + thumbnail])
-                for image in images
-            ),
-            caption=record.name,
-            detail=f"#{index}   {place}, at x {left}, y {top}",
-        )
-        for place, top, left in _places(images[-1], thumbnail)
-    ]
+    pictures = tuple(_thumbnail(image, thumbnail) for image in images)
+    detail = f"#{index}   {width} x {height}"
+    whole = _Cell(pictures=pictures, caption=record.name, detail=detail)
+    squares = []
+    for place, top, left in _places(images[-1], thumbnail):
+        square = slice(top, top + thumbnail), slice(left, left + thumbnail)
+        # Image.fromarray copies, so that nothing holds the photograph.
+        pictures = tuple(Image.fromarray(image[square]) for image in images)
+        detail = f"#{index}   {place}, at x {left}, y {top}"
+        squares.append(_Cell(pictures=pictures, caption=record.name, detail=detail))
     return whole, squares
 
 

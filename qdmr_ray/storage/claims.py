@@ -72,8 +72,7 @@ class Claims:
     def holder(self) -> dict[str, Any] | None:
         """Returns the holder (``owner``, ``time`` of its last sign of life), or None without
         one."""
-        number = self._highest()
-        if number == 0:
+        if (number := self._highest()) == 0:
             return None
         try:
             found: dict[str, Any] = json.loads(self._sign(number).read_bytes())

@@ -16,7 +16,6 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,37 +111,26 @@ class Location:
         # obstore would take pyarrow's buffers for iterables of their bytes.
         view = memoryview(data).cast("B")
 
-        def write_file() -> None:
-            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-            write_file_atomic(Path(self.path), data)
-
-        def write_object(bucket: S3Store, key: str) -> None:
+        def write_object(bucket: S3Store, key: str) -> bool:
             # An object becomes visible when its upload is complete, never before.
-            most, many = LARGEST_SINGLE_REQUEST, view.nbytes > LARGEST_SINGLE_REQUEST
-            obstore.put(bucket, key, view, use_multipart=many, chunk_size=most, max_concurrency=4)
+            part, in_parts = LARGEST_SINGLE_REQUEST, view.nbytes > LARGEST_SINGLE_REQUEST
+            obstore.put(
+                bucket, key, view, use_multipart=in_parts, chunk_size=part, max_concurrency=4
+            )
+            return True
 
-        self._do("written", write_file, write_object, uploading=view.nbytes > _SMALL)
+        large = view.nbytes > _SMALL
+        self._do("written", lambda: self._write_file(data), write_object, uploading=large)
+
+    def _write_file(self, data: bytes | memoryview, *, new: bool = False) -> bool:
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        return write_file_atomic(Path(self.path), data, new=new)
 
     def create(self, data: bytes) -> bool:
         """Writes a small file unless it exists, and returns whether it wrote it. Of several
         processes that try at once only one succeeds, provided that their ``data`` differ. Raises
         QdmrError if the place is not writable."""
         attempts = 0
-
-        def create_file() -> bool:
-            path = Path(self.path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX)
-            try:
-                with os.fdopen(descriptor, "wb") as made:
-                    made.write(data)
-                # A link, unlike a rename, fails if the file exists; and nobody sees half a file.
-                os.link(name, path)
-            except FileExistsError:
-                return False
-            finally:
-                os.unlink(name)
-            return True
 
         def create_object(bucket: S3Store, key: str) -> bool:
             nonlocal attempts
@@ -161,7 +149,7 @@ class Location:
                 obstore.put(bucket, key, data)
             return True
 
-        return self._do("written", create_file, create_object)
+        return self._do("written", lambda: self._write_file(data, new=True), create_object)
 
     def exists(self) -> bool:
         """Returns whether there is a file or folder here."""
@@ -309,9 +297,10 @@ def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
     return Location(os.path.abspath(os.path.expanduser(text)))
 
 
-def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Writes a local file under a temporary name, then renames it; no half-written file stays.
-    Raises QdmrError if the folder is missing or not writable, or the disk is full."""
+def write_file_atomic(path: Path, data: bytes | memoryview, *, new: bool = False) -> bool:
+    """Writes a local file under a temporary name, then renames it; no half-written file stays. A
+    ``new`` file is written unless it exists; returns whether it was written. Raises QdmrError if
+    the folder is missing or not writable, or the disk is full."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
     try:
         with open(temporary, "wb") as file:
@@ -319,8 +308,12 @@ def write_file_atomic(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             # A rename may reach the disk before the data: a power cut would leave an empty file.
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        # A link, unlike a rename, fails if the file exists.
+        (os.link if new else os.replace)(temporary, path)
+        return True
     except OSError as error:
+        if new and isinstance(error, FileExistsError):
+            return False
         raise disk_error(str(path), "written", error) from error
     finally:
         with contextlib.suppress(OSError):

@@ -79,7 +79,7 @@ class ShardCache:
         target = self._folder / file.file
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with _claimed(self._lock_of(file), wait=True):
+            with self._claimed(file, wait=True):
                 if not target.exists():
                     write_file_atomic(target, self._location.join(file.file).read_bytes())
             return target
@@ -87,8 +87,17 @@ class ShardCache:
             _log.warning("%s cannot be used: %s", self._folder, error)
             return None
 
-    def _lock_of(self, file: FileEntry) -> Path:
-        return self._folder / f"{TEMPORARY_PREFIX}{file.file}.lock"
+    @contextlib.contextmanager
+    def _claimed(self, file: FileEntry, *, wait: bool = False) -> Iterator[bool]:
+        """Yields whether this process holds the file's lock, which ends with the process. The lock
+        stays: removing it would let a third process lock another one of the same name."""
+        with open(self._folder / f"{TEMPORARY_PREFIX}{file.file}.lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
 
     def _ask_for(self, file: FileEntry) -> None:
         with self._lock:
@@ -112,12 +121,14 @@ class ShardCache:
 
     def _copy(self, file: FileEntry) -> None:
         target = self._folder / file.file
-        with _claimed(self._lock_of(file)) as ours:
+        with self._claimed(file) as ours:
             if not ours or target.exists():
                 return
             disk = shutil.disk_usage(self._folder)
             if disk.free - file.bytes < _FREE_SHARE * disk.total:
-                raise QdmrError(f"the disk has {disk.free / 1e9:.1f} GB left; set data.cache_dir")
+                raise QdmrError(
+                    f"the disk has {disk.free / 1e9:.1f} GB left; set data.cache_folder"
+                )
             data = self._location.join(file.file).read_bytes()
             if hashlib.sha256(data).hexdigest() != file.sha256:
                 # The shard is read from the store, where broken records are found one by one.
@@ -139,16 +150,3 @@ class ShardCache:
             # A process that has mapped the file keeps it; the disk space is freed afterwards.
             file.unlink(missing_ok=True)
             excess -= found.st_size
-
-
-@contextlib.contextmanager
-def _claimed(lock: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Yields whether this process holds the file lock ``lock``, which ends with the process. The
-    file stays: removing it would let a third process lock another one of the same name."""
-    with open(lock, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True

@@ -24,7 +24,6 @@ FIELDS = {
     "ground_truth": ("source", True),
     "target": ("target", False),
 }
-_WORD_BYTES = 8
 # With so many broken records in a row, the store or the disk is at fault.
 _MOST_SKIPPED_IN_A_ROW = 100
 
@@ -216,7 +215,7 @@ def _mirrored(planes: np.ndarray) -> np.ndarray:
     """Mirrors ``planes`` (3, H, W) left to right, eight pixels at a time where the width allows:
     numpy reverses bytes one by one (315 us for 3 x 256 x 256); reversing 64-bit words and the bytes
     inside each takes 32 us."""
-    if planes.shape[-1] % _WORD_BYTES:
+    if planes.shape[-1] % 8:
         return planes[..., ::-1]
     words = np.ascontiguousarray(planes).view(np.uint64)
     return words[..., ::-1].byteswap().view(np.uint8)
