@@ -154,10 +154,7 @@ def run_alone(
         figures = measure(dataclasses.replace(default, **values))
     except SettingsError as error:
         parser.error(str(error))
-    text = (
-        figures if isinstance(figures, str) else json.dumps(dataclasses.asdict(figures), indent=1)
-    )
-    print(text)
+    print(figures if isinstance(figures, str) else json.dumps(figures, indent=1))
 
 
 def _best(work: Callable[[], object], device: torch.device) -> float:
