@@ -3,8 +3,6 @@
 The package can also be called: ``from qdmr_ray import evaluate; evaluate("runs/demo")``.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module
 from typing import Any

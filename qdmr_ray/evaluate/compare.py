@@ -6,8 +6,6 @@
 Images are paired by name, and only those count that every evaluation has.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Writes a comparison as text: plain columns, Markdown or LaTeX (with the package booktabs)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from qdmr_ray.errors import SettingsError

@@ -6,8 +6,6 @@ Results are written as they come (``evaluation/results.jsonl``): an evaluation t
 on where it stopped when it is started again with the same models, data and settings.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

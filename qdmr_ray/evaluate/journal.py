@@ -5,8 +5,6 @@ then a line for each photograph as it is done. A photograph whose line a crash c
 again.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 

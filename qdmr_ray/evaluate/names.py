@@ -1,7 +1,5 @@
 """Names of the images that an evaluation compares, and the labels that people read instead."""
 
-from __future__ import annotations
-
 from qdmr_ray.stages import STAGES
 
 # Like the stages' names: keys of `evaluation.json` and stems of pictures in `evaluation/NAME/`.

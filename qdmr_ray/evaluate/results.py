@@ -8,8 +8,6 @@
 was not measured has no key.
 """
 
-from __future__ import annotations
-
 from typing import Self
 
 from pydantic import ConfigDict, Field

@@ -6,8 +6,6 @@ The input, each restored stage and the ground truth have a column each. From top
 the whole photographs with their metrics, the absolute errors, and two magnified details.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from functools import cache

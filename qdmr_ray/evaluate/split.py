@@ -5,8 +5,6 @@ sweep therefore judges on the validation part of the test set, and its runs are 
 rest.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase

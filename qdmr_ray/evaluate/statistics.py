@@ -7,8 +7,6 @@ Every interval is drawn with the same seed, so that the same values give the sam
 methods that were judged on the same images are resampled alike.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ import this one. Every field that a reader can do without has a default, so that
 earlier versions and of sweeps that went wrong can be read.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import ConfigDict, Field, computed_field

@@ -1,7 +1,5 @@
 """A worker of an evaluation, which restores one photograph with every model and measures it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

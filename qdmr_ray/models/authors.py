@@ -8,8 +8,6 @@ authors' VQGAN carries a semantic head and VGG19, which only its training needs:
 keeps them in a file of their own, so that they can be written back.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -4,8 +4,6 @@
 This module needs pydantic; a network can be loaded without it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, Self

@@ -7,8 +7,6 @@ A ``.safetensors`` file holds weights under our names, ``authors`` the same unde
 height and width. Each file is opened again and compared with the network before it gets its name.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

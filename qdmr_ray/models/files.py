@@ -4,8 +4,6 @@ model = load_model("runs/demo/uda/final")
 restored = model.network(images).image
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

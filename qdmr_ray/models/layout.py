@@ -1,8 +1,6 @@
 """The names of files and folders in a run folder; each is written here and nowhere else.
 ``docs/ARCHITECTURE.md`` and the README show the whole folder."""
 
-from __future__ import annotations
-
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 NOTES_FILE = "notes.json"

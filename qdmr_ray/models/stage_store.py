@@ -10,8 +10,6 @@ version of the method. A second run that needs the stage waits; if the first one
 the second takes over from the newest checkpoint.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator

@@ -6,8 +6,6 @@
 Training and measuring use ``decode.read_image`` instead, which returns 8 bits and none of these.
 """
 
-from __future__ import annotations
-
 import io
 import threading
 import warnings

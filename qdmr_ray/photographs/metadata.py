@@ -1,7 +1,5 @@
 """Reads the metadata of a photograph's file so that they can be written into another file."""
 
-from __future__ import annotations
-
 import re
 import struct
 import zlib

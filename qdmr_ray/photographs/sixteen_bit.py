@@ -1,7 +1,5 @@
 """Writes 16-bit files, which Pillow can't, by imagecodecs (PNG) and tifffile."""
 
-from __future__ import annotations
-
 import io
 import zlib
 from typing import Any

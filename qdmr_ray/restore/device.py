@@ -1,7 +1,5 @@
 """The device on which photographs are corrected."""
 
-from __future__ import annotations
-
 import torch
 
 from qdmr_ray.errors import SettingsError

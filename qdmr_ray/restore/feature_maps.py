@@ -5,8 +5,6 @@ Rows are stored with their channels innermost, so that a strip is contiguous and
 channels-last convolutions take it without a copy.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Finds the photographs that files, folders and patterns name."""
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Sequence

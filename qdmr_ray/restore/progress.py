@@ -1,7 +1,5 @@
 """The share of a photograph's arithmetic that is done."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import nn

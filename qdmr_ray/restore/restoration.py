@@ -4,8 +4,6 @@ from qdmr_ray.evaluate import (restore)
 corrected = restore(image, Path("runs/demo/uda/final"))
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import tempfile

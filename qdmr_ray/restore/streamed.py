@@ -12,8 +12,6 @@ that exceed the memory granted lie in scratch files (see ``feature_maps``). All 
 strip needs, which grows with a photograph's width only where a few rows exceed ``STRIP_BYTES``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial

@@ -8,8 +8,6 @@ input matters little. A network that looks at the whole image (global attention,
 normalisation) differs from tile to tile and needs ``qdmr_ray.restore.streamed``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

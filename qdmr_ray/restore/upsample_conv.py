@@ -1,7 +1,5 @@
 """Nearest upsampling by 2 and its convolution in one operation, with 4/9 of the products."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -245,5 +245,5 @@ def test_latex_escapes() -> None:
 
 def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "a", {"uda": BETTER})
-    command([str(folder)], style="markdown", metric=["psnr"])
+    command([str(folder)], style="markdown", reference="input", metric=["psnr"])
     assert "| a/uda | **26.00** [" in capsys.readouterr().out

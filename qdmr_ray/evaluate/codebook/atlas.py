@@ -1,7 +1,5 @@
 """The picture of a codebook: every code decoded, from the source's own to the target's own."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -6,8 +6,6 @@
 It needs no Ray: a bounded number of crops goes through the encoder in this process.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice

@@ -6,8 +6,6 @@ A codebook mixes the domains where both choose the same codes. A code that only 
 is its own: what that domain stores there is of no use to the other.
 """
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import numpy as np

@@ -7,8 +7,6 @@ as ``niqe_pris_params.npz``. Neither is part of this package: name a file of you
 clean photographs with ``qdmr niqe-fit``.
 """
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path

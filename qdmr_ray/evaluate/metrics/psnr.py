@@ -3,8 +3,6 @@
 psnr(restored, ground_truth), psnr(restored, ground_truth, border=4, luma=True)
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

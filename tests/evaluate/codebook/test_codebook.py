@@ -279,7 +279,7 @@ def test_the_command_prints_and_writes(
 ) -> None:
     from qdmr_ray.cli.judge import codebook
 
-    codebook(run.uri, crops=2, out=str(tmp_path / "out"))
+    codebook(run.uri, data=None, crops=2, out=str(tmp_path / "out"))
 
     told = capsys.readouterr().out
     assert "perplexity" in told
