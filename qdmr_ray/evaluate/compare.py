@@ -82,10 +82,9 @@ def read_evaluation(place: Location) -> StoredEvaluation:
 def named_apart(evaluations: Sequence[StoredEvaluation]) -> list[StoredEvaluation]:
     """Renames evaluations whose folders have one name to their whole path; raises SettingsError
     where the same file is named twice."""
-    sources = Counter(evaluation.source for evaluation in evaluations)
-    twice = next((source for source, count in sources.items() if count > 1), None)
-    if twice is not None:
-        raise SettingsError(f"{twice} is named twice: name each evaluation once")
+    for source, count in Counter(evaluation.source for evaluation in evaluations).items():
+        if count > 1:
+            raise SettingsError(f"{source} is named twice: name each evaluation once")
     names = Counter(evaluation.name for evaluation in evaluations)
     return [
         e if names[e.name] == 1 else replace(e, name=e.source.removesuffix(f"/{EVALUATION_FILE}"))
@@ -94,20 +93,14 @@ def named_apart(evaluations: Sequence[StoredEvaluation]) -> list[StoredEvaluatio
 
 
 def compare(
-    evaluations: Sequence[StoredEvaluation],
-    *,
-    metrics: Sequence[str] = (),
-    reference: str = INPUT,
+    evaluations: Sequence[StoredEvaluation], *, metrics: Sequence[str] = (), reference: str = INPUT
 ) -> Comparison:
     """Makes the table of ``evaluations``: a row for the input, then one for every stage of each.
 
     Without ``metrics`` it shows those that every row has. Significance is Wilcoxon's signed-rank
     test of each row against ``reference`` (a row's name) on the same images, with Holm's correction
-    over the rows of a metric.
-
-    Raises:
-        QdmrError: the test sets or settings differ, or no image is in all evaluations.
-        SettingsError: an unknown metric or reference.
+    over the rows of a metric. Raises QdmrError where the test sets or settings differ, or no image
+    is in all evaluations; SettingsError for an unknown metric or reference.
     """
     if not evaluations:
         raise SettingsError("name at least one run or evaluation")

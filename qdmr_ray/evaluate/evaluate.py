@@ -85,15 +85,12 @@ def evaluate_run(
     fails is listed under ``failed`` with its reason, and the others are judged. A single model's
     stage is named by its folder. Ray is started or joined when it is needed. Where the run has a
     VQGAN and its own dataset was evaluated, the view of its codebook is written too, unless
-    ``codebook`` is False.
+    ``codebook`` is False. ``overrides`` are ``evaluation.…=value`` and ``weights.…=value``, which
+    replace the run's settings; ``progress`` is called with (photographs done, in all),
+    ``codebook_progress`` likewise with crops.
 
-    Args:
-        overrides: ``evaluation.…=value`` and ``weights.…=value``, replacing the run's settings.
-        progress: called with (photographs done, in all), ``codebook_progress`` likewise with crops.
-
-    Raises:
-        QdmrError: nothing trained there, no test set, or a damaged file.
-        SettingsError: a setting that is unknown, out of range or no evaluation's.
+    Raises QdmrError where nothing is trained there, for no test set, and for a damaged file;
+    SettingsError for a setting that is unknown, out of range or no evaluation's.
     """
     trained_with, models = _models_of(run)
     descriptions = {name: read_description(place) or {} for name, place in models.items()}

@@ -67,11 +67,9 @@ def import_authors(file: Path, kind: str, out: Location) -> tuple[str, ...]:
     """Writes the model folder ``out`` from the authors' ``file``; returns notes for the user.
 
     The model's step is 0 and its digest comes from the file. ``out`` is new or empty, and stays
-    so when something fails.
-
-    Raises:
-        SettingsError: ``kind`` is none of ``KINDS`` and no restoration network.
-        QdmrError: the file is no such network's, or ``out`` is in use or not writable.
+    so when something fails. Raises SettingsError where ``kind`` is none of ``KINDS`` and no
+    restoration network; QdmrError where the file is no such network's, or ``out`` is in use or not
+    writable.
     """
     existed = out.exists()
     if existed and (out.size() is not None or out.list()):
@@ -109,11 +107,9 @@ def _read(file: Path, kind: str) -> tuple[Network, dict[str, Tensor], tuple[str,
 def read_authors(file: Path, kind: str) -> AuthorsWeights:
     """Reads the weights of a network of ``kind`` from the authors' ``file``; runs no code in it.
 
-    The network's sizes follow from the weights; those that don't are the paper's.
-
-    Raises:
-        QdmrError: the file is unreadable, or keys are missing, unexpected or of a wrong shape; the
-            message names each of them in a line of its own after the first.
+    The network's sizes follow from the weights; those that don't are the paper's. Raises QdmrError
+    where the file is unreadable, or keys are missing, unexpected or of a wrong shape; the message
+    names each of them in a line of its own after the first.
     """
     theirs, notes = _state_dict(file)
     if _OURS in theirs:

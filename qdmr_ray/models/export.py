@@ -80,10 +80,9 @@ def export_model(
     """Writes the model in ``checkpoint`` as a file ``out`` of ``form``, one of ``FORMS``, once the
     file has been found to agree with the network on images of two sizes.
 
-    Raises:
-        SettingsError: ``form`` is unknown.
-        QdmrError: there is no model, a package is missing, the form has no such network, the file
-            disagrees with the network, or ``out`` is not writable.
+    Raises SettingsError for an unknown ``form``; QdmrError where there is no model, a package is
+    missing, the form has no such network, the file disagrees with the network, or ``out`` is not
+    writable.
     """
     if form not in FORMS:
         raise SettingsError(f"--to {form}: choose from {', '.join(FORMS)}")

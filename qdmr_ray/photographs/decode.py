@@ -88,9 +88,7 @@ def probe_image(path: Path) -> tuple[int, int]:
     """Returns the (height, width) of ``read_image``'s result from the header, without decoding.
 
     For a PNG it also compares the checksums, so that most broken files are found in milliseconds.
-
-    Raises:
-        QdmrError: the file is missing, no image, or a PNG with a broken or missing part.
+    Raises QdmrError where the file is missing, no image, or a PNG with a broken or missing part.
     """
     try:
         with warnings.catch_warnings():

@@ -72,11 +72,8 @@ class Photograph:
 
 def read_photograph(path: Path) -> Photograph:
     """Reads the photograph in ``path``, of any size; of a camera's file with previews (MPO, or a
-    TIFF whose pages say so) it reads the main picture.
-
-    Raises:
-        QdmrError: missing, unreadable, animated, or of a colour mode that has no way to RGB.
-    """
+    TIFF whose pages say so) it reads the main picture. Raises QdmrError where it is missing,
+    unreadable, animated, or of a colour mode that has no way to RGB."""
     data = read_file(path)
     try:
         with _any_size(), Image.open(io.BytesIO(data)) as image:
@@ -129,11 +126,8 @@ def write_photograph(path: Path, photograph: Photograph, pixels: np.ndarray) -> 
 
     The file's ending sets the format. PNG, TIFF, BMP and WebP lose nothing; JPEG is written at
     quality 95 without subsampled colour. A 16-bit TIFF keeps the texts of the EXIF data, not its
-    tables. Returns what had to be left out, a line each.
-
-    Raises:
-        QdmrError: the format has no room for the pixels, the folder is missing or not writable, or
-            the disk is full.
+    tables. Returns what had to be left out, a line each. Raises QdmrError where the format has no
+    room for the pixels, the folder is missing or not writable, or the disk is full.
     """
     suffix, lost = path.suffix.lower(), []
     check_fits(photograph, suffix, str(path))

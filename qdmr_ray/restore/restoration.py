@@ -114,10 +114,8 @@ def restore(
     ``qdmr_ray.models.files.load_model`` returned, whose network runs on the device where it is.
     QDMR's result is that of the network on the whole image, however large, in bounded memory (see
     ``streamed``); other networks correct overlapping tiles (see ``tiled``). A VQGAN returns the
-    image in the style of the target domain. ``progress`` receives the share that is done.
-
-    Raises:
-        QdmrError: the image has another type or shape, or the checkpoint is unusable.
+    image in the style of the target domain. ``progress`` receives the share that is done. Raises
+    QdmrError where the image has another type or shape, or the checkpoint is unusable.
     """
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
         raise QdmrError(
@@ -175,11 +173,8 @@ def restore_files(
     ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
     ``"night/*.jpg"``; each photograph is corrected once. EXIF orientation is applied; 16 bits,
     transparency, EXIF data and colour profile are kept. A file that fails does not stop the others,
-    and leaves nothing behind.
-
-    Raises:
-        QdmrError: there is no photograph at all, ``out`` cannot be made or written to, or the
-            checkpoint is unusable.
+    and leaves nothing behind. Raises QdmrError where there is no photograph at all, ``out`` cannot
+    be made or written to, or the checkpoint is unusable.
     """
     report, settings = report or Report(), settings or RestoreSettings()
     if address := _ADDRESS.fullmatch(str(out)):

@@ -65,11 +65,9 @@ def codebook_view(
     ``run`` is a run folder or, with ``data``, the folder of a VQGAN, such as an imported one. The
     squares are spread evenly over each set of the packed dataset ``data`` (the run's by default),
     at places that are the same each time; they measure ``crop`` pixels, or what a smaller
-    photograph allows.
-
-    Raises:
-        QdmrError: no run, no trained VQGAN in it, or no dataset where its settings say.
-        ValueError: ``crops`` or ``crop`` is below 1, or ``own_share`` not in (0.5, 1].
+    photograph allows. Raises QdmrError for no run, no trained VQGAN in it, or no dataset where its
+    settings say; ValueError where ``crops`` or ``crop`` is below 1, or ``own_share`` not in
+    (0.5, 1].
     """
     if crops < 1 or crop < 1 or not 0.5 < own_share <= 1:
         raise ValueError(f"crops={crops}, crop={crop}, own_share={own_share}")

@@ -148,11 +148,8 @@ def comparable(
     a: np.ndarray, b: np.ndarray, *, border: int, luma: bool, smallest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crops both images to the border: uint8 ``(H, W, 3)``, or their Y as float64 ``(H, W, 1)``.
-
-    Raises:
-        QdmrError: a wrong type or shape, shapes that differ, a negative border, or less than
-            ``smallest`` x ``smallest`` pixels inside it.
-    """
+    Raises QdmrError for a wrong type or shape, shapes that differ, a negative border, or less than
+    ``smallest`` x ``smallest`` pixels inside it."""
     for image in (a, b):
         check_pixels(image, border)
     if a.shape != b.shape:

@@ -65,11 +65,9 @@ def niqe(image: np.ndarray, model: PristineModel, border: int = 0) -> float:
     """Returns the distance of ``image``, uint8 ``(H, W, 3)`` RGB, from ``model``; lower is better.
 
     It leaves out ``border`` pixels at each edge and crops what is left to whole blocks of 96 x 96
-    pixels from the top left. Distances are 0 or more, about 2 to 10 for photographs.
-
-    Raises:
-        QdmrError: another type or shape, a negative border, less than two blocks inside it, or
-            less than two of them that are not flat: the covariance takes two.
+    pixels from the top left. Distances are 0 or more, about 2 to 10 for photographs. Raises
+    QdmrError for another type or shape, a negative border, less than two blocks inside it, or less
+    than two of them that are not flat: the covariance takes two.
     """
     features, _ = block_features(image, model.window, border)
     if len(features) < FEWEST_BLOCKS:
