@@ -94,7 +94,10 @@ class Study:
         if record.is_repeat or (parameters and not record.settings):
             return
         state, values = _outcome(record)
-        single = len(self._plan.settings.metrics) == 1
+        measured: dict[int, float] = {}
+        if len(self._plan.settings.metrics) == 1:
+            firsts = {line.iteration: line.values[0] for line in record.history}
+            measured = {at: value for at, value in firsts.items() if value is not None}
         with warnings.catch_warnings():
             # Optuna warns of a choice that is a list, which the study holds as JSON text.
             warnings.simplefilter("ignore")
@@ -102,20 +105,15 @@ class Study:
             fixed = FixedTrial({name: label(value) for name, value in known.items()})
             for name in known:
                 parameters[name].suggest(fixed)
-            self.study.add_trial(
-                create_trial(
-                    state=state,
-                    values=values,
-                    params=fixed.params,
-                    distributions=fixed.distributions,
-                    user_attrs={_ID: record.id},
-                    intermediate_values={
-                        line.iteration: line.values[0]
-                        for line in record.history
-                        if single and line.values[0] is not None
-                    },
-                )
+            past = create_trial(
+                state=state,
+                values=values,
+                params=fixed.params,
+                distributions=fixed.distributions,
+                user_attrs={_ID: record.id},
+                intermediate_values=measured,
             )
+            self.study.add_trial(past)
         if state == TrialState.RUNNING:
             stored = self.study.get_trials(deepcopy=False)[-1]
             self._trials[record.id] = optuna.Trial(self.study, stored._trial_id)

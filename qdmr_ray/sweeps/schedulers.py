@@ -5,12 +5,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from ray.tune.schedulers import (
-    AsyncHyperBandScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune import schedulers
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.evaluate.sweep_file import TrialRecord
@@ -27,17 +22,17 @@ class PastTrial:
     status: str = "TERMINATED"
 
 
-def stopping_scheduler(trials: Trials, experiment: Experiment) -> TrialScheduler:
+def stopping_scheduler(trials: Trials, experiment: Experiment) -> schedulers.TrialScheduler:
     """Returns the scheduler that the sweep's ``stopping`` asks for, with all ended trials told."""
     plan, stopping = trials.plan, trials.plan.settings.stopping
     if stopping is None:
-        return FIFOScheduler()
+        return schedulers.FIFOScheduler()
     common: Any = {"time_attr": ITERATION, "metric": VALUE, "mode": plan.settings.modes[0]}
     common["grace_period"] = stopping.grace
     ended = [r for r in trials.records.values() if r.has_ended and not r.is_repeat]
     if stopping.rule == ASHA:
         stage, _ = plan.stage_metrics(experiment)[0]
-        asha = AsyncHyperBandScheduler(
+        asha = schedulers.AsyncHyperBandScheduler(
             **common,
             # A trial ends by itself, when its result is stored.
             max_t=max(experiment.stage(stage).iterations, stopping.grace) + 1,
@@ -45,14 +40,14 @@ def stopping_scheduler(trials: Trials, experiment: Experiment) -> TrialScheduler
         )
         _replay(asha, asha.on_trial_result, ended)
         return asha
-    median = MedianStoppingRule(**common, min_samples_required=stopping.least_trials)
+    median = schedulers.MedianStoppingRule(**common, min_samples_required=stopping.least_trials)
     # Its on_trial_result, now knowing more trials, refuses a later result of one it would now stop.
     _replay(median, median.on_trial_complete, ended)
     return median
 
 
 def _replay(
-    scheduler: TrialScheduler,
+    scheduler: schedulers.TrialScheduler,
     tell: Callable[[Any, Any, dict[str, Any]], Any],
     ended: Sequence[TrialRecord],
 ) -> None:

@@ -86,16 +86,9 @@ class DamagedError(QdmrError):
 
 
 class CheckpointStore:
-    """The checkpoints in a folder on disk or in a store; one process writes, any may read.
-
-    Args:
-        location: the folder, which need not exist.
-        keep: how many of the newest are kept.
-        best_metric: a name in ``CheckpointState.metrics``; the checkpoint with the best value is
-            kept too.
-        best_mode: whether the smallest or the largest value is the best.
-        warn: takes the line that names a damaged checkpoint.
-    """
+    """The checkpoints in a folder on disk or in a store; one process writes, any may read. Kept are
+    the newest ``keep``, and the one with the smallest or largest ``best_metric`` in its metrics;
+    ``warn`` takes the line that names a damaged one."""
 
     def __init__(
         self,

@@ -61,13 +61,8 @@ def watch_for_sigterm() -> None:
 
 
 class Notice:
-    """Tells all ranks in the same iteration that one of them has to go.
-
-    Args:
-        ranks: the ranks that train together.
-        is_leaving: asks Ray whether one of the workers' nodes is to go; all ranks call it.
-        asked_to_stop: whether this rank has been told to stop.
-    """
+    """Tells all ``ranks`` in the same iteration that one of them has to go: because Ray says so
+    where all of them ask it (``is_leaving``), or this rank was ``asked_to_stop``."""
 
     def __init__(
         self, ranks: Ranks, is_leaving: Callable[[], bool], asked_to_stop: Callable[[], bool]

@@ -13,7 +13,8 @@ import torch
 import torchvision
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.nets.lpips import BACKBONES, LPIPS, build_lpips, find_backbone_weights
+from qdmr_ray.nets.lpips import LPIPS, build_lpips
+from qdmr_ray.nets.weights import BACKBONES, find_backbone_weights
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 

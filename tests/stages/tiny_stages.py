@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, SwinSettings
-from qdmr_ray.nets.lpips import LPIPS, Backbone
+from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.nets.vqgan import VGG_WIDTH
+from qdmr_ray.nets.weights import Backbone
 from qdmr_ray.stages import (
     STAGES,
     BaseSettings,

@@ -36,7 +36,7 @@ class LPIPS(Metric):
         """Returns None without ``evaluation.lpips``; raises QdmrError without AlexNet's weights."""
         if not experiment.evaluation.lpips:
             return None
-        from qdmr_ray.nets.lpips import find_backbone_weights
+        from qdmr_ray.nets.weights import find_backbone_weights
 
         weights = experiment.weights.alexnet
         path = find_backbone_weights("alex", Path(weights) if weights else None)
