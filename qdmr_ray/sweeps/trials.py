@@ -100,26 +100,19 @@ class Trials:
 
     def _first_settings(self) -> list[dict[str, Any]]:
         """Returns the settings to try before the sampler's: the experiment's own first."""
-        settings, first = self.plan.settings, [dict(row) for row in self.plan.settings.first]
-        fixed = self.plan.fixed()
-        if settings.variants:
-            assert fixed is not None
-            return fixed
+        settings, fixed = self.plan.settings, self.plan.fixed()
+        first = [dict(row) for row in settings.first] if fixed is None else fixed
+        if settings.variants or not settings.baseline:
+            return first
+        self.baseline = f"{0:04}"
         own = self.plan.baseline()
-        if fixed is not None:
-            first = fixed
-        if settings.baseline:
-            self.baseline = f"{0:04}"
-            first = [own, *(row for row in first if row != own)]
-        return first
+        return [own, *(row for row in first if row != own)]
 
     def _budget_is_spent(self, begun: int) -> bool:
         settings = self.plan.settings
-        return (
-            (settings.trials is not None and begun >= settings.trials)
-            or (settings.iterations is not None and self.iterations() >= settings.iterations)
-            or (settings.hours is not None and self.seconds() >= settings.hours * 3600)
-        )
+        limits = settings.trials, settings.iterations, settings.hours
+        used = begun, self.iterations(), self.seconds() / 3600
+        return any(limit is not None and u >= limit for u, limit in zip(used, limits, strict=True))
 
     def _to_repeat(self) -> list[TrialRecord]:
         if self.plan.settings.repeat == 1:
