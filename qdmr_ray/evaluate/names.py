@@ -15,6 +15,4 @@ IMAGE_LABELS = {INPUT: "Aberrated input", GROUND_TRUTH: "Ground truth"}
 def label(name: str) -> str:
     """Returns the label of a stage, of the input or of the ground truth: ``uda`` becomes ``UDA``. A
     stage whose plugin isn't loaded keeps its own name."""
-    if name in IMAGE_LABELS:
-        return IMAGE_LABELS[name]
-    return STAGES[name].label if name in STAGES else name
+    return STAGES[name].label if name in STAGES else IMAGE_LABELS.get(name, name)

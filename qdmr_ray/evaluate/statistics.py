@@ -154,10 +154,8 @@ def _statistics(rows: Sequence[Judged], names: Sequence[str]) -> dict[str, dict[
 def _environment(rows: Sequence[Judged]) -> dict[str, str]:
     """Collects the versions and devices that computed the photographs; several values are joined
     where an evaluation went on elsewhere, or on unlike nodes."""
-    found: dict[str, set[str]] = {}
-    for row in rows:
-        for name, value in row.environment.items():
-            found.setdefault(name, set()).add(value)
+    names = dict.fromkeys(name for row in rows for name in row.environment)
+    found = {n: {row.environment[n] for row in rows if n in row.environment} for n in names}
     return {name: ", ".join(sorted(values)) for name, values in found.items()}
 
 

@@ -193,9 +193,8 @@ def decode_tiles(network: VQGAN, *, codes_at_once: int = CODES_AT_ONCE) -> np.nd
     """Decodes every code, ``codes_at_once`` at a time: uint8 (K, h, w, 3)."""
     codes = network.quantizer.codes
     chunks = torch.arange(len(codes), device=codes.device).split(codes_at_once)
-    return np.stack(
-        [to_photograph(image) for chunk in chunks for image in network.decode_codes(chunk)]
-    )
+    images = (image for chunk in chunks for image in network.decode_codes(chunk))
+    return np.stack([to_photograph(image) for image in images])
 
 
 def _stacks(images: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
