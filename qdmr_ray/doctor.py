@@ -1,7 +1,5 @@
 """Examines an installation: what it has, and how to get what it lacks (``qdmr doctor``)."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import platform

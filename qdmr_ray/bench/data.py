@@ -7,8 +7,6 @@ same shards through a plain ``torch.utils.data.DataLoader``, as a yardstick. Wit
 bench packs a dataset of noise, because no page of it can then be shared or compressed.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

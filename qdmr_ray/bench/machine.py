@@ -1,7 +1,5 @@
 """This machine's rates, the arithmetic of a network, and the command lines of the benches."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """The plain build of a stage, the baseline of the bench: one forward pass per image set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

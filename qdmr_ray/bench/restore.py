@@ -8,8 +8,6 @@ is the arithmetic of the network's forward pass, by PyTorch's flop counter, over
 matrix product in the same run.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from functools import partial

@@ -13,8 +13,6 @@ discriminator in the generator's step a forward pass and a backward pass to its 
 network a forward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial

@@ -3,8 +3,6 @@
 Linear light is relative to the brightest white that the camera records: 0 is black, 1 is white.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

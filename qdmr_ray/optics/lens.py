@@ -8,8 +8,6 @@ A lens includes its camera: the PSFs over the frame, and the work of sensor and 
 ``datasets/README.md`` describes both file formats.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

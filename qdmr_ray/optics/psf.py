@@ -3,12 +3,11 @@
 grid = PSFGrid.load(Path("measured_psfs.npz"))
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -66,7 +65,7 @@ class PSFGrid:
         write_file_atomic(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> PSFGrid:
+    def load(cls, path: Path) -> Self:
         """Reads a file of ``save``, or a user's own with at least the key ``psf``; raises
         QdmrError, naming the file, where it is missing or malformed."""
         try:

@@ -7,8 +7,6 @@ sensor noise → the camera's processing → 8-bit photograph. The clean photogr
 both stay aligned pixel by pixel, because the green PSFs are centred (``wavefront.py``).
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -16,8 +16,6 @@ middle of the frame in units of half its diagonal (|h| = 1 in the corners), a pu
 units of the pupil's radius.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ build_report("runs/demo")     # writes runs/demo/report.html
 build_report("s3://bucket/sweeps/lens")
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from qdmr_ray.report.document import REPORT_FILE

@@ -3,14 +3,12 @@ builds the figures, ``report.js`` draws them. Colours are written as ``var(--nam
 replaces them by the values of the page's style sheet, in light and dark. Text from files goes
 through ``plain``, since Plotly renders a part of HTML in names and labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import plotly.graph_objects as go
 
@@ -107,7 +105,7 @@ class Chart:
     table: dict[str, list[Any]] | None = None
 
     @classmethod
-    def of(cls, traces: Sequence[Any], layout: dict[str, Any], **others: Any) -> Chart:
+    def of(cls, traces: Sequence[Any], layout: dict[str, Any], **others: Any) -> Self:
         """Returns the chart of a figure, which Plotly checks; ``others`` are the chart's fields."""
         figure = go.Figure(data=list(traces), layout=layout).to_plotly_json()
         # The page has a template of its own.

@@ -2,8 +2,6 @@
 ``qdmr evaluate``, ``qdmr demo`` or ``qdmr codebook`` computed both; a page only reads
 ``codebook.json`` and ``codebook.png``."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from typing import Any

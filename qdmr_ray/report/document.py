@@ -2,8 +2,6 @@
 data URIs and plotly.js is part of the page. A content security policy lets no script run but the
 page's own, so that no text in a file's name or a setting can run as one."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.resources

@@ -1,7 +1,5 @@
 """``evaluation.json`` for a report: its stages in the run's order, its origin in lines."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The metrics of an evaluation as the report shows them: headline, tiles and tables."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

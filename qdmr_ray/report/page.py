@@ -1,7 +1,5 @@
 """The page of a run, put together from the run's folder."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures of a run, small enough for one page, and maps of their differences from the truth."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence

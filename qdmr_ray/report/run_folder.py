@@ -2,8 +2,6 @@
 missing or broken becomes a line in ``RunData.problems`` instead of an error, since a report is
 wanted most for the run that went wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The variables of ``viewer.html.j2``, which compares photographs with a slider and in detail."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

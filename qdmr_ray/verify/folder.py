@@ -6,8 +6,6 @@ The difference of an output is its largest absolute difference over the largest 
 value, that of a scalar its relative difference, that of code indices the share that differs.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict

@@ -4,8 +4,6 @@ The authors' public code produced the golden values in float64; ``qdmr verify`` 
 package's results with them.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 import zlib

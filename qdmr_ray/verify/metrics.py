@@ -1,7 +1,5 @@
 """Compares this package's metrics with golden values; ``verify.folder`` compares the rest."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

@@ -17,8 +17,6 @@ A point or a line carries its trial's id, in ``customdata`` or ``meta``: ``sweep
 trial in every chart.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial

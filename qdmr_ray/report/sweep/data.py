@@ -1,7 +1,5 @@
 """A sweep as its report shows it: trials, objectives, search space."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections import Counter

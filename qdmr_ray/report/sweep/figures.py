@@ -1,7 +1,5 @@
 """The key numbers of a sweep's report: headline and tiles."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Reads a sweep's folder for its report; ``sweep.json`` has to be there."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 

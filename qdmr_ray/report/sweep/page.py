@@ -1,7 +1,5 @@
 """The page of a hyper-parameter sweep or an ablation, put together from its ``sweep.json``."""
 
-from __future__ import annotations
-
 from urllib.parse import quote
 
 from qdmr_ray.evaluate.sweep_file import BEST_FILE

@@ -1,7 +1,5 @@
 """Charts of a sweep over its parameters: all together, one by one, and their importances."""
 
-from __future__ import annotations
-
 import statistics
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures of a sweep's best trial beside those of its baseline, where both were evaluated."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Places of a parameter's or a metric's values along an axis, as fractions of its length."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The tables of a sweep's report: metrics on unseen images, seeds, variants, search space."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The table of a sweep's trials: state, values, settings and cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
