@@ -151,7 +151,7 @@ class LoggingSettings(Settings):
     checkpoint_interval: int = setting(5000, "checkpoints saved", unit="iterations", minimum=1)
     keep_checkpoints: int = setting(2, "newest checkpoints kept", minimum=1)
     best_metric: str | None = setting(
-        None, "logged figure whose best checkpoint is kept too, such as source/l1"
+        None, "logged metric whose best checkpoint is kept too, such as source/l1"
     )
     best_mode: str = setting("min", "which value of best_metric is best", choices=("min", "max"))
 
@@ -207,7 +207,7 @@ class Experiment(Settings):
     scaling: ScalingSettings = setting(ScalingSettings, "workers, CPUs and GPUs")
     guard: GuardSettings = setting(GuardSettings, "what is done about a run that goes wrong")
     logging: LoggingSettings = setting(LoggingSettings, "logs, pictures and checkpoints")
-    evaluation: EvaluationSettings = setting(EvaluationSettings, "the test set's figures")
+    evaluation: EvaluationSettings = setting(EvaluationSettings, "the test set's metrics")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from qdmr_ray.cli.options import JSON_FILE, App, Preset, RestoringDtype, TrainingDtype, flag, option
-from qdmr_ray.cli.output import print_figures, say
+from qdmr_ray.cli.output import print_results, say
 from qdmr_ray.errors import SettingsError
 
 app = App(
@@ -30,7 +30,7 @@ def bench_data(
 
     made: Any = {"data": data, "pairs": pairs, "height": height, "width": width}
     read: Any = {"crop": crop, "batch_size": batch, "loader_workers": loaders, "seconds": seconds}
-    print_figures(measure(DataBench(**made, **read), say), json_file)
+    print_results(measure(DataBench(**made, **read), say), json_file)
 
 
 @app.command("step", example="bench step --stage uda --size 64 --batch 2")
@@ -70,7 +70,7 @@ def bench_step(
     if profiled:
         say(profile_step(bench))
         return
-    print_figures(measure(bench), json_file)
+    print_results(measure(bench), json_file)
 
 
 @app.command("restore", example="bench restore --height 640 --width 960")
@@ -92,4 +92,4 @@ def bench_restore(
 
     work: Any = {"height": height, "width": width, "preset": preset, "memory": bytes_of(memory)}
     run: Any = {"device": device, "dtype": dtype, "repeats": repeats, "threads": threads}
-    print_figures(measure(RestoreBench(**work, **run)), json_file)
+    print_results(measure(RestoreBench(**work, **run)), json_file)

@@ -62,14 +62,14 @@ def print_table(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def print_figures(figures: dict[str, Any], json_file: Path | None) -> None:
+def print_results(results: dict[str, Any], json_file: Path | None) -> None:
     """Prints names and values, a line each, and writes them as JSON into ``json_file``."""
-    for name, value in figures.items():
+    for name, value in results.items():
         say(f"{name:34} {value:.5g}" if isinstance(value, float) else f"{name:34} {value}")
     if json_file:
         from qdmr_ray.storage import write_file_atomic
 
-        write_file_atomic(json_file, json.dumps(figures, indent=1).encode() + b"\n")
+        write_file_atomic(json_file, json.dumps(results, indent=1).encode() + b"\n")
 
 
 @contextmanager

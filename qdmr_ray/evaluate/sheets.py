@@ -1,6 +1,6 @@
 """Draws ``evaluation/NAME/comparison.png``, which compares the stages on a test photograph.
 
-    sheet = comparison_sheet("astronaut", {"input": …, "uda": …, "ground_truth": …}, figures)
+    sheet = comparison_sheet("astronaut", {"input": …, "uda": …, "ground_truth": …}, metrics)
 
 The input, each restored stage and the ground truth have a column each. From top to bottom it shows
 the whole photographs with their metrics, the absolute errors, and two magnified details.
@@ -43,12 +43,12 @@ Colour = tuple[int, int, int]
 
 
 def comparison_sheet(
-    name: str, images: Mapping[str, np.ndarray], figures: Mapping[str, Mapping[str, float]]
+    name: str, images: Mapping[str, np.ndarray], metrics: Mapping[str, Mapping[str, float]]
 ) -> np.ndarray:
     """Draws the sheet, uint8 ``(H, W, 3)``, titled with the photograph's ``name``.
 
     ``images`` are uint8 ``(H, W, 3)`` of one size, else QdmrError is raised: ``input``, the stages,
-    and ``ground_truth`` last where there is one. ``figures`` are each image's values by metric, for
+    and ``ground_truth`` last where there is one. ``metrics`` are each image's values by metric, for
     the captions.
     """
     height, width = images[INPUT].shape[:2]
@@ -60,7 +60,7 @@ def comparison_sheet(
     sheet = _Sheet(len(images))
     sheet.texts([f"{name}   {width} x {height}"], _TITLE, TEXT)
     sheet.texts([label(key) for key in images], _LABEL, TEXT, spacing=1.5)
-    captions = [figure_caption(figures.get(key, {})) for key in images]
+    captions = [metric_caption(metrics.get(key, {})) for key in images]
     if any(captions):
         sheet.texts(captions, _SMALL, FAINT, spacing=1.5)
     sheet.tiles([_overview(image, corners, size) for image in images.values()])
@@ -77,10 +77,10 @@ def comparison_sheet(
     return sheet.pixels()
 
 
-def figure_caption(figures: Mapping[str, float]) -> str:
+def metric_caption(values: Mapping[str, float]) -> str:
     """Writes ``PSNR 27.53 dB   SSIM 0.8412``; an infinite PSNR is that of an identical image."""
     parts = []
-    for metric, value in figures.items():
+    for metric, value in values.items():
         info = metric_info(metric)
         text = f"{info.label} {info.text(value)} {info.unit}".rstrip()
         parts.append("identical" if value == math.inf else text)

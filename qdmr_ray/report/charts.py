@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import label
 from qdmr_ray.evaluate.results import Evaluation
-from qdmr_ray.report.figures import photograph_gain
 from qdmr_ray.report.run_folder import StageCurves
+from qdmr_ray.report.summary import photograph_gain
 
 # Heights in CSS pixels: of a chart, and of a stage's strip of gains with its labels.
 HEIGHT = 240

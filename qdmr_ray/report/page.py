@@ -5,7 +5,7 @@ from typing import Any
 
 from qdmr_ray.evaluate.names import label
 from qdmr_ray.models.layout import PICTURES_FOLDER
-from qdmr_ray.report import charts, figures, pictures
+from qdmr_ray.report import charts, pictures, summary
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, render
 from qdmr_ray.report.evaluation import origin, references
@@ -21,7 +21,7 @@ SERIES_NAME = re.compile(r"(?:(?P<name>.+)[-_])?(?P<iteration>\d+)")
 def run_page(run: RunData) -> str:
     """Returns the page of a run, or of an evaluation alone."""
     evaluation = run.evaluation
-    metric = figures.primary_metric(evaluation) if evaluation else None
+    metric = summary.primary_metric(evaluation) if evaluation else None
     photographs, amplification = pictures.photographs(run, metric)
     codebook = codebook_section(run)
     return render(
@@ -29,15 +29,15 @@ def run_page(run: RunData) -> str:
         styles=["report.css"],
         scripts=["report.js"],
         run=run,
-        headline=figures.headline(evaluation),
+        headline=summary.headline(evaluation),
         facts=_facts(run),
         references=references(evaluation) if evaluation else [],
         origin=origin(evaluation) if evaluation else {},
-        tiles=figures.tiles(evaluation),
-        table=figures.stage_table(evaluation),
+        tiles=summary.tiles(evaluation),
+        table=summary.stage_table(evaluation),
         gains=charts.draw_gains(evaluation, metric) if evaluation and metric else None,
         places={photograph.name: index for index, photograph in enumerate(photographs)},
-        per_photograph=figures.photograph_table(evaluation),
+        per_photograph=summary.photograph_table(evaluation),
         stages=[_stage_section(run, stage) for stage in run.stages],
         codebook=None if isinstance(codebook, str) else codebook,
         codebook_missing=codebook if isinstance(codebook, str) else "",

@@ -15,8 +15,8 @@ from qdmr_ray.evaluate.results import Evaluation, PhotographResult
 from qdmr_ray.evaluate.sheets import absolute_error, error_colours
 from qdmr_ray.photographs.decode import decode_image
 from qdmr_ray.report.evaluation import last_stage
-from qdmr_ray.report.figures import photograph_gain
 from qdmr_ray.report.run_folder import RunData, noted
+from qdmr_ray.report.summary import photograph_gain
 from qdmr_ray.storage import Location
 
 # Longest sides in pixels: of a photograph, of a training picture and of a thumbnail.

@@ -29,12 +29,12 @@ def viewer_content(
         viewer["labels"] = {kind: (labels or {}).get(kind) or label(kind) for kind in kinds}
         viewer["metrics"] = [style.full_label for _, style in styles]
         for photograph in photographs:
-            figures = {
+            metrics = {
                 kind: [style.text(row.get(name)) for name, style in styles]
                 for kind, row in by_name[photograph.name].items()
             }
             shown = {name: getattr(photograph, name) for name in SHOWN}
-            viewer["photographs"].append({**shown, "figures": figures})
+            viewer["photographs"].append({**shown, "metrics": metrics})
     return {
         "photographs": photographs,
         "viewer": viewer,

@@ -19,8 +19,8 @@ from qdmr_ray.evaluate.sheets import (
     choose_regions,
     comparison_sheet,
     error_colours,
-    figure_caption,
     interest,
+    metric_caption,
     region_size,
 )
 
@@ -95,9 +95,9 @@ def test_absolute_error_is_the_mean_over_channels() -> None:
 
 
 def test_captions() -> None:
-    assert figure_caption({"psnr": 27.534, "ssim": 0.84123}) == "PSNR 27.53 dB   SSIM 0.8412"
-    assert figure_caption({"psnr": math.inf, "niqe": 4.5}) == "identical   NIQE 4.500"
-    assert figure_caption({}) == ""
+    assert metric_caption({"psnr": 27.534, "ssim": 0.84123}) == "PSNR 27.53 dB   SSIM 0.8412"
+    assert metric_caption({"psnr": math.inf, "niqe": 4.5}) == "identical   NIQE 4.500"
+    assert metric_caption({}) == ""
 
 
 def test_a_large_photograph_keeps_its_pixels_in_the_details() -> None:

@@ -271,7 +271,7 @@ def test_best_and_baseline_are_compared_picture_by_picture(make_run, tmp_path: P
     ]
     assert list(page.photographs[0]["pictures"]) == ["input", "baseline", "best", "ground_truth"]
     assert list(page.photographs[1]["pictures"]) == ["input", "baseline", "ground_truth"]
-    assert page.photographs[0]["figures"]["best"][0] == "27.50"
+    assert page.photographs[0]["metrics"]["best"][0] == "27.50"
 
 
 def test_without_pictures_there_is_no_comparison(make_run, tmp_path: Path) -> None:

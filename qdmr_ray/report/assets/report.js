@@ -65,7 +65,7 @@
         head.append(made);
       }
       table.tHead.replaceChildren(head);
-      table.tBodies[0].replaceChildren(...Object.entries(photograph.figures).map(([kind, row]) =>
+      table.tBodies[0].replaceChildren(...Object.entries(photograph.metrics).map(([kind, row]) =>
         element("tr", {}, cell("th", data.labels[kind] ?? kind, "row"),
           ...row.map((text) => cell("td", text)))));
     };

@@ -35,7 +35,7 @@ from qdmr_ray.report.charts import (
     plain,
     scatter,
 )
-from qdmr_ray.report.figures import with_unit
+from qdmr_ray.report.summary import with_unit
 from qdmr_ray.report.sweep.data import STATE_LABELS, Sweep, Trial
 from qdmr_ray.report.sweep.scales import Scale, metric_scale
 

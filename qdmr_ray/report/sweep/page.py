@@ -4,7 +4,7 @@ from urllib.parse import quote
 
 from qdmr_ray.evaluate.sweep_file import BEST_FILE
 from qdmr_ray.report.document import render
-from qdmr_ray.report.sweep import charts, figures, parameters, tables, trials
+from qdmr_ray.report.sweep import charts, parameters, summary, tables, trials
 from qdmr_ray.report.sweep.data import Sweep
 from qdmr_ray.report.sweep.pictures import BASELINE, ROLE_LABELS, compared_photographs
 from qdmr_ray.report.viewer import viewer_content
@@ -23,9 +23,9 @@ def sweep_page(sweep: Sweep) -> str:
         styles=["report.css", "sweep.css"],
         scripts=["report.js", "sweep.js"],
         sweep=sweep,
-        headline=figures.headline(sweep),
-        facts=figures.facts(sweep),
-        tiles=figures.tiles(sweep),
+        headline=summary.headline(sweep),
+        facts=summary.facts(sweep),
+        tiles=summary.tiles(sweep),
         unseen=tables.unseen_table(sweep),
         unseen_caption=tables.unseen_caption(sweep),
         seeds=tables.seed_table(sweep),

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from qdmr_ray.report.charts import Chart, plain, row_axis, scatter
-from qdmr_ray.report.figures import with_unit
+from qdmr_ray.report.summary import with_unit
 from qdmr_ray.report.sweep.charts import (
     BEST_COLOUR,
     by_trial,

@@ -7,10 +7,10 @@ import numpy as np
 from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
 from qdmr_ray.evaluate.results import Evaluation, ImageValues, PhotographResult
 from qdmr_ray.report.evaluation import last_stage, read_evaluation
-from qdmr_ray.report.figures import primary_metric
 from qdmr_ray.report.pictures import Photograph, embedded, lies_below, load_pictures
+from qdmr_ray.report.summary import primary_metric
 from qdmr_ray.report.sweep.data import Sweep, Trial
-from qdmr_ray.report.sweep.figures import reference
+from qdmr_ray.report.sweep.summary import reference
 from qdmr_ray.storage import Location
 
 # A trial's folder and its evaluation.

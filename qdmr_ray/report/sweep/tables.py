@@ -7,9 +7,9 @@ from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT, label
 from qdmr_ray.evaluate.sweep_file import Repeats
-from qdmr_ray.report.figures import Cell, Table, column_of, table_of
+from qdmr_ray.report.summary import Cell, Table, column_of, table_of
 from qdmr_ray.report.sweep.data import Spread, Sweep, Trial, setting_text, spread
-from qdmr_ray.report.sweep.figures import counted, reference
+from qdmr_ray.report.sweep.summary import counted, reference
 
 NOTHING = "–"
 
@@ -47,7 +47,7 @@ def unseen_caption(sweep: Sweep) -> str:
     count = sweep.content.test.images if sweep.content.test else 0
     own = reference(sweep)
     gains = f"the change from {own.name or 'the baseline'} in small print, " if own else ""
-    return f"Means over {counted(count, 'image')}; {gains}the best figure in bold."
+    return f"Means over {counted(count, 'image')}; {gains}the best value in bold."
 
 
 def seed_table(sweep: Sweep) -> dict[str, Any] | None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from qdmr_ray.report.document import duration
-from qdmr_ray.report.figures import Cell, sortable
 from qdmr_ray.report.run_folder import is_number
+from qdmr_ray.report.summary import Cell, sortable
 from qdmr_ray.report.sweep.data import STATE_LABELS, Sweep, Trial, setting_text
 from qdmr_ray.report.sweep.tables import NOTHING
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from qdmr_ray.report.document import duration
-from qdmr_ray.report.figures import change, gain_texts, with_unit
+from qdmr_ray.report.summary import change, gain_texts, with_unit
 from qdmr_ray.report.sweep.data import FINISHED, STATE_LABELS, STOPPED, Sweep, Trial, setting_text
 
 
