@@ -18,7 +18,7 @@ from qdmr_ray.storage.claims import process_here
 
 PROJECT = Path(__file__).parents[2]
 NODES = PROJECT / "cluster" / "local" / "nodes.py"
-ITERATIONS = 150
+ITERATIONS = 300
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 Variables = dict[str, str]
