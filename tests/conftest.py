@@ -76,6 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = _without_some_long_tests(config, items)
     with_ray = {item.path for item in items if item.get_closest_marker("ray")}
     with_browser = {item.path for item in items if item.get_closest_marker("browser")}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
     _sharing_ray.update(item.path for item in items if _shares_ray(item))
     # Their Ray knows the store's address, and so is another one.
     with_store = {
@@ -87,7 +88,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def turn(item: pytest.Item) -> tuple[bool, ...]:
         path = item.path
         shares = path in _sharing_ray
-        return path not in with_ray, shares, path in with_store, path not in with_browser
+        dear = path not in with_browser, path not in slow
+        return path not in with_ray, shares, path in with_store, *dear
 
     items.sort(key=turn)
 

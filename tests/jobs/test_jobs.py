@@ -148,7 +148,7 @@ def test_a_training_over_two_nodes_survives_the_loss_of_one_and_comes_home(
     )
     stage = storage / "two" / "source_only"
     end = time.monotonic() + 180
-    while len(lines_of(stage)) < 30:
+    while len(lines_of(stage)) < 60:
         assert time.monotonic() < end, qdmr(cluster, "jobs", "logs", "two-nodes").stdout
         assert follower.poll() is None, follower.communicate()[0]
         time.sleep(0.2)

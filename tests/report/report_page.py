@@ -98,6 +98,11 @@ def emulate(browser: Any, scheme: str) -> None:
         {"name": "prefers-reduced-motion", "value": "reduce"},
     ]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    # Chromium passes it on to the page in its own time.
+    asked = f"return matchMedia('(prefers-color-scheme: {scheme})').matches"
+    WebDriverWait(browser, 20).until(lambda page: page.execute_script(asked))
 
 
 def tick_labels(page: Any, chart: str, axis: str) -> list[str]:
