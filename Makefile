@@ -9,6 +9,10 @@ JOBS ?= 2
 LONG ?= none
 PYTEST := $(BIN)/python -m pytest -n $(JOBS)
 
+# Many containers set it. Every process would then compile what it imports, which takes as long as
+# the import: pip has compiled nothing (below), and nothing would be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-all test-fast lint format clean cluster-up cluster-down
 
 install: $(VENV)/.installed
