@@ -289,6 +289,8 @@ def test_a_chart_is_read_by_the_pointer_and_enlarged_by_dragging(page: Any) -> N
 
 
 def test_charts_follow_the_colour_scheme(page: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     chart = chart_named(page, "l1")
 
     def colour() -> str:
@@ -297,14 +299,16 @@ def test_charts_follow_the_colour_scheme(page: Any) -> None:
             f"{chart} .scatterlayer .trace:last-child .js-line",
         )
 
+    # The page draws its charts anew, which takes its time beside other tests.
+    waiting = WebDriverWait(page, 20)
     light = colour()
     emulate(page, "dark")
-    assert colour() != light
-    # On paper all is light again.
+    waiting.until(lambda _: colour() != light)
+    # On paper all is light again, at once: the browser prints after this event.
     page.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     assert colour() == light
     page.execute_script("window.dispatchEvent(new Event('afterprint'))")
-    assert colour() != light
+    waiting.until(lambda _: colour() != light)
 
 
 def test_details_are_moved_by_keyboard_together(page: Any) -> None:
