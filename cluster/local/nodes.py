@@ -10,7 +10,9 @@ which holds the drivers, and workers that come and go. Every node asks for the c
 dashboard listens on loopback, and ports are free ones, so that other Rays run beside it. Ray's own
 ports listen on all interfaces whatever it is told; without the token they answer nothing.
 
-``down`` ends what ``up`` started, found by process id, and nothing else; it needs Linux's /proc.
+``down`` ends what ``up`` started, found by process id and command line, deletes what it wrote, and
+nothing else; it needs Linux's /proc. The cluster's folder must be this user's alone: in /tmp
+anybody may have made one of its name, to choose what ``down`` ends and what a shell evaluates.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ import contextlib
 import json
 import os
 import random
+import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -55,6 +60,11 @@ POLL_SECONDS = 0.2
 CONTROLLERS = 8
 # A session's files are kept out of sight of others, and so is the token.
 PRIVATE = 0o700
+# The nodes' names, which are those of their folders and logs, too.
+NODE_NAME = re.compile(r"head|worker[1-9][0-9]{0,5}")
+TOKEN = re.compile(r"[0-9a-f]{64}")
+# More than the state of a thousand nodes.
+LARGEST_FILE = 100_000
 # A process that is known by its id and its start, since ids are used again.
 Process = tuple[int, int]
 
@@ -72,12 +82,13 @@ def up(options: argparse.Namespace) -> None:
     folder: Path = options.folder
     _make_private(folder)
     token = folder / TOKEN_FILE
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    _write_whole(token, secrets.token_hex(32))
     environment = _node_environment(token)
     gcs, dashboard = _free_ports(2)
     processes: dict[str, Process] = {}
     state = {"gcs": gcs, "dashboard": dashboard, "processes": processes}
+    # From here on ``down`` knows the folder, whatever happens.
+    _write_state(folder, state)
     try:
         processes["head"] = _start("head", _head_options(gcs, dashboard), folder, environment)
         _write_state(folder, state)
@@ -97,10 +108,11 @@ def up(options: argparse.Namespace) -> None:
 def down(options: argparse.Namespace) -> None:
     """Ends the nodes and whatever runs on them; does nothing where there are none."""
     folder: Path = options.folder
-    if not (folder / STATE_FILE).exists():
+    if not _has_cluster(folder):
         _say(f"no cluster in {folder}")
         return
-    started = _read_state(folder)["processes"].values()
+    nodes = _read_state(folder)["processes"]
+    started = [process for name, process in nodes.items() if _is_node(folder, name, process)]
     # Whoever is left without a parent below is still known here.
     everything = _with_descendants(started)
     for process in started:
@@ -111,18 +123,22 @@ def down(options: argparse.Namespace) -> None:
     left = _wait_for_end(left, STOP_SECONDS)
     if left:
         _stop(f"processes {', '.join(str(pid) for pid, _ in left)} can't be ended")
-    shutil.rmtree(folder)
+    _delete_written(folder, nodes)
     _say("all nodes ended")
 
 
 def status(options: argparse.Namespace) -> None:
     """Prints the nodes as the cluster sees them, and what clients need."""
-    if not (options.folder / STATE_FILE).exists():
+    if not _has_cluster(options.folder):
         _stop(f"no cluster in {options.folder}: start one with {sys.argv[0]} up")
     state = _read_state(options.folder)
     for name, process in state["processes"].items():
-        if not _runs(process):
+        if not _is_node(options.folder, name, process):
             _say(f"{name} has ended; see {_log(options.folder, name)}")
+    head = state["processes"].get("head", (0, 0))
+    if not _is_node(options.folder, "head", head):
+        # Somebody else may listen on its ports by now, who must not be sent the token.
+        _stop(f"the cluster in {options.folder} has no head: end it with {sys.argv[0]} down")
     for node in _nodes(options.folder, state):
         kind = "head" if node["is_head_node"] else "worker"
         cpus = node["resources_total"].get("CPU", 0)
@@ -136,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, function in (("up", up), ("down", down), ("status", status)):
         command = commands.add_parser(name, help=(function.__doc__ or "").partition(";")[0])
         command.add_argument(
-            "--folder", type=Path, default=FOLDER, help=f"of this cluster (default: {FOLDER})"
+            "--folder", type=_absolute, default=FOLDER, help=f"of this cluster (default: {FOLDER})"
         )
         if name == "up":
             command.add_argument("--workers", type=int, default=2, help="nodes beside the head")
@@ -147,6 +163,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _absolute(folder: str) -> Path:
+    """Another shell, in another folder, is told the same place."""
+    return Path(folder).absolute()
+
+
 def _make_private(folder: Path) -> None:
     """A new folder for this user alone: under /tmp anybody could have put one there."""
     if len(str(folder)) > LONGEST_FOLDER:
@@ -154,9 +175,32 @@ def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(mode=PRIVATE)
     except FileExistsError:
+        _check_private(folder)
         _stop(f"{folder} exists: end the cluster there with {sys.argv[0]} down, or set --folder")
     except OSError as error:
         _stop(f"--folder {folder}: {error.strerror}")
+
+
+def _check_private(folder: Path) -> None:
+    """Stops unless the folder is this user's alone, so that nobody else has written into it."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        _stop(f"--folder {folder}: is no folder; choose another with --folder")
+    if found.st_uid != os.geteuid():
+        _stop(f"--folder {folder}: belongs to another user; choose another with --folder")
+    if found.st_mode & 0o077:
+        _stop(
+            f"--folder {folder}: others may use it (mode {stat.S_IMODE(found.st_mode):o}), and a "
+            f"cluster's folder has mode {PRIVATE:o}; choose another with --folder"
+        )
+
+
+def _has_cluster(folder: Path) -> bool:
+    """Whether ``up`` has been here; stops where somebody else may have written what lies there."""
+    if not os.path.lexists(folder):
+        return False
+    _check_private(folder)
+    return os.path.lexists(folder / STATE_FILE)
 
 
 def _node_environment(token: Path) -> dict[str, str]:
@@ -206,7 +250,7 @@ def _start(name: str, options: list[str], folder: Path, environment: dict[str, s
     free = zip(kinds, _free_ports(len(kinds)), strict=True)
     ports = [f"--{kind}-port={port}" for kind, port in free]
     # Nodes that start at the same time would take the same names in a folder that they share.
-    command = [_ray(), "start", "--block", *options, *ports, f"--temp-dir={folder / name}"]
+    command = [_ray(), "start", "--block", *options, *ports, _temp_dir(folder, name)]
     with _log(folder, name).open("wb") as log:
         node = subprocess.Popen(
             command,
@@ -258,7 +302,7 @@ def _nodes(folder: Path, state: dict[str, Any]) -> list[dict[str, Any]]:
     """The nodes as the cluster's dashboard lists them."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{state['dashboard']}/api/v0/nodes?limit=1000",
-        headers={"Authorization": f"Bearer {(folder / TOKEN_FILE).read_text()}"},
+        headers={"Authorization": f"Bearer {_read_token(folder)}"},
     )
     # A proxy has no business with this machine's own ports.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -275,17 +319,83 @@ def _print_exports(folder: Path, state: dict[str, Any]) -> None:
         "RAY_AUTH_TOKEN_PATH": str(folder / TOKEN_FILE),
     }
     for name, value in values.items():
-        print(f"export {name}={value}")
+        # A shell evaluates these lines.
+        print(f"export {name}={shlex.quote(value)}")
 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
-    (folder / STATE_FILE).write_text(json.dumps(state))
+    _write_whole(folder / STATE_FILE, json.dumps(state))
+
+
+def _write_whole(file: Path, text: str) -> None:
+    """Writes a file for this user alone, which is there as a whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    part.touch(mode=0o600)
+    part.write_text(text)
+    part.replace(file)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
-    state["processes"] = {name: tuple(process) for name, process in state["processes"].items()}
-    return state
+    """What ``up`` wrote; stops at anything that it doesn't write."""
+    file = folder / STATE_FILE
+    try:
+        read = json.loads(_read_file(file))
+        return {
+            "gcs": _whole_number(read["gcs"], 65535),
+            "dashboard": _whole_number(read["dashboard"], 65535),
+            "processes": {
+                _node_name(name): (_whole_number(pid, 2**31), _whole_number(started, 2**63))
+                for name, (pid, started) in read["processes"].items()
+            },
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        _stop(
+            f"{file}: is not what {sys.argv[0]} up writes ({type(error).__name__}); end the nodes "
+            "by hand, then delete the folder"
+        )
+
+
+def _whole_number(value: Any, largest: int) -> int:
+    # True is an int, too.
+    if type(value) is not int or not 0 <= value <= largest:
+        raise ValueError
+    return value
+
+
+def _node_name(name: str) -> str:
+    if not NODE_NAME.fullmatch(name):
+        raise ValueError
+    return name
+
+
+def _read_token(folder: Path) -> str:
+    token = ""
+    with contextlib.suppress(OSError, ValueError):
+        token = _read_file(folder / TOKEN_FILE)
+    if not TOKEN.fullmatch(token):
+        _stop(f"{folder / TOKEN_FILE}: holds no token; end the cluster with {sys.argv[0]} down")
+    return token
+
+
+def _read_file(file: Path) -> str:
+    """The text of a file; a link or a pipe is not followed, nor waited for."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise ValueError
+        return opened.read(LARGEST_FILE).decode()
+
+
+def _delete_written(folder: Path, nodes: Iterable[str]) -> None:
+    """Deletes what ``up`` and its nodes wrote; says so where something else is left."""
+    for name in nodes:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        _log(folder, name).unlink(missing_ok=True)
+    for name in (TOKEN_FILE, f"{TOKEN_FILE}.part", f"{STATE_FILE}.part", STATE_FILE):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        folder.rmdir()
+    except OSError as error:
+        _say(f"{folder}: stays, as other files are there ({error.strerror})")
 
 
 def _log(folder: Path, name: str) -> Path:
@@ -346,6 +456,20 @@ def _started_at(pid: int) -> int:
 def _runs(process: Process) -> bool:
     pid, started = process
     return started != 0 and _started_at(pid) == started
+
+
+def _is_node(folder: Path, name: str, process: Process) -> bool:
+    """Whether the process runs and is the node that ``up`` started here: the command line of a node
+    names its folder."""
+    try:
+        words = Path(f"/proc/{process[0]}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return _runs(process) and os.fsencode(_temp_dir(folder, name)) in words
+
+
+def _temp_dir(folder: Path, name: str) -> str:
+    return f"--temp-dir={folder / name}"
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
