@@ -56,7 +56,13 @@ def submit(
     What it writes has to go to s3:// or to an absolute path on a disk that all nodes share.
     """
     from qdmr_ray.jobs.client import check_variables
-    from qdmr_ray.jobs.preflight import check_buckets, check_places, parse_command, places_of
+    from qdmr_ray.jobs.preflight import (
+        check_buckets,
+        check_places,
+        output_folder,
+        parse_command,
+        places_of,
+    )
     from qdmr_ray.jobs.upload import plan_upload
 
     parsed = parse_command(command, context.find_root().command)
@@ -79,7 +85,8 @@ def submit(
         places = places_of(command, parsed, code, variables)
         check_buckets(places, lambda line: tell(f"qdmr: warning: {line}"))
     jobs = _jobs(address)
-    job = jobs.submit(command, upload, variables=variables, name=name)
+    writes = output_folder(parsed, code)
+    job = jobs.submit(command, upload, variables=variables, name=name, writes=writes)
     say(f"job {job}")
     if follow:
         _follow(jobs, job)
@@ -130,14 +137,18 @@ def fetch(
 ) -> None:
     """Copy the run or sweep folder of a job here, whatever the job's state.
 
-    Files that are here already stay.
+    Files that are here already stay, unless a fetch brought them and the job has newer ones.
     """
     from qdmr_ray.jobs.transfer import fetch as fetch_folder
 
     folder = _jobs(address).folder(job)
     target = out or Path("runs") / folder.rstrip("/").rsplit("/", 1)[-1]
     with bar("fetch") as progress:
-        count = fetch_folder(folder, target, progress, endpoint)
+        count, kept = fetch_folder(folder, target, progress, endpoint)
+    if kept:
+        names = ", ".join(kept[:3]) + (f" and {len(kept) - 3} more" if len(kept) > 3 else "")
+        told = f"{target}: stay as they are here, and are others than the job's: {names}"
+        tell(f"qdmr: warning: {told}; --out NEW_FOLDER fetches the job's")
     say(f"{count} files from {folder} in {target}")
 
 

@@ -25,6 +25,7 @@ import yaml
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.jobs.errors import explained
+from qdmr_ray.jobs.folder import folder_in_log, normal_folder
 from qdmr_ray.jobs.log_follower import ENDED, Follower
 from qdmr_ray.jobs.upload import Upload
 
@@ -34,10 +35,6 @@ CONFIG_VARIABLE = "QDMR_CONFIG"
 SECRETS_VARIABLE = "QDMR_SECRETS"
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY", re.I)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# The lines in which commands of this package name the folder that they write.
-_FOLDER = re.compile(
-    r"^(?:run|sweep) folder (?P<folder>(?:/|s3://).*?)(?:, report (?P=folder)/report\.html)?$", re.M
-)
 _POLL_SECONDS = 0.5
 
 
@@ -52,6 +49,8 @@ class Job:
     began: float | None
     ended: float | None
     message: str
+    # Where the command writes, if ``qdmr submit`` knew it.
+    folder: str | None = None
 
 
 def find_address(flag: str | None) -> str:
@@ -139,8 +138,10 @@ class Jobs:
         *,
         variables: Mapping[str, str] | None = None,
         name: str | None = None,
+        writes: str | None = None,
     ) -> str:
-        """Starts a command in a folder with the uploaded files, and returns the job's id."""
+        """Starts a command in a folder with the uploaded files, and returns the job's id. The job
+        remembers the folder that it ``writes``."""
         job = name or new_id(command)
         with tempfile.TemporaryDirectory(prefix="qdmr-job-") as folder:
             upload.copy_to(Path(folder))
@@ -151,6 +152,8 @@ class Jobs:
                 "runtime_env": {"env_vars": dict(variables or {}), "working_dir": folder},
                 "metadata": {"user": _user(), "command": json.dumps(list(command))},
             }
+            if writes is not None:
+                request["metadata"]["folder"] = writes
             self._asked(lambda: self._client.submit_job(**request), job)
         return job
 
@@ -185,12 +188,18 @@ class Jobs:
         return state
 
     def folder(self, name: str) -> str:
-        """Returns the run or sweep folder that the job's log names, whatever the job's state;
-        raises QdmrError if the log names none (yet)."""
+        """Returns the run or sweep folder that the job writes, whatever the job's state: the one
+        that is known since it was submitted, or for other commands than ``qdmr`` the last one that
+        its log names. Raises QdmrError if the log names none (yet)."""
         job = self.job(name)
-        for folder in reversed(_FOLDER.findall(self.logs(name))):
-            if _may_write(job.command, folder):
-                return str(folder)
+        if job.folder is not None:
+            found = normal_folder(job.folder)
+            if found is None:
+                raise QdmrError(f"job {name}: its folder, {job.folder!a}, can be no run's")
+            return found
+        found = folder_in_log(job.command, self.logs(name))
+        if found is not None:
+            return found
         told = "has not named its run folder yet"
         if job.state in ENDED:
             told = "has ended without naming a run folder"
@@ -215,25 +224,6 @@ def _runnable(command: Sequence[str]) -> list[str]:
     return ["python", "-m", "qdmr_ray.cli", *command[1:]] if command[0] == "qdmr" else [*command]
 
 
-def _may_write(command: str, folder: str) -> bool:
-    """Returns whether ``folder`` lies where the job's command writes; always true for other
-    commands than ``qdmr``. Libraries and file names may print lines that look like this
-    package's."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return True
-    if words[:1] != ["qdmr"]:
-        return True
-    values = (word.partition("=")[2] if word.startswith("--") else word for word in words)
-    places = [
-        (value if value.startswith("s3://") else os.path.normpath(value)).rstrip("/") + "/"
-        for value in values
-        if value.startswith(("/", "s3://"))
-    ]
-    return not places or f"{folder}/".startswith(tuple(places))
-
-
 def _user() -> str:
     with suppress(KeyError, OSError):
         return getpass.getuser()
@@ -252,4 +242,5 @@ def _job(details: Any) -> Job:
         began=details.start_time / 1000 if details.start_time else None,
         ended=details.end_time / 1000 if details.end_time else None,
         message=" ".join((details.message or "").split()),
+        folder=metadata.get("folder"),
     )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.jobs.transfer import Unreachable, check_bucket, read_object
-from qdmr_ray.storage import ENDPOINT_VARIABLE, S3_SCHEME
+from qdmr_ray.storage import ENDPOINT_VARIABLE, S3_SCHEME, open_location
 
 # Options and arguments that name the places where a command writes, or resumes from.
 WRITES = {
@@ -104,6 +104,32 @@ def places_of(
             bucket, store = uri.removeprefix(S3_SCHEME).partition("/")[0], endpoint or own
             places.setdefault((bucket, store), Place(uri, store))
     return list(places.values())
+
+
+def output_folder(command: Command | None, code: Path) -> str | None:
+    """Returns the run or sweep folder that a command will write, started in the folder ``code``;
+    None where it writes none, or its experiment lies on the cluster only or can't be read."""
+    if command is None:
+        return None
+    values = command.values
+    if command.name == "demo":
+        return open_location(values["out"]).uri
+    if command.name not in ("train", "sweep"):
+        return None
+    with contextlib.suppress(QdmrError, OSError):
+        name = values["name"] or _name_in_file(command, code)
+        return open_location(values["storage"]).join(name).uri
+    return None
+
+
+def _name_in_file(command: Command, code: Path) -> str:
+    from qdmr_ray.config import load_experiment
+    from qdmr_ray.sweeps.plan import load_sweep
+
+    overrides = command.values["overrides"] or ()
+    if command.name == "train":
+        return load_experiment(code / command.values["experiment"], overrides).name
+    return load_sweep(code / command.values["file"], overrides).settings.name
 
 
 def check_buckets(places: Iterable[Place], warn: Callable[[str], None]) -> None:

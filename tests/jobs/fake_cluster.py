@@ -27,6 +27,7 @@ class FakeJob:
     # States that questions for the job are answered with, before ``state``.
     states: list[str] = field(default_factory=list)
     message: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 class FakeCluster:
@@ -80,7 +81,9 @@ class FakeCluster:
             return refused
         body = await request.json()
         self.submitted.append(body)
-        self.jobs[body["submission_id"]] = FakeJob(state="SUCCEEDED", command=body["entrypoint"])
+        self.jobs[body["submission_id"]] = FakeJob(
+            state="SUCCEEDED", command=body["entrypoint"], metadata=body["metadata"]
+        )
         return web.json_response(
             {"job_id": body["submission_id"], "submission_id": body["submission_id"]}
         )
@@ -110,7 +113,7 @@ class FakeCluster:
             "status": state,
             "entrypoint": job.command,
             "message": job.message,
-            "metadata": {},
+            "metadata": job.metadata,
         }
         return web.json_response(details)
 

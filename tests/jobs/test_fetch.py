@@ -145,8 +145,8 @@ def test_what_a_run_deletes_meanwhile_stays_away(
         copy(path, target)
 
     monkeypatch.setattr(transfer.shutil, "copy2", slow_copy)
-    assert transfer.fetch(str(source), tmp_path / "here", lambda d, t: None) == 1
-    assert [path.name for path in (tmp_path / "here").iterdir()] == ["config.yaml"]
+    assert transfer.fetch(str(source), tmp_path / "here", lambda d, t: None) == (1, [])
+    assert [path.name for path in (tmp_path / "here").glob("[!.]*")] == ["config.yaml"]
 
 
 def test_what_a_run_deletes_from_a_store_meanwhile_stays_away(
@@ -165,5 +165,5 @@ def test_what_a_run_deletes_from_a_store_meanwhile_stays_away(
         raising=False,
     )
     monkeypatch.setattr(transfer, "_client", lambda _: client)
-    assert transfer.fetch("s3://lens/run", tmp_path, lambda d, t: None, s3_endpoint) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert transfer.fetch("s3://lens/run", tmp_path, lambda d, t: None, s3_endpoint) == (1, [])
+    assert [path.name for path in tmp_path.glob("[!.]*")] == ["config.yaml"]

@@ -38,14 +38,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != transfer.BROUGHT_FILE
     }
 
 
 def test_a_run_is_fetched_from_a_store(bucket: Any, endpoint: str, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    count = fetch("s3://lens/team/demo", tmp_path, lambda d, t: seen.append((d, t)), endpoint)
-    assert count == 3
+    fetched = fetch("s3://lens/team/demo", tmp_path, lambda d, t: seen.append((d, t)), endpoint)
+    assert fetched == (3, [])
     assert contents(tmp_path) == FILES
     assert seen[-1] == (3, 3)
 
@@ -55,8 +55,9 @@ def test_what_is_here_already_stays(bucket: Any, endpoint: str, tmp_path: Path) 
     model = tmp_path / "uda/final/model.safetensors"
     inode = model.stat().st_ino
     (tmp_path / "config.yaml").write_bytes(b"damaged here")
-    fetch("s3://lens/team/demo", tmp_path, lambda d, t: None, endpoint)
-    assert contents(tmp_path) == FILES
+    again = fetch("s3://lens/team/demo", tmp_path, lambda d, t: None, endpoint)
+    assert again == (2, ["config.yaml"])
+    assert contents(tmp_path) == {**FILES, "config.yaml": b"damaged here"}
     assert model.stat().st_ino == inode
 
 
@@ -72,7 +73,7 @@ def test_a_run_on_a_shared_disk_is_copied(tmp_path: Path) -> None:
     for name, content in FILES.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(content)
-    assert fetch(str(source), tmp_path / "here", lambda d, t: None) == 3
+    assert fetch(str(source), tmp_path / "here", lambda d, t: None) == (3, [])
     assert contents(tmp_path / "here") == FILES
 
 
