@@ -1,16 +1,31 @@
 """The error that users see: one line that names file, setting and value, and says what to do."""
 
+import re
+from typing import Any
+
 # ``-v`` sets this variable, which shows the traceback of an error; Ray's processes read it, too.
 VERBOSE_VARIABLE = "QDMR_VERBOSE"
+# Between "://" and the last "@" of an address stand a user's name and password. A password may hold
+# "/" and "@", which ought to be encoded; after a host without a port, both belong to the path.
+_LOGIN = re.compile(r"(?<=://)(?:[^\s\"/@:]*:[^\s\"]*|[^\s\"/]*)@")
 
 
 class QdmrError(Exception):
-    """A failure that the user can mend; the command line prints its message without a traceback."""
+    """A failure that the user can mend; the command line prints its message without a traceback.
+    No message holds a password that stands in an address."""
+
+    def __init__(self, *told: Any) -> None:
+        super().__init__(*(without_passwords(t) if isinstance(t, str) else t for t in told))
 
 
 class SettingsError(QdmrError, ValueError):
     """A setting that is unknown, of the wrong type or out of its range; the exit code is 2. It is
     also a ``ValueError``, so that pydantic reports it together with the place in the file."""
+
+
+def without_passwords(text: str) -> str:
+    """Returns the text with ``…@`` for each user's name and password in an address."""
+    return _LOGIN.sub("…@", text)
 
 
 def one_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from qdmr_ray.cli.options import show_tracebacks
+from qdmr_ray.errors import without_passwords
 
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.results import Evaluation
@@ -41,8 +42,8 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Prints a line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Prints a line on standard error, without a password that stands in an address."""
+    print(without_passwords(text), file=sys.stderr, flush=True)
 
 
 def tell_error(text: str, error: BaseException | None) -> None:

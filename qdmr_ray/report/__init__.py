@@ -22,10 +22,12 @@ def build_report(folder: Location | Path | str, out: Location | Path | str | Non
     store; returns its path or ``s3://…``. A folder with ``sweep.json`` is a sweep's, whose report
     shows pictures of the trials that were evaluated; any other is a run's, or has an evaluation
     alone. Anything else may be missing: the page then names it, and the command that makes it.
-    Raises QdmrError if the folder holds none of them, or the page cannot be written."""
+    Nothing outside the folder is read, whatever its settings or links name. Raises QdmrError if the
+    folder holds none of them, or the page cannot be written."""
     place = _located(folder)
     target = place.join(REPORT_FILE) if out is None else _located(out)
-    page = sweep_page(read_sweep(place)) if is_sweep(place) else run_page(read_run(place))
+    read = place.enclosed()
+    page = sweep_page(read_sweep(read)) if is_sweep(read) else run_page(read_run(read))
     if target.local_path is None:
         target.write_bytes_atomic(page.encode())
     else:

@@ -1,10 +1,12 @@
 """Pages: template, style, scripts and charts put together. A page needs no network: pictures are
 data URIs and plotly.js is part of the page. A content security policy lets no script run but the
-page's own, so that no text in a file's name or a setting can run as one."""
+page's own, so that no text in a file's name or a setting can run as one. Of an address with a
+password, a page shows the address alone."""
 
 import base64
 import hashlib
 import importlib.resources
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -12,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from qdmr_ray.errors import without_passwords
 from qdmr_ray.report.charts import TEMPLATE, Chart
 
 REPORT_FILE = "report.html"
@@ -34,11 +37,14 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # Of a text that is marked as safe, the page's script must keep its digest.
+        finalize=lambda value: _shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     # Keys of the page's JSON keep the stages' order.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.policies["json.dumps_function"] = lambda *v, **k: _shown(json.dumps(*v, **k))
     return environment.get_template(template).render(
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style="\n".join(map(_asset, styles)),
@@ -58,6 +64,11 @@ def duration(seconds: float) -> str:
     known = ((hour, "h"), (minute, "min"), (second, "s"))
     parts = [f"{value} {unit}" for value, unit in known if value]
     return " ".join(parts[:2]) or "under 1 s"
+
+
+def _shown(text: str) -> str:
+    """Returns the text as a page can hold it: without passwords, and as valid Unicode."""
+    return without_passwords(text).encode(errors="replace").decode()
 
 
 @cache

@@ -9,7 +9,7 @@ from qdmr_ray.report import charts, pictures, summary
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, render
 from qdmr_ray.report.evaluation import origin, references
-from qdmr_ray.report.run_folder import RunData, switched_off
+from qdmr_ray.report.run_folder import RunData, noted, switched_off
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
 
@@ -79,7 +79,9 @@ def _stage_section(run: RunData, stage: str) -> dict[str, Any]:
 def _training_pictures(run: RunData, stage: str) -> list[dict[str, Any]]:
     """Returns the newest picture of each name as a data URI, with its size and caption."""
     newest: dict[str, tuple[int, Location]] = {}
-    files = run.place.join(stage, PICTURES_FOLDER).list()
+    files: list[Location] = []
+    with noted(run.problems):
+        files = run.place.join(stage, PICTURES_FOLDER).list()
     for file in (file for file in files if file.name.endswith(PICTURE_SUFFIX)):
         stem = file.name.removesuffix(PICTURE_SUFFIX)
         match = SERIES_NAME.fullmatch(stem)

@@ -145,13 +145,12 @@ def _stages(run: RunData) -> list[str]:
     # A name is a folder directly in the run, not a path that leads out of it.
     named = [n for n in dict.fromkeys(names) if n not in ("", ".", "..") and not {*"/\0"} & {*n}]
     files = run.place.file_sizes()
-    found = [
-        folder.name
-        for folder in run.place.list()
-        if folder.name not in files
-        and folder.name not in named
-        and {METRICS_FILE, PICTURES_FOLDER} & {child.name for child in folder.list()}
-    ]
+    found = []
+    for folder in run.place.list():
+        if folder.name not in files and folder.name not in named:
+            with noted(run.problems):
+                if {METRICS_FILE, PICTURES_FOLDER} & {child.name for child in folder.list()}:
+                    found.append(folder.name)
     order = [*STAGES]
     return [*named, *(n for n in order if n in found), *(n for n in found if n not in order)]
 

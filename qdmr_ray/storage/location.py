@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,8 @@ class Location:
 
     path: str
     store: Store | None = None
+    # Below this folder every file has to lie, wherever links lead; see ``enclosed``.
+    root: str | None = field(default=None, compare=False)
 
     @property
     def is_s3(self) -> bool:
@@ -78,7 +80,12 @@ class Location:
     def join(self, *parts: str) -> Location:
         """Returns the file or folder below this one."""
         path = "/".join([self.path.rstrip("/"), *(part.strip("/") for part in parts)])
-        return Location(path, self.store)
+        return replace(self, path=path)
+
+    def enclosed(self) -> Location:
+        """Returns this folder as one to which nobody trusted has added links: a file in it that
+        lies elsewhere can't be read, and its folders that lie elsewhere can't be listed."""
+        return self if self.is_s3 else replace(self, root=os.path.realpath(self.path))
 
     def read_bytes(self, offset: int = 0, length: int | None = None) -> bytes:
         """Returns the file's content, or ``length`` bytes of it from ``offset``; raises QdmrError
@@ -203,6 +210,7 @@ class Location:
     ) -> T:
         """Returns the operation's result for this place; errors name the place and say what to do.
         ``what`` is the participle of the operation: read, written, listed, deleted."""
+        self._check()
         if self.store is None:
             try:
                 return on_disk()
@@ -214,6 +222,18 @@ class Location:
             return persistently(lambda: in_store(bucket, key), self.store.address)
         except STORE_ERRORS as error:
             raise store_error(self.uri, what, self.store.address, error) from error
+
+    def _check(self) -> None:
+        try:
+            encoded = self.path.encode() if self.is_s3 else os.fsencode(self.path)
+        except UnicodeEncodeError:
+            encoded = b"\0"
+        if b"\0" in encoded:
+            raise QdmrError(f"{self.uri!a}: no file can have this name; check the path")
+        if self.root is not None:
+            target = os.path.realpath(self.path)
+            if os.path.commonpath([self.root, target]) != self.root:
+                raise QdmrError(f"{self.uri}: leads out of {self.root} over a link; copy the file")
 
 
 def _read_object(bucket: S3Store, key: str, start: int, end: int | None) -> tuple[bytes, int]:
@@ -281,12 +301,17 @@ def open_location(uri: str | Path, *, endpoint: str | None = None) -> Location:
     """Returns the place that ``uri`` names: a local path (made absolute) or ``s3://…``.
     ``endpoint`` is the address of an S3-compatible store, such as ``http://minio:9000``; without it
     ``AWS_ENDPOINT_URL`` counts, and without that Amazon's own. Raises QdmrError for another scheme,
-    or ``s3://`` without a bucket."""
+    ``s3://`` without a bucket, or credentials in one of the two addresses."""
     text = os.fspath(uri)
     if text.startswith(S3_SCHEME):
         path = text.removeprefix(S3_SCHEME).strip("/")
         if not path:
             raise QdmrError(f"{text}: names no bucket; write s3://bucket/path")
+        if "@" in path.partition("/")[0]:
+            raise QdmrError(
+                f"{text}: has credentials in it; write s3://bucket/path, and set AWS_ACCESS_KEY_ID "
+                "and AWS_SECRET_ACCESS_KEY"
+            )
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
         return Location(path, Store(endpoint or os.environ.get(ENDPOINT_VARIABLE), region))
     text = text.removeprefix("file://")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, SettingsError
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
@@ -87,10 +87,25 @@ class Store:
     endpoint: str | None
     region: str | None
 
+    def __post_init__(self) -> None:
+        if self.endpoint is not None:
+            check_endpoint(self.endpoint, "AWS_ENDPOINT_URL or s3_endpoint")
+
     @property
     def address(self) -> str:
         """The store's name in messages."""
         return self.endpoint or f"Amazon S3 ({self.region or _DEFAULT_REGION})"
+
+
+def check_endpoint(endpoint: str, setting: str) -> None:
+    """Raises SettingsError where a store's address holds more than the place: messages, pages and
+    the files of a run show the address, and a password or token in it would be read there."""
+    if {*"@?#"} & {*endpoint}:
+        shown = re.sub(r"[?#].*", "?…", re.sub(r".*@", "…@", endpoint, flags=re.DOTALL))
+        raise SettingsError(
+            f"{setting} is {shown!r}, which has a user, a password or a query in it: write "
+            f"http://HOST:PORT alone, and set {_CREDENTIALS}"
+        )
 
 
 @lru_cache(maxsize=32)

@@ -17,6 +17,7 @@ from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops, worker_positions
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.settings import Settings, setting
+from qdmr_ray.storage.retry import check_endpoint
 
 # Maps a column of images to (its set, whether it is the ground truth).
 FIELDS = {
@@ -70,6 +71,11 @@ class DataSettings(Settings):
         unit="bytes",
         minimum=1,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.s3_endpoint is not None:
+            check_endpoint(self.s3_endpoint, "s3_endpoint")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, without_passwords
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import METRICS, metric_info
 from qdmr_ray.evaluate.sweep_file import BEST_FILE, MIN, SWEEP_FILE, SweepFile, Values, finite
@@ -41,7 +41,7 @@ def read_sweep(place: Location) -> Sweep:
     best_text = ""
     with noted(problems):
         if best.size() is not None:
-            best_text = best.read_bytes().decode(errors="replace")
+            best_text = without_passwords(best.read_bytes().decode(errors="replace"))
     by_id = {trial.id: trial for trial in trials}
     return Sweep(
         place=place,
