@@ -2,7 +2,7 @@
 
 Settings that were chosen by a metric on some photographs look better on these than they are. A
 sweep therefore judges on the validation part of the test set, and its runs are evaluated on the
-rest.
+rest, in whatever dataset they find these photographs again.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from qdmr_ray.config import EvaluationSettings
+from qdmr_ray.data.format.index import SetIndex
 from qdmr_ray.errors import SettingsError
 
 
@@ -47,3 +48,16 @@ def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> li
             "photographs, so that none is left for the final figures: take fewer"
         )
     return chosen
+
+
+def alike_indices(photographs: SetIndex, chosen: SetIndex, positions: Sequence[int]) -> list[int]:
+    """Returns the positions, ascending, of ``photographs`` with the size and pixels of one of the
+    ``chosen`` at ``positions``, whatever their names and ground truths."""
+    seen = {_pixels(chosen, position) for position in positions}
+    return [i for i in range(len(photographs)) if _pixels(photographs, i) in seen]
+
+
+def _pixels(table: SetIndex, position: int) -> tuple[int, ...]:
+    # The record's sha256 covers the ground truth, too, which a copy may have been packed without.
+    bands = table.image.first_bands[position : position + 2]
+    return (*table.size(position), *table.image.bands[slice(*bands)].tolist())
