@@ -45,6 +45,8 @@ LARGEST_SINGLE_REQUEST = 8 << 20
 _SMALL = 1 << 20
 _NOT_IMPLEMENTED = 501
 _RANGE_REFUSED = 416
+# So many bytes of a file's name are in that of its temporary file, for who finds one.
+_NAME_BYTES_KEPT = 64
 T = TypeVar("T")
 
 
@@ -326,7 +328,9 @@ def write_file_atomic(path: Path, data: bytes | memoryview, *, new: bool = False
     """Writes a local file under a temporary name, then renames it; no half-written file stays. A
     ``new`` file is written unless it exists; returns whether it was written. Raises QdmrError if
     the folder is missing or not writable, or the disk is full."""
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{path.name}")
+    # A long name's end is left out: with it, the temporary name would exceed the system's limit.
+    start = os.fsdecode(os.fsencode(path.name)[:_NAME_BYTES_KEPT])
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}-{start}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
