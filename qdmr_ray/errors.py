@@ -37,3 +37,8 @@ def reason(error: BaseException) -> str:
     """Returns one line for a list of failures: the message, after the type unless a QdmrError."""
     text = " ".join(str(error).split()) or "no message"
     return text if isinstance(error, QdmrError) else f"{type(error).__name__}: {text}"
+
+
+def printable(text: str) -> str:
+    """Returns ``text`` with what a terminal would obey, and what UTF-8 cannot hold, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -14,12 +14,12 @@ from pydantic import ConfigDict, Field
 
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT
-from qdmr_ray.storage.document import Document, Part
+from qdmr_ray.storage.document import Document, FileName, Part
 
 # Values by metric.
 Values = dict[str, float | None]
-# Values by image (`input` or a stage), then by metric.
-ImageValues = dict[str, Values]
+# Values by image (`input` or a stage, which names its pictures), then by metric.
+ImageValues = dict[FileName, Values]
 
 
 class Statistics(Part):

@@ -15,14 +15,21 @@ and no NaN: both become ``null``.
 
 import json
 import math
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, printable
 from qdmr_ray.storage.location import Location
+from qdmr_ray.storage.names import check_name, check_text
 
 FIRST_FORMAT = 1
+# A key of a file may be of any length; so much of it is shown.
+_SHOWN = 80
+
+# Types of fields: a file beside the document, and a line that people read.
+FileName = Annotated[str, AfterValidator(check_name)]
+Line = Annotated[str, AfterValidator(check_text)]
 
 
 class Part(BaseModel):
@@ -61,8 +68,9 @@ class Document(Part):
             return cls.model_validate({k: v for k, v in values.items() if k != "format"})
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            told = f"{field}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            field = ".".join(str(part)[:_SHOWN] for part in first["loc"])
+            text = first["msg"].removeprefix("Value error, ")
+            told = printable(f"{field}: {text[0].lower()}{text[1:]}")
             raise QdmrError(f"{source}: {told}; the file is damaged or written by hand") from None
 
     @classmethod

@@ -15,13 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qdmr_ray.data.format.manifest import SetEntry
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.storage import Location
+from qdmr_ray.storage.names import MOST_NAME_BYTES, NOT_A_NAME, NOT_TEXT, check_name, check_text
 
 CHANNELS = 3
 BAND_ROWS = 64
+_AGAIN = "pack the dataset again"
 # The offset of a ground truth that there isn't.
 NO_OFFSET = -1
 
@@ -141,7 +144,8 @@ def encode_index(table: pa.Table) -> memoryview:
 
 def set_index(location: Location, entry: SetEntry) -> SetIndex:
     """Reads the index of one set of the dataset in ``location``, mapped where it lies on a local
-    disk; raises QdmrError where it is missing, or not the file that the manifest describes."""
+    disk; raises QdmrError where it is missing, or not the file that the manifest describes, or
+    names a record as no file can be named."""
     file = location.join(entry.index.file)
     local = file.local_path
     try:
@@ -151,10 +155,28 @@ def set_index(location: Location, entry: SetEntry) -> SetIndex:
     buffer = pa.py_buffer(data)
     if hashlib.sha256(buffer).hexdigest() != entry.index.sha256:
         raise QdmrError(f"{file.uri}: damaged index; pack the dataset again")
-    index = SetIndex(pa.ipc.open_file(buffer).read_all())
+    table = pa.ipc.open_file(buffer).read_all()
+    _check_names(table, file.uri)
+    index = SetIndex(table)
     if len(index) != entry.images or sum(shard.rows for shard in entry.shards) != entry.images:
         raise QdmrError(f"{location.uri}: index and manifest disagree; pack the dataset again")
     return index
+
+
+def _check_names(table: pa.Table, uri: str) -> None:
+    """Refuses names that cannot be a folder's, and origins that are no text."""
+    too_long = pc.greater(pc.binary_length(table["name"]), MOST_NAME_BYTES)
+    bad_name = pc.or_(too_long, pc.match_substring_regex(table["name"], NOT_A_NAME))
+    rules = [("name", bad_name, check_name)]
+    for column in ("origin", "ground_truth_origin"):
+        rules.append((column, pc.match_substring_regex(table[column], NOT_TEXT), check_text))
+    for column, bad, check in rules:
+        if pc.any(bad).as_py():
+            row = pc.index(bad, True).as_py()
+            try:
+                check(table[column][row].as_py())
+            except SettingsError as error:
+                raise QdmrError(f"{uri}: record {row}: {column} {error}; {_AGAIN}") from None
 
 
 def band_checksums(pixels: np.ndarray) -> list[int]:

@@ -8,28 +8,33 @@ the way the shards are cut.
 
 import hashlib
 import json
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import Field
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
-from qdmr_ray.storage.document import Document, Part
+from qdmr_ray.storage.document import Document, FileName, Line, Part
 
 MANIFEST_NAME = "manifest.json"
 _AGAIN = "pack the dataset again"
+# What a file or an array may have of anything: numpy and pyarrow count in 64 bits.
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
 
 
 class FileEntry(Part):
     """A file beside the manifest: its name, length in bytes and checksum."""
 
-    file: str
-    bytes: int
+    file: FileName
+    bytes: Count
     sha256: str
 
 
 class ShardEntry(FileEntry):
     """One Parquet file of ``rows`` records."""
 
-    rows: int
+    rows: Positive
 
 
 class ValueStatistics(Part):
@@ -44,17 +49,17 @@ class ValueStatistics(Part):
 class SizeCount(Part):
     """The number of records of one size in pixels."""
 
-    height: int
-    width: int
-    images: int
+    height: Positive
+    width: Positive
+    images: Positive
 
 
 class LeftOut(Part):
     """A file that was not packed, and why."""
 
-    set: str
-    origin: str
-    reason: str
+    set: FileName
+    origin: Line
+    reason: Line
 
 
 class SetEntry(Part):
@@ -63,7 +68,7 @@ class SetEntry(Part):
     ``ground_truth`` is ``None`` where the set is not ``paired``."""
 
     paired: bool
-    images: int
+    images: Count
     content: str
     sizes: tuple[SizeCount, ...]
     image: ValueStatistics
@@ -78,8 +83,8 @@ class Manifest(Document):
 
     FORMAT: ClassVar[int] = 2
 
-    lens: str | None
-    sets: dict[str, SetEntry]
+    lens: Line | None
+    sets: dict[FileName, SetEntry]
     left_out: tuple[LeftOut, ...] = ()
 
     def set(self, name: str) -> SetEntry:
@@ -115,7 +120,8 @@ class Manifest(Document):
         try:
             manifest = super().from_dict(content, source)
         except QdmrError as error:
-            raise damaged from error
+            told = str(error).removeprefix(f"{source}: ")
+            raise QdmrError(f"{source}: damaged manifest ({told}); {_AGAIN}") from error
         if values.get("checksum") != _sha256(content) or content.get("digest") != manifest.digest:
             raise damaged
         return manifest
@@ -140,7 +146,7 @@ def read_manifest(folder: Location) -> Manifest:
         raise QdmrError(f"{folder.uri}: {missing}; make one with `qdmr data pack`")
     try:
         values = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QdmrError(f"{file.uri}: damaged manifest ({error}); {_AGAIN}") from error
     return Manifest.from_dict(values, file.uri)
 

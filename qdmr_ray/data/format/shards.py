@@ -38,10 +38,11 @@ from PIL import Image
 from qdmr_ray.data.format.index import CHANNELS, NO_OFFSET, RecordEntry, band_checksums, index_table
 from qdmr_ray.data.format.manifest import FileEntry, LeftOut, Manifest, ShardEntry
 from qdmr_ray.data.packing.folders import RecordFiles
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, printable
 from qdmr_ray.photographs.decode import read_image
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
+from qdmr_ray.storage.names import is_text
 
 # Digits of the checksum in a file name: enough to keep different contents apart.
 _DIGEST_DIGITS = 16
@@ -123,8 +124,7 @@ def write_shard(job: ShardJob, folder: Location) -> tuple[PackedShard, pa.Table]
                 if not job.leave_out:
                     place = f"{job.set_name} shard {job.number}, row {row}"
                     raise QdmrError(f"{error} ({place})") from error
-                origin = origin_of(files.image, job.root)
-                left_out.append(LeftOut(set=job.set_name, origin=origin, reason=str(error)))
+                left_out.append(left_out_of(job.set_name, files.image, job.root, str(error)))
                 continue
             image, *truths = (lines for lines, _ in decoded)
             truth = truths[0] if truths else None
@@ -156,9 +156,17 @@ def write_by_content(folder: Location, name: str, ending: str, data: memoryview)
 
 
 def origin_of(path: Path, root: Path) -> str:
-    """Returns ``path`` as the dataset names it: below ``root`` where it lies there, else whole."""
+    """Returns ``path`` as the dataset names it: below ``root`` where it lies there, else whole.
+    What is no text in the names of folders becomes escapes."""
     path = path.absolute()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    origin = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return origin if is_text(origin) else printable(origin)
+
+
+def left_out_of(set_name: str, file: Path, root: Path, reason: str) -> LeftOut:
+    """Makes the manifest's note on a file that was not packed."""
+    reason = reason if is_text(reason) else printable(reason)
+    return LeftOut(set=set_name, origin=origin_of(file, root), reason=reason)
 
 
 def record_digest(image: np.ndarray, ground_truth: np.ndarray | None) -> bytes:

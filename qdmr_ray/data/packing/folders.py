@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, SettingsError, printable
 from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, probe_image
+from qdmr_ray.storage.names import check_name
 
 # Folder names of the Realab benchmark.
 CLEAN = Path("Syn", "gt")
@@ -132,7 +133,8 @@ def check_folders(
     ``progress`` is called with (records checked, records in all). Where a list ``rejected`` is
     given, a record that cannot be used is appended to it as (set, file, reason), not raised. Raises
     QdmrError where a folder is missing or empty, names do not match between photographs and ground
-    truth, the sizes of a pair differ, or a file is no readable image.
+    truth, a name is refused by ``check_name``, the sizes of a pair differ, or a file is no readable
+    image.
     """
     if not folders.sets():
         raise QdmrError("no set to read: name at least one folder of images")
@@ -198,10 +200,14 @@ def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
 
 def _some(names: set[str]) -> str:
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return (", ".join(sorted(names)[:_NAMED]) or "none") + rest
+    return (printable(", ".join(sorted(names)[:_NAMED])) or "none") + rest
 
 
 def _check_record(image: Path, ground_truth: Path | None) -> RecordFiles:
+    try:
+        check_name(image.stem)
+    except SettingsError as error:
+        raise QdmrError(f"{printable(str(image))}: {error}; rename the file") from None
     height, width = probe_image(image)
     if ground_truth is not None and (other := probe_image(ground_truth)) != (height, width):
         raise QdmrError(

@@ -22,13 +22,12 @@ import pyarrow as pa
 from qdmr_ray.data.format.index import content_digest, encode_index
 from qdmr_ray.data.format.manifest import (
     MANIFEST_NAME,
-    LeftOut,
     Manifest,
     SetEntry,
     SizeCount,
     ValueStatistics,
 )
-from qdmr_ray.data.format.shards import LEVELS, PackedShard, ShardJob, origin_of, write_by_content
+from qdmr_ray.data.format.shards import LEVELS, PackedShard, ShardJob, left_out_of, write_by_content
 from qdmr_ray.data.packing.folders import (
     TARGETS,
     DatasetFolders,
@@ -43,6 +42,7 @@ from qdmr_ray.data.packing.resume import UNFINISHED_FOLDER, finished_before, wri
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location, open_location
+from qdmr_ray.storage.names import check_text
 
 _OURS = re.compile(r"(source|target|test)-(\d{5,6}|index)-[0-9a-f]{16}\.(parquet|arrow)")
 # Starting Ray takes as long as packing this many bytes of pixels (7 s; one core packs 1920 x 1280
@@ -126,6 +126,8 @@ def pack(
         raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
     location = open_location(out, endpoint=endpoint)
     folders = settings.folders(src)
+    if folders.lens is not None:
+        check_text(folders.lens)
     rejected: list[tuple[str, Path, str]] = []
     checked = check_folders(
         folders,
@@ -133,7 +135,7 @@ def pack(
         rejected=rejected if settings.bad_images == LEAVE_OUT else None,
     )
     root = src.absolute()
-    left_out = [LeftOut(set=n, origin=origin_of(file, root), reason=r) for n, file, r in rejected]
+    left_out = [left_out_of(n, file, root, reason) for n, file, reason in rejected]
     jobs = list(_jobs(checked, settings, root))
     records = [record for job in jobs for record in job.records]
     if start_ray is not None and sum(r.pixel_bytes for r in records) > _WORTH_STARTING_RAY:
