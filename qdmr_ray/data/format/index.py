@@ -11,7 +11,9 @@ does it once per band.
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -167,7 +169,7 @@ def _check_names(table: pa.Table, uri: str) -> None:
     """Refuses names that cannot be a folder's, and origins that are no text."""
     too_long = pc.greater(pc.binary_length(table["name"]), MOST_NAME_BYTES)
     bad_name = pc.or_(too_long, pc.match_substring_regex(table["name"], NOT_A_NAME))
-    rules = [("name", bad_name, check_name)]
+    rules: list[tuple[str, Any, Callable[[str], str]]] = [("name", bad_name, check_name)]
     for column in ("origin", "ground_truth_origin"):
         rules.append((column, pc.match_substring_regex(table[column], NOT_TEXT), check_text))
     for column, bad, check in rules:
