@@ -48,6 +48,9 @@ def submit(
     secret: list[str] | None = option(
         None, "A variable that the cluster must provide.", metavar="NAME"
     ),
+    not_secret: list[str] | None = option(
+        None, "A variable or file that holds no secret, whatever its name.", metavar="NAME"
+    ),
     dry_run: bool = flag("--dry-run", "Only show what would be uploaded and what not."),
     check: bool = option(True, "Check the experiment and its buckets first.", "--check/--no-check"),
 ) -> None:
@@ -55,7 +58,7 @@ def submit(
 
     What it writes has to go to s3:// or to an absolute path on a disk that all nodes share.
     """
-    from qdmr_ray.jobs.client import check_variables
+    from qdmr_ray.jobs.client import check_command, check_variables
     from qdmr_ray.jobs.preflight import (
         check_buckets,
         check_places,
@@ -63,18 +66,24 @@ def submit(
         parse_command,
         places_of,
     )
+    from qdmr_ray.jobs.sensitive import NotSecret
     from qdmr_ray.jobs.upload import plan_upload
 
     parsed = parse_command(command, context.find_root().command)
     if parsed is not None:
         check_places(parsed)
-    variables = check_variables(env or (), secret or ())
+    check_command(command)
+    harmless = NotSecret(not_secret or ())
+    variables = check_variables(env or (), secret or (), harmless)
     if not code.is_dir():
         raise SettingsError(f"--code {code}: is no folder")
-    upload = plan_upload(code.resolve())
+    upload = plan_upload(code.resolve(), harmless)
+    harmless.check()
     say(f"{len(upload.files)} files, {upload.bytes / 1e6:.1f} MB from {upload.root}")
     for file in upload.secrets:
         say(f"left out, it may hold a secret: {file}")
+    if upload.secrets:
+        say("--not-secret FILE uploads one of them")
     if dry_run:
         for place, count in upload.left_out_counts().items():
             say(f"left out, no code: {place} ({count} files)")

@@ -27,13 +27,13 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.jobs.errors import explained
 from qdmr_ray.jobs.folder import folder_in_log, normal_folder
 from qdmr_ray.jobs.log_follower import ENDED, Follower
+from qdmr_ray.jobs.sensitive import NotSecret, holds_password, may_be_secret
 from qdmr_ray.jobs.upload import Upload
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONFIG_VARIABLE = "QDMR_CONFIG"
 # Set in a job's environment: the names of variables that its machine must provide.
 SECRETS_VARIABLE = "QDMR_SECRETS"
-_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|PRIVATE|ACCESS_KEY|API_KEY", re.I)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _POLL_SECONDS = 0.5
 
@@ -80,27 +80,44 @@ def _configured(file: Path) -> str | None:
     return values.get("address")
 
 
-def check_variables(pairs: Sequence[str], secret_names: Sequence[str]) -> dict[str, str]:
+def check_variables(
+    pairs: Sequence[str], secret_names: Sequence[str], not_secret: NotSecret | None = None
+) -> dict[str, str]:
     """Returns a job's environment: ``NAME=value`` pairs, and the names that its machine provides.
-    Raises SettingsError where a pair or a name is malformed, or a name looks like a secret's, whose
-    value everybody could read in the dashboard and in the cluster's logs."""
-    variables = {}
+    Raises SettingsError where a pair or a name is malformed, or a name looks like a secret's and is
+    not among ``not_secret``: everybody could read its value in the dashboard and in the cluster's
+    logs. The password in an address is a secret under any name."""
+    not_secret, variables = not_secret or NotSecret(), {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not _VARIABLE.fullmatch(name):
-            raise SettingsError(f"--env {name}: write --env NAME=value")
-        if _SECRET.search(name):
+            raise SettingsError(f"--env {name!a}: write --env NAME=value")
+        if name not in not_secret and (may_be_secret(name) or holds_password(value)):
             raise SettingsError(
                 f"--env {name}: looks like a secret, which would be readable in the dashboard; put "
-                f"it on the cluster (Kubernetes secret, instance role) and give --secret {name}"
+                f"it on the cluster (Kubernetes secret, instance role) and give --secret {name}, "
+                f"or --not-secret {name} if it is none"
             )
         variables[name] = value
     for name in secret_names:
         if not _VARIABLE.fullmatch(name):
-            raise SettingsError(f"--secret {name.partition('=')[0]}: give the name alone, no value")
+            raise SettingsError(
+                f"--secret {name.partition('=')[0]!a}: give the name alone, no value"
+            )
     if secret_names:
         variables[SECRETS_VARIABLE] = ",".join(secret_names)
     return variables
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Checks a job's command, which everybody can read in the dashboard; raises SettingsError if a
+    word of it holds an address with a password."""
+    for number, word in enumerate(command, start=1):
+        if holds_password(word):
+            raise SettingsError(
+                f"word {number} of the command: holds an address with a password, which would be "
+                "readable in the dashboard; put it on the cluster and give --secret NAME"
+            )
 
 
 def check_secrets() -> None:

@@ -1,10 +1,10 @@
 """The files that a job uploads: a folder's code and settings, without data, runs and secrets. In a
 git checkout these are the tracked files, and those untracked ones that git doesn't ignore and whose
-names don't suggest a secret. Elsewhere they are all files but hidden ones and known data. The files
-are copied into a folder of their own, so that exactly the files shown are uploaded."""
+names don't suggest a secret. Elsewhere they are all files but hidden ones, known data, and those
+whose names suggest a secret. The files are copied into a folder of their own, so that exactly the
+files shown are uploaded."""
 
 import os
-import re
 import shutil
 import subprocess
 from collections import Counter
@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.jobs.sensitive import NotSecret, may_be_secret
 
 # Names are compared in lower case. These folders hold no code at the top of a project ...
 NO_CODE = ("data", "runs", "node_modules", "__pycache__", "venv", "build", "dist")
@@ -41,12 +42,7 @@ SECRET_FILES = (
     *("*-token.*", "secret", "secrets", "*.secret", "*.secrets", "secret.*", "secrets.*"),
     *("*_secret.*", "*_secrets.*", "*-secret.*", "*-secrets.*", "password*", "*passwords.*"),
 )
-# These words in an untracked file's path suggest a secret; tracked files are meant to be shared.
-SUSPICIOUS = re.compile(
-    r"secret|token|passw(or)?d|passphrase|credential|private|api[-_]?key|kubeconfig"
-    r"|(?<![a-z])keys?(?![a-z])"
-)
-# Source files are never secrets: token.py is about tokens, and doesn't hold one.
+# Source files that git tracks are never secrets: token.py is then about tokens, and holds none.
 PROGRAMS = ("*.py", "*.pyi", "*.c", "*.cc", "*.cpp", "*.cu", "*.cuh", "*.h", "*.hpp")
 # The largest upload that Ray accepts.
 LARGEST_BYTES = 100 * 2**20
@@ -82,9 +78,11 @@ class Upload:
             shutil.copy2(self.root / name, target)
 
 
-def plan_upload(root: Path) -> Upload:
-    """Chooses the files that a job uploads from ``root``; raises QdmrError, which names the
-    largest, if they are more than Ray accepts."""
+def plan_upload(root: Path, not_secret: NotSecret | None = None) -> Upload:
+    """Chooses the files that a job uploads from ``root``, also those of ``not_secret`` whose names
+    suggest a secret; raises QdmrError, which names the largest, if they are more than Ray accepts.
+    """
+    not_secret = not_secret or NotSecret()
     tracked = set(_git_files(root, "--cached"))
     others = set(_git_files(root, "--others", "--exclude-standard")) - tracked
     names = tracked | others or set(_walked(root, root))
@@ -95,7 +93,8 @@ def plan_upload(root: Path) -> Upload:
             continue
         # A link is uploaded as the file that it leads to.
         real = _real(root, name)
-        if any(_may_be_secret(it, it in tracked) for it in {name, real or name}):
+        suspects = any(_may_be_secret(it, it in tracked) for it in {name, real or name})
+        if name not in not_secret and suspects:
             secret.append(name)
         elif real is None or any(_is_no_code(root, it, it in tracked) for it in {name, real}):
             left.append(name)
@@ -115,11 +114,12 @@ def plan_upload(root: Path) -> Upload:
 
 def _may_be_secret(name: PurePosixPath, is_tracked: bool) -> bool:
     *folders, file = (part.lower() for part in name.parts)
-    if _matches(file, PROGRAMS):
+    if is_tracked and _matches(file, PROGRAMS):
         return False
     if any(folder in SECRET_FOLDERS for folder in folders) or _matches(file, SECRET_FILES):
         return True
-    return not is_tracked and SUSPICIOUS.search(str(name).lower()) is not None
+    # Tracked files are meant to be shared.
+    return not is_tracked and any(may_be_secret(part) for part in name.parts)
 
 
 def _is_no_code(root: Path, name: PurePosixPath, is_tracked: bool) -> bool:

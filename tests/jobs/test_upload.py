@@ -24,7 +24,7 @@ from qdmr_ray.jobs.upload import plan_upload
 
 PROJECT = Path(__file__).parents[2]
 CODE = (
-    *("pyproject.toml", "experiments/demo.yaml", "qdmr_ray/cli/main.py", "qdmr_ray/token.py"),
+    *("pyproject.toml", "experiments/demo.yaml", "qdmr_ray/cli/main.py", "qdmr_ray/tokenizer.py"),
     *(
         "qdmr_ray/data/__init__.py",
         "qdmr_ray/data/packing/pack.py",
