@@ -20,14 +20,15 @@ from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import DESCRIPTION_FILE, WEIGHTS_FILE, read_description
 from qdmr_ray.models.layout import FINAL_FOLDER, METRICS_FILE, PICTURES_FOLDER, TENSORBOARD_FOLDER
 from qdmr_ray.storage import Location
-from qdmr_ray.storage.claims import Claims
+from qdmr_ray.storage.claims import Claim, Claims
 
 ENTRY_FILE = "entry.json"
 CLAIMS_FOLDER = "claims"
 USES_FOLDER = "uses"
 # The number of digits of the digest in a folder's name.
 _DIGITS = 32
-# A stage without a sign of life for so long is not being trained, whatever its claim says.
+# A list shows a stage without a sign of life for so long as one that nobody trains. The sign was
+# dated by another machine's clock, so nothing is deleted for that.
 ALIVE_SECONDS = 600.0
 FINISHED, TRAINING, UNFINISHED = "finished", "training", "unfinished"
 _DAY = 86400.0
@@ -61,12 +62,12 @@ class StageStore:
         stage: str,
         digest: str,
         settings: dict[str, Any],
-        train: Callable[[Location], None],
+        train: Callable[[Location, Claim], None],
         say: Callable[[str], None],
     ) -> Location:
         """Returns the run folder that holds the finished stage, once it is found, another run has
-        finished it, or ``train``, called with that folder, has made it. Raises QdmrError where
-        ``train`` does, or the store can't be used."""
+        finished it, or ``train``, called with that folder and a claim on it, has made it. Raises
+        QdmrError where ``train`` does, or the store can't be used."""
         place = self.place(stage, digest)
 
         def finished() -> bool:
@@ -80,7 +81,7 @@ class StageStore:
                     entry = {"stage": stage, "digest": digest, "settings": settings}
                     text = json.dumps(entry, indent=1).encode()
                     place.join(ENTRY_FILE).write_bytes_atomic(text)
-                    train(place)
+                    train(place, claim)
         return place
 
     def note_use(self, place: Location, run: str) -> None:
@@ -95,23 +96,23 @@ class StageStore:
             file = place.join(ENTRY_FILE)
             if not file.exists():
                 continue
-            try:
-                entry = json.loads(file.read_bytes())
-                stage, digest = entry["stage"], entry["digest"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise QdmrError(f"{file.uri}: is damaged ({error}); delete its folder") from error
+            entry = _object(file)
+            stage, digest = str(entry.get("stage")), str(entry.get("digest"))
+            if place.name != self.place(stage, digest).name:
+                raise QdmrError(f"{file.uri}: is damaged; delete its folder")
             final = place.join(stage, FINAL_FOLDER)
             done = read_description(final) is not None
             holder = Claims(place.join(CLAIMS_FOLDER)).holder()
             alive = holder is not None and time.time() - holder["time"] < ALIVE_SECONDS
-            notes = [json.loads(note.read_bytes()) for note in place.join(USES_FOLDER).list()]
+            notes = [_object(note) for note in place.join(USES_FOLDER).list()]
+            times = [note.get("time") for note in (*notes, holder or {})]
             yield Entry(
                 place=place,
                 stage=stage,
                 digest=digest,
                 state=FINISHED if done else TRAINING if alive else UNFINISHED,
                 bytes=_bytes_below(place),
-                used=max((float(note["time"]) for note in (*notes, holder) if note), default=0.0),
+                used=max((float(t) for t in times if isinstance(t, int | float)), default=0.0),
             )
 
 
@@ -128,14 +129,41 @@ def copy_stage(place: Location, run: Location, stage: str) -> None:
 
 def prunable(entries: Iterator[Entry], *, unused_days: float, unfinished: bool) -> list[Entry]:
     """Returns the entries that nobody used for ``unused_days``, with ``unfinished`` also all that
-    have no result and are not being trained."""
+    have no result and are not being trained. Where a stage seems to be abandoned, but another
+    machine may be training it, its claim is watched for up to ``patience.CLAIM_STALE``."""
     limit = time.time() - unused_days * _DAY
-    return [
+    chosen = [
         entry
         for entry in entries
         if entry.state != TRAINING
         and (entry.used < limit or (unfinished and entry.state == UNFINISHED))
     ]
+    held = _held([entry.place for entry in chosen if entry.state == UNFINISHED])
+    return [entry for entry in chosen if entry.place not in held]
+
+
+def _held(places: list[Location]) -> set[Location]:
+    """Returns the entries that a living process is training, by this process's clock alone: all
+    are watched at once, until each has shown life or was silent for long enough."""
+    watched = {place: Claims(place.join(CLAIMS_FOLDER)) for place in places}
+    held: set[Location] = set()
+    while watched:
+        answers = {place: claims.is_held() for place, claims in watched.items()}
+        held |= {place for place, answer in answers.items() if answer}
+        pending = {p: claims for p, claims in watched.items() if answers[p] is None}
+        for claims in [*pending.values()][:1]:
+            claims.wait()
+        watched = pending
+    return held
+
+
+def _object(file: Location) -> dict[str, Any]:
+    """Returns the JSON object in ``file``, an empty one where it is damaged."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _bytes_below(folder: Location) -> int:

@@ -11,8 +11,10 @@ a file beside it every few seconds. A waiting process takes over, by making the 
 that file has not changed for a while by the waiting process's own clock: no two machines' clocks
 are compared. A holder on the same machine whose process has ended is replaced at once.
 
-A holder that was only suspended may wake up after it was replaced. Claims therefore suit only work
-that may be done twice with the same result, such as training a stage.
+A holder that was only suspended, or whose signs of life could not be written, goes on after it was
+replaced. Before it writes what others read, it calls ``claim.check()``, which then raises
+QdmrError. Between check and write remains a moment: claims therefore suit only work that may be
+done twice with the same result, such as training a stage.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from qdmr_ray.patience import CLAIM_BEAT, CLAIM_STALE
 from qdmr_ray.storage import Location
 
 _POLL_SECONDS = 1.0
-_CLAIM = re.compile(r"(\d{6})\.json")
+_CLAIM = re.compile(r"(\d{6,9})\.json")
 _RELEASED = "released"
 
 
@@ -51,6 +53,7 @@ class Claims:
         # The holder's number and sign of life, and when this process saw the sign change.
         self._seen: tuple[int, bytes] | None = None
         self._seen_at = 0.0
+        self._first_seen: tuple[int, bytes] | None = None
 
     def acquire(self, finished: Callable[[], bool], say: Callable[[str], None]) -> Claim | None:
         """Waits until the work is free and returns the claim, or None once the work is
@@ -66,7 +69,7 @@ class Claims:
             if told != number:
                 say(f"waiting for {self._owner(number)}")
                 told = number
-            time.sleep(min(_POLL_SECONDS, self._stale / 4))
+            self.wait()
         return None
 
     def holder(self) -> dict[str, Any] | None:
@@ -74,24 +77,45 @@ class Claims:
         one."""
         if (number := self._highest()) == 0:
             return None
-        try:
-            found: dict[str, Any] = json.loads(self._sign(number).read_bytes())
-        except (QdmrError, ValueError):
-            return {"owner": self._owner(number), "time": 0.0}
+        found = _content(self._sign(number))
+        if not isinstance(found.get("time"), int | float):
+            found |= {"owner": self._owner(number), "time": 0.0}
         return None if found.get("state") == _RELEASED else found
+
+    def check(self, number: int) -> None:
+        """Raises QdmrError where another process has taken over from the claim ``number``, or the
+        folder can't be read."""
+        if self._highest() != number:
+            raise QdmrError(
+                f"{self._folder.uri}: {self._owner(self._highest())} took over, since this process "
+                f"gave no sign of life for {self._stale:g} s; let the other one finish, and see "
+                "that this machine reaches the folder all the time"
+            )
+
+    def is_held(self) -> bool | None:
+        """Returns whether a living process holds the claim; None while that can't be told yet: ask
+        again, until the holder has shown life or was silent for ``stale`` seconds."""
+        number = self._highest()
+        if number == 0 or self._is_free(number):
+            return False
+        self._first_seen = self._first_seen or self._seen
+        return True if self._seen != self._first_seen else None
+
+    def wait(self) -> None:
+        """Sleeps until it is worth while to look again."""
+        time.sleep(min(_POLL_SECONDS, self._stale / 4))
 
     def _highest(self) -> int:
         matches = (_CLAIM.fullmatch(name) for name in self._folder.file_sizes())
         return max((int(match[1]) for match in matches if match), default=0)
 
     def _is_free(self, number: int) -> bool:
-        try:
+        sign = b""
+        with suppress(QdmrError):
             sign = self._sign(number).read_bytes()
-            found = json.loads(sign)
-            if found.get("state") == _RELEASED or _has_ended(found.get("process")):
-                return True
-        except (QdmrError, ValueError):
-            sign = b""
+        found = _parsed(sign)
+        if found.get("state") == _RELEASED or _has_ended(found.get("process")):
+            return True
         if self._seen != (number, sign):
             self._seen, self._seen_at = (number, sign), time.monotonic()
         return time.monotonic() - self._seen_at > self._stale
@@ -101,12 +125,12 @@ class Claims:
         # The random part makes each attempt's content unique, which `create` requires.
         text = json.dumps({"owner": owner, "attempt": secrets.token_hex(8)}).encode()
         file = self._file(number)
-        return Claim(file, self._sign(number), owner, self._beat) if file.create(text) else None
+        made = file.create(text)
+        return Claim(self, number, file, self._sign(number), owner, self._beat) if made else None
 
     def _owner(self, number: int) -> str:
-        with suppress(QdmrError, ValueError, KeyError):
-            return str(json.loads(self._file(number).read_bytes())["owner"])
-        return "another process"
+        owner = str(_content(self._file(number)).get("owner", ""))
+        return owner if owner and owner.isprintable() else "another process"
 
     def _file(self, number: int) -> Location:
         return self._folder.join(f"{number:06}.json")
@@ -116,9 +140,19 @@ class Claims:
 
 
 class Claim:
-    """A held claim: a context that writes signs of life until it ends."""
+    """A held claim: a context that writes signs of life until it ends or another process has taken
+    over. ``number`` is for :meth:`Claims.check` in other processes that do the work."""
 
-    def __init__(self, file: Location, sign: Location, owner: str, beat: float) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        number: int,
+        file: Location,
+        sign: Location,
+        owner: str,
+        beat: float,
+    ) -> None:
+        self._claims, self.number = claims, number
         self._file, self._sign, self._owner, self._beat = file, sign, owner, beat
         self._over, self._count = threading.Event(), 0
         self._show()
@@ -139,10 +173,16 @@ class Claim:
             with suppress(QdmrError):
                 self._file.delete()
 
+    def check(self) -> None:
+        """Raises QdmrError where another process has taken over, or the folder can't be read."""
+        self._claims.check(self.number)
+
     def _run(self) -> None:
         while not self._over.wait(self._beat):
             # A failing store must not end the work; at worst, the work is done twice.
             with suppress(QdmrError):
+                if self._claims._highest() > self.number:
+                    return
                 self._show()
 
     def _show(self, state: str = "working") -> None:
@@ -155,6 +195,20 @@ class Claim:
             "time": time.time(),
         }
         self._sign.write_bytes_atomic(json.dumps(sign).encode())
+
+
+def _content(file: Location) -> dict[str, Any]:
+    """Returns the JSON object in ``file``, an empty one where there is none."""
+    with suppress(QdmrError):
+        return _parsed(file.read_bytes())
+    return {}
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        found = json.loads(data)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def process_here(pid: int) -> dict[str, Any] | None:
@@ -177,5 +231,5 @@ def _machine() -> dict[str, str]:
 def _has_ended(process: Any) -> bool:
     with suppress(OSError):
         is_here = isinstance(process, dict) and _machine().items() <= process.items()
-        return is_here and process_here(process["pid"]) != process
+        return is_here and process_here(process.get("pid", 0)) != process
     return False

@@ -100,6 +100,7 @@ def sweep_run(
             Runner(trials, body, Path(scratch), progress).run()
         finally:
             trials.write_time()
+        claim.check()
         return write_results(trials, say)
 
 

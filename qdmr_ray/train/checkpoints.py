@@ -88,7 +88,8 @@ class DamagedError(QdmrError):
 class CheckpointStore:
     """The checkpoints in a folder on disk or in a store; one process writes, any may read. Kept are
     the newest ``keep``, and the one with the smallest or largest ``best_metric`` in its metrics;
-    ``warn`` takes the line that names a damaged one."""
+    ``warn`` takes the line that names a damaged one. ``check`` raises QdmrError where another
+    process has taken over, whose checkpoints must stay: nothing is written or deleted then."""
 
     def __init__(
         self,
@@ -98,10 +99,11 @@ class CheckpointStore:
         best_metric: str | None = None,
         best_mode: Literal["min", "max"] = "min",
         warn: Callable[[str], None] = _log.warning,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._location = location
         self._keep, self._best_metric, self._best_mode = keep, best_metric, best_mode
-        self._warn = warn
+        self._warn, self._check = warn, check
         self._memory = HostMemory()
         self._states: dict[str, CheckpointState] = {}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -127,6 +129,7 @@ class CheckpointStore:
             writing.result()
 
     def _write(self, state: CheckpointState, content: Any, before_complete: Any) -> None:
+        self._check()
         self._remove_leftovers(state.iteration)
         folder = self._location.join(f"checkpoint_{state.iteration:09d}")
         buffer = io.BytesIO()
@@ -134,10 +137,13 @@ class CheckpointStore:
         data = buffer.getbuffer()
         stored = StoredFile(bytes=data.nbytes, sha256=hashlib.sha256(data).hexdigest())
         folder.join(STATE_FILE).write_bytes_atomic(data)
+        # Writing a large state takes long enough to lose the claim.
+        self._check()
         before_complete()
         state = state.model_copy(update={"files": {STATE_FILE: stored}})
         state.write(folder.join(COMPLETE_FILE))
         self._states[folder.name] = state
+        self._check()
         self._prune()
 
     def _remove_leftovers(self, iteration: int) -> None:

@@ -25,7 +25,7 @@ from qdmr_ray.train.logging.logbook import Logbook
 from qdmr_ray.train.logging.meter import Meter
 from qdmr_ray.train.preemption import Notice, Preempted
 from qdmr_ray.train.ranks import Ranks
-from qdmr_ray.train.resume import Saver
+from qdmr_ray.train.resume import Saver, check_claim
 from qdmr_ray.train.validation import VALIDATED, Validation, mean_metrics
 from qdmr_ray.train.worker_context import Host, RayTrainHost, threads_for
 
@@ -45,6 +45,8 @@ class Task:
     board: Any = None
     # Whether somebody reads the log's lines from the board.
     watched: bool = False
+    # The number of the driver's claim on the run, without which nothing may be written there.
+    claim: int | None = None
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -259,6 +261,7 @@ class Worker:
             )
         folder, network = self.run_location.join(self.task.stage, FINAL_FOLDER), self.stage.result()
         step, digest = self.stage.iteration, self.task.digest
+        check_claim(self.task, self.run_location)
         save_model(folder, cast(Network, network), kind=self.stage.kind, step=step, digest=digest)
 
 

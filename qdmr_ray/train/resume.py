@@ -3,20 +3,29 @@
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Literal, cast
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.layout import CHECKPOINTS_FOLDER
+from qdmr_ray.models.stage_store import CLAIMS_FOLDER
 from qdmr_ray.patience import REPORT
 from qdmr_ray.stages import Stage
 from qdmr_ray.storage import Location
+from qdmr_ray.storage.claims import Claims
 from qdmr_ray.train.checkpoints import CheckpointState, CheckpointStore
 from qdmr_ray.train.logging.logbook import Logbook
 from qdmr_ray.train.ranks import Ranks
 
 if TYPE_CHECKING:
     from qdmr_ray.train.loop import Task
+
+
+def check_claim(task: "Task", run: Location) -> None:
+    """Raises QdmrError where another process has taken over the run from the task's driver."""
+    if task.claim is not None:
+        Claims(run.join(CLAIMS_FOLDER)).check(task.claim)
 
 
 class Saver:
@@ -34,6 +43,7 @@ class Saver:
             best_metric=logging.best_metric,
             best_mode=cast(Literal["min", "max"], logging.best_mode),
             warn=logbook.warn,
+            check=partial(check_claim, task, run),
         )
         self._reported = -math.inf
 

@@ -31,7 +31,7 @@ from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.stages import STAGES
 from qdmr_ray.stages.components import BACKBONE_OF
 from qdmr_ray.storage import Location
-from qdmr_ray.storage.claims import Claims
+from qdmr_ray.storage.claims import Claim, Claims
 from qdmr_ray.train.batches import crop_stream, sets_of
 from qdmr_ray.train.loop import Task
 from qdmr_ray.train.ray_trainer import Launch, with_workers
@@ -79,8 +79,9 @@ def train_run(
         _check_earlier_run(experiment, run, names, digests)
         _write_run_files(experiment, run, gpu)
         start = partial(launch, gpu=gpu, watch=watch)
-        stages_of_run = _Stages(experiment, run, digests, start, store, say)
+        stages_of_run = _Stages(experiment, run, digests, start, store, say, claim)
         for name in names:
+            claim.check()
             stages_of_run.finish(name)
             if watch is not None:
                 # Whichever run trained the stage.
@@ -99,6 +100,7 @@ class _Stages:
     launch: Callable[[Experiment, Task], None]
     store: str | None
     say: Callable[[str], None]
+    claim: Claim
 
     def finish(self, name: str) -> None:
         """Puts the stage's result into the run folder, unless it is there already."""
@@ -106,7 +108,7 @@ class _Stages:
             self.say(f"{name}: finished before, kept")
             return
         if self.store is None:
-            self._train(name, self.run)
+            self._train(name, self.run, self.claim)
         else:
             self._take(name, self.store)
         self.say(f"{name}: {self.experiment.stage(name).iterations} iterations done")
@@ -120,14 +122,18 @@ class _Stages:
         settings = asdict(self.experiment.stage(name))
         place = store.provide(name, digest, settings, partial(self._train, name), self.say)
         store.note_use(place, self.run.uri)
+        self.claim.check()
         copy_stage(place, self.run, name)
 
-    def _train(self, name: str, root: Location) -> None:
-        """Trains into the run folder ``root``, starting from this run's earlier stages."""
+    def _train(self, name: str, root: Location, claim: Claim) -> None:
+        """Trains into the run folder ``root``, which ``claim`` is on, starting from this run's
+        earlier stages."""
         digest = self.digests[name]
         Begun(digest=digest).write(root.join(name, layout.BEGUN_FILE))
         needs = {n: self.run.join(n, layout.FINAL_FOLDER).uri for n in STAGES[name].needs}
-        self.launch(self.experiment, Task(self.experiment.to_dict(), name, root.uri, digest, needs))
+        values = self.experiment.to_dict()
+        task = Task(values, name, root.uri, digest, needs, claim=claim.number)
+        self.launch(self.experiment, task)
         if not _is_finished(root, name):
             uri = root.join(name).uri
             raise QdmrError(f"{uri}: training ended without a result; see Ray's logs")

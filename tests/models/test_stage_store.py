@@ -44,7 +44,9 @@ def save(place: Location) -> None:
 
 
 def provided(store: StageStore, train: Callable[[Location], None]) -> Location:
-    return store.provide("vqgan", DIGEST, {"l1": 1.0}, train, lambda _: None)
+    return store.provide(
+        "vqgan", DIGEST, {"l1": 1.0}, lambda place, _: train(place), lambda _: None
+    )
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ def test_training_that_fails_lets_the_next_one_try(store: StageStore) -> None:
 
 
 def test_states_and_what_is_pruned(store: StageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QDMR_PATIENCE_CLAIM_STALE", "0.2")
     now = time.time()
     place = provided(store, save)
     store.note_use(place, "runs/a")
