@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from qdmr_ray.evaluate.names import label
-from qdmr_ray.models.layout import PICTURES_FOLDER
+from qdmr_ray.models.layout import EVALUATION_FILE, PICTURES_FOLDER
 from qdmr_ray.report import charts, pictures, summary
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, render
@@ -19,31 +19,54 @@ SERIES_NAME = re.compile(r"(?:(?P<name>.+)[-_])?(?P<iteration>\d+)")
 
 
 def run_page(run: RunData) -> str:
-    """Returns the page of a run, or of an evaluation alone."""
-    evaluation = run.evaluation
-    metric = summary.primary_metric(evaluation) if evaluation else None
-    photographs, amplification = pictures.photographs(run, metric)
-    codebook = codebook_section(run)
+    """Returns the page of a run, or of an evaluation alone. A part that cannot be shown is named
+    under the run's problems."""
+    evaluated: dict[str, Any] = {}
+    with noted(run.problems, EVALUATION_FILE):
+        evaluated = _evaluation_section(run)
+    if not evaluated:
+        run.evaluation = None
+        evaluated = _evaluation_section(run)
+    codebook: dict[str, Any] | str | None = None
+    with noted(run.problems, "the codebook"):
+        codebook = codebook_section(run)
+    facts: list[tuple[str, str]] = []
+    with noted(run.problems, "the line of facts"):
+        facts = _facts(run)
+    stages = []
+    for stage in run.stages:
+        with noted(run.problems, f"the training of {stage}"):
+            stages.append(_stage_section(run, stage))
     return render(
         "report.html.j2",
         styles=["report.css"],
         scripts=["report.js"],
         run=run,
-        headline=summary.headline(evaluation),
-        facts=_facts(run),
-        references=references(evaluation) if evaluation else [],
-        origin=origin(evaluation) if evaluation else {},
-        tiles=summary.tiles(evaluation),
-        table=summary.stage_table(evaluation),
-        gains=charts.draw_gains(evaluation, metric) if evaluation and metric else None,
-        places={photograph.name: index for index, photograph in enumerate(photographs)},
-        per_photograph=summary.photograph_table(evaluation),
-        stages=[_stage_section(run, stage) for stage in run.stages],
+        facts=facts,
+        stages=stages,
         codebook=None if isinstance(codebook, str) else codebook,
         codebook_missing=codebook if isinstance(codebook, str) else "",
         off=switched_off(run),
-        **viewer_content(evaluation, photographs, amplification),
+        **evaluated,
     )
+
+
+def _evaluation_section(run: RunData) -> dict[str, Any]:
+    """Returns the template's variables for the evaluation and its photographs."""
+    evaluation = run.evaluation
+    metric = summary.primary_metric(evaluation) if evaluation else None
+    photographs, amplification = pictures.photographs(run, metric)
+    return {
+        "headline": summary.headline(evaluation),
+        "references": references(evaluation) if evaluation else [],
+        "origin": origin(evaluation) if evaluation else {},
+        "tiles": summary.tiles(evaluation),
+        "table": summary.stage_table(evaluation),
+        "gains": charts.draw_gains(evaluation, metric) if evaluation and metric else None,
+        "places": {photograph.name: index for index, photograph in enumerate(photographs)},
+        "per_photograph": summary.photograph_table(evaluation),
+        **viewer_content(evaluation, photographs, amplification),
+    }
 
 
 def _facts(run: RunData) -> list[tuple[str, str]]:

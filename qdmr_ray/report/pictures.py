@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -160,7 +161,10 @@ def lies_below(folder: Location, root: Location, name: str) -> bool:
         return False
     if folder.local_path is None or root.local_path is None:
         return True
-    return folder.local_path.resolve().is_relative_to(root.local_path.resolve())
+    # A name may be too long, or be none that a disk can hold.
+    with suppress(OSError, ValueError):
+        return folder.local_path.resolve().is_relative_to(root.local_path.resolve())
+    return False
 
 
 def _amplification(sets: Sequence[dict[str, np.ndarray]]) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from qdmr_ray.errors import QdmrError, one_line
+from qdmr_ray.errors import QdmrError, one_line, reason
 from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.evaluate.sweep_file import finite
 from qdmr_ray.models.documents import Environment, MetricsLine, Notes, parse_metrics
@@ -74,10 +74,14 @@ def read_run(place: Location) -> RunData:
     run.environment = {k: v for k, v in vars(environment or Environment()).items() if v}
     notes = _read_document(Notes, place.join(NOTES_FILE), run.problems)
     run.notes = [*notes.notes] if notes else []
-    run.stages = _stages(run)
-    read = {stage: _read_curves(run, stage) for stage in run.stages}
-    run.curves = {stage: curves for stage, curves in read.items() if curves is not None}
-    run.evaluation = read_evaluation(place, run.stages, run.problems)
+    with noted(run.problems, "the list of stages"):
+        run.stages = _stages(run)
+    for stage in run.stages:
+        with noted(run.problems, f"{stage}/{METRICS_FILE}"):
+            if (curves := _read_curves(run, stage)) is not None:
+                run.curves[stage] = curves
+    with noted(run.problems, EVALUATION_FILE):
+        run.evaluation = read_evaluation(place, run.stages, run.problems)
     return run
 
 
@@ -106,18 +110,23 @@ def _read_document(kind: type[D], file: Location, problems: list[str]) -> D | No
     to ``problems``."""
     try:
         return kind.read_if_there(file)
-    except QdmrError as error:
+    except Exception as error:
         problems.append(f"{file.name} cannot be read ({one_line(error)})")
         return None
 
 
 @contextmanager
-def noted(problems: list[str]) -> Iterator[None]:
-    """Adds a QdmrError to ``problems`` instead of raising it."""
+def noted(problems: list[str], part: str = "") -> Iterator[None]:
+    """Adds a QdmrError to ``problems`` instead of raising it; with the name of a ``part`` of the
+    page, any error, since the rest of the page has to be shown whatever that part holds."""
     try:
         yield
     except QdmrError as error:
-        problems.append(str(error))
+        problems.append(one_line(error))
+    except Exception as error:
+        if not part:
+            raise
+        problems.append(f"{part} cannot be shown ({reason(error)})")
 
 
 def is_number(value: Any) -> bool:
