@@ -96,6 +96,7 @@ def test_a_log_is_not_believed_about_other_places(command: str) -> None:
     assert folder_in_log(command, "run folder /home/ann\n") is None
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("/.aé\x1b\n s3:\\"), max_size=30))
 @example("//..//a")
 def test_any_folder_that_is_taken_is_normal(text: str) -> None:
@@ -260,7 +261,7 @@ def test_a_copy_that_breaks_off_leaves_nothing_and_replaces_nothing(
     assert files_below(out) == before
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(damage=st.binary(max_size=60))
 def test_a_damaged_note_of_what_was_brought_keeps_what_is_here(
     damage: bytes, tmp_path_factory: pytest.TempPathFactory

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from limits import refused
 from typer.testing import CliRunner
@@ -195,6 +195,7 @@ def test_a_name_that_nothing_has_is_refused(way: str, tmp_path: Path) -> None:
     refused(submit, match=r"--not-secret .*no file of the uploaded folder has this name")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_is_judged(text: str) -> None:
     assert may_be_secret(text) in (True, False)
