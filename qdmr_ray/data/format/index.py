@@ -10,6 +10,7 @@ does it once per band.
 """
 
 import hashlib
+import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class SetIndex:
     """The records of one set by position; ``heights`` and ``widths`` are int32 (N,)."""
 
     def __init__(self, table: pa.Table) -> None:
+        self.table = table
         # An index file holds one batch: each column is one piece of the mapped file.
         self._columns = {name: table[name].chunk(0) for name in table.column_names}
         self.heights = self._numbers("height")
@@ -157,12 +159,85 @@ def set_index(location: Location, entry: SetEntry) -> SetIndex:
     buffer = pa.py_buffer(data)
     if hashlib.sha256(buffer).hexdigest() != entry.index.sha256:
         raise QdmrError(f"{file.uri}: damaged index; pack the dataset again")
-    table = pa.ipc.open_file(buffer).read_all()
+    table = read_index(buffer, file.uri)
     _check_names(table, file.uri)
     index = SetIndex(table)
     if len(index) != entry.images or sum(shard.rows for shard in entry.shards) != entry.images:
-        raise QdmrError(f"{location.uri}: index and manifest disagree; pack the dataset again")
+        raise QdmrError(f"{location.uri}: index and manifest disagree; {_AGAIN}")
+    _check_places(index, entry, file.uri)
     return index
+
+
+def read_index(buffer: pa.Buffer, uri: str) -> pa.Table:
+    """Returns the one batch of rows of an index file, as views of ``buffer``. Raises QdmrError
+    where it is no Arrow file of ``INDEX_SCHEMA``, is compressed, or a list or text reaches beyond
+    its values: Arrow itself would read there, or end the process."""
+    damaged = QdmrError(f"{uri}: damaged index; {_AGAIN}")
+    try:
+        # After its first 8 bytes, a file is a stream; its footer would only repeat where it lies.
+        messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(buffer.slice(8)))
+        described, message = messages.read_next_message(), messages.read_next_message()
+        # pyarrow doesn't ask for the type, and reads another message as if it were a schema.
+        if (described.type, message.type) != ("schema", "record batch"):
+            raise damaged
+        schema = pa.ipc.read_schema(described)
+        if not schema.equals(INDEX_SCHEMA) or _is_compressed(message.metadata):
+            raise damaged
+        table = pa.Table.from_batches([pa.ipc.read_record_batch(message, schema)])
+        table.validate(full=True)
+    except (pa.ArrowException, StopIteration, OSError, ValueError, struct.error) as error:
+        raise damaged from error
+    for field in INDEX_SCHEMA:
+        column = table[field.name].chunk(0)
+        values = column.values.null_count if pa.types.is_large_list(field.type) else 0
+        if values or (column.null_count and not field.nullable):
+            raise damaged
+    return table
+
+
+def _is_compressed(metadata: pa.Buffer) -> bool:
+    """Returns whether the columns of a record batch are compressed, when a few bytes may stand for
+    any number of them. pyarrow doesn't tell, so its message is read as Arrow's ``Message.fbs``
+    defines it: a table's first number leads back to its fields' places."""
+    data = bytes(metadata)
+
+    def number(kind: str, place: int) -> int:
+        return int(struct.unpack_from(kind, data, place)[0])
+
+    def field(table: int, position: int) -> int:
+        fields = table - number("<i", table)
+        inside = 4 + 2 * position < number("<H", fields)
+        return number("<H", fields + 4 + 2 * position) if inside else 0
+
+    # Message: version, header_type, header. RecordBatch: length, nodes, buffers, compression.
+    message = number("<I", 0)
+    header = message + field(message, 2)
+    batch = header + number("<I", header)
+    return field(batch, 3) != 0
+
+
+def _check_places(index: SetIndex, entry: SetEntry, uri: str) -> None:
+    """Refuses records without pixels, pixels outside their shard, and lists of checksums that are
+    not one for each band."""
+    heights, widths = index.heights, index.widths
+    lengths = CHANNELS * heights.astype(np.float64) * widths
+    shards = np.array([shard.bytes for shard in entry.shards], dtype=np.int64)
+    room = np.repeat(shards, [shard.rows for shard in entry.shards])
+    bad = {"has no pixels": (heights < 1) | (widths < 1)}
+    for kind, columns in (("image", index.image), ("ground truth", index.ground_truth)):
+        count = np.diff(columns.first_bands)
+        if kind == "image" or entry.paired:
+            wrong = (columns.offsets < 0) | (columns.offsets + lengths > room)
+            bad[f"has its {kind} outside its shard"] = wrong
+            expected = (heights.astype(np.int64) + BAND_ROWS - 1) // BAND_ROWS
+        else:
+            bad[f"has a {kind}, unlike its set"] = columns.offsets != NO_OFFSET
+            expected = np.zeros_like(count)
+        bad[f"has {kind} checksums of other bands"] = count != expected
+    for what, rows in bad.items():
+        if rows.any():
+            row = int(rows.argmax())
+            raise QdmrError(f"{uri}: record {row} ({index.origin(row)}) {what}; {_AGAIN}")
 
 
 def _check_names(table: pa.Table, uri: str) -> None:

@@ -4,13 +4,25 @@ qdmr data inspect data/s1 --verify
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from qdmr_ray.data.format.index import SetIndex, set_index
-from qdmr_ray.data.format.manifest import Manifest, ShardEntry, read_manifest
+from qdmr_ray.data.format.index import (
+    SetIndex,
+    band_checksums,
+    content_digest,
+    set_index,
+)
+from qdmr_ray.data.format.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SetEntry,
+    ShardEntry,
+    read_manifest,
+)
 from qdmr_ray.data.format.shards import record_digest, record_pixels
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location, open_location
@@ -33,8 +45,9 @@ def verify(
     progress: Callable[[int, int], None] = lambda done, total: None,
     endpoint: str | None = None,
 ) -> tuple[Problem, ...]:
-    """Reads every record against its checksum and returns a problem for each bad one; raises
-    QdmrError where there is no dataset, or its manifest or an index is damaged."""
+    """Reads every record where the index says that it lies, against all of its checksums, and
+    returns a problem for each bad one; raises QdmrError where there is no dataset, or its manifest
+    or an index is damaged."""
     location = open_location(uri, endpoint=endpoint)
     manifest = read_manifest(location)
     total = sum(entry.images for entry in manifest.sets.values())
@@ -42,6 +55,7 @@ def verify(
     problems: list[Problem] = []
     for entry in manifest.sets.values():
         index, before = set_index(location, entry), done
+        problems += _disagreements(location, entry, index)
         for shard in entry.shards:
             problems += _problems(location.join(shard.file), shard, index, done - before)
             done += shard.rows
@@ -63,25 +77,42 @@ def check_complete(location: Location, manifest: Manifest, sets: tuple[str, ...]
         raise QdmrError(f"{location.join(bad[0].file).uri}: {found}; {_AGAIN}{rest}")
 
 
+def _disagreements(location: Location, entry: SetEntry, index: SetIndex) -> list[Problem]:
+    """Returns the problems of what manifest and index say about the same records."""
+    texts = {}
+    if content_digest(index.table) != entry.content:
+        texts[entry.index.file] = "names, sizes or checksums of other records than the manifest's"
+    sizes = Counter(zip(index.heights.tolist(), index.widths.tolist(), strict=True))
+    if sizes != {(size.height, size.width): size.images for size in entry.sizes}:
+        texts[MANIFEST_NAME] = "sizes of other records than the index's"
+    return [
+        Problem(shard=file, row=None, text=f"{location.join(file).uri}: {what}; {_AGAIN}")
+        for file, what in texts.items()
+    ]
+
+
 def _problems(file: Location, shard: ShardEntry, index: SetIndex, first: int) -> list[Problem]:
     """Returns the problems of a shard whose first row is record ``first`` of ``index``."""
     try:
         data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
     except QdmrError as error:
         return [Problem(shard=shard.file, row=None, text=str(error))]
-    if hashlib.sha256(data.data).hexdigest() == shard.sha256:
-        return []
+    whole = hashlib.sha256(data.data).hexdigest() == shard.sha256
     found: list[tuple[int | None, str]] = []
     for row in range(shard.rows):
         entry = index[first + row]
         end = max(entry.image_offset, entry.ground_truth_offset) + entry.image_bytes
         if end > len(data):
             found.append((row, f"row {row} ({entry.origin}) is cut off"))
-        elif record_digest(*record_pixels(entry, data)) != entry.sha256:
+            continue
+        image, truth = record_pixels(entry, data)
+        bands = band_checksums(image), [] if truth is None else band_checksums(truth)
+        expected = entry.image_bands, entry.ground_truth_bands
+        if bands != expected or record_digest(image, truth) != entry.sha256:
             found.append((row, f"row {row} ({entry.origin}) has a wrong checksum"))
     if len(data) != shard.bytes:
         found.insert(0, (None, f"{len(data)} bytes instead of {shard.bytes}"))
-    elif not found:
+    elif not whole and not found:
         found.append((None, "wrong checksum, outside the pixels"))
     texts = [(row, f"{file.uri}: {what}; {_AGAIN}") for row, what in found]
     return [Problem(shard=shard.file, row=row, text=text) for row, text in texts]

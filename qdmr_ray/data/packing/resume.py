@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from qdmr_ray.data.format.index import encode_index
+from qdmr_ray.data.format.index import encode_index, read_index
 from qdmr_ray.data.format.shards import PackedShard, ShardJob, write_shard
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
@@ -39,7 +39,7 @@ def finished_before(
         if file.name not in names:
             continue
         try:
-            index = pa.ipc.open_file(pa.py_buffer(file.read_bytes())).read_all()
+            index = read_index(pa.py_buffer(file.read_bytes()), file.uri)
             packed = PackedShard.parse(index.schema.metadata[_METADATA], "note")
         except (pa.ArrowException, KeyError, TypeError, QdmrError):
             continue  # The note is damaged.
