@@ -12,6 +12,7 @@ import pickle
 import re
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -44,19 +45,25 @@ def outcome(
         os.close(reading)
         _run(action, writing, seconds, memory)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        end = time.monotonic() + seconds
-        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if time.monotonic() > end:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                return Outcome(crash=f"took longer than {seconds:g} s")
-            time.sleep(_POLL_SECONDS)
-        status = os.waitpid(child, 0)[1]
-        told = pipe.read()
-    if os.WIFSIGNALED(status) or not told:
+    told: list[bytes] = []
+    # A value may be larger than the pipe, so that the child waits until it is read.
+    reader = threading.Thread(target=lambda: told.append(Path(f"/dev/fd/{reading}").read_bytes()))
+    reader.start()
+    end = time.monotonic() + seconds
+    while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(_POLL_SECONDS)
+    late = time.monotonic() > end
+    status = os.waitpid(child, 0)[1]
+    reader.join()
+    os.close(reading)
+    if late:
+        return Outcome(crash=f"took longer than {seconds:g} s")
+    if os.WIFSIGNALED(status) or not told[0]:
         return Outcome(crash=f"ended by {signal.Signals(os.WTERMSIG(status)).name}")
-    return Outcome(*pickle.loads(told))
+    return Outcome(*pickle.loads(told[0]))
 
 
 def refused(

@@ -16,6 +16,7 @@ def raise_error(text: str) -> None:
 
 def test_values_and_errors_come_back() -> None:
     assert outcome(lambda: 3).value == 3
+    assert len(outcome(lambda: b"more than a pipe holds" * 10**5).value) == 22 * 10**5
     assert refused(lambda: raise_error("a.yaml: is wrong"), match="a.yaml") == "a.yaml: is wrong"
 
 
