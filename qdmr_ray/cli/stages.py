@@ -59,7 +59,7 @@ def _open(store: str, endpoint: str | None) -> StageStore:
     from qdmr_ray.models.stage_store import StageStore
     from qdmr_ray.storage import open_location
 
-    return StageStore(open_location(store, endpoint=endpoint), endpoint=endpoint)
+    return StageStore(open_location(store, endpoint=endpoint))
 
 
 def _print_entries(entries: list[Entry]) -> None:

@@ -48,10 +48,10 @@ class Entry:
 
 
 class StageStore:
-    """The stages below ``root``; ``endpoint`` is that of an S3-compatible store."""
+    """The stages below ``root``."""
 
-    def __init__(self, root: Location, *, endpoint: str | None = None) -> None:
-        self.root, self._endpoint = root, endpoint
+    def __init__(self, root: Location) -> None:
+        self.root = root
 
     def place(self, stage: str, digest: str) -> Location:
         """Returns the place of a stage's run folder."""

@@ -115,8 +115,8 @@ class _Stages:
 
     def _take(self, name: str, store_uri: str) -> None:
         """Copies the stage's result from the store, which trains it if no run has."""
-        endpoint, digest = self.experiment.data.s3_endpoint, self.digests[name]
-        store = StageStore(self.experiment.open(store_uri), endpoint=endpoint)
+        digest = self.digests[name]
+        store = StageStore(self.experiment.open(store_uri))
         begun = Begun(digest=digest, store=store.place(name, digest).uri)
         begun.write(self.run.join(name, layout.BEGUN_FILE))
         settings = asdict(self.experiment.stage(name))
