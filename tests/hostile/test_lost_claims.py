@@ -108,13 +108,14 @@ claim = Claims(open_location(root / "claims"), beat=0.1, stale=1).acquire(lambda
 store = CheckpointStore(open_location(root / "checkpoints"), check=claim.check)
 for iteration in range(1, 10000):
     try:
-        store.save(CheckpointState(iteration=iteration, stage="uda", digest="d"), {"a": torch.zeros(9)})
+        state = CheckpointState(iteration=iteration, stage="uda", digest="d")
+        store.save(state, {"a": torch.zeros(9)})
         store.wait()
     except QdmrError as error:
         print(error)
         sys.exit(3)
     (root / "begun").touch()
-"""  # noqa: E501
+"""
 
 
 @pytest.mark.slow
