@@ -44,6 +44,7 @@ class Fault:
         status: answer this and ``document`` instead of asking the store.
         drop: close the connection without a byte of an answer, without asking the store.
         lose_answer: the store does what is asked, but the connection closes without an answer.
+        garble: change a bit of each byte of the answer's body.
         cut_after: send this part of the answer's body (0 to 1) and close the connection.
     """
 
@@ -52,6 +53,7 @@ class Fault:
     document: bytes = b""
     drop: bool = False
     lose_answer: bool = False
+    garble: bool = False
     cut_after: float | None = None
 
 
@@ -78,6 +80,11 @@ def drop() -> Fault:
 def lose_answer() -> Fault:
     """The store does what is asked, but the connection closes before any byte."""
     return Fault(lose_answer=True)
+
+
+def garble() -> Fault:
+    """An answer of the right length whose bytes are wrong."""
+    return Fault(garble=True)
 
 
 def cut(after: float = 0.5) -> Fault:
@@ -318,6 +325,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.lose_answer:
             self._answered(None)
             return
+        if fault.garble:
+            content = bytes(byte ^ 1 for byte in content)
         self._send(status, headers, content, fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815

@@ -18,10 +18,15 @@ from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
 from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, SetIndex, set_index
 from qdmr_ray.data.format.manifest import ShardEntry, read_manifest
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.storage import Location, open_location
+from qdmr_ray.storage import Location, disk_error, open_location
 
 # A piece that differs from its checksum may have been damaged in transit: it is fetched again.
 _FETCHES = 2
+
+
+class BrokenRecordError(QdmrError):
+    """The bytes of a record were read, and are not those that were packed. A store that doesn't
+    answer, or a file that isn't there, proves nothing about a record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +107,8 @@ class RecordReader:
     ) -> np.ndarray:
         """Reads rows ``top`` .. ``bottom - 1``, uint8 (rows, 3, W), read-only, a view where
         possible. Raises QdmrError, which names shard and row, where the set or its ground truth
-        does not exist, or the shard is missing or damaged; IndexError for no such record."""
+        does not exist, or the shard is missing, and BrokenRecordError where the shard is damaged;
+        IndexError for no such record."""
         shard, row = self._find(set_name, index)
         table = self.index(set_name)
         columns = table.ground_truth if ground_truth else table.image
@@ -120,7 +126,7 @@ class RecordReader:
         try:
             lines = self._checked_bytes(shard, offset, shape, columns.bands[bands], checked[bands])
         except QdmrError as error:
-            raise QdmrError(f"{error} (row {row}, {table.origin(index)})") from error
+            raise type(error)(f"{error} (row {row}, {table.origin(index)})") from error
         return lines[top - first : bottom - first]
 
     def crop(
@@ -170,13 +176,13 @@ class RecordReader:
         else:
             for _ in range(_FETCHES):
                 data, size = place.read_piece(offset, length)
-                _check_size(place.uri, size, shard)
-                if len(data) == length:
+                if size == shard.bytes:
                     lines = np.frombuffer(data, dtype=np.uint8).reshape(shape)
                     # A fetched piece is new each time, so it is checked each time.
                     if _agree(lines, bands, np.zeros_like(checked)):
                         return lines
-        raise QdmrError(f"{place.uri}: wrong checksum; pack the dataset again")
+            _check_size(place.uri, size, shard)
+        raise BrokenRecordError(f"{place.uri}: wrong checksum; pack the dataset again")
 
     def _mapping(self, shard: ShardEntry, place: Location) -> np.ndarray | None:
         """Returns the shard's bytes where it lies on a disk of this machine, else None."""
@@ -186,12 +192,16 @@ class RecordReader:
                 path = self._cache.path(shard.file)
             if path is None:
                 return None
+            size = open_location(path).size()
+            if size is None:
+                raise QdmrError(f"{path}: is missing; pack the dataset again")
+            _check_size(str(path), size, shard)
             try:
-                _check_size(str(path), path.stat().st_size, shard)
+                mapped = np.memmap(path, dtype=np.uint8, mode="r")
             except OSError as error:
-                raise QdmrError(f"{path}: is missing; pack the dataset again") from error
+                raise disk_error(str(path), "read", error) from error
             # Slicing np.memmap costs ten times as much as slicing a plain array over the mapping.
-            self._mapped[shard.file] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+            self._mapped[shard.file] = np.asarray(mapped)
         return self._mapped[shard.file]
 
 
@@ -207,6 +217,6 @@ def _agree(lines: np.ndarray, bands: np.ndarray, checked: np.ndarray) -> bool:
 
 def _check_size(place: str, size: int, shard: ShardEntry) -> None:
     if size != shard.bytes:
-        raise QdmrError(
+        raise BrokenRecordError(
             f"{place}: has {size} bytes instead of {shard.bytes}; pack the dataset again"
         )

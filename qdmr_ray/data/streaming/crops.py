@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from qdmr_ray.data.format.index import CHANNELS, SetIndex
-from qdmr_ray.data.format.reader import RecordReader
+from qdmr_ray.data.format.reader import BrokenRecordError, RecordReader
 from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops, worker_positions
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.settings import Settings, setting
@@ -25,7 +25,7 @@ FIELDS = {
     "ground_truth": ("source", True),
     "target": ("target", False),
 }
-# With so many broken records in a row, the store or the disk is at fault.
+# With so many broken records in a row, the whole set is at fault.
 _MOST_SKIPPED_IN_A_ROW = 100
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,9 @@ class DataSettings(Settings):
         16, "ranged requests at a time of each loading task to a store", minimum=1
     )
     skip_broken: bool = setting(
-        False, "pass over a broken record, count it and take the next one, instead of stopping"
+        False,
+        "pass over a record whose bytes are wrong, count it and take the next one, instead of "
+        "stopping; a store that doesn't answer, or a missing shard, stops the run all the same",
     )
     batches_per_block: int = setting(
         32,
@@ -155,7 +157,7 @@ class Cutter:
                     for field in fields:
                         self._cut_into(images[field][row], field, chosen)
                     break
-                except QdmrError as error:
+                except BrokenRecordError as error:
                     if not self._request.settings.skip_broken:
                         raise
                     if str(error) not in self._said:
