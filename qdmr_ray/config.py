@@ -23,7 +23,7 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import DiscriminatorSettings, NetworkSettings, RestorationNetworkSettings
 from qdmr_ray.nets.registry import module_of, restoration_class
 from qdmr_ray.nets.settings import DEFAULT_KIND
-from qdmr_ray.parsing import apply_override, parse_settings, read_yaml
+from qdmr_ray.parsing import apply_override, parse_settings, read_yaml, yaml_mapping
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.stages import (
     STAGES,
@@ -377,5 +377,6 @@ def dump_experiment(experiment: Experiment) -> str:
 
 
 def experiment_of_run(text: str, source: str) -> Experiment:
-    """Returns the experiment that :func:`dump_experiment` wrote."""
-    return experiment_from_dict(yaml.safe_load(text), source=source)
+    """Returns the experiment that :func:`dump_experiment` wrote; raises QdmrError where the text is
+    no YAML, otherwise as :func:`experiment_from_dict`."""
+    return experiment_from_dict(yaml_mapping(text, source), source=source)

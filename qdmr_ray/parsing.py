@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from qdmr_ray.errors import QdmrError, SettingsError, one_line
+from qdmr_ray.errors import QdmrError, SettingsError, one_line, printable
+from qdmr_ray.untrusted import LARGEST_YAML, open_regular, parse_yaml
+
+# Characters of a wrong value that a message shows.
+_SHOWN = 200
 
 
 def parse_settings(adapter: TypeAdapter[Any], values: Mapping[str, Any], source: str) -> Any:
@@ -19,7 +22,7 @@ def parse_settings(adapter: TypeAdapter[Any], values: Mapping[str, Any], source:
     try:
         return adapter.validate_python(_without_empty_sections(values, root))
     except ValidationError as error:
-        raise SettingsError(f"{source}: {_explain(error.errors()[0], root)}") from None
+        raise SettingsError(f"{source}: {printable(_explain(error.errors()[0], root))}") from None
 
 
 def _without_empty_sections(values: Mapping[str, Any], section: Any) -> dict[str, Any]:
@@ -38,14 +41,22 @@ def _without_empty_sections(values: Mapping[str, Any], section: Any) -> dict[str
 
 def _explain(error: Mapping[str, Any], root: type) -> str:
     # pydantic's location is a list of keys, which for an unknown key ends with that key.
-    path = [part for part in error["loc"] if not (isinstance(part, str) and "[" in part)]
+    *before, last = error["loc"] or ("",)
+    is_unknown = error["type"] in ("unexpected_keyword_argument", "extra_forbidden")
+    # Brackets are pydantic's name of a kind of value, except in a key that a user wrote.
+    path = [part for part in before if not (isinstance(part, str) and "[" in part)]
+    path += [last] if is_unknown or not (isinstance(last, str) and "[" in last) else []
     name = ".".join(str(part) for part in path)
-    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if is_unknown:
         return _explain_unknown(path, name, root)
     if error["type"] == "value_error":
         inside = f"{name}." if name else ""
         return f"{inside}{error['ctx']['error']}"
-    return f"{name} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{name} is {_short(repr(error['input']))}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _explain_unknown(path: Sequence[Any], name: str, root: type) -> str:
@@ -83,13 +94,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping; raises QdmrError where it is missing, unreadable or
     something else than a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            return yaml_mapping(file.read(LARGEST_YAML + 1), str(path))
     except FileNotFoundError:
         raise QdmrError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
         raise QdmrError(f"{path}: cannot be read as YAML ({one_line(error)})") from error
+
+
+def yaml_mapping(data: bytes | str, source: str) -> dict[str, Any]:
+    """Returns the mapping in a YAML text; raises QdmrError, which starts with ``source``, where it
+    is no YAML or something else than a mapping."""
+    try:
+        values = parse_yaml(data)
+    except ValueError as error:
+        raise QdmrError(f"{source}: cannot be read as YAML ({error})") from error
     if not isinstance(values, dict):
-        raise QdmrError(f"{path}: holds no settings; write `name: value` lines")
+        raise QdmrError(f"{source}: holds no settings; write `name: value` lines")
     return values
 
 
@@ -97,13 +118,14 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     """Applies ``a.b=value`` (the value as YAML) to nested plain values; raises SettingsError where
     the ``=`` is missing, the value is no YAML, or a section's name is that of a setting."""
     name, separator, text = override.partition("=")
+    said = f"--set {printable(_short(override))}"
     if not separator or not name:
-        raise SettingsError(f"--set {override}: write --set section.setting=value")
+        raise SettingsError(f"{said}: write --set section.setting=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"--set {override}: the value is no YAML ({one_line(error)})") from None
-    put_setting(values, name, value, said=f"--set {override}")
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise SettingsError(f"{said}: the value is no YAML ({error})") from None
+    put_setting(values, name, value, said=said)
 
 
 def put_setting(values: dict[str, Any], name: str, value: Any, *, said: str | None = None) -> None:

@@ -33,7 +33,7 @@ ROOMS = (
     ("storage",),
     ("ray_compat",),
     ("parsing", "losses"),
-    ("settings", "patience"),
+    ("settings", "patience", "untrusted"),
     ("errors", "version"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
-from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.errors import QdmrError, SettingsError, one_line
 from qdmr_ray.jobs.errors import explained
 from qdmr_ray.jobs.folder import folder_in_log, normal_folder
 from qdmr_ray.jobs.log_follower import ENDED, Follower
 from qdmr_ray.jobs.sensitive import NotSecret, holds_password, may_be_secret
 from qdmr_ray.jobs.upload import Upload
+from qdmr_ray.untrusted import parse_json, parse_yaml, read_regular
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONFIG_VARIABLE = "QDMR_CONFIG"
@@ -72,9 +71,9 @@ def find_address(flag: str | None) -> str:
 
 def _configured(file: Path) -> str | None:
     try:
-        values = yaml.safe_load(file.read_text() if file.is_file() else "") or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SettingsError(f"{file}: cannot be read ({' '.join(str(error).split())})") from None
+        values = parse_yaml(read_regular(file)[0] if file.is_file() else "") or {}
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{file}: cannot be read ({one_line(error)})") from None
     if not isinstance(values, dict) or set(values) - {"address"}:
         raise SettingsError(f"{file}: holds one setting, address: http://HOST:8265")
     return values.get("address")
@@ -250,7 +249,7 @@ def _user() -> str:
 def _job(details: Any) -> Job:
     metadata, shown = details.metadata or {}, details.entrypoint
     with suppress(KeyError, ValueError, TypeError):
-        shown = shlex.join(json.loads(metadata["command"]))
+        shown = shlex.join(parse_json(metadata["command"]))
     return Job(
         id=details.submission_id or details.job_id or "",
         state=str(getattr(details.status, "value", details.status)),

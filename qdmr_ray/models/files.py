@@ -22,6 +22,7 @@ from qdmr_ray.nets.registry import architecture_of, network_class
 from qdmr_ray.parsing import parse_settings
 from qdmr_ray.settings import Settings
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.untrusted import parse_object
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -105,10 +106,10 @@ def read_description(folder: Location) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        description = json.loads(file.read_bytes())
+        description = parse_object(file.read_bytes())
     except ValueError as error:
         raise QdmrError(f"{file.uri}: is damaged ({error}); train or import it again") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
+    if description.get("format") != FORMAT:
         raise QdmrError(f"{file.uri}: is not a model of format {FORMAT}; train or import it again")
     for key in ("kind", "settings", "step", "digest", "weights_sha256"):
         if key not in description:

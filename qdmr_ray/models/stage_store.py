@@ -13,6 +13,7 @@ the second takes over from the newest checkpoint.
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from qdmr_ray.models.files import DESCRIPTION_FILE, WEIGHTS_FILE, read_descripti
 from qdmr_ray.models.layout import FINAL_FOLDER, METRICS_FILE, PICTURES_FOLDER, TENSORBOARD_FOLDER
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.claims import Claim, Claims
+from qdmr_ray.untrusted import parse_object
 
 ENTRY_FILE = "entry.json"
 CLAIMS_FOLDER = "claims"
@@ -96,23 +98,26 @@ class StageStore:
             file = place.join(ENTRY_FILE)
             if not file.exists():
                 continue
-            entry = _object(file)
+            try:
+                entry = parse_object(file.read_bytes())
+            except ValueError as error:
+                raise QdmrError(f"{file.uri}: is damaged ({error}); delete its folder") from error
             stage, digest = str(entry.get("stage")), str(entry.get("digest"))
             if place.name != self.place(stage, digest).name:
-                raise QdmrError(f"{file.uri}: is damaged; delete its folder")
+                told = "it names another stage than its folder"
+                raise QdmrError(f"{file.uri}: is damaged ({told}); delete its folder")
             final = place.join(stage, FINAL_FOLDER)
             done = read_description(final) is not None
             holder = Claims(place.join(CLAIMS_FOLDER)).holder()
             alive = holder is not None and time.time() - holder["time"] < ALIVE_SECONDS
-            notes = [_object(note) for note in place.join(USES_FOLDER).list()]
-            times = [note.get("time") for note in (*notes, holder or {})]
+            used = [_time_in(note) for note in place.join(USES_FOLDER).list()]
             yield Entry(
                 place=place,
                 stage=stage,
                 digest=digest,
                 state=FINISHED if done else TRAINING if alive else UNFINISHED,
                 bytes=_bytes_below(place),
-                used=max((float(t) for t in times if isinstance(t, int | float)), default=0.0),
+                used=max([0.0, *used, *([holder["time"]] if holder else [])]),
             )
 
 
@@ -157,13 +162,11 @@ def _held(places: list[Location]) -> set[Location]:
     return held
 
 
-def _object(file: Location) -> dict[str, Any]:
-    """Returns the JSON object in ``file``, an empty one where it is damaged."""
-    try:
-        found = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def _time_in(note: Location) -> float:
+    """Returns when the run that left this note used the stage, 0 where it is damaged."""
+    with suppress(ValueError, KeyError, TypeError):
+        return float(parse_object(note.read_bytes())["time"])
+    return 0.0
 
 
 def _bytes_below(folder: Location) -> int:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import yaml
-
 from qdmr_ray.errors import QdmrError, one_line, reason
 from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.evaluate.sweep_file import finite
@@ -25,6 +23,7 @@ from qdmr_ray.report.evaluation import read_evaluation
 from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
+from qdmr_ray.untrusted import parse_yaml
 
 # These settings weigh a loss term; at 0 the term is off.
 TERMS = {"l1", "lpips", "gan", "codebook", "semantic", "s2t_codebook", "target_codebook"}
@@ -97,8 +96,8 @@ def _read_config(place: Location) -> tuple[dict[str, Any], str]:
         return {}, ""
     try:
         text = file.read_bytes().decode("utf-8")
-        config = yaml.safe_load(text)
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        config = parse_yaml(text)
+    except ValueError as error:
         raise QdmrError(f"{file.uri} cannot be read ({one_line(error)}): mend it") from error
     if not isinstance(config, dict):
         raise QdmrError(f"{file.uri} must hold a mapping of settings: mend it")

@@ -34,6 +34,7 @@ from typing import Any
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.patience import CLAIM_BEAT, CLAIM_STALE
 from qdmr_ray.storage import Location
+from qdmr_ray.untrusted import parse_object
 
 _POLL_SECONDS = 1.0
 _CLAIM = re.compile(r"(\d{6,9})\.json")
@@ -110,10 +111,10 @@ class Claims:
         return max((int(match[1]) for match in matches if match), default=0)
 
     def _is_free(self, number: int) -> bool:
-        sign = b""
-        with suppress(QdmrError):
+        sign, found = b"", {}
+        with suppress(QdmrError, ValueError):
             sign = self._sign(number).read_bytes()
-        found = _parsed(sign)
+            found = parse_object(sign)
         if found.get("state") == _RELEASED or _has_ended(found.get("process")):
             return True
         if self._seen != (number, sign):
@@ -199,15 +200,8 @@ class Claim:
 
 def _content(file: Location) -> dict[str, Any]:
     """Returns the JSON object in ``file``, an empty one where there is none."""
-    with suppress(QdmrError):
-        return _parsed(file.read_bytes())
-    return {}
-
-
-def _parsed(data: bytes) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        found = json.loads(data)
-        return found if isinstance(found, dict) else {}
+    with suppress(QdmrError, ValueError):
+        return parse_object(file.read_bytes())
     return {}
 
 

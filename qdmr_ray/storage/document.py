@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from qdmr_ray.errors import QdmrError, printable
 from qdmr_ray.storage.location import Location
 from qdmr_ray.storage.names import check_name, check_text
+from qdmr_ray.untrusted import parse_json
 
 FIRST_FORMAT = 1
 # A key of a file may be of any length; so much of it is shown.
@@ -49,7 +50,7 @@ class Document(Part):
         """Returns the document in ``data``; raises QdmrError, which begins with ``source``, for no
         JSON, a newer format, or a field that is missing or of a wrong type."""
         try:
-            values = json.loads(data)
+            values = parse_json(data)
         except ValueError as error:
             raise QdmrError(f"{source}: is not JSON ({error}); write it again") from None
         return cls.from_dict(values, source)

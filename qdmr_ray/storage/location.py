@@ -35,6 +35,7 @@ from qdmr_ray.storage.retry import (
     persistently,
     store_error,
 )
+from qdmr_ray.untrusted import read_regular
 
 S3_SCHEME = "s3://"
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
@@ -102,16 +103,11 @@ class Location:
         """Returns ``length`` bytes from ``offset``, fewer where the file ends, and the file's
         size; in a store, this takes one request. Raises QdmrError if the file is missing or
         unreadable."""
-
-        def read_file() -> tuple[bytes, int]:
-            with open(self.path, "rb") as file:
-                file.seek(offset)
-                data = file.read(-1 if length is None else length)
-                return data, os.fstat(file.fileno()).st_size
-
         end = None if length is None else offset + length
         return self._do(
-            "read", read_file, lambda bucket, key: _read_object(bucket, key, offset, end)
+            "read",
+            lambda: read_regular(self.path, offset, length),
+            lambda bucket, key: _read_object(bucket, key, offset, end),
         )
 
     def write_bytes_atomic(self, data: bytes | memoryview) -> None:

@@ -24,6 +24,7 @@ from qdmr_ray.storage import Location
 from qdmr_ray.sweeps.optuna_study import STUDY_FILE, Study
 from qdmr_ray.sweeps.plan import VARIANT, Plan
 from qdmr_ray.sweeps.trial import TrialReport
+from qdmr_ray.untrusted import parse_json
 
 TIME_FILE = "seconds.json"
 # The shortest time between two updates of TIME_FILE.
@@ -45,7 +46,7 @@ class Trials:
         self.study = Study(plan, list(self.records.values()), self._study_file)
         self._began = time.monotonic()
         file = sweep.join(TIME_FILE)
-        self._earlier = float(json.loads(file.read_bytes())) if file.exists() else 0.0
+        self._earlier = _seconds_in(file) if file.exists() else 0.0
         self._time_written = -_TIME_SECONDS
         # The time at which this process began each running trial.
         self._running: dict[str, float] = {}
@@ -243,3 +244,13 @@ def _read_records(sweep: Location) -> dict[str, TrialRecord]:
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(a >= b for a, b in zip(one, other, strict=True))
+
+
+def _seconds_in(file: Location) -> float:
+    try:
+        return float(parse_json(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise QdmrError(
+            f"{file.uri}: holds no number of seconds ({error}); delete it, and the sweep's time "
+            "counts from now"
+        ) from error

@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 import torch
-import yaml
 
 from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
 from qdmr_ray.data.format.manifest import Manifest, read_manifest
@@ -27,6 +26,7 @@ from qdmr_ray.models.documents import Begun, Environment, Notes, read_metrics
 from qdmr_ray.models.files import IMPORTED, network_settings, read_description
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.nets.weights import find_backbone_weights
+from qdmr_ray.parsing import yaml_mapping
 from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.stages import STAGES
 from qdmr_ray.stages.components import BACKBONE_OF
@@ -214,7 +214,7 @@ def _check_imported(folder: Location, found: dict[str, Any], experiment: Experim
 
 def _first_difference(experiment: Experiment, run: Location) -> str:
     file = run.join(layout.CONFIG_FILE)
-    before = _flat(yaml.safe_load(file.read_bytes())) if file.exists() else {}
+    before = _flat(yaml_mapping(file.read_bytes(), file.uri)) if file.exists() else {}
     for name, now in _flat(experiment.to_dict()).items() if before else ():
         if before.get(name) != now and name != "name":
             return f" ({name} was {before.get(name)!r}, now {now!r})"

@@ -4,7 +4,6 @@ The authors' public code produced the golden values in float64; ``qdmr verify`` 
 package's results with them.
 """
 
-import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.adapter import from_authors
+from qdmr_ray.untrusted import parse_json, read_regular
 
 # Last name parts of the authors' state-dict entries that hold constants instead of weights.
 CONSTANTS = ("attn_mask", "mean", "std")
@@ -53,7 +53,7 @@ def load_golden(folder: Path) -> Golden:
     names = ("state_dict_keys", "recipe", "train_steps", "metrics")
     try:
         keys, recipe, steps, metrics = (
-            json.loads((folder / f"{name}.json").read_text()) for name in names
+            parse_json(read_regular(folder / f"{name}.json")[0]) for name in names
         )
         with np.load(folder / "forward.npz") as arrays:
             forward = {key: arrays[key] for key in arrays.files}

@@ -15,6 +15,7 @@ from pydantic import Field
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document, FileName, Line, Part
+from qdmr_ray.untrusted import parse_json
 
 MANIFEST_NAME = "manifest.json"
 _AGAIN = "pack the dataset again"
@@ -145,8 +146,8 @@ def read_manifest(folder: Location) -> Manifest:
         missing = f"no packed dataset ({MANIFEST_NAME} is missing)"
         raise QdmrError(f"{folder.uri}: {missing}; make one with `qdmr data pack`")
     try:
-        values = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        values = parse_json(file.read_bytes())
+    except ValueError as error:
         raise QdmrError(f"{file.uri}: damaged manifest ({error}); {_AGAIN}") from error
     return Manifest.from_dict(values, file.uri)
 

@@ -1,0 +1,212 @@
+"""Reading what a stranger may have made: within limits that no honest file comes near.
+
+values = parse_json(data)
+with open_regular(path) as file: ...
+"""
+
+import errno
+import json
+import math
+import os
+import resource
+import stat
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from qdmr_ray.errors import one_line, printable
+
+# The deepest file of this package has 12 levels; code that walks values recurses once for each.
+DEEPEST = 64
+_TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
+# A YAML file of settings has some kilobytes and some hundred values.
+LARGEST_YAML, MOST_VALUES = 1 << 18, 10_000
+# Numbers of files and settings fit in 64 bits, with or without a sign.
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+# Their digits with sign, base and underscores, or those of a float.
+_LONGEST_NUMBER = 100
+# Characters of a wrong key or number that a message shows.
+_SHOWN = 80
+_TAG = "tag:yaml.org,2002:"
+# Bytes for which nobody asks how much memory is free.
+_SMALL = 64 << 20
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Returns the plain values of a JSON text; raises ValueError, whose message is one line, for no
+    JSON, a key that stands twice in one object, an integer of over 64 bits, or values that are
+    nested deeper than ``DEEPEST``."""
+    try:
+        values = json.loads(data, object_pairs_hook=_object, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    level, depth = [values], 0
+    while level := [inner for value in level for inner in _inside(value)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(_TOO_DEEP)
+    return values
+
+
+def parse_object(data: bytes | str) -> dict[str, Any]:
+    """Returns the object in a JSON text; raises ValueError as :func:`parse_json`, and where it is
+    something else."""
+    values = parse_json(data)
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__} where an object is expected")
+    return values
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        _check_distinct(name for name, _ in pairs)
+    return values
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _integer(digits: str) -> int:
+    _check_length(digits)
+    return _check_integer(int(digits))
+
+
+def _check_length(digits: str) -> None:
+    if len(digits) > _LONGEST_NUMBER:
+        raise ValueError(f"the number {digits[:20]}… has {len(digits)} digits")
+
+
+def _check_integer(number: int) -> int:
+    if _SMALLEST <= number <= _LARGEST:
+        return number
+    raise ValueError(f"the number {str(number)[:20]}… has more than 64 bits")
+
+
+def _check_distinct(names: Iterable[str]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{name[:_SHOWN]!r} stands twice among the keys of one object")
+        seen.add(name)
+
+
+def parse_yaml(data: bytes | str) -> Any:
+    """Returns the plain values of a YAML text. Raises ValueError, whose message is one line, for no
+    YAML, more than ``LARGEST_YAML`` bytes or, with aliases written out, ``MOST_VALUES`` values, an
+    alias inside its own anchor, and all that :func:`parse_json` refuses."""
+    if len(data) > LARGEST_YAML:
+        raise ValueError(f"it has more than {LARGEST_YAML} bytes")
+    try:
+        loader = yaml.SafeLoader(data if isinstance(data, str) else data.decode())
+        # Nodes share what aliases repeat, so that they are no larger than the text; values that
+        # merges (<<) copy, or code that walks values, can be larger by any factor.
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_node(loader, root, {})
+        return loader.construct_document(root)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(printable(one_line(error))) from error
+    # PyYAML raises these for `!!bool maybe`, `!!int ''` and `!!timestamp today`.
+    except (LookupError, AttributeError) as error:
+        raise ValueError("a value is not of the kind that its tag (!!) names") from error
+
+
+def _check_node(
+    loader: yaml.SafeLoader, node: yaml.Node, extents: dict[int, tuple[int, int] | None]
+) -> tuple[int, int]:
+    """Returns how many values a node holds with its aliases written out, and in how many levels.
+    ``extents`` has those of the nodes before, and None for the nodes that hold this one."""
+    if id(node) in extents:
+        if (known := extents[id(node)]) is None:
+            raise ValueError("an alias (*) stands inside its own anchor (&)")
+        return known
+    extents[id(node)] = None
+    inside: Sequence[yaml.Node] = ()
+    if isinstance(node, yaml.MappingNode):
+        # The key of a merge, <<, may stand twice.
+        _check_distinct(
+            key.value
+            for key, _ in node.value
+            if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge"
+        )
+        inside = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = node.value
+    elif isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
+        _check_length(node.value)
+        if node.tag == f"{_TAG}int":
+            _check_integer(loader.construct_yaml_int(node))
+    found = [_check_node(loader, part, extents) for part in inside]
+    values, levels = 1 + sum(v for v, _ in found), max((1 + depth for _, depth in found), default=0)
+    if values > MOST_VALUES:
+        raise ValueError(f"it holds more than {MOST_VALUES} values, aliases (*) written out")
+    if levels > DEEPEST:
+        raise ValueError(_TOO_DEEP)
+    extents[id(node)] = values, levels
+    return values, levels
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a file for reading; raises OSError, also for a pipe, a socket or a device, which could
+    block for ever or never end."""
+    # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, no file", str(path))
+
+
+def read_regular(path: str | Path, offset: int = 0, length: int | None = None) -> tuple[bytes, int]:
+    """Returns a file's bytes, or ``length`` of them from ``offset``, and its size; raises OSError
+    as :func:`open_regular`, and where the bytes are more than the memory that is free."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        rest = max(0, size - offset)
+        wanted = rest if length is None else min(length, rest)
+        check_memory(wanted, "it")
+        file.seek(offset)
+        return file.read(wanted), size
+
+
+def check_memory(size: int, what: str) -> None:
+    """Raises OSError where ``size`` bytes, whose name is ``what``, are more than the memory that
+    this process may still take."""
+    if size > _SMALL and size > (free := _free_memory()):
+        told = f"{what} takes {size / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
+        raise OSError(errno.ENOMEM, told)
+
+
+def _free_memory() -> float:
+    """Returns the bytes that the machine, the container and the process's own limit leave; infinity
+    where the system tells none of them."""
+    free = [math.inf]
+    with suppress(OSError, ValueError, KeyError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = {name: int(text.split()[0]) for name, text in (x.split(":") for x in lines)}
+        free.append(1024 * (kilobytes["MemAvailable"] + kilobytes["SwapFree"]))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        statistics = (group / "memory.stat").read_text().split()
+        # Pages of files are given back when memory runs short.
+        cached = int(statistics[statistics.index("inactive_file") + 1])
+        used = int((group / "memory.current").read_text()) - cached
+        free.append(int((group / "memory.max").read_text()) - used)
+    with suppress(OSError, ValueError, IndexError):
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        free += [limit - used] if limit != resource.RLIM_INFINITY else []
+    return min(free)
