@@ -11,11 +11,15 @@ _LOGIN = re.compile(r"(?<=://)(?:[^\s\"/@:]*:[^\s\"]*|[^\s\"/]*)@")
 
 
 class QdmrError(Exception):
-    """A failure that the user can mend; the command line prints its message without a traceback.
-    No message holds a password that stands in an address."""
+    """A failure that the user can mend; the command line prints its message without a traceback:
+    one line, and more only where more are given. No message holds a password that stands in an
+    address, or anything out of a name that a terminal would obey."""
 
-    def __init__(self, *told: Any) -> None:
-        super().__init__(*(without_passwords(t) if isinstance(t, str) else t for t in told))
+    def __init__(self, *lines: Any) -> None:
+        super().__init__(*(printable(without_passwords(str(line))) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class SettingsError(QdmrError, ValueError):

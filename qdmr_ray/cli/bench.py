@@ -68,7 +68,7 @@ def bench_step(
     run: Any = {"device": device, "threads": threads, "steps": steps, "cuda_graph": cuda_graph}
     bench = StepBench(**work, **layout, **run, compile=compile_networks)
     if profiled:
-        say(profile_step(bench))
+        say(*profile_step(bench).split("\n"))
         return
     print_results(measure(bench), json_file)
 

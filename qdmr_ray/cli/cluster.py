@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
 import typer
-from rich.table import Table
 
 from qdmr_ray.cli.options import ENDPOINT, App, argument, flag, option
-from qdmr_ray.cli.output import bar, date, print_table, say, tell
+from qdmr_ray.cli.output import Table, bar, date, print_table, say, show_log, tell
 from qdmr_ray.errors import QdmrError, SettingsError
 
 if TYPE_CHECKING:
@@ -123,7 +121,7 @@ def logs(
     if follow:
         _follow(_jobs(address), job)
     else:
-        typer.echo(_jobs(address).logs(job), nl=False)
+        show_log(_jobs(address).logs(job))
 
 
 @jobs_app.command("stop", example="jobs stop JOB")
@@ -171,10 +169,9 @@ def _follow(jobs: Jobs, job: str) -> None:
     from qdmr_ray.jobs.log_follower import SUCCEEDED, how_to_come_back
 
     try:
-        show = partial(typer.echo, nl=False)
-        state = jobs.follow(job, show, lambda line: tell(f"qdmr: {line}"))
+        state = jobs.follow(job, show_log, lambda line: tell(f"qdmr: {line}"))
     except KeyboardInterrupt:
-        tell(f"\n{how_to_come_back(job)}")
+        tell("", how_to_come_back(job))
         raise typer.Exit(0) from None
     say(f"job {job}: {state}")
     if state != SUCCEEDED:

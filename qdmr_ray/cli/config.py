@@ -35,7 +35,7 @@ def show(
     from qdmr_ray.config import load_experiment
 
     settings = load_experiment(experiment, overrides or ())
-    say("\n".join(_yaml_lines(settings, settings.to_dict())))
+    say(*_yaml_lines(settings, settings.to_dict()))
 
 
 @app.command("schema", example="config schema --sweep")
@@ -63,11 +63,11 @@ def schema(
         described["properties"]["run"]["items"]["enum"] = stages
         # This key stands in a run's config.yaml, which is an experiment as well.
         described["properties"] = {VERSION_KEY: {"type": "string"}, **described["properties"]}
-    say(json.dumps(described, indent=1, ensure_ascii=False))
+    say(*json.dumps(described, indent=1, ensure_ascii=False).split("\n"))
 
 
 def _yaml_lines(settings: Any, values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Yields a line or a block for each setting, with comments about it above."""
+    """Yields the lines of each setting, with comments about it above."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         is_section = dataclasses.is_dataclass(value)
@@ -81,14 +81,20 @@ def _yaml_lines(settings: Any, values: Mapping[str, Any], indent: str = "") -> I
             yield f"{indent}{field.name}:"
             yield from _yaml_lines(value, values[field.name], indent + _INDENT)
         else:
-            yield f"{indent}{field.name}: {_yaml_value(values[field.name])}"
+            yield from f"{indent}{field.name}: {_yaml_value(values[field.name])}".split("\n")
 
 
 def _yaml_value(value: Any) -> str:
+    text = _dumped(value, unicode=True)
+    # Otherwise YAML's own escapes, which are read as what they stand for.
+    return text if text.replace("\n", "").isprintable() else _dumped(value, unicode=False)
+
+
+def _dumped(value: Any, *, unicode: bool) -> str:
     import yaml
 
     text: str = yaml.safe_dump(
-        value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=float("inf")
+        value, default_flow_style=True, allow_unicode=unicode, sort_keys=False, width=float("inf")
     )
     # A lone scalar is followed by a line that ends the document.
     return text.removesuffix("...\n").rstrip("\n")

@@ -4,10 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from qdmr_ray.cli.options import ENDPOINT, OVERRIDES, App, Domain, TargetSet, argument, flag, option
-from qdmr_ray.cli.output import bar, bars, in_megabytes, print_table, say, tell, working
+from qdmr_ray.cli.output import Table, bar, bars, in_megabytes, print_table, say, tell, working
 from qdmr_ray.errors import QdmrError
 
 app = App(
@@ -64,7 +62,7 @@ def fetch_realab(
             keep_archives=keep_archives,
             progress=in_megabytes(progress),
         )
-    say("\n".join(said))
+    say(*said)
 
 
 @app.command(example="data pack Realab --out data/realab-s1 --lens S1")

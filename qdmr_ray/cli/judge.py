@@ -1,20 +1,20 @@
 """``qdmr evaluate``, ``report``, ``compare``, ``codebook``, ``niqe-fit``: how good results are."""
 
-import sys
 from functools import partial
 from pathlib import Path
 
 import typer
-from rich.table import Table
 
 from qdmr_ray.cli.options import EXIT_FAILED, OVERRIDES, App, TableFormat, argument, option
 from qdmr_ray.cli.output import (
+    Table,
     bar,
     bars,
     print_evaluation,
     print_table,
     quick_imports,
     say,
+    tell,
     working,
 )
 
@@ -151,12 +151,12 @@ def niqe_fit(
             except QdmrError as error:
                 left_out += 1
                 place = "" if str(path) in str(error) else f"{path}: "
-                print(f"qdmr: {place}{error}", file=sys.stderr, flush=True)
+                tell(f"qdmr: {place}{error}")
             progress(done, len(paths))
     named = ", ".join(str(path) for path in images)
     counted = f"{fit.images} images and {fit.blocks} blocks"
     save_pristine(out, fit.model(f"{counted} of {named}"))
     say(f"{counted} went into {out}")
     if left_out:
-        print(f"qdmr: {left_out} of {len(paths)} photographs were left out", file=sys.stderr)
+        tell(f"qdmr: {left_out} of {len(paths)} photographs were left out")
         raise typer.Exit(EXIT_FAILED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from qdmr_ray.cli.options import show_tracebacks
-from qdmr_ray.errors import without_passwords
+from qdmr_ray.errors import printable, without_passwords
 
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.results import Evaluation
+
+
+# Colours and movements of the cursor: Ray colours its workers' lines, on a terminal or not.
+_TERMINAL_CODE = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 
 
 @contextmanager
@@ -36,21 +41,47 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-def say(text: str) -> None:
-    """Prints a line on standard output, without buffering."""
-    print(text, flush=True)
+def say(*lines: str) -> None:
+    """Prints lines on standard output, without buffering. What a terminal would obey in a name, a
+    line break too, is printed as an escape, here as by every function of this module."""
+    for line in lines:
+        print(printable(line), flush=True)
 
 
-def tell(text: str) -> None:
-    """Prints a line on standard error, without a password that stands in an address."""
-    print(without_passwords(text), file=sys.stderr, flush=True)
+def tell(*lines: str) -> None:
+    """Prints lines on standard error, without a password that stands in an address."""
+    for line in lines:
+        print(printable(without_passwords(line)), file=sys.stderr, flush=True)
 
 
 def tell_error(text: str, error: BaseException | None) -> None:
-    """Prints a line on standard error, behind the traceback of ``error`` if ``-v`` was given."""
+    """Prints an error's message on standard error, behind the traceback of ``error`` if ``-v`` was
+    given."""
     if show_tracebacks() and error is not None:
-        traceback.print_exception(error)
-    tell(f"qdmr: {text}")
+        tell(*"".join(traceback.format_exception(error)).splitlines())
+    tell(*f"qdmr: {text}".split("\n"))
+
+
+def show_log(text: str) -> None:
+    """Prints a part of a job's log on standard output, without its colours: whoever may write
+    there must not move the cursor of whoever reads. A progress bar's states get a line each."""
+    text = _TERMINAL_CODE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    print("\n".join(map(_log_line, text.split("\n"))), end="", flush=True)
+
+
+def _log_line(line: str) -> str:
+    return "\t".join(map(printable, line.split("\t")))
+
+
+class Table(RichTable):
+    """A table of texts as they are: none is taken for rich's markup."""
+
+    def __init__(self, *headings: str) -> None:
+        super().__init__(*map(printable, headings))
+
+    def add_row(self, *cells: str, **options: Any) -> None:  # type: ignore[override]
+        """Adds a row of texts."""
+        super().add_row(*map(printable, cells), **options)
 
 
 def date(seconds: float | None) -> str:
@@ -60,7 +91,8 @@ def date(seconds: float | None) -> str:
 
 def print_table(table: Table) -> None:
     """Prints a table on standard output, its rows unfolded where a program reads them."""
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, emoji=False).print(table)
 
 
 def print_results(results: dict[str, Any], json_file: Path | None) -> None:
@@ -81,13 +113,13 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
     if console is None:
         yield _line_when_done
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def update(step: str, done: int, total: int) -> None:
             if step not in tasks:
-                tasks[step] = progress.add_task(step, total=total)
+                tasks[step] = progress.add_task(printable(step), total=total)
             progress.update(tasks[step], completed=done, total=total)
 
         yield update
@@ -104,13 +136,13 @@ def bar(step: str) -> Iterator[Callable[[int, int], None]]:
 def working(step: str) -> Iterator[None]:
     """Shows a moving sign beside the name of a step of unknown length, when a person watches."""
     console = watched_console()
-    with console.status(step) if console else nullcontext():
+    with console.status(printable(step)) if console else nullcontext():
         yield
 
 
 def watched_console() -> Console | None:
     """Returns standard error, if it is a terminal on which progress can be drawn."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     return console if console.is_terminal and os.environ.get("TERM") != "dumb" else None
 
 

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from qdmr_ray.cli.options import EXIT_INTERRUPTED
 from qdmr_ray.cli.output import tell, tell_error, watched_console
+from qdmr_ray.errors import printable
 from qdmr_ray.restore.restoration import Failure, Report
 
 
@@ -57,7 +58,7 @@ class Bar(Lines):
 
     def begun(self, path: Path, number: int, total: int) -> None:
         super().begun(path, number, total)
-        text = f"restore {path.name} ({number} of {total})"
+        text = f"restore {printable(path.name)} ({number} of {total})"
         # The bar is drawn at once: the arithmetic may leave the drawing thread no time for a while.
         self._progress.update(
             self._task, description=text, total=total, completed=number - 1, refresh=True

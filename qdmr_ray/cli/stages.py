@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from qdmr_ray.cli.options import ENDPOINT, App, argument, flag, option
-from qdmr_ray.cli.output import date, print_table, say, working
+from qdmr_ray.cli.output import Table, date, print_table, say, working
 
 if TYPE_CHECKING:
     from qdmr_ray.models.stage_store import Entry, StageStore

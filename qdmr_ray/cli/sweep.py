@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from qdmr_ray.cli.options import OVERRIDES, App, argument, flag, option
-from qdmr_ray.cli.output import bars, print_table, quick_imports, say
+from qdmr_ray.cli.output import Table, bars, print_table, quick_imports, say
 
 if TYPE_CHECKING:
     from qdmr_ray.evaluate.sweep_file import SweepFile

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import typer
-from rich.table import Table
 
 from qdmr_ray.cli.options import EXIT_FAILED, JSON_FILE, App, VerifyingDtype, argument, option
-from qdmr_ray.cli.output import print_table, say, working
+from qdmr_ray.cli.output import Table, print_table, say, working
 from qdmr_ray.errors import QdmrError
 
 app = App("Developers")

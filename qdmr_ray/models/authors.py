@@ -141,7 +141,7 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
         counts = ", ".join(f"{len(found)} {what}" for what, found in problems.items() if found)
         lines = [f"  {what}: {name}" for what, found in problems.items() for name in found]
         first = f"{file}: not the weights of a {kind} network: keys: {counts}"
-        raise QdmrError("\n".join([f"{first}{_other_kind(kind, theirs)}", *lines]))
+        raise QdmrError(f"{first}{_other_kind(kind, theirs)}", *lines)
     if kind == "vqgan" and not has_extras:
         notes.append("holds no semantic head and no VGG19: only training a VQGAN needs them")
     notes += _differences(settings)

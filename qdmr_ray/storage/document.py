@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from qdmr_ray.errors import QdmrError, printable
+from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage.location import Location
 from qdmr_ray.storage.names import check_name, check_text
 from qdmr_ray.untrusted import parse_json
@@ -71,8 +71,10 @@ class Document(Part):
             first = error.errors()[0]
             field = ".".join(str(part)[:_SHOWN] for part in first["loc"])
             text = first["msg"].removeprefix("Value error, ")
-            told = printable(f"{field}: {text[0].lower()}{text[1:]}")
-            raise QdmrError(f"{source}: {told}; the file is damaged or written by hand") from None
+            raise QdmrError(
+                f"{source}: {field}: {text[0].lower()}{text[1:]}; the file is damaged or written "
+                "by hand"
+            ) from None
 
     @classmethod
     def read(cls, file: Location) -> Self:

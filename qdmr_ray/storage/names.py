@@ -8,7 +8,7 @@ it, and it can be printed and written as UTF-8.
 
 import re
 
-from qdmr_ray.errors import SettingsError, printable
+from qdmr_ray.errors import SettingsError
 
 # Patterns that pyarrow understands as ``re`` does, for columns of millions of names.
 NOT_TEXT = r"[\x00-\x1f\x7f-\x9f]"
@@ -46,4 +46,4 @@ def is_text(text: str) -> bool:
 
 
 def _quoted(text: str) -> str:
-    return f"'{printable(text[:_SHOWN])}{'…' * (len(text) > _SHOWN)}'"
+    return f"'{text[:_SHOWN]}{'…' * (len(text) > _SHOWN)}'"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qdmr_ray.errors import QdmrError, SettingsError, printable
+from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, probe_image
 from qdmr_ray.storage.names import check_name
 
@@ -200,14 +200,14 @@ def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
 
 def _some(names: set[str]) -> str:
     rest = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return (printable(", ".join(sorted(names)[:_NAMED])) or "none") + rest
+    return (", ".join(sorted(names)[:_NAMED]) or "none") + rest
 
 
 def _check_record(image: Path, ground_truth: Path | None) -> RecordFiles:
     try:
         check_name(image.stem)
     except SettingsError as error:
-        raise QdmrError(f"{printable(str(image))}: {error}; rename the file") from None
+        raise QdmrError(f"{image}: {error}; rename the file") from None
     height, width = probe_image(image)
     if ground_truth is not None and (other := probe_image(ground_truth)) != (height, width):
         raise QdmrError(

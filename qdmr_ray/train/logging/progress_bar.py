@@ -5,16 +5,17 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from qdmr_ray.errors import printable
 from qdmr_ray.patience import PROGRESS_LINE
 from qdmr_ray.train.logging.board import News
 
 _COLUMNS = (
-    TextColumn("{task.description}"),
+    TextColumn("{task.description}", markup=False),
     BarColumn(),
     TextColumn("{task.completed:.0f}/{task.total:.0f}"),
     TimeElapsedColumn(),
     TimeRemainingColumn(),
-    TextColumn("{task.fields[shown]}"),
+    TextColumn("{task.fields[shown]}", markup=False),
 )
 
 
@@ -23,7 +24,7 @@ class ProgressBar:
 
     def __init__(self, stage: str, iterations: int) -> None:
         self._stage, self._iterations = stage, iterations
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False, emoji=False)
         self._bar = Progress(*_COLUMNS, console=self._console)
         self._task = self._bar.add_task(stage, total=iterations, shown="starting workers")
         if self._console.is_terminal:
@@ -60,7 +61,7 @@ class ProgressBar:
             self._say(f"{position}  {elapsed:.0f} s  {_text(news)}")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(printable(line), soft_wrap=True, highlight=False)
 
 
 def _text(news: News) -> str:
