@@ -49,7 +49,7 @@ def fetch_realab(
 ) -> None:
     """Download the Realab benchmark, checked; the same command again continues a download.
 
-    HF_TOKEN is sent if it is set.
+    HF_TOKEN is sent if it is set, but over plain http to this machine alone.
     """
     from qdmr_ray.data.realab import fetch_realab as fetch
 

@@ -9,6 +9,7 @@ a record in ``.qdmr-fetch`` keeps a later run from hashing it again.
 """
 
 import hashlib
+import ipaddress
 import logging
 import os
 import re
@@ -26,7 +27,7 @@ from glob import escape
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 from pydantic import Field
@@ -134,6 +135,12 @@ class _File:
             return hashlib.file_digest(file, lambda: start).hexdigest() == self.checksum
 
 
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 class _Hub:
     """One revision of Realab on one hub; every failure becomes a line that says what to do."""
 
@@ -146,6 +153,11 @@ class _Hub:
         if not re.match(r"https?://[^/?#\[\]]+", self.endpoint):
             remedy = f"write --endpoint (or HF_ENDPOINT) as {DEFAULT_ENDPOINT}"
             raise SettingsError(f"{self.endpoint}: is no address of a hub; {remedy}")
+        address = urlsplit(self.endpoint)
+        # None leaves the token to the library: HF_TOKEN, or that of its own login. As plain text it
+        # would be everybody's on the way.
+        is_safe = address.scheme == "https" or _is_loopback(address.hostname or "")
+        self.token = None if is_safe else False
         # The address may hold a mirror's password, which messages must not show.
         self.page = f"{re.sub('//[^/@]*@', '//', self.endpoint)}/datasets/{DATASET}"
         self.revision = self.commit = revision
@@ -155,7 +167,7 @@ class _Hub:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import filter_repo_objects
 
-        api = HfApi(self.endpoint)
+        api = HfApi(self.endpoint, token=self.token)
 
         def listed() -> list[Any]:
             self.commit = api.dataset_info(DATASET, revision=self.revision, timeout=10).sha or ""
@@ -178,6 +190,7 @@ class _Hub:
         from huggingface_hub import snapshot_download
 
         options |= {"repo_type": "dataset", "revision": self.commit, "endpoint": self.endpoint}
+        options["token"] = self.token
         self._patiently(lambda: snapshot_download(DATASET, **options))
 
     def _patiently(self, operation: Callable[[], T], *, first_contact: bool = False) -> T:
@@ -215,6 +228,8 @@ class _Hub:
         answer = f"{status} {response.reason_phrase}".strip()
         if status in (401, 403):
             remedy = "accept the dataset's terms on that page and set HF_TOKEN to a valid token"
+            if self.token is False:
+                remedy = f"write --endpoint with https:// (http gets no HF_TOKEN), {remedy}"
             return QdmrError(f"{what}access is refused ({answer}); {remedy} of your account there")
         if status == 404:
             remedy = f"check --revision {self.revision} and the hub's address (HF_ENDPOINT or"

@@ -692,6 +692,21 @@ def test_the_command_says_what_it_did_and_never_the_token(
     assert TOKEN not in out + err + failed + left
 
 
+def test_a_mirror_that_is_reached_by_plain_http_gets_no_token(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.files = dict(PLAIN)
+    monkeypatch.setattr(realab, "_is_loopback", lambda host: False)
+    fetch(hub, tmp_path)
+    assert len(hub.log) > len(PLAIN)
+    assert {request.token for request in hub.log} == {None}
+    hub.faults = {"": [Fault(status=401)]}
+    told = r"401 Unauthorized\); write --endpoint with https://.*HF_TOKEN"
+    with pytest.raises(QdmrError, match=told):
+        fetch(hub, tmp_path)
+
+
 def test_the_command_fails_with_one_line(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
