@@ -1,8 +1,10 @@
-"""Writes a comparison as text: plain columns, Markdown or LaTeX (with the package booktabs)."""
+"""Writes a comparison as text: plain columns, Markdown or LaTeX (with the package booktabs). Names
+come from folders and files of anybody: none of them is a command of the text's language."""
 
+import re
 from collections.abc import Callable
 
-from qdmr_ray.errors import SettingsError
+from qdmr_ray.errors import SettingsError, printable
 from qdmr_ray.evaluate.compare import Cell, Comparison
 from qdmr_ray.evaluate.metrics.metric import MetricInfo
 from qdmr_ray.evaluate.metrics.registry import metric_info
@@ -15,6 +17,8 @@ _LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}"}
 )
+# ``<0.001`` is no tag.
+_MARKDOWN = re.compile(r"[\\|\[`]|<(?=[A-Za-z/!?])")
 
 
 def comparison_text(comparison: Comparison, style: str = "plain") -> str:
@@ -22,13 +26,21 @@ def comparison_text(comparison: Comparison, style: str = "plain") -> str:
     Raises SettingsError for an unknown format."""
     if style not in FORMATS:
         raise SettingsError(f"--format {style}: choose from {', '.join(FORMATS)}")
+    # A line break in a name would end a row, or a comment in LaTeX.
     lines = {"plain": _plain, "markdown": _markdown, "latex": _latex}[style](comparison)
-    return "\n".join(lines) + "\n"
+    return "".join(f"{printable(line)}\n" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Escapes what Markdown takes for a column, a link, code or a tag of HTML."""
+    return _MARKDOWN.sub(r"\\\g<0>", text)
 
 
 def escape_latex(text: str) -> str:
-    """Escapes every character that LaTeX would take for a command."""
-    return text.translate(_LATEX)
+    """Escapes every character that LaTeX would take for a command, and all control characters."""
+    escaped = printable(text).translate(_LATEX)
+    # At a row's beginning these would belong to the line break or the rule above.
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
 
 
 def _plain(comparison: Comparison) -> list[str]:
@@ -42,10 +54,10 @@ def _plain(comparison: Comparison) -> list[str]:
 
 
 def _markdown(comparison: Comparison) -> list[str]:
-    headings, *body = _cells(comparison, "↑↓", "**{}**", lambda text: text.replace("|", "\\|"))
+    headings, *body = _cells(comparison, "↑↓", "**{}**", escape_markdown)
     rule = ["---", *["---:"] * (len(headings) - 1)]
     table = ["| " + " | ".join(line) + " |" for line in (headings, rule, *body)]
-    return [*table, "", *comparison.notes]
+    return [*table, "", *map(escape_markdown, comparison.notes)]
 
 
 def _latex(comparison: Comparison) -> list[str]:
@@ -78,9 +90,12 @@ def _cells(
     table = [[""]] + [[escape(row)] for row in comparison.rows]
     for metric, info in infos.items():
         arrow = {1: arrows[0], -1: arrows[1], 0: ""}[info.better]
-        unit = f" ({info.unit})" if info.unit else ""
+        unit = f" ({escape(info.unit)})" if info.unit else ""
         cells = [row[metric] for row in comparison.rows.values()]
-        column = [f"{info.label}{unit} {arrow}".rstrip(), *(_mean(c, info, bold) for c in cells)]
+        column = [
+            f"{escape(info.label)}{unit} {arrow}".rstrip(),
+            *(_mean(c, info, bold) for c in cells),
+        ]
         p_values = ["p", *(escape(_p(cell.p)) for cell in cells)]
         for line, text, p in zip(table, column, p_values, strict=True):
             line += [text, p] if tests else [text]
