@@ -9,8 +9,11 @@ import importlib
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
@@ -27,6 +30,8 @@ AUTOSCALING = "autoscaling"
 # A local Ray is started so often at most; Ray's error has this text if it wasn't there in time.
 _STARTS = 3
 _TOO_SLOW = "timed out during startup"
+# As many as Ray's own tokens have.
+_TOKEN_BYTES = 32
 
 # A user's own environment overrides these settings of Ray.
 _EVERYWHERE = {
@@ -103,7 +108,28 @@ def outside_code(modules: Iterable[str]) -> dict[str, Any]:
     return {"py_modules": sorted(folders)} if folders else {}
 
 
+def keep_token_private() -> None:
+    """Makes Ray's token readable for this user alone, whoever wrote the file. For a local Ray, Ray
+    (2.60) itself makes one that mostly everybody may read, as the umask says; but whoever has the
+    token runs code as this user, since Ray's ports are open to all users of the machine."""
+    names = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
+    needed = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    # Without a home that can be written, Ray's own error says so.
+    with suppress(OSError, RuntimeError):
+        file = Path.home() / ".ray" / "auth_token"
+        if needed and not names & os.environ.keys() and not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # A temporary file has no other readers. The link makes the token whole at once, and
+            # never replaces that of a command that begins at the same time.
+            with NamedTemporaryFile("w", dir=file.parent) as new:
+                new.write(secrets.token_hex(_TOKEN_BYTES))
+                new.flush()
+                os.link(new.name, file)
+        file.chmod(0o600)
+
+
 def _start(options: dict[str, Any]) -> None:
+    keep_token_private()
     cpus = max(SMALLEST_LOCAL_CPUS, os.cpu_count() or 1)
     for attempts_left in reversed(range(_STARTS)):
         try:
