@@ -98,6 +98,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     progress: Progress | None = None,
     codebook_progress: Progress | None = None,
+    say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Restores and measures a test set with a run's stages; returns the content of
     ``evaluation.json``. A second call for the same models, data and settings goes on after an
@@ -110,9 +111,11 @@ def evaluate(
         overrides: settings such as ``"evaluation.lpips=true"`` in place of the run's.
         progress: is called with the number of finished photographs.
         codebook_progress: is called with the number of crops encoded for the codebook's view.
+        say: receives each line of news.
 
-    Raises QdmrError where nothing is trained there, there is no test set, or a file is damaged;
-    SettingsError for a setting that is unknown, out of range, or none of an evaluation's.
+    Raises QdmrError where nothing is trained there, there is no test set, a file is damaged, or
+    another process evaluates into the folder; SettingsError for a setting that is unknown, out of
+    range, or none of an evaluation's.
     """
     from qdmr_ray.evaluate.evaluate import evaluate_run
 
@@ -123,6 +126,7 @@ def evaluate(
         overrides=overrides,
         progress=progress,
         codebook_progress=codebook_progress,
+        say=say,
     )
 
 

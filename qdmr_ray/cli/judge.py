@@ -47,6 +47,7 @@ def evaluate(
             overrides=overrides or (),
             progress=partial(progress, "evaluate"),
             codebook_progress=partial(progress, "codebook"),
+            say=say,
         )
     print_evaluation(evaluation)
     if evaluation.failed:

@@ -1,25 +1,23 @@
-"""Evaluates a run on its test set; Ray Data spreads the photographs over the cluster.
+"""Evaluates a run on its test set, on all workers of a cluster (``pool``).
 
     evaluation = evaluate_run(open_location("runs/demo"))
 
 Results are written as they come (``evaluation/results.jsonl``): an evaluation that was killed goes
-on where it stopped when it is started again with the same models, data and settings.
+on where it stopped when it is started again with the same models, data and settings. One process
+at a time evaluates into a folder.
 """
 
 import hashlib
 import json
-import math
-import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from typing import Any
-from uuid import uuid4
 
-import ray.data
-from ray.util.annotations import RayDeprecationWarning
+import ray
 
 from qdmr_ray.config import (
     EvaluationSettings,
@@ -36,38 +34,32 @@ from qdmr_ray.evaluate.journal import RESULTS_FILE, ResultsFile
 from qdmr_ray.evaluate.metrics.metric import Metric
 from qdmr_ray.evaluate.metrics.registry import metrics_for
 from qdmr_ray.evaluate.names import COMPARISON, GROUND_TRUTH, INPUT, TEST_SET
+from qdmr_ray.evaluate.pool import RETRIES, Pool, Spread, spread_over
 from qdmr_ray.evaluate.results import Evaluation, FailedPhotograph, Judged, Provenance
 from qdmr_ray.evaluate.split import alike_indices, validation_indices
 from qdmr_ray.evaluate.statistics import summarize
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
 from qdmr_ray.models.files import IMPORTED, read_description
-from qdmr_ray.models.layout import CONFIG_FILE, EVALUATION_FILE, EVALUATION_FOLDER, FINAL_FOLDER
+from qdmr_ray.models.layout import (
+    CONFIG_FILE,
+    EVALUATION_CLAIMS,
+    EVALUATION_FILE,
+    EVALUATION_FOLDER,
+    FINAL_FOLDER,
+)
 from qdmr_ray.nets.registry import module_of
 from qdmr_ray.parsing import apply_override
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location, open_location
+from qdmr_ray.storage.claims import Claim, Claims
 
-# The share of a CPU that Ray reserves for a restoring actor, which mostly waits for its threads.
-ACTOR_CPUS = 0.5
-# Retries of a photograph whose worker was lost. Ray's default is for ever, so that a photograph
-# that exhausts memory would kill one worker after the other.
-WORKER_RETRIES = 3
 # Settings that an evaluation may replace; all others have determined the trained models.
 OWN_SETTINGS = ("evaluation.", "weights.", "data.s3_endpoint")
 # Listings of a store that run at the same time.
 _LISTERS = 16
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """``workers`` restoring actors with ``gpus`` GPUs each, of which ``sharing`` share a node."""
-
-    workers: int
-    gpus: float
-    sharing: int
 
 
 def evaluate_run(
@@ -79,6 +71,7 @@ def evaluate_run(
     progress: Progress | None = None,
     codebook: bool = True,
     codebook_progress: Progress | None = None,
+    say: Callable[[str], None] = print,
 ) -> Evaluation:
     """Restores the test set with every trained stage of a run (or with one ``final`` folder).
 
@@ -88,9 +81,11 @@ def evaluate_run(
     VQGAN and its own dataset was evaluated, the view of its codebook is written too, unless
     ``codebook`` is False. ``overrides`` are ``evaluation.…=value`` and ``weights.…=value``, which
     replace the run's settings; ``progress`` is called with (photographs done, in all),
-    ``codebook_progress`` likewise with crops.
+    ``codebook_progress`` likewise with crops. ``say`` receives a line while it isn't known whether
+    another process still evaluates into the same folder.
 
-    Raises QdmrError where nothing is trained there, for no test set, and for a damaged file;
+    Raises QdmrError where nothing is trained there, for no test set, for a damaged file, where
+    another process evaluates into the folder, and where no worker has a GPU that works;
     SettingsError for a setting that is unknown, out of range or no evaluation's.
     """
     trained_with, models = _models_of(run)
@@ -118,10 +113,6 @@ def evaluate_run(
     pictures = place.join(EVALUATION_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
     provenance = _provenance(test_set.content, descriptions, settings, metrics, seen)
-    results = ResultsFile(pictures.join(RESULTS_FILE), provenance.digest)
-    truth, sheet = [GROUND_TRUTH] * test_set.paired, [COMPARISON] * settings.sheets
-    wanted = {f"{kind}.png" for kind in (INPUT, *models, *truth, *sheet)}
-    results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
     task = EvaluationTask(
         data=packed.uri,
         endpoint=endpoint,
@@ -131,13 +122,35 @@ def evaluate_run(
         metrics=tuple(metrics),
     )
     modules = [m for d in descriptions.values() if (m := module_of(d["architecture"]))]
-    failed = _judge_missing(task, judged, results, modules, progress)
-    rows = [results.rows[index] for index in sorted(results.rows)]
-    evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
-    evaluation.write(place.join(EVALUATION_FILE))
-    if codebook and own:
-        renew_view(run, place, codebook_progress)
+    truth, sheet = [GROUND_TRUTH] * test_set.paired, [COMPARISON] * settings.sheets
+    wanted = {f"{kind}.png" for kind in (INPUT, *models, *truth, *sheet)}
+    with _claimed(place, say) as claim:
+        results = ResultsFile(pictures.join(RESULTS_FILE), provenance.digest)
+        results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
+        failed = _judge_missing(task, judged, results, modules, claim, progress)
+        rows = [results.rows[index] for index in sorted(results.rows)]
+        evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
+        claim.check()
+        evaluation.write(place.join(EVALUATION_FILE))
+        if codebook and own:
+            renew_view(run, place, codebook_progress)
     return evaluation
+
+
+def _claimed(place: Location, say: Callable[[str], None]) -> Claim:
+    """Returns the claim on the evaluation in ``place``; raises QdmrError where another process
+    holds it, whose rows would stand among this one's."""
+
+    def refuse(owner: str) -> None:
+        raise QdmrError(
+            f"{place.uri}: {owner} is evaluating into this folder; let it finish, or name another "
+            "folder with --out"
+        )
+
+    claims = Claims(place.join(EVALUATION_CLAIMS))
+    claim = claims.acquire(lambda: False, lambda whom: say(f"{place.uri}: {whom}"), refuse)
+    assert claim is not None
+    return claim
 
 
 def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
@@ -263,6 +276,7 @@ def _judge_missing(
     names: Mapping[int, str],
     results: ResultsFile,
     modules: Sequence[str],
+    claim: Claim,
     progress: Progress | None,
 ) -> list[FailedPhotograph]:
     """Adds the photographs that ``results`` lacks; returns those that fail, in the set's order.
@@ -274,17 +288,23 @@ def _judge_missing(
         spread = spread_over(ray.nodes(), task.settings.workers, len(missing))
         task = replace(task, gpu=spread.gpus > 0, sharing=spread.sharing)
         # Closed when an error leaves the loop, too, whose traceback would keep the actors.
-        with closing(_judged(task, missing, spread)) as found:
-            for row in found:
-                if row["failure"]:
-                    reasons[row["index"]] = row["failure"]
-                else:
-                    results.add(Judged.parse(row["judged"], row["name"]))
-                if progress is not None:
-                    progress(len(results.rows) + len(reasons), len(names))
-        results.flush()
+        try:
+            # Closed when an error leaves the loop, too, whose traceback would keep the actors.
+            with closing(_judged(task, missing, spread)) as found:
+                for row in found:
+                    if row["failure"]:
+                        reasons[row["index"]] = row["failure"]
+                    else:
+                        claim.check()
+                        results.add(Judged.parse(row["judged"], row["name"]))
+                    if progress is not None:
+                        progress(len(results.rows) + len(reasons), len(names))
+        finally:
+            # In a store the newest rows are not written yet, also where an error ends this.
+            claim.check()
+            results.flush()
     lost = (
-        f"its worker was lost {WORKER_RETRIES + 1} times, perhaps for want of memory; evaluate it "
+        f"its worker was lost {RETRIES + 1} times, perhaps for want of memory; evaluate it "
         "on a machine with more, or cut it into pieces"
     )
     return [
@@ -294,68 +314,7 @@ def _judge_missing(
     ]
 
 
-def spread_over(
-    nodes: Sequence[Mapping[str, Any]], workers: int | None, photographs: int
-) -> Spread:
-    """Spreads restoring actors over a cluster's ``nodes``, as ``ray.nodes()`` lists them;
-    ``workers`` is the setting ``evaluation.workers``."""
-    alive = [node.get("Resources", {}) for node in nodes if node.get("Alive")]
-    gpus = int(sum(resources.get("GPU", 0) for resources in alive))
-    # The head of a cluster on Kubernetes has no CPUs, so it restores nothing.
-    needed, least = ("GPU", 1.0) if gpus else ("CPU", ACTOR_CPUS)
-    useful = max(1, sum(resources.get(needed, 0) >= least for resources in alive))
-    wanted = max(1, min(workers or gpus or useful, photographs))
-    return Spread(
-        workers=wanted,
-        # More workers than GPUs share them: Ray would wait for ever for a whole GPU each.
-        gpus=1 / math.ceil(wanted / gpus) if gpus else 0.0,
-        sharing=math.ceil(wanted / useful),
-    )
-
-
 def _judged(
     task: EvaluationTask, rows: Sequence[dict[str, Any]], spread: Spread
 ) -> Generator[dict[str, Any]]:
-    """Yields the actors' results for ``rows`` as they come; rows whose workers died are missing.
-    The actors have ended when the generator is exhausted or closed."""
-    names: list[str] = []
-
-    def with_name() -> dict[str, str]:
-        names.append(f"restorer-{uuid4()}")
-        return {"name": names[-1]}
-
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    # Restorer raises nothing for a photograph, so that only a worker that died too often fails.
-    context.max_errored_blocks = -1
-    with ray.data.DataContext.current(context), warnings.catch_warnings():
-        # Ray 2.60 deprecates the only arguments that set max_task_retries and names.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
-            Restorer,  # type: ignore[arg-type]
-            fn_constructor_args=(task,),
-            # One task at a time, so that a worker that dies costs a try of its own photograph only.
-            compute=ray.data.ActorPoolStrategy(
-                size=spread.workers, max_tasks_in_flight_per_actor=1
-            ),
-            num_cpus=ACTOR_CPUS,
-            num_gpus=spread.gpus,
-            # By default Ray fills one node before the next, and all actors would share its CPUs.
-            scheduling_strategy="SPREAD",
-            max_task_retries=WORKER_RETRIES,
-            ray_remote_args_fn=with_name,
-        )
-    try:
-        yield from dataset.iter_rows()
-    except Exception as error:
-        # Ray passes on only the traceback's text when a worker can't be set up.
-        _, named, words = str(error).rpartition(f"{QdmrError.__module__}.{QdmrError.__name__}: ")
-        if named:
-            raise QdmrError(" ".join(words.split())) from error
-        raise
-    finally:
-        # Ray Data only lets go of its actors at the end. One that has replaced a lost one was seen
-        # to keep its CPUs until this process ended.
-        for name in names if ray.is_initialized() else ():
-            with suppress(ValueError):  # It has ended.
-                ray.kill(ray.get_actor(name))
+    return Pool(partial(Restorer, task), rows, spread).results()

@@ -18,6 +18,7 @@ from qdmr_ray.evaluate.results import Judged
 from qdmr_ray.evaluate.sheets import comparison_sheet
 from qdmr_ray.models.files import load_model
 from qdmr_ray.photographs.decode import encode_png
+from qdmr_ray.restore.device import is_device_error
 from qdmr_ray.restore.restoration import restore
 from qdmr_ray.storage import open_location
 
@@ -43,7 +44,7 @@ class Restorer:
 
     A call takes ``{"index", "name"}`` and returns these with ``judged``, a :class:`Judged` as JSON,
     and ``failure``, the reason where the photograph could not be read, restored, measured or
-    written; one of the two is empty.
+    written; one of the two is empty. It raises the error of a GPU that can't be used any more.
     """
 
     def __init__(self, task: EvaluationTask) -> None:
@@ -70,6 +71,8 @@ class Restorer:
             record = self.reader.read(TEST_SET, int(row["index"]))
             judged = self._judge(record, int(row["index"]), str(row["name"]))
         except Exception as error:  # one broken photograph must not end the evaluation
+            if is_device_error(error):
+                raise
             return {**row, "judged": "", "failure": reason(error)}
         return {**row, "judged": judged.to_json(indent=None), "failure": ""}
 

@@ -16,3 +16,5 @@ TENSORBOARD_FOLDER = "tensorboard"
 EVALUATION_FILE = "evaluation.json"
 # The restored photographs of an evaluation, one folder per photograph.
 EVALUATION_FOLDER = "evaluation"
+# Which process evaluates into this folder now.
+EVALUATION_CLAIMS = "evaluation.claims"

@@ -15,6 +15,8 @@ A holder that was only suspended, or whose signs of life could not be written, g
 replaced. Before it writes what others read, it calls ``claim.check()``, which then raises
 QdmrError. Between check and write remains a moment: claims therefore suit only work that may be
 done twice with the same result, such as training a stage.
+
+Work that a second process had better not wait for passes ``refuse`` to ``acquire``.
 """
 
 from __future__ import annotations
@@ -56,9 +58,16 @@ class Claims:
         self._seen_at = 0.0
         self._first_seen: tuple[int, bytes] | None = None
 
-    def acquire(self, finished: Callable[[], bool], say: Callable[[str], None]) -> Claim | None:
+    def acquire(
+        self,
+        finished: Callable[[], bool],
+        say: Callable[[str], None],
+        refuse: Callable[[str], None] | None = None,
+    ) -> Claim | None:
         """Waits until the work is free and returns the claim, or None once the work is
-        ``finished``. ``say`` receives one line that names the holder. Raises QdmrError if the
+        ``finished``. ``say`` receives one line that names the holder. ``refuse``, which raises
+        instead of waiting, is called with the holder's name once it has shown life: a holder
+        elsewhere, whose process can't be looked up, by its next sign. Raises QdmrError if the
         folder can't be read or written."""
         told: int | None = None
         while not finished():
@@ -67,6 +76,8 @@ class Claims:
                 if claim := self._try(number + 1):
                     return claim
                 continue
+            if refuse is not None and self._lives():
+                refuse(self._owner(number))
             if told != number:
                 say(f"waiting for {self._owner(number)}")
                 told = number
@@ -99,8 +110,7 @@ class Claims:
         number = self._highest()
         if number == 0 or self._is_free(number):
             return False
-        self._first_seen = self._first_seen or self._seen
-        return True if self._seen != self._first_seen else None
+        return True if self._lives() else None
 
     def wait(self) -> None:
         """Sleeps until it is worth while to look again."""
@@ -111,15 +121,21 @@ class Claims:
         return max((int(match[1]) for match in matches if match), default=0)
 
     def _is_free(self, number: int) -> bool:
-        sign, found = b"", {}
-        with suppress(QdmrError, ValueError):
+        sign = b""
+        with suppress(QdmrError):
             sign = self._sign(number).read_bytes()
-            found = parse_object(sign)
-        if found.get("state") == _RELEASED or _has_ended(found.get("process")):
+        found = _parsed(sign)
+        if found.get("state") == _RELEASED or _runs_here(found.get("process")) is False:
             return True
         if self._seen != (number, sign):
             self._seen, self._seen_at = (number, sign), time.monotonic()
         return time.monotonic() - self._seen_at > self._stale
+
+    def _lives(self) -> bool:
+        """Returns whether the holder that :meth:`_is_free` has looked at has shown life."""
+        self._first_seen = self._first_seen or self._seen
+        sign = self._seen[1] if self._seen else b""
+        return self._seen != self._first_seen or bool(_runs_here(_parsed(sign).get("process")))
 
     def _try(self, number: int) -> Claim | None:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
@@ -200,8 +216,14 @@ class Claim:
 
 def _content(file: Location) -> dict[str, Any]:
     """Returns the JSON object in ``file``, an empty one where there is none."""
-    with suppress(QdmrError, ValueError):
-        return parse_object(file.read_bytes())
+    with suppress(QdmrError):
+        return _parsed(file.read_bytes())
+    return {}
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        return parse_object(data)
     return {}
 
 
@@ -222,8 +244,9 @@ def _machine() -> dict[str, str]:
     return {"boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
 
 
-def _has_ended(process: Any) -> bool:
+def _runs_here(process: Any) -> bool | None:
+    """Returns whether the process runs; None where it is one of another machine or container."""
     with suppress(OSError):
-        is_here = isinstance(process, dict) and _machine().items() <= process.items()
-        return is_here and process_here(process.get("pid", 0)) != process
-    return False
+        if isinstance(process, dict) and _machine().items() <= process.items():
+            return process_here(process.get("pid", 0)) == process
+    return None

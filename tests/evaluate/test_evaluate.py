@@ -20,6 +20,7 @@ import torch
 from local_ray import is_free, local_ray
 
 import qdmr_ray.evaluate.evaluate as evaluate_module
+import qdmr_ray.evaluate.pool as pool_module
 from qdmr_ray.cli.main import main
 from qdmr_ray.cli.output import evaluation_notes
 from qdmr_ray.config import EvaluationSettings, code_version
@@ -30,11 +31,12 @@ from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate import worker as restorer_module
 from qdmr_ray.evaluate.compare import compare, read_evaluation
-from qdmr_ray.evaluate.evaluate import Spread, evaluate_run, spread_over
+from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.evaluate.journal import ResultsFile
 from qdmr_ray.evaluate.metrics.lpips import LPIPS
 from qdmr_ray.evaluate.metrics.pristine import GAUSSIAN_WINDOW, PristineModel, save_pristine
 from qdmr_ray.evaluate.metrics.psnr import psnr
+from qdmr_ray.evaluate.pool import Spread, spread_over
 from qdmr_ray.evaluate.results import Evaluation, ImageValues, Judged
 from qdmr_ray.evaluate.statistics import summarize
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
@@ -117,7 +119,7 @@ def restoring_processes() -> list[int]:
     while waiting:
         below = children.get(waiting.pop(), [])
         waiting += below
-        found += [pid for pid in below if "MapWorker" in titles[pid]]
+        found += [pid for pid in below if "RestoringWorker" in titles[pid]]
     return found
 
 
@@ -173,7 +175,8 @@ def test_a_photograph_that_kills_its_worker_is_reported_and_the_rest_goes_on(
             return super().__call__(row)
 
     monkeypatch.setattr(evaluate_module, "Restorer", Killed)
-    monkeypatch.setattr(evaluate_module, "WORKER_RETRIES", 1)
+    monkeypatch.setattr(pool_module, "RETRIES", 1)
+    monkeypatch.setattr(evaluate_module, "RETRIES", 1)
     evaluation = small.evaluate(tmp_path / "out")
     assert names_of(evaluation) == [n for n in every_name(5) if n != "photo002"]
     (failure,) = evaluation["failed"]
