@@ -7,6 +7,7 @@ import base64
 import hashlib
 import importlib.resources
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -59,6 +60,8 @@ def render(template: str, *, styles: Sequence[str], scripts: Sequence[str], **co
 
 def duration(seconds: float) -> str:
     """Returns ``1 h 12 min`` or ``3 min 5 s``: seconds tell little about a run of hours."""
+    if not 0 <= seconds < math.inf:
+        return "an unknown time"
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     known = ((hour, "h"), (minute, "min"), (second, "s"))
