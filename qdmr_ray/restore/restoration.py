@@ -5,9 +5,10 @@ corrected = restore(image, Path("runs/demo/uda/final"))
 """
 
 import contextlib
+import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,13 @@ from qdmr_ray.restore.streamed import DEFAULT_MEMORY, reflected, restore_pixels
 from qdmr_ray.restore.tiled import restore_tiled
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location
+from qdmr_ray.storage.names import MOST_NAME_BYTES
 
 # The place of a stage's result, or that result loaded.
 Checkpoint = Path | str | Location | LoadedModel
+
+# Device and number of a file; None where there is none.
+Identity = tuple[int, int] | None
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
@@ -197,7 +202,8 @@ def restore_files(
         )
     for failure in failures:
         report.failed(failure)
-    written: dict[Path, Path] = {}
+    # The files that no result may replace, and why.
+    taken = {_identity(path): f"overwrite {path}, which is to be restored, too" for path in paths}
     with _folder(out):
         for number, path in enumerate(paths, start=1):
             report.begun(path, number, len(paths))
@@ -205,13 +211,13 @@ def restore_files(
             is_known = path.suffix.lower() in IMAGE_SUFFIXES
             result = out / (path.name if is_known else f"{path.stem}.png")
             try:
-                _check_free(result, path, written)
+                _check_free(result, path, taken)
                 lost = _restore_file(path, result, model, settings, report)
             except Exception as error:  # Whatever one photograph breaks, the others are restored.
                 failures.append(failure_of(path, error))
                 report.failed(failures[-1])
             else:
-                written[result] = path
+                taken[_identity(result)] = f"replace that of {path}"
                 report.restored(path, result, [f"{path}: {line}" for line in lost])
     return failures
 
@@ -256,17 +262,30 @@ def _restore_file(
     return write_photograph(result, photograph, restored)
 
 
-def _check_free(result: Path, path: Path, written: dict[Path, Path]) -> None:
-    """Keeps a result from overwriting another photograph's result, or the photograph itself."""
-    if result in written:
+def _check_free(result: Path, path: Path, taken: Mapping[Identity, str]) -> None:
+    """Keeps a result from overwriting another photograph's result, or a photograph itself, also on
+    a disk that takes two names for one; and from a name that no disk takes."""
+    if (length := len(os.fsencode(result.name))) > MOST_NAME_BYTES:
         raise QdmrError(
-            f"{path}: {result} already holds the result of {written[result]}; restore it into "
-            "another --out"
+            f"{path}: the name of its result, {result.name}, has {length} bytes, and disks take "
+            f"{MOST_NAME_BYTES}: give the photograph a shorter one"
         )
-    if result.exists() and path.exists() and result.samefile(path):
-        raise QdmrError(f"{path}: its result would overwrite it; name another --out")
     if result.is_dir():
         raise QdmrError(f"{path}: its result would be {result}, a folder; name another --out")
+    if (there := _identity(result)) is None:
+        return
+    if there == _identity(path):
+        raise QdmrError(f"{path}: its result would overwrite it; name another --out")
+    if there in taken:
+        raise QdmrError(f"{path}: its result {result} would {taken[there]}; name another --out")
+
+
+def _identity(path: Path) -> Identity:
+    """Returns what tells a file from every other one, whatever their names; None without a file."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _loaded(checkpoint: Checkpoint) -> LoadedModel:
