@@ -9,7 +9,6 @@ at a time evaluates into a folder.
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -53,9 +52,12 @@ from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claim, Claims
+from qdmr_ray.storage.names import check_name, unique_names
 
 # Settings that an evaluation may replace; all others have determined the trained models.
 OWN_SETTINGS = ("evaluation.", "weights.", "data.s3_endpoint")
+# Names of an evaluation's results and pictures that no model's can have.
+OTHER_RESULTS = (INPUT, GROUND_TRUTH, COMPARISON, "name")
 # Listings of a store that run at the same time.
 _LISTERS = 16
 
@@ -107,7 +109,8 @@ def evaluate_run(
         seen = validation_indices(settings, named)
     else:
         seen = _seen_elsewhere(experiment, reader) if validates else []
-    judged = {i: name for i, name in enumerate(_unique(named)) if i not in set(seen)}
+    names = unique_names(named, [RESULTS_FILE])
+    judged = {i: name for i, name in enumerate(names) if i not in set(seen)}
     metrics = metrics_for(experiment)
     place = open_location(out, endpoint=endpoint) if out else run
     pictures = place.join(EVALUATION_FOLDER)
@@ -126,7 +129,9 @@ def evaluate_run(
     wanted = {f"{kind}.png" for kind in (INPUT, *models, *truth, *sheet)}
     with _claimed(place, say) as claim:
         results = ResultsFile(pictures.join(RESULTS_FILE), provenance.digest)
-        results.keep(_complete(pictures, {i: judged[i] for i in results.rows}, wanted))
+        # A row of another name has its pictures elsewhere.
+        kept = {i: row.name for i, row in results.rows.items() if judged.get(i) == row.name}
+        results.keep(_complete(pictures, kept, wanted))
         failed = _judge_missing(task, judged, results, modules, claim, progress)
         rows = [results.rows[index] for index in sorted(results.rows)]
         evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
@@ -162,7 +167,7 @@ def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
                 f"{run.uri}: is a VQGAN, which restores nothing; name a base or uda model"
             )
         folder = run.path.rstrip("/").rsplit("/", 2)
-        return None, {folder[-2] if run.name == FINAL_FOLDER else run.name: run}
+        return None, {_model_name(run, folder[-2] if run.name == FINAL_FOLDER else run.name): run}
     config = run.join(CONFIG_FILE)
     if not config.exists():
         raise QdmrError(f"{run.uri}: neither a run folder nor a trained model")
@@ -174,6 +179,22 @@ def _models_of(run: Location) -> tuple[Experiment | None, dict[str, Location]]:
     if not trained:
         raise QdmrError(f"{run.uri}: no restoring stage is trained yet; run qdmr train first")
     return experiment, trained
+
+
+def _model_name(run: Location, name: str) -> str:
+    """Returns ``name``, by which the results of the model at ``run`` are called; raises QdmrError
+    where they can't be."""
+    try:
+        if name.casefold() in OTHER_RESULTS:
+            raise SettingsError(f"{name!r} is the name of other results")
+        # Of its pictures in a photograph's folder.
+        check_name(f"{name}.png")
+        return name
+    except SettingsError as error:
+        raise QdmrError(
+            f"{run.uri}: the model's results would be called by this folder, and {error}: give the "
+            "folder another name"
+        ) from None
 
 
 def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -231,16 +252,6 @@ def _seen_elsewhere(experiment: Experiment, reader: RecordReader) -> list[int]:
             f"({len(seen)} validation photographs of {data.path}): name other ones"
         )
     return seen
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Names a folder for each photograph: of a.png and a.jpg the second becomes ``a (2)``."""
-    seen: Counter[str] = Counter()
-    unique: list[str] = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique
 
 
 def _provenance(

@@ -94,7 +94,9 @@ class Document(Part):
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """Returns the text of the file; ``indent=None`` makes it one line."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+        # A lone surrogate, as a path that isn't UTF-8 has, can't be encoded; JSON's escape can.
+        return text.encode(errors="backslashreplace").decode()
 
     def write(self, file: Location) -> None:
         """Writes ``file`` completely or not at all, and makes the folders above it; raises

@@ -7,6 +7,8 @@ it, and it can be printed and written as UTF-8.
 """
 
 import re
+import unicodedata
+from collections.abc import Collection, Sequence
 
 from qdmr_ray.errors import SettingsError
 
@@ -37,6 +39,39 @@ def check_name(name: str) -> str:
     if len(name.encode()) > MOST_NAME_BYTES:
         raise SettingsError(f"{_quoted(name)} is a name of more than {MOST_NAME_BYTES} bytes")
     return name
+
+
+def unique_names(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """Returns the names, each of which can have a file of its own in one folder: of ``a``, ``b``
+    and ``A`` the last becomes ``A (2)``. A name that is the first of its kind stays. None is one of
+    ``taken``, and none has more than ``MOST_NAME_BYTES`` because of its number."""
+    used = {_folded(name) for name in taken}
+    found: list[str | None] = []
+    for name in names:
+        found.append(None if _folded(name) in used else name)
+        used.add(_folded(name))
+    numbers: dict[str, int] = {}
+    unique: list[str] = []
+    for name, own in zip(names, found, strict=True):
+        while own is None:
+            number = numbers[name] = numbers.get(name, 1) + 1
+            numbered = _numbered(name, number)
+            if _folded(numbered) not in used:
+                used.add(_folded(numbered))
+                own = numbered
+        unique.append(own)
+    return unique
+
+
+def _numbered(name: str, number: int) -> str:
+    end = f" ({number})"
+    return name.encode()[: MOST_NAME_BYTES - len(end)].decode(errors="ignore") + end
+
+
+def _folded(name: str) -> str:
+    """Returns what disks that don't tell letters of two cases, or two ways to write an accent,
+    compare."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def is_text(text: str) -> bool:

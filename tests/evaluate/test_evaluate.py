@@ -652,10 +652,6 @@ def test_results_in_a_store_are_written_together(
     assert ResultsFile(place, "another").rows == {}
 
 
-def test_photographs_of_one_name_have_folders_of_their_own() -> None:
-    assert evaluate_module._unique(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
-
-
 def test_a_worker_reports_instead_of_raising(small: Bench, tmp_path: Path) -> None:
     worker = Restorer(small.task(tmp_path / "out"))
     assert worker({"index": 0, "name": "x"})["failure"] == ""
