@@ -6,11 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from qdmr_ray.errors import QdmrError, SettingsError, one_line, printable
-from qdmr_ray.untrusted import LARGEST_YAML, open_regular, parse_yaml
+from qdmr_ray.untrusted import (
+    DEEPEST,
+    TOO_DEEP,
+    check_distinct,
+    check_integer,
+    check_length,
+    open_regular,
+)
 
+# A YAML file of settings has some kilobytes and some hundred values.
+LARGEST_YAML, MOST_VALUES = 1 << 18, 10_000
+_TAG = "tag:yaml.org,2002:"
 # Characters of a wrong value that a message shows.
 _SHOWN = 200
 
@@ -88,6 +99,65 @@ def _section(hint: Any) -> type | None:
     """Returns the dataclass that a setting's type is or may be (``Section | None``)."""
     kinds = (hint, *get_args(hint))
     return next((k for k in kinds if isinstance(k, type) and dataclasses.is_dataclass(k)), None)
+
+
+def parse_yaml(data: bytes | str) -> Any:
+    """Returns the plain values of a YAML text. Raises ValueError, whose message is one line, for no
+    YAML, more than ``LARGEST_YAML`` bytes or, with aliases written out, ``MOST_VALUES`` values, an
+    alias inside its own anchor, and all that :func:`parse_json` refuses."""
+    if len(data) > LARGEST_YAML:
+        raise ValueError(f"it has more than {LARGEST_YAML} bytes")
+    try:
+        loader = yaml.SafeLoader(data if isinstance(data, str) else data.decode())
+        # Nodes share what aliases repeat, so that they are no larger than the text; values that
+        # merges (<<) copy, or code that walks values, can be larger by any factor.
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_node(loader, root, {})
+        return loader.construct_document(root)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(printable(one_line(error))) from error
+    # PyYAML raises these for `!!bool maybe`, `!!int ''` and `!!timestamp today`.
+    except (LookupError, AttributeError) as error:
+        raise ValueError("a value is not of the kind that its tag (!!) names") from error
+
+
+def _check_node(
+    loader: yaml.SafeLoader, node: yaml.Node, extents: dict[int, tuple[int, int] | None]
+) -> tuple[int, int]:
+    """Returns how many values a node holds with its aliases written out, and in how many levels.
+    ``extents`` has those of the nodes before, and None for the nodes that hold this one."""
+    if id(node) in extents:
+        if (known := extents[id(node)]) is None:
+            raise ValueError("an alias (*) stands inside its own anchor (&)")
+        return known
+    extents[id(node)] = None
+    inside: Sequence[yaml.Node] = ()
+    if isinstance(node, yaml.MappingNode):
+        # The key of a merge, <<, may stand twice.
+        check_distinct(
+            key.value
+            for key, _ in node.value
+            if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge"
+        )
+        inside = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inside = node.value
+    elif isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
+        check_length(node.value)
+        if node.tag == f"{_TAG}int":
+            check_integer(loader.construct_yaml_int(node))
+    found = [_check_node(loader, part, extents) for part in inside]
+    values, levels = 1 + sum(v for v, _ in found), max((1 + depth for _, depth in found), default=0)
+    if values > MOST_VALUES:
+        raise ValueError(f"it holds more than {MOST_VALUES} values, aliases (*) written out")
+    if levels > DEEPEST:
+        raise ValueError(TOO_DEEP)
+    extents[id(node)] = values, levels
+    return values, levels
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

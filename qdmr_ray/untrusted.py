@@ -2,6 +2,8 @@
 
 values = parse_json(data)
 with open_regular(path) as file: ...
+
+``qdmr_ray.parsing`` reads YAML by the same rules.
 """
 
 import errno
@@ -10,27 +12,22 @@ import math
 import os
 import resource
 import stat
+import struct
+import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import yaml
-
-from qdmr_ray.errors import one_line, printable
-
 # The deepest file of this package has 12 levels; code that walks values recurses once for each.
 DEEPEST = 64
-_TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
-# A YAML file of settings has some kilobytes and some hundred values.
-LARGEST_YAML, MOST_VALUES = 1 << 18, 10_000
+TOO_DEEP = f"it is nested deeper than {DEEPEST} levels"
 # Numbers of files and settings fit in 64 bits, with or without a sign.
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 # Their digits with sign, base and underscores, or those of a float.
 _LONGEST_NUMBER = 100
 # Characters of a wrong key or number that a message shows.
 _SHOWN = 80
-_TAG = "tag:yaml.org,2002:"
 # Bytes for which nobody asks how much memory is free.
 _SMALL = 64 << 20
 
@@ -42,12 +39,12 @@ def parse_json(data: bytes | str) -> Any:
     try:
         values = json.loads(data, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
+        raise ValueError(TOO_DEEP) from None
     level, depth = [values], 0
     while level := [inner for value in level for inner in _inside(value)]:
         depth += 1
         if depth > DEEPEST:
-            raise ValueError(_TOO_DEEP)
+            raise ValueError(TOO_DEEP)
     return values
 
 
@@ -63,7 +60,7 @@ def parse_object(data: bytes | str) -> dict[str, Any]:
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        _check_distinct(name for name, _ in pairs)
+        check_distinct(name for name, _ in pairs)
     return values
 
 
@@ -74,86 +71,30 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _integer(digits: str) -> int:
-    _check_length(digits)
-    return _check_integer(int(digits))
+    check_length(digits)
+    return check_integer(int(digits))
 
 
-def _check_length(digits: str) -> None:
+def check_length(digits: str) -> None:
+    """Raises ValueError for a number of more characters than any number of a file needs."""
     if len(digits) > _LONGEST_NUMBER:
         raise ValueError(f"the number {digits[:20]}… has {len(digits)} digits")
 
 
-def _check_integer(number: int) -> int:
+def check_integer(number: int) -> int:
+    """Returns the number; raises ValueError for one of over 64 bits."""
     if _SMALLEST <= number <= _LARGEST:
         return number
     raise ValueError(f"the number {str(number)[:20]}… has more than 64 bits")
 
 
-def _check_distinct(names: Iterable[str]) -> None:
+def check_distinct(names: Iterable[str]) -> None:
+    """Raises ValueError, which quotes the name, where one of an object's keys stands twice."""
     seen = set()
     for name in names:
         if name in seen:
             raise ValueError(f"{name[:_SHOWN]!r} stands twice among the keys of one object")
         seen.add(name)
-
-
-def parse_yaml(data: bytes | str) -> Any:
-    """Returns the plain values of a YAML text. Raises ValueError, whose message is one line, for no
-    YAML, more than ``LARGEST_YAML`` bytes or, with aliases written out, ``MOST_VALUES`` values, an
-    alias inside its own anchor, and all that :func:`parse_json` refuses."""
-    if len(data) > LARGEST_YAML:
-        raise ValueError(f"it has more than {LARGEST_YAML} bytes")
-    try:
-        loader = yaml.SafeLoader(data if isinstance(data, str) else data.decode())
-        # Nodes share what aliases repeat, so that they are no larger than the text; values that
-        # merges (<<) copy, or code that walks values, can be larger by any factor.
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        _check_node(loader, root, {})
-        return loader.construct_document(root)
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(printable(one_line(error))) from error
-    # PyYAML raises these for `!!bool maybe`, `!!int ''` and `!!timestamp today`.
-    except (LookupError, AttributeError) as error:
-        raise ValueError("a value is not of the kind that its tag (!!) names") from error
-
-
-def _check_node(
-    loader: yaml.SafeLoader, node: yaml.Node, extents: dict[int, tuple[int, int] | None]
-) -> tuple[int, int]:
-    """Returns how many values a node holds with its aliases written out, and in how many levels.
-    ``extents`` has those of the nodes before, and None for the nodes that hold this one."""
-    if id(node) in extents:
-        if (known := extents[id(node)]) is None:
-            raise ValueError("an alias (*) stands inside its own anchor (&)")
-        return known
-    extents[id(node)] = None
-    inside: Sequence[yaml.Node] = ()
-    if isinstance(node, yaml.MappingNode):
-        # The key of a merge, <<, may stand twice.
-        _check_distinct(
-            key.value
-            for key, _ in node.value
-            if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge"
-        )
-        inside = [part for pair in node.value for part in pair]
-    elif isinstance(node, yaml.SequenceNode):
-        inside = node.value
-    elif isinstance(node, yaml.ScalarNode) and node.tag in (f"{_TAG}int", f"{_TAG}float"):
-        _check_length(node.value)
-        if node.tag == f"{_TAG}int":
-            _check_integer(loader.construct_yaml_int(node))
-    found = [_check_node(loader, part, extents) for part in inside]
-    values, levels = 1 + sum(v for v, _ in found), max((1 + depth for _, depth in found), default=0)
-    if values > MOST_VALUES:
-        raise ValueError(f"it holds more than {MOST_VALUES} values, aliases (*) written out")
-    if levels > DEEPEST:
-        raise ValueError(_TOO_DEEP)
-    extents[id(node)] = values, levels
-    return values, levels
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -210,3 +151,14 @@ def _free_memory() -> float:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         free += [limit - used] if limit != resource.RLIM_INFINITY else []
     return min(free)
+
+
+def check_archive(file: BinaryIO, largest: int) -> None:
+    """Raises OSError where ``file`` is a zip archive whose content would fill more than ``largest``
+    bytes; an archive that can't be read is left to its reader."""
+    with suppress(zipfile.BadZipFile, NotImplementedError, UnicodeError, struct.error):
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > largest:
+            told = f"its content would fill {size / 1e6:,.0f} MB, more than {largest / 1e6:,.0f} MB"
+            raise OSError(errno.EFBIG, told)

@@ -27,7 +27,8 @@ from qdmr_ray.jobs.folder import folder_in_log, normal_folder
 from qdmr_ray.jobs.log_follower import ENDED, Follower
 from qdmr_ray.jobs.sensitive import NotSecret, holds_password, may_be_secret
 from qdmr_ray.jobs.upload import Upload
-from qdmr_ray.untrusted import parse_json, parse_yaml, read_regular
+from qdmr_ray.parsing import parse_yaml
+from qdmr_ray.untrusted import parse_json, read_regular
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONFIG_VARIABLE = "QDMR_CONFIG"

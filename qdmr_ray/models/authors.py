@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.errors import QdmrError, SettingsError, printable
 from qdmr_ray.models.files import (
     IMPORTED,
     LoadedModel,
@@ -29,12 +29,13 @@ from qdmr_ray.models.files import (
     load_extras,
     load_weights,
     save_model,
+    shape_network,
 )
 from qdmr_ray.nets import NetworkSettings, SemanticHead, SwinSettings
 from qdmr_ray.nets.adapter import STORED_MASK_SIDE, authors_key, our_key, to_authors
 from qdmr_ray.nets.registry import restoration_class
 from qdmr_ray.nets.vgg import VGG19Features
-from qdmr_ray.nets.weights import load_weight_file
+from qdmr_ray.nets.weights import check_finite, load_weight_file
 from qdmr_ray.storage import Location, open_location
 
 KINDS = ("vqgan", "qdmr_base", "qdmr_uda")
@@ -101,7 +102,9 @@ def _read(file: Path, kind: str) -> tuple[Network, dict[str, Tensor], tuple[str,
             f"foreign weights ({error})"
         ) from error
     state, notes = _state_dict(file)
-    return other.from_foreign(state, str(file)), {}, tuple(notes)
+    network = other.from_foreign(state, str(file))
+    check_finite(network, str(file), REMEDY)
+    return network, {}, tuple(notes)
 
 
 def read_authors(file: Path, kind: str) -> AuthorsWeights:
@@ -128,7 +131,11 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
             ours[name] = value
     settings = infer_settings(ours)
     has_extras = any(key.startswith(EXTRA_PREFIXES) for key in ours)
-    wanted = _wanted_shapes(kind, settings, has_extras)
+    try:
+        wanted = _wanted_shapes(kind, settings, has_extras, len(theirs))
+    except SettingsError as error:
+        numbered = "the numbers in its keys are not those of a network's layers"
+        raise QdmrError(f"{file}: {numbered} ({error}): {REMEDY}") from error
     missing = [authors_key(kind, key) for key in wanted if key not in ours]
     unexpected += [authors_key(kind, key) for key in ours if key not in wanted]
     shapes = [
@@ -139,7 +146,8 @@ def read_authors(file: Path, kind: str) -> AuthorsWeights:
     if missing or unexpected or shapes:
         problems = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes}
         counts = ", ".join(f"{len(found)} {what}" for what, found in problems.items() if found)
-        lines = [f"  {what}: {name}" for what, found in problems.items() for name in found]
+        named = [(what, name) for what, found in problems.items() for name in found]
+        lines = [f"  {what}: {printable(name)}" for what, name in named]
         first = f"{file}: not the weights of a {kind} network: keys: {counts}"
         raise QdmrError(f"{first}{_other_kind(kind, theirs)}", *lines)
     if kind == "vqgan" and not has_extras:
@@ -185,10 +193,11 @@ def infer_settings(state: Mapping[str, Tensor]) -> NetworkSettings:
     paper's, and so are all where the weights contradict themselves.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    levels = range(_count(shapes, r"encoder\.levels\.(\d+)\."))
-    layers = "encoder.first.weight", *(f"encoder.levels.{level}.0.weight" for level in levels)
     try:
-        widths = tuple(shapes[layer][0] for layer in layers)
+        # A key may hold any number: the first level that is missing ends the count.
+        levels = range(_count(shapes, r"encoder\.levels\.(\d+)\."))
+        coarser = (shapes[f"encoder.levels.{level}.0.weight"][0] for level in levels)
+        widths = (shapes["encoder.first.weight"][0], *coarser)
         codebook_size, code_dim = shapes["quantizer.codes"]
         return NetworkSettings(
             widths=widths,
@@ -197,7 +206,7 @@ def infer_settings(state: Mapping[str, Tensor]) -> NetworkSettings:
             code_dim=code_dim,
             swin=_infer_swin(shapes, widths[-1]),
         )
-    except (SettingsError, KeyError, IndexError, ValueError):
+    except (SettingsError, LookupError, ValueError, ArithmeticError):
         return NetworkSettings()
 
 
@@ -248,11 +257,11 @@ def _state_dict(file: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _wanted_shapes(
-    kind: str, settings: NetworkSettings, extras: bool
+    kind: str, settings: NetworkSettings, extras: bool, weights: int
 ) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        modules: dict[str, nn.Module] = {"": build_network(kind, settings)}
-        if extras:
+    modules: dict[str, nn.Module] = {"": shape_network(kind, settings, weights=weights)}
+    if extras:
+        with torch.device("meta"):
             modules |= {"semantic.": SemanticHead(settings.code_dim), "vgg.": VGG19Features()}
     return {
         f"{prefix}{key}": tuple(value.shape)

@@ -6,23 +6,27 @@ restored = model.network(images).image
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.errors import QdmrError, SettingsError, one_line
 from qdmr_ray.nets import VQGAN, RestorationNetwork
-from qdmr_ray.nets.registry import architecture_of, network_class
+from qdmr_ray.nets.registry import architecture_of, built_in_networks, network_class
+from qdmr_ray.nets.weights import check_finite
 from qdmr_ray.parsing import parse_settings
 from qdmr_ray.settings import Settings
 from qdmr_ray.storage import Location, open_location
-from qdmr_ray.untrusted import parse_object
+from qdmr_ray.untrusted import check_memory, parse_object
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -39,6 +43,12 @@ _ARCHITECTURES = {
     "qdmr_uda": "qdmr",
     "source_only": "source_only",
 }
+# What model.json holds besides its format and architecture.
+_FIELDS = {"kind": str, "settings": dict, "step": int, "digest": str, "weights_sha256": str}
+_AGAIN = "train or import it again"
+# A network may have so many weights more than twice those in its file, so that an error can name
+# the missing ones; the paper's has 441.
+_SURPLUS = 1000
 Network = VQGAN | RestorationNetwork
 
 
@@ -65,6 +75,33 @@ def build_network(kind: str, settings: Settings, architecture: str | None = None
     build: Any = network_class(architecture or _ARCHITECTURES[kind])
     network: Network = build(settings)
     return network
+
+
+def shape_network(
+    kind: str, settings: Settings, architecture: str | None = None, *, weights: int
+) -> Network:
+    """Builds a network of ours without memory (on PyTorch's device "meta"), for the keys and shapes
+    of its weights, of which a file has so many. Raises SettingsError, soon, where the settings ask
+    for far more of them or for impossible sizes: a few bytes can name a hundred million layers."""
+    most, thread, count = 2 * weights + _SURPLUS, threading.get_ident(), 0
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        # The hook sees the networks of all threads.
+        count += threading.get_ident() == thread
+        if count > most:
+            raise SettingsError(
+                f"they ask for more than {most} weights, and the file has {weights}"
+            )
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            return build_network(kind, settings, architecture)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise SettingsError(f"they ask for an impossible size: {one_line(error)}") from error
+    finally:
+        hook.remove()
 
 
 def save_model(
@@ -108,14 +145,15 @@ def read_description(folder: Location) -> dict[str, Any] | None:
     try:
         description = parse_object(file.read_bytes())
     except ValueError as error:
-        raise QdmrError(f"{file.uri}: is damaged ({error}); train or import it again") from error
+        raise QdmrError(f"{file.uri}: is damaged ({error}); {_AGAIN}") from error
     if description.get("format") != FORMAT:
-        raise QdmrError(f"{file.uri}: is not a model of format {FORMAT}; train or import it again")
-    for key in ("kind", "settings", "step", "digest", "weights_sha256"):
-        if key not in description:
-            raise QdmrError(f"{file.uri}: is damaged, {key} is missing; train or import it again")
+        raise QdmrError(f"{file.uri}: is not a model of format {FORMAT}; {_AGAIN}")
+    for key, kind in _FIELDS.items():
+        if not isinstance(description.get(key), kind):
+            what = f"{key} is no {kind.__name__}" if key in description else f"{key} is missing"
+            raise QdmrError(f"{file.uri}: is damaged, {what}; {_AGAIN}")
     description.setdefault("architecture", _ARCHITECTURES.get(description["kind"]))
-    if description["architecture"] is None:
+    if not isinstance(description["architecture"], str):
         raise QdmrError(
             f"{file.uri}: kind {description['kind']!r} is none of {', '.join(_ARCHITECTURES)}; it "
             "was written by another version"
@@ -133,19 +171,27 @@ def load_model(checkpoint: str | Path | Location) -> LoadedModel:
             f"{folder.uri}: no {DESCRIPTION_FILE} there; give the folder of a trained model, "
             "such as runs/demo/uda/final"
         )
+    file = folder.join(WEIGHTS_FILE)
+    kind, architecture = description["kind"], description["architecture"]
     try:
         sizes = network_settings(description)
-        network = build_network(description["kind"], sizes, description["architecture"])
-    except SettingsError as error:
+        state = _read_tensors(file, description["weights_sha256"])
+        if architecture in built_in_networks():
+            shapes = shape_network(kind, sizes, architecture, weights=len(state))
+            _check_shapes(shapes, state, file.uri)
+            # A wide window has a small table of weights and a large index of it.
+            tensors = [*shapes.parameters(), *shapes.buffers()]
+            check_memory(sum(tensor.nbytes for tensor in tensors), "the network")
+        network = build_network(kind, sizes, architecture)
+    except (SettingsError, OSError) as error:
         raise QdmrError(
             f"{folder.join(DESCRIPTION_FILE).uri}: its settings are not those of a network of this "
-            f"version ({error}); train or import it again"
+            f"version ({one_line(error)}); {_AGAIN}"
         ) from error
-    file = folder.join(WEIGHTS_FILE)
-    load_weights(network, _read_tensors(file, description["weights_sha256"]), file.uri)
+    load_weights(network, state, file.uri)
     return LoadedModel(
         network=network.eval(),
-        kind=description["kind"],
+        kind=kind,
         step=description["step"],
         digest=description["digest"],
         source=folder.uri,
@@ -168,7 +214,13 @@ def network_settings(description: Mapping[str, Any]) -> Settings:
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Loads ``state`` strictly; raises QdmrError, which names ``source``, where keys are missing or
-    too many, or a weight has another shape."""
+    too many, or a weight has another shape, is NaN or infinite."""
+    _check_shapes(network, state, source)
+    network.load_state_dict(dict(state))
+    check_finite(network, source, "the training that wrote it had diverged: take other weights")
+
+
+def _check_shapes(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     wanted = network.state_dict()
     apart = {"missing": wanted.keys() - state.keys(), "unexpected": state.keys() - wanted.keys()}
     parts = [f"{len(keys)} {what} (first: {min(keys)})" for what, keys in apart.items() if keys]
@@ -180,7 +232,6 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
                 f"{source}: weights of another network size: {key} is {tuple(value.shape)}, the "
                 f"network's settings ask for {tuple(wanted[key].shape)}"
             )
-    network.load_state_dict(dict(state))
 
 
 def _serialized(state: Mapping[str, Tensor]) -> bytes:

@@ -54,8 +54,12 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.bias_table, std=BIAS_STD)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.projection = nn.Linear(channels, channels)
-        index = relative_position_index(window)
-        self.register_buffer("position_index", index.flatten(), persistent=False)
+        if self.bias_table.is_meta:
+            # Only the shape counts there; to compute, PyTorch would import 800 modules.
+            index = torch.empty(window**4, dtype=torch.int64)
+        else:
+            index = relative_position_index(window).flatten()
+        self.register_buffer("position_index", index, persistent=False)
 
     def logit_bias(self) -> Tensor:
         """Returns the bias (heads, w*w, w*w) gathered from the table."""

@@ -1,7 +1,9 @@
 """Weight files from outside, those of ImageNet classifiers among them; unpickles tensors only."""
 
+import os
 import pickle
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
+from qdmr_ray.untrusted import check_archive, open_regular
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,17 @@ BACKBONES = {
 }
 # The first bytes of torch.save's files: since PyTorch 1.6, and before.
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# Characters of a wrong key that a message shows.
+_SHOWN = 80
 
 
 def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
     """Returns the state dict in ``path``, on the CPU; raises QdmrError, whose message ends with
-    ``remedy``, where the file can't be read or holds something else."""
+    ``remedy``, where the file can't be read, holds something else, or claims more than it holds."""
     try:
+        with open_regular(path) as file:
+            # torch.save compresses nothing: the content is no larger than the file.
+            check_archive(file, os.fstat(file.fileno()).st_size)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     # torch.load has no error of its own: a truncated file raises any of several types.
     except Exception as error:
@@ -63,7 +71,33 @@ def load_weight_file(path: Path, remedy: str) -> dict[str, Tensor]:
         raise QdmrError(
             f"{path} holds a {type(state).__name__}, not a state dict of weights: {remedy}"
         )
+    # An authors' file holds its weights one level deeper.
+    inner = [value.items() for value in state.values() if isinstance(value, dict)]
+    for key, value in chain(state.items(), *inner):
+        if isinstance(value, Tensor) and not _is_whole(value):
+            raise QdmrError(
+                f"{path}: the tensor {str(key)[:_SHOWN]!r} claims the shape {tuple(value.shape)} "
+                f"and holds fewer numbers: {remedy}"
+            )
     return state
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether the file holds each number of the tensor: a few bytes can claim any shape by strides
+    of zero, or as a sparse tensor or one without storage."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def check_finite(network: nn.Module, source: str, remedy: str) -> None:
+    """Raises QdmrError, which starts with ``source`` and ends with ``remedy``, where a weight is
+    NaN or infinite: every result would be NaN, which becomes black pixels."""
+    for key, value in network.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            wrong = int((~torch.isfinite(value)).sum())
+            told = f"{wrong} of the {value.numel()} numbers in {key} are NaN or infinite"
+            raise QdmrError(f"{source}: {told}; {remedy}")
 
 
 def find_backbone_weights(net: str, path: Path | str | None = None) -> Path:
@@ -101,16 +135,19 @@ def load_backbone(net: str, path: Path | str | None, network: nn.Module, prefix:
             f"({first_line(error)}): {remedy}"
         ) from error
     network.float()
+    check_finite(network, str(file), remedy)
 
 
 def _reason(path: Path, error: Exception) -> str:
     """Returns the cause in one line. PyTorch's own message would tell how to run the content of a
     refused pickle, and would call a text file such a pickle, or a number."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(_ZIP))
     except OSError:
         return first_line(error)
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
     if not start:
         return "it is empty"
     if start != _ZIP and not start.startswith(_PICKLE):

@@ -19,11 +19,11 @@ from qdmr_ray.models.layout import (
     NOTES_FILE,
     PICTURES_FOLDER,
 )
+from qdmr_ray.parsing import parse_yaml
 from qdmr_ray.report.evaluation import read_evaluation
 from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.document import Document
-from qdmr_ray.untrusted import parse_yaml
 
 # These settings weigh a loss term; at 0 the term is off.
 TERMS = {"l1", "lpips", "gan", "codebook", "semantic", "s2t_codebook", "target_codebook"}

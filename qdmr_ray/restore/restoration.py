@@ -21,7 +21,7 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import LoadedModel, load_model
 from qdmr_ray.nets import QDMR, RestorationNetwork
 from qdmr_ray.nets.registry import STREAMED, image_of
-from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
+from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, as_integers
 from qdmr_ray.photographs.files import check_fits, read_photograph, write_photograph
 from qdmr_ray.restore.device import usable_device
 from qdmr_ray.restore.inputs import Failure, expand, failure_of
@@ -163,7 +163,7 @@ def restore(
     else:
         corrected = restore_tensor(network, x)
     restored = corrected[0].permute(1, 2, 0).float().cpu().numpy()
-    return np.rint(restored * full_scale).astype(image.dtype)
+    return as_integers(restored, image.dtype)
 
 
 def restore_files(

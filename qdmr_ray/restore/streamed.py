@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from qdmr_ray.nets import QDMR
 from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.nets.swin import SwinBlock, SwinGroup, shift_mask
+from qdmr_ray.photographs.decode import as_integers
 from qdmr_ray.restore.feature_maps import Arena, FeatureMap, GroupStatistics, strips
 from qdmr_ray.restore.progress import Progress, Work, fusing_layers
 from qdmr_ray.restore.upsample_conv import Doubling
@@ -237,7 +238,7 @@ class _Pass:
             if self.network.settings.global_residual:
                 x = x + self._pixels(first, last)
             pixels = x[0, :, :, :width].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-            result[first:last] = np.rint(pixels * self.full_scale).astype(result.dtype)
+            result[first:last] = as_integers(pixels, result.dtype)
             self.work.did(self.network.decoder.last, (last - first) * features.width)
         self.arena.drop(features)
         return result

@@ -19,11 +19,12 @@ from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import load_model
 from qdmr_ray.optics.lens import load_lens
+from qdmr_ray.parsing import LARGEST_YAML, parse_yaml
 from qdmr_ray.report.run_folder import read_run
 from qdmr_ray.storage import open_location
 from qdmr_ray.storage.document import Document
 from qdmr_ray.sweeps.plan import load_sweep
-from qdmr_ray.untrusted import LARGEST_YAML, parse_json, parse_yaml
+from qdmr_ray.untrusted import parse_json
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
