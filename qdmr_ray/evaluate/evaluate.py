@@ -24,7 +24,6 @@ from qdmr_ray.config import (
     code_version,
     experiment_from_dict,
     experiment_of_run,
-    stage_digest,
 )
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError, SettingsError
@@ -35,10 +34,10 @@ from qdmr_ray.evaluate.metrics.registry import metrics_for
 from qdmr_ray.evaluate.names import COMPARISON, GROUND_TRUTH, INPUT, TEST_SET
 from qdmr_ray.evaluate.pool import RETRIES, Pool, Spread, spread_over
 from qdmr_ray.evaluate.results import Evaluation, FailedPhotograph, Judged, Provenance
-from qdmr_ray.evaluate.split import alike_indices, validation_indices
+from qdmr_ray.evaluate.split import seen_photographs, was_trained_on
 from qdmr_ray.evaluate.statistics import summarize
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
-from qdmr_ray.models.files import IMPORTED, read_description
+from qdmr_ray.models.files import read_description
 from qdmr_ray.models.layout import (
     CONFIG_FILE,
     EVALUATION_CLAIMS,
@@ -101,14 +100,13 @@ def evaluate_run(
     reader = RecordReader(path, endpoint=endpoint)
     named = [reader.index(TEST_SET)[i].name for i in range(reader.count(TEST_SET))]
     settings = experiment.evaluation
-    # The run's training was judged on its validation photographs, so they are left out, of another
-    # dataset, too.
     own = data is None or packed.uri == open_location(experiment.data.path or path).uri
     validates = settings.validation_share > 0 or bool(settings.validation_names)
-    if own or (validates and _trained_on(run, trained_with, descriptions, reader)):
-        seen = validation_indices(settings, named)
-    else:
-        seen = _seen_elsewhere(experiment, reader) if validates else []
+    seen: list[int] = []
+    if validates:
+        # A dataset that has moved is known by its content.
+        is_own = own or was_trained_on(run, trained_with, descriptions, reader)
+        seen = seen_photographs(experiment, reader, reader if is_own else None)
     names = unique_names(named, [RESULTS_FILE])
     judged = {i: name for i, name in enumerate(names) if i not in set(seen)}
     metrics = metrics_for(experiment)
@@ -206,52 +204,6 @@ def _overridden(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
             )
         apply_override(values, override)
     return experiment_from_dict(values, source="qdmr evaluate") if overrides else experiment
-
-
-def _trained_on(
-    run: Location,
-    experiment: Experiment | None,
-    descriptions: Mapping[str, Mapping[str, Any]],
-    reader: RecordReader,
-) -> bool:
-    """Returns whether the run's models were trained on a dataset of this content, wherever it lay:
-    their digests are made of it."""
-    if experiment is None:
-        return False
-    stages = {name: read_description(run.join(name, FINAL_FOLDER)) for name in experiment.run}
-    digests = {name: str(found["digest"]) for name, found in stages.items() if found}
-    imported = {name: digest for name, digest in digests.items() if digest.startswith(IMPORTED)}
-    digest = reader.manifest.digest
-    return any(
-        stage_digest(experiment, name, digest, imported) == digests[name]
-        for name in descriptions
-        if name not in imported
-    )
-
-
-def _seen_elsewhere(experiment: Experiment, reader: RecordReader) -> list[int]:
-    """Returns the test photographs of ``reader`` that are validation photographs of the run's own
-    dataset. Raises QdmrError where that can't be told, or no photograph is left."""
-    data = experiment.data
-    try:
-        own = RecordReader(data.path, endpoint=data.s3_endpoint)
-        table = own.index(TEST_SET)
-    except QdmrError as error:
-        raise QdmrError(
-            f"data.path of the run, {data.path!r}, can't be read ({error}), so nobody can tell "
-            "which photographs its training was judged on: bring it back; or, where --data holds "
-            "none of them, add --set evaluation.validation_share=0 --set "
-            "evaluation.validation_names=[]"
-        ) from error
-    names = [table[i].name for i in range(own.count(TEST_SET))]
-    found = reader.index(TEST_SET)
-    seen = alike_indices(found, table, validation_indices(experiment.evaluation, names))
-    if len(seen) == len(found):
-        raise QdmrError(
-            f"--data holds only photographs that the run's training was judged on "
-            f"({len(seen)} validation photographs of {data.path}): name other ones"
-        )
-    return seen
 
 
 def _provenance(

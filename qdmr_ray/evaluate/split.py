@@ -6,12 +6,18 @@ rest, in whatever dataset they find these photographs again.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
-from qdmr_ray.config import EvaluationSettings
+from qdmr_ray.config import EvaluationSettings, Experiment, stage_digest
 from qdmr_ray.data.format.index import SetIndex
-from qdmr_ray.errors import SettingsError
+from qdmr_ray.data.format.reader import RecordReader
+from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.evaluate.names import TEST_SET
+from qdmr_ray.models.files import IMPORTED, read_description
+from qdmr_ray.models.layout import FINAL_FOLDER
+from qdmr_ray.storage import Location
 
 
 def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> list[int]:
@@ -50,7 +56,56 @@ def validation_indices(settings: EvaluationSettings, names: Sequence[str]) -> li
     return chosen
 
 
-def alike_indices(photographs: SetIndex, chosen: SetIndex, positions: Sequence[int]) -> list[int]:
+def was_trained_on(
+    run: Location,
+    experiment: Experiment | None,
+    descriptions: Mapping[str, Mapping[str, Any]],
+    reader: RecordReader,
+) -> bool:
+    """Returns whether the run's models were trained on a dataset of this content, wherever it lay:
+    their digests are made of it."""
+    if experiment is None:
+        return False
+    stages = {name: read_description(run.join(name, FINAL_FOLDER)) for name in experiment.run}
+    digests = {name: str(found["digest"]) for name, found in stages.items() if found}
+    imported = {name: digest for name, digest in digests.items() if digest.startswith(IMPORTED)}
+    digest = reader.manifest.digest
+    return any(
+        stage_digest(experiment, name, digest, imported) == digests[name]
+        for name in descriptions
+        if name not in imported
+    )
+
+
+def seen_photographs(
+    experiment: Experiment, reader: RecordReader, own: RecordReader | None
+) -> list[int]:
+    """Returns the test photographs of ``reader`` that the run's training was judged on: those with
+    the pixels of a validation photograph of its ``own`` dataset, by default that of ``data.path``.
+    Raises QdmrError where that can't be read, or no photograph is left."""
+    data = experiment.data
+    try:
+        own = own or RecordReader(data.path, endpoint=data.s3_endpoint)
+        table = own.index(TEST_SET)
+    except QdmrError as error:
+        raise QdmrError(
+            f"data.path of the run, {data.path!r}, can't be read ({error}), so nobody can tell "
+            "which photographs its training was judged on: bring it back; or, where --data holds "
+            "none of them, add --set evaluation.validation_share=0 --set "
+            "evaluation.validation_names=[]"
+        ) from error
+    names = [table[i].name for i in range(own.count(TEST_SET))]
+    found = reader.index(TEST_SET)
+    seen = _alike(found, table, validation_indices(experiment.evaluation, names))
+    if len(seen) == len(found):
+        raise QdmrError(
+            "the test set holds only photographs that the run's training was judged on "
+            f"({len(seen)} validation photographs of {data.path}): name other ones with --data"
+        )
+    return seen
+
+
+def _alike(photographs: SetIndex, chosen: SetIndex, positions: Sequence[int]) -> list[int]:
     """Returns the positions, ascending, of ``photographs`` with the size and pixels of one of the
     ``chosen`` at ``positions``, whatever their names and ground truths."""
     seen = {_pixels(chosen, position) for position in positions}

@@ -124,6 +124,28 @@ def test_a_copied_folder_gives_the_same_evaluation(run: Path, tmp_path: Path) ->
     assert own.provenance == copied.provenance == moved.provenance
 
 
+def test_a_twin_of_a_validation_photograph_is_left_out_of_every_dataset(
+    run: Path, packed: Packed, tmp_path: Path
+) -> None:
+    # Training was judged on the twin's pixels, too, whichever dataset holds them.
+    twins = ALL | {"twin": ALL["photo2"], "double": ALL["photo3"]}
+    shutil.rmtree(tmp_path / "own")
+    packed("own", twins)
+    expected = {*REST, "double"}
+    assert names(judged(run, None)) == expected
+    shutil.copytree(tmp_path / "own" / "packed", tmp_path / "copied")
+    assert names(judged(run, str(tmp_path / "copied"))) == expected
+    assert names(judged(run, packed("other", twins | {"more": 70}))) == expected | {"more"}
+
+
+def test_where_all_are_twins_of_validation_photographs_none_is_left(
+    run: Path, packed: Packed, tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "own")
+    packed("own", {"photo2": 2, "photo7": 7, "a": 2, "b": 7})
+    refused(lambda: judged(run, None), match=r"only photographs .* judged on \(4 validation")
+
+
 def test_what_cannot_be_told_is_refused(run: Path, packed: Packed, tmp_path: Path) -> None:
     other = packed("other", {"x": 50, "y": 51})
     assert names(judged(run, other)) == {"x", "y"}
