@@ -8,6 +8,7 @@ that the node has copied (``cache``) are mapped like local ones.
 import math
 import zlib
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
 from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, SetIndex, set_index
-from qdmr_ray.data.format.manifest import ShardEntry, read_manifest
+from qdmr_ray.data.format.manifest import SetEntry, ShardEntry, read_manifest
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location, disk_error, open_location
 
@@ -84,10 +85,7 @@ class RecordReader:
         no such set, or its index is missing or damaged."""
         if set_name not in self._indexes:
             entry = self.manifest.set(set_name)
-            copy = self._cache.fetch(entry.index) if self._cache else None
-            # A copy is mapped, and so held once by all processes of the node.
-            place = self._location if copy is None else open_location(copy.parent)
-            table = self._indexes[set_name] = set_index(place, entry)
+            table = self._indexes[set_name] = self._read_index(entry)
             for ground_truth, columns in ((False, table.image), (True, table.ground_truth)):
                 self._checked[set_name, ground_truth] = np.zeros(len(columns.bands), dtype=bool)
         return self._indexes[set_name]
@@ -147,6 +145,18 @@ class RecordReader:
         lines = self.lines(set_name, index, top, top + size, ground_truth=ground_truth)
         return lines[:, :, left : left + size].transpose(1, 0, 2)
 
+    def _read_index(self, entry: SetEntry) -> SetIndex:
+        """Reads an index from this node's copy, which is mapped, and so held once by all processes
+        of the node; from the dataset's own place where there is no copy, or none that is whole."""
+        if self._cache is not None:
+            for doubted in (False, True):
+                copy = self._cache.fetch(entry.index, doubted=doubted)
+                if copy is None:
+                    break
+                with suppress(QdmrError):
+                    return set_index(open_location(copy.parent), entry)
+        return set_index(self._location, entry)
+
     def _find(self, set_name: str, index: int) -> tuple[ShardEntry, int]:
         """Returns the shard of a record and its row there."""
         entry = self.manifest.set(set_name)
@@ -173,7 +183,11 @@ class RecordReader:
             lines = mapped[offset : offset + length].reshape(shape)
             if _agree(lines, bands, checked):
                 return lines
-        else:
+            # Another thread may have mapped a new copy meanwhile.
+            if self._cache is not None and self._mapped.get(shard.file) is mapped:
+                self._mapped.pop(shard.file, None)
+                self._cache.doubt(shard.file)
+        if self.is_remote:
             for _ in range(_FETCHES):
                 data, size = place.read_piece(offset, length)
                 if size == shard.bytes:
@@ -186,23 +200,25 @@ class RecordReader:
 
     def _mapping(self, shard: ShardEntry, place: Location) -> np.ndarray | None:
         """Returns the shard's bytes where it lies on a disk of this machine, else None."""
-        if shard.file not in self._mapped:
-            path = place.local_path
-            if path is None and self._cache is not None:
-                path = self._cache.path(shard.file)
-            if path is None:
-                return None
-            size = open_location(path).size()
+        mapped = self._mapped.get(shard.file)
+        path = place.local_path
+        if mapped is None and path is not None:
+            size = place.size()
             if size is None:
                 raise QdmrError(f"{path}: is missing; pack the dataset again")
             _check_size(str(path), size, shard)
+        elif mapped is None and self._cache is not None:
+            path = self._cache.path(shard.file)
+        if mapped is None and path is not None:
             try:
-                mapped = np.memmap(path, dtype=np.uint8, mode="r")
+                # Slicing np.memmap costs ten times as much as slicing a plain array over it.
+                mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
             except OSError as error:
+                if self.is_remote:
+                    return None  # Another process has dropped the copy just now.
                 raise disk_error(str(path), "read", error) from error
-            # Slicing np.memmap costs ten times as much as slicing a plain array over the mapping.
-            self._mapped[shard.file] = np.asarray(mapped)
-        return self._mapped[shard.file]
+            self._mapped[shard.file] = mapped
+        return mapped
 
 
 def _agree(lines: np.ndarray, bands: np.ndarray, checked: np.ndarray) -> bool:

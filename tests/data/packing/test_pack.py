@@ -517,7 +517,8 @@ def test_a_node_keeps_copies_of_shards_that_lie_in_a_store(
     shards = manifest.set("source").shards
     room = shards[0].bytes + shards[1].bytes + 10
     folder.mkdir()
-    (folder / "older.parquet").write_bytes(b"x" * 100)
+    for file in ("older.parquet", ".tmp-older.parquet.lock"):
+        (folder / file).write_bytes(b"x" * 100)
     reader = RecordReader(uri, cache_bytes=room, cache_folder=folder)
     expected = [reader.read("source", i).image for i in range(5)]
     wanted = {shards[0].file, shards[1].file}
@@ -532,7 +533,7 @@ def test_a_node_keeps_copies_of_shards_that_lie_in_a_store(
         again.read("source", 4)
     # The index was copied, too: the store's is no longer needed.
     assert (folder / manifest.set("source").index.file).exists()
-    # Copies of another length are not used.
+    # Copies of another length are not used; the store no longer has these.
     (folder / shards[0].file).write_bytes(b"half")
     with pytest.raises(QdmrError, match=f"{shards[0].file}"):
         RecordReader(uri, cache_bytes=room, cache_folder=folder).read("source", 0)
