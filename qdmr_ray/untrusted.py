@@ -8,14 +8,16 @@ with open_regular(path) as file: ...
 
 import errno
 import json
+import lzma
 import math
 import os
 import resource
 import stat
 import struct
 import zipfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +32,9 @@ _LONGEST_NUMBER = 100
 _SHOWN = 80
 # Bytes for which nobody asks how much memory is free.
 _SMALL = 64 << 20
+
+# What zipfile raises for damaged content; LZMA takes as much memory as the file asks for.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, MemoryError)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -121,6 +126,23 @@ def read_regular(path: str | Path, offset: int = 0, length: int | None = None) -
         check_memory(wanted, "it")
         file.seek(offset)
         return file.read(wanted), size
+
+
+@contextmanager
+def open_npz(path: str | Path) -> Iterator[Mapping[str, Any]]:
+    """Opens an ``.npz`` file, whose arrays are read when they are asked for. Raises OSError as
+    :func:`read_regular`, and ValueError for anything else than whole arrays of plain numbers."""
+    # Imported late: the rest of this module needs the standard library only.
+    import numpy as np
+
+    try:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+            check_memory(sum(member.file_size for member in archive.zip.infolist()), "it")
+            yield archive
+    # numpy raises TypeError for an array without an archive; zipfile RuntimeError for an encrypted
+    # member.
+    except (TypeError, RuntimeError, *ZIP_ERRORS) as error:
+        raise ValueError("it is no .npz file of plain numbers, or it is damaged") from error
 
 
 def check_memory(size: int, what: str) -> None:

@@ -8,6 +8,7 @@ The library compares sizes only, so every file is hashed here and compared with 
 a record in ``.qdmr-fetch`` keeps a later run from hashing it again.
 """
 
+import errno
 import hashlib
 import ipaddress
 import logging
@@ -18,7 +19,6 @@ import shutil
 import tarfile
 import time
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +36,7 @@ from qdmr_ray.data.packing.folders import is_realab
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.storage import Location, disk_error, open_location
 from qdmr_ray.storage.document import Document
+from qdmr_ray.untrusted import ZIP_ERRORS
 
 Progress = Callable[[str, int, int], None]
 T = TypeVar("T")
@@ -51,7 +52,7 @@ _REMEDY = (
 )
 _AGAIN = "run the same command again, it goes on where it stopped"
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-_DAMAGED = (zipfile.BadZipFile, tarfile.ReadError, zlib.error, EOFError, UnicodeError)
+_DAMAGED = (tarfile.ReadError, UnicodeError, *ZIP_ERRORS)
 # Tries at receiving a file before it counts as damaged on the hub.
 _TRIES = 2
 
@@ -343,6 +344,8 @@ def _unpack(archive: Path, staging: Path) -> dict[str, int]:
                 _require_room(archive.parent, size, f"unpacking {archive.name}")
                 # zipfile would write what leads elsewhere into the folder, under another name.
                 for member in opened.namelist():
+                    if not member:
+                        raise zipfile.BadZipFile("a file in it has no name")
                     if member.startswith("/") or ".." in PurePosixPath(member).parts:
                         raise _refused(archive, member)
                 opened.extractall(staging)
@@ -352,9 +355,12 @@ def _unpack(archive: Path, staging: Path) -> dict[str, int]:
     except tarfile.FilterError as error:
         raise _refused(archive, error.tarinfo.name) from error
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        remedy = f"delete it and {_AGAIN}; if it stays so, leave it out with --include"
-        raise QdmrError(f"{archive}: the archive is damaged ({reason}); {remedy}") from error
+        raise _damaged(archive, error) from error
+    except OSError as error:
+        # Decompressors raise one without a number; EINVAL is a place before the file's beginning.
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise _damaged(archive, error) from error
     except RuntimeError as error:  # zipfile's: encrypted, or compressed in a way it can't read
         remedy = "unpack it with another program, in the same folder"
         raise QdmrError(f"{archive}: cannot be unpacked ({error}); {remedy}") from error
@@ -369,6 +375,12 @@ def _unpack(archive: Path, staging: Path) -> dict[str, int]:
         counts[name.parent.as_posix()] += 1
     shutil.rmtree(staging, ignore_errors=True)
     return dict(counts)
+
+
+def _damaged(archive: Path, error: BaseException) -> QdmrError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    remedy = f"delete it and {_AGAIN}; if it stays so, leave it out with --include"
+    return QdmrError(f"{archive}: the archive is damaged ({reason}); {remedy}")
 
 
 def _refused(archive: Path, name: str) -> QdmrError:

@@ -4,7 +4,6 @@ The authors' public code produced the golden values in float64; ``qdmr verify`` 
 package's results with them.
 """
 
-import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.adapter import from_authors
-from qdmr_ray.untrusted import parse_json, read_regular
+from qdmr_ray.untrusted import open_npz, parse_json, read_regular
 
 # Last name parts of the authors' state-dict entries that hold constants instead of weights.
 CONSTANTS = ("attn_mask", "mean", "std")
@@ -55,9 +54,9 @@ def load_golden(folder: Path) -> Golden:
         keys, recipe, steps, metrics = (
             parse_json(read_regular(folder / f"{name}.json")[0]) for name in names
         )
-        with np.load(folder / "forward.npz") as arrays:
-            forward = {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with open_npz(folder / "forward.npz") as arrays:
+            forward = dict(arrays)
+    except (OSError, ValueError) as error:
         raise QdmrError(
             f"{folder} holds no readable golden figures ({error}): give the folder with "
             "recipe.json, state_dict_keys.json, forward.npz, train_steps.json and metrics.json"

@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location
@@ -76,6 +76,13 @@ class SetEntry(Part):
     ground_truth: ValueStatistics | None
     index: FileEntry
     shards: tuple[ShardEntry, ...]
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> Self:
+        # A record is found by its position among the rows of all shards.
+        if (rows := sum(shard.rows for shard in self.shards)) != self.images:
+            raise ValueError(f"the shards hold {rows} records, images says {self.images}")
+        return self
 
 
 class Manifest(Document):
