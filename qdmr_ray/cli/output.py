@@ -56,10 +56,11 @@ def tell(*lines: str) -> None:
 
 def tell_error(text: str, error: BaseException | None) -> None:
     """Prints an error's message on standard error, behind the traceback of ``error`` if ``-v`` was
-    given."""
+    given; without the colours that Ray puts into both."""
+    told = f"qdmr: {text}"
     if show_tracebacks() and error is not None:
-        tell(*"".join(traceback.format_exception(error)).splitlines())
-    tell(*f"qdmr: {text}".split("\n"))
+        told = "".join(traceback.format_exception(error)) + told
+    tell(*_TERMINAL_CODE.sub("", told).split("\n"))
 
 
 def show_log(text: str) -> None:

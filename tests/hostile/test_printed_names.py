@@ -5,6 +5,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from qdmr_ray.cli import output
+from qdmr_ray.cli import cluster, output
 from qdmr_ray.cli.config import show
 from qdmr_ray.cli.output import Table, bars, print_table, say, show_log, tell, tell_error
 from qdmr_ray.errors import QdmrError, SettingsError, printable
+from qdmr_ray.jobs.client import Job
 from qdmr_ray.train.logging.board import News
 from qdmr_ray.train.logging.progress_bar import ProgressBar
 
@@ -106,6 +108,15 @@ def test_an_error_has_more_lines_only_where_it_is_given_more() -> None:
     assert str(error) == "keys: 2 missing\n  a\\nb\n  c"
 
 
+def test_an_error_of_ray_is_printed_without_its_colours(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QDMR_VERBOSE", "1")
+    error = ValueError("\x1b[36mray::work()\x1b[39m failed")
+    tell_error(str(error), error)
+    assert capsys.readouterr().err == ("ValueError: ray::work() failed\nqdmr: ray::work() failed\n")
+
+
 LOGS = {
     "the screen cleared": ("a\x1b[2Jb\n", "ab\n"),
     "colours": ("\x1b[36m(worker)\x1b[0m 1\n", "(worker) 1\n"),
@@ -126,6 +137,21 @@ def test_a_jobs_log_moves_nobodys_cursor(
 ) -> None:
     show_log(log)
     assert capsys.readouterr().out == shown
+
+
+@every_name
+def test_a_strangers_job_is_listed_and_its_log_shown(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(name, "RUNNING", f"qdmr {name}", name, began=0.0, ended=1.0, message=name)
+    known = SimpleNamespace(list=lambda: [job, job], logs=lambda _: f"told {name}\n")
+    monkeypatch.setattr(cluster, "_jobs", lambda address: known)
+    cluster.list_jobs(None)
+    assert capsys.readouterr().out.count(printable(f"qdmr {name}")) == 2
+    cluster.logs("another", follow=False, address=None)
+    shown = capsys.readouterr().out
+    assert shown.startswith("told ")
+    assert all(line.isprintable() for line in shown.split("\n"))
 
 
 @settings(deadline=None)
