@@ -157,6 +157,18 @@ def test_redis_reaches_nobody(target: tuple[str | tuple[str, Labels], int, str])
     assert not reaches("redis", *target)
 
 
+def test_the_documents_quota_is_of_the_clusters_pods() -> None:
+    text = (CLUSTER / "README.md").read_text()
+    (pods, gpus) = re.findall(
+        r"create quota qdmr --hard=pods=(\d+),requests.nvidia.com/gpu=(\d+)", text
+    )[0]
+    (group,) = things(FILES / "overlays" / "gpu" / "workers.yaml")[0]["spec"]["workerGroupSpecs"]
+    # Beside the workers: the head, Redis, the pod that submits, and the one that clears Redis.
+    assert int(pods) == group["maxReplicas"] + 4
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert int(gpus) == group["maxReplicas"] * int(limits["nvidia.com/gpu"])
+
+
 def test_the_documents_pin_the_images_that_are_used() -> None:
     text = (CLUSTER / "README.md").read_text()
     pinned = dict(re.findall(r"(\w+)@\$\(digest (\S+)\)", text))
