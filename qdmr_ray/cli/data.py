@@ -102,6 +102,7 @@ def pack(
             progress=progress,
             start_ray=start_ray,
             endpoint=endpoint,
+            say=tell,
         )
     _print_dataset(out, endpoint)
 

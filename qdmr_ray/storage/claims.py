@@ -35,22 +35,29 @@ from typing import Any
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.patience import CLAIM_BEAT, CLAIM_STALE
-from qdmr_ray.storage import Location
+from qdmr_ray.storage import TEMPORARY_PREFIX, Location
 from qdmr_ray.untrusted import parse_object
 
 _POLL_SECONDS = 1.0
 _CLAIM = re.compile(r"(\d{6,9})\.json")
+_OURS = re.compile(rf"\d{{6,9}}\.(json|beat)|{re.escape(TEMPORARY_PREFIX)}.*")
 _RELEASED = "released"
 
 
 class Claims:
     """The claims in ``folder``. A holder gives a sign of life every ``beat`` seconds, and counts as
-    gone after ``stale`` seconds without one; both come from ``qdmr_ray.patience`` by default."""
+    gone after ``stale`` seconds without one; both come from ``qdmr_ray.patience`` by default. With
+    ``traceless``, a claim that ends deletes its files and those before it, and then the folder."""
 
     def __init__(
-        self, folder: Location, *, beat: float | None = None, stale: float | None = None
+        self,
+        folder: Location,
+        *,
+        beat: float | None = None,
+        stale: float | None = None,
+        traceless: bool = False,
     ) -> None:
-        self._folder = folder
+        self._folder, self.traceless = folder, traceless
         self._beat = CLAIM_BEAT.seconds if beat is None else beat
         self._stale = CLAIM_STALE.seconds if stale is None else stale
         # The holder's number and sign of life, and when this process saw the sign change.
@@ -111,6 +118,18 @@ class Claims:
         if number == 0 or self._is_free(number):
             return False
         return True if self._lives() else None
+
+    def remove(self, number: int) -> None:
+        """Deletes the claim ``number`` and all before it, unless another process has taken over,
+        and the folder if nothing else lies there."""
+        with suppress(QdmrError):
+            self.check(number)
+            # The claim is the last to go: as long as it is there, no other can be made.
+            own = [self._sign(number), self._file(number)]
+            earlier = [file for file in self._folder.list() if _OURS.fullmatch(file.name)]
+            for file in [*(file for file in earlier if file not in own), *own]:
+                file.delete()
+            self._folder.delete_empty()
 
     def wait(self) -> None:
         """Sleeps until it is worth while to look again."""
@@ -182,6 +201,9 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        if self._claims.traceless:
+            self._claims.remove(self.number)
+            return
         # Waiting processes then need not wait until the holder looks dead.
         try:
             self._show(_RELEASED)

@@ -198,6 +198,12 @@ class Location:
 
         self._do("deleted", delete_local, delete_objects)
 
+    def delete_empty(self) -> None:
+        """Removes the folder if it is empty; a store has no empty folders."""
+        with contextlib.suppress(OSError):
+            if self.store is None:
+                os.rmdir(self.path)
+
     def _do(
         self,
         what: str,

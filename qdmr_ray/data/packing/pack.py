@@ -22,6 +22,8 @@ import pyarrow as pa
 from qdmr_ray.data.format.index import content_digest, encode_index
 from qdmr_ray.data.format.manifest import (
     MANIFEST_NAME,
+    FileEntry,
+    LeftOut,
     Manifest,
     SetEntry,
     SizeCount,
@@ -38,10 +40,17 @@ from qdmr_ray.data.packing.folders import (
     find_realab,
     is_realab,
 )
-from qdmr_ray.data.packing.resume import UNFINISHED_FOLDER, finished_before, write_and_note
+from qdmr_ray.data.packing.resume import (
+    UNFINISHED_FOLDER,
+    claimed,
+    delete_notes,
+    finished_before,
+    write_and_note,
+)
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location, open_location
+from qdmr_ray.storage.claims import Claim
 from qdmr_ray.storage.names import check_text
 
 _OURS = re.compile(r"(source|target|test)-(\d{5,6}|index)-[0-9a-f]{16}\.(parquet|arrow)")
@@ -112,15 +121,17 @@ def pack(
     progress: Progress = lambda done, total: None,
     endpoint: str | None = None,
     start_ray: Callable[[], None] | None = None,
+    say: Callable[[str], None] = print,
 ) -> Manifest:
     """Packs the photographs below ``src`` into the folder ``out`` (local path or ``s3://…``).
 
     Ray tasks on this machine write the shards when Ray is running, else this process writes them
     one after another; ``start_ray`` is called when there is so much to pack that starting it pays.
     ``progress`` is called with (steps done, steps in all): every record is checked, then packed.
-    ``endpoint`` is the address of an S3-compatible store. Raises QdmrError where something is wrong
-    with the folders or images, or ``out`` cannot be written; wrong names, sizes and headers are
-    found before anything is written.
+    ``endpoint`` is the address of an S3-compatible store. ``say`` receives a line while it isn't
+    known whether another process still packs into ``out``. Raises QdmrError where something is
+    wrong with the folders or images, another process packs into ``out``, or it cannot be written;
+    wrong names, sizes and headers are found before anything is written.
     """
     if not src.is_dir():
         raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
@@ -137,17 +148,34 @@ def pack(
     root = src.absolute()
     left_out = [left_out_of(n, file, root, reason) for n, file, reason in rejected]
     jobs = list(_jobs(checked, settings, root))
-    records = [record for job in jobs for record in job.records]
-    if start_ray is not None and sum(r.pixel_bytes for r in records) > _WORTH_STARTING_RAY:
-        start_ray()
-    existed = location.exists()
+    pixel_bytes = sum(record.pixel_bytes for job in jobs for record in job.records)
+    with claimed(location, say) as claim:
+        if start_ray is not None and pixel_bytes > _WORTH_STARTING_RAY:
+            start_ray()
+        manifest = _packed(folders, jobs, left_out, location, claim, progress)
+        claim.check()
+        _delete_others(location, manifest.files)
+    return manifest
+
+
+def _packed(
+    folders: DatasetFolders,
+    jobs: Sequence[ShardJob],
+    left_out: list[LeftOut],
+    location: Location,
+    claim: Claim,
+    progress: Progress,
+) -> Manifest:
+    """Writes all files of the dataset; what was finished before an error waits for the next try."""
+    count = sum(len(job.records) for job in jobs)
+    had_files = any(file.name != UNFINISHED_FOLDER for file in location.list())
     packed: dict[int, tuple[PackedShard, pa.Table]] = {}
-    done = len(records)
+    done = count
     try:
         for place, result in _run(jobs, location):
             packed[place] = result
             done += len(jobs[place].records)
-            progress(done, 2 * len(records))
+            progress(done, 2 * count)
         sets = {}
         for name, folder in folders.sets().items():
             results = [packed[i] for i, job in enumerate(jobs) if job.set_name == name]
@@ -157,21 +185,27 @@ def pack(
             sets[name] = _set_entry(name, folder.ground_truth is not None, results, location)
         left_out.sort(key=lambda file: (file.set, file.origin))
         manifest = Manifest(lens=folders.lens, sets=sets, left_out=tuple(left_out))
+        claim.check()
         manifest.write(location.join(MANIFEST_NAME))
+        return manifest
     except QdmrError as error:
         if packed:
             waiting = f"{len(packed)} finished shards wait for the next try"
             raise QdmrError(f"{error}; {waiting}") from error
-        if not existed:
-            location.delete()
+        if not had_files:
+            claim.check()
+            _delete_others(location, ())
         raise
-    kept = {file.file for file in manifest.files}
+
+
+def _delete_others(location: Location, kept: Sequence[FileEntry]) -> None:
+    """Deletes the files of earlier packings, and nothing that something else has put there."""
+    names = {file.file for file in kept}
     for file in location.list():
-        # Files of earlier packings go, and nothing that something else has put there.
         ours = _OURS.fullmatch(file.name) or file.name.startswith(TEMPORARY_PREFIX)
-        if (ours and file.name not in kept) or file.name == UNFINISHED_FOLDER:
+        if ours and file.name not in names:
             file.delete()
-    return manifest
+    delete_notes(location)
 
 
 def _jobs(

@@ -1,20 +1,28 @@
-"""Resumes an interrupted packing by a note beside each shard, kept until the manifest is there.
+"""What lies beside shards until the manifest is there: notes to go on from, and who packs them.
 
 A note names the files a shard was made from (names, lengths, times of change) and holds its rows of
 the index. Packing again takes a shard over when its note still fits; the result is the same as
 packing undisturbed, because a shard depends on its files and settings alone.
+
+One process at a time packs into a folder (``claimed``): another one's shards would not be in its
+manifest, and be deleted at its end.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 
 from qdmr_ray.data.format.index import encode_index, read_index
 from qdmr_ray.data.format.shards import PackedShard, ShardJob, write_shard
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.storage import Location
+from qdmr_ray.storage import TEMPORARY_PREFIX, Location
+from qdmr_ray.storage.claims import Claim, Claims
 
 UNFINISHED_FOLDER = "unfinished"
+_CLAIMS = "claims"
+_NOTE = re.compile(rf"(source|target|test)-\d{{6,}}\.arrow|{re.escape(TEMPORARY_PREFIX)}.*")
 # A note is an Arrow file of the shard's rows of the index; this metadata holds the PackedShard.
 _METADATA = b"qdmr"
 
@@ -47,6 +55,38 @@ def finished_before(
         if is_whole and packed.fingerprint == job.fingerprint():
             found[place] = packed, index.replace_schema_metadata(None)
     return found
+
+
+@contextmanager
+def claimed(folder: Location, say: Callable[[str], None]) -> Iterator[Claim]:
+    """Holds the claim on packing into ``folder``, and leaves no trace of it. Raises QdmrError where
+    another process holds it; ``say`` receives a line while that isn't known yet."""
+
+    def refuse(owner: str) -> None:
+        raise QdmrError(
+            f"{folder.uri}: {owner} is packing into this folder; let it finish, or name another "
+            "folder with --out"
+        )
+
+    unfinished = folder.join(UNFINISHED_FOLDER)
+    existed = folder.exists()
+    claims = Claims(unfinished.join(_CLAIMS), traceless=True)
+    try:
+        claim = claims.acquire(lambda: False, lambda whom: say(f"{folder.uri}: {whom}"), refuse)
+        assert claim is not None
+        with claim:
+            yield claim
+    finally:
+        unfinished.delete_empty()
+        if not existed:
+            folder.delete_empty()
+
+
+def delete_notes(folder: Location) -> None:
+    """Deletes the notes of a packing into ``folder`` that nobody will go on with."""
+    for file in folder.join(UNFINISHED_FOLDER).list():
+        if _NOTE.fullmatch(file.name):
+            file.delete()
 
 
 def _note_file(folder: Location, job: ShardJob) -> Location:
