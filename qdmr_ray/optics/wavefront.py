@@ -25,12 +25,16 @@ import scipy.fft
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.optics.psf import PSFGrid, centroid
 from qdmr_ray.settings import Settings, setting
+from qdmr_ray.untrusted import check_memory
 
 # With a smaller share of the light inside the support, the blur would be visibly cut off.
 MINIMUM_ENERGY = 0.9
 CENTROID_TOLERANCE_PX = 1e-3
 CENTROID_ROUNDS = 8
 GREEN = 1
+# Samples across a pupil: a PSF of 255 pixels has as many at F/2 with pixels of 4.4 µm. Each takes
+# so many bytes in the arrays of three pupils, and in those of a transform.
+MOST_SAMPLES, SAMPLE_BYTES = 4096, 3 * 5 * 8 + 4 * 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +50,12 @@ class OpticsSettings(Settings):
         550.0, "wavelength in which the aberrations are given", unit="nm", above=0
     )
     aspect: float = setting(1.5, "width of the frame over its height", above=0)
-    rows: int = setting(5, "PSFs down the frame, first and last on its edges", minimum=2)
-    columns: int = setting(7, "PSFs across the frame, first and last on its edges", minimum=2)
+    rows: int = setting(
+        5, "PSFs down the frame, first and last on its edges", minimum=2, maximum=100
+    )
+    columns: int = setting(
+        7, "PSFs across the frame, first and last on its edges", minimum=2, maximum=100
+    )
     support: int = setting(31, "width and height of a PSF; odd", unit="px", minimum=3, maximum=255)
 
     defocus: float = setting(0.0, "W020: |p|², the same everywhere", unit="waves")
@@ -125,11 +133,18 @@ class _Pupil:
         self.support = optics.support
         nanometres = 1000.0
         cutoff = optics.pixel_pitch * nanometres / (wavelength * optics.f_number)
+        if 2 * self.support * 2 * cutoff > MOST_SAMPLES:
+            raise QdmrError(
+                f"a pixel_pitch of {optics.pixel_pitch:g} µm at F/{optics.f_number:g} and "
+                f"{wavelength:g} nm takes more than {MOST_SAMPLES} samples across the pupil for a "
+                f"support of {self.support} px; set a smaller pixel_pitch or support"
+            )
         # The intensity has twice the pupil's bandwidth, so it is sampled at twice the cut-off or
         # finer. An odd number of samples per pixel puts a sample on the pixel's middle.
         self.oversampling = max(3, math.ceil(2 * cutoff) | 1)
         # Twice the support, so that the light beyond it does not wrap round into it.
         self.size = scipy.fft.next_fast_len(2 * self.support * self.oversampling)
+        _check_room(SAMPLE_BYTES * self.size**2)
         frequency = np.fft.fftfreq(self.size) * self.oversampling
         self.fx, self.fy = np.meshgrid(frequency, frequency)
         self.p = np.stack([self.fx, self.fy]) / (cutoff / 2)
@@ -171,11 +186,15 @@ def psf_grid(optics: OpticsSettings) -> PSFGrid:
     """Returns the PSFs of a lens over its frame. Each position's green PSF is moved so that its
     centre of light is on the middle pixel, and red and blue move with it: the clean photograph
     stays aligned with the aberrated one, and only lateral colour remains between the channels.
-    Raises QdmrError where the support is too small for the aberrations."""
+    Raises QdmrError where the support is too small for the aberrations, or more memory is needed
+    than is free."""
+    shape = (optics.rows, optics.columns, 3, optics.support, optics.support)
+    # As single and twice as double numbers, when the sums are checked.
+    _check_room(math.prod(shape) * 20)
     pupils = [_Pupil(optics, wavelength) for wavelength in optics.wavelengths]
     lateral = (optics.lateral_colour[0], 0.0, optics.lateral_colour[1])
     positions = field_positions(optics)
-    grid = np.empty((optics.rows, optics.columns, 3, optics.support, optics.support), np.float32)
+    grid = np.empty(shape, np.float32)
     for row, column in np.ndindex(optics.rows, optics.columns):
         h = positions[row, column]
         waves = [
@@ -188,6 +207,13 @@ def psf_grid(optics: OpticsSettings) -> PSFGrid:
             moved = shift + lateral[channel] * outwards
             grid[row, column, channel] = pupil.psf(waves[channel], moved)
     return PSFGrid(grid)
+
+
+def _check_room(size: int) -> None:
+    try:
+        check_memory(size, "the lens's grid of PSFs")
+    except OSError as error:
+        raise QdmrError(f"{error.strerror}; set a smaller support, or fewer rows") from None
 
 
 def _centring_shift(pupil: _Pupil, waves: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.evaluate.sweep_file import MAX, MIN
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.stages import STAGES
-from qdmr_ray.sweeps.space import Space
+from qdmr_ray.sweeps.space import Space, check_plain
 
 TPE, RANDOM, GRID = "tpe", "random", "grid"
 ASHA, MEDIAN = "asha", "median"
@@ -211,8 +211,12 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | N
 
 
 def experiment_file(path: Path, settings: SweepSettings) -> Path:
-    """Returns the file of the experiment that the sweep at ``path`` varies."""
-    return (path.parent / settings.experiment).resolve()
+    """Returns the file of the experiment that the sweep at ``path`` varies; raises SettingsError
+    where no file can have its name."""
+    try:
+        return (path.parent / settings.experiment).resolve()
+    except ValueError as error:
+        raise SettingsError(f"{path}: experiment is {settings.experiment!r}: {error}") from None
 
 
 def _check(plan: Plan, path: Path) -> None:
@@ -226,6 +230,7 @@ def _check(plan: Plan, path: Path) -> None:
                 raise SettingsError(f"{name} changes no weights; set it in `set` instead")
         plan.experiment({}, name="trial", seed=0)
         for row in settings.first:
+            check_plain("first", row)
             if not plan.space.holds(row):
                 raise SettingsError(f"first: {row} is not in the space")
         plan.fixed()
@@ -240,6 +245,8 @@ def _variant_settings(settings: SweepSettings) -> list[str]:
     for variant, changed in settings.variants.items():
         if changed is not None and not isinstance(changed, dict):
             raise SettingsError(f"variants.{variant} must be setting: value lines")
+        if wrong := [name for name in changed or {} if not isinstance(name, str)]:
+            raise SettingsError(f"variants.{variant}: {wrong[0]!r} is no name of a setting")
     return [name for changed in settings.variants.values() for name in changed or {}]
 
 

@@ -22,6 +22,8 @@ CHOICE, FLOAT, INT = "choice", "float", "int"
 _KINDS = (CHOICE, FLOAT, INT)
 _KEYS = (*_KINDS, "log", "step", "when")
 _SCALARS = (bool, int, float, str)
+# More trials than this are no plan but a slip in a range or step.
+_MOST_ROWS = 100_000
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,18 @@ class Parameter:
         )
 
     def values(self) -> list[Any]:
-        """Returns all values, for a grid; raises SettingsError if there are infinitely many."""
+        """Returns all values, for a grid; raises SettingsError if there are too many."""
         if self.kind == CHOICE:
             return list(self.choices)
-        if self.kind == INT and not self.log:
-            return list(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
-        if self.kind == FLOAT and self.step is not None:
-            count = math.floor((self.high - self.low) / self.step + 1e-9)
-            return [self.low + i * self.step for i in range(count + 1)]
-        raise SettingsError(
-            f"space.{self.name}: a grid needs a choice, an int, or a float with step; write "
-            f"choice: [...], or sampler: tpe"
-        )
+        step = 1 if self.kind == INT and self.step is None else self.step
+        if step is None or self.log:
+            raise SettingsError(
+                f"space.{self.name}: a grid needs a choice, an int, or a float with step; write "
+                f"choice: [...], or sampler: tpe"
+            )
+        steps = math.floor((self.high - self.low) / step + 1e-9)
+        _check_rows(f"space.{self.name}", steps + 1)
+        return [self.low + i * step for i in range(steps + 1)]
 
     def extremes(self) -> list[Any]:
         """Returns the values that have to be valid for all others to be valid."""
@@ -128,9 +130,12 @@ class Space:
         return settings
 
     def grid(self) -> Iterator[dict[str, Any]]:
-        """Yields every combination once; the last parameter varies fastest."""
+        """Yields every combination once; the last parameter varies fastest. Raises SettingsError if
+        there are too many."""
+        columns = [parameter.values() for parameter in self.parameters.values()]
+        _check_rows("space", math.prod(map(len, columns)))
         seen = set()
-        for values in itertools.product(*(p.values() for p in self.parameters.values())):
+        for values in itertools.product(*columns):
             row = dict(zip(self.parameters, values, strict=True))
             settings = self.sample(lambda parameter, row=row: row[parameter.name])  # type: ignore[misc]
             key = json.dumps(settings, sort_keys=True)
@@ -146,8 +151,27 @@ class Space:
         )
 
 
+def check_plain(place: str, value: Any) -> None:
+    """Raises SettingsError, which starts with ``place``, for what YAML knows and no setting holds:
+    dates, bytes, sets, and mappings whose keys are no texts."""
+    try:
+        json.dumps(value, sort_keys=True)
+    except TypeError:
+        told = "write numbers, texts, lists or `name: value` lines"
+        raise SettingsError(f"{place}: {value!r} is no setting's value; {told}") from None
+
+
+def _check_rows(place: str, count: int) -> None:
+    if count > _MOST_ROWS:
+        raise SettingsError(
+            f"{place}: a grid of {count} trials, of which there may be {_MOST_ROWS}; write fewer "
+            "values, a larger step, or sampler: tpe"
+        )
+
+
 def _parameter(name: str, spec: Any) -> Parameter:
     place = f"space.{name}"
+    check_plain(place, spec)
     if not isinstance(spec, Mapping):
         raise SettingsError(f"{place}: write choice: [...], float: [low, high] or int: [low, high]")
     if unknown := [key for key in spec if key not in _KEYS]:
@@ -160,6 +184,8 @@ def _parameter(name: str, spec: Any) -> Parameter:
     if not isinstance(when, Mapping):
         raise SettingsError(f"{place}.when must be setting: value lines; it is {when!r}")
     wanted = {str(k): tuple(v) if isinstance(v, list) else (v,) for k, v in when.items()}
+    if () in wanted.values():
+        raise SettingsError(f"{place}.when must name a value of each setting; it is {when!r}")
     if kind == CHOICE:
         return Parameter(name, kind, choices=_choices(place, spec), when=wanted)
     low, high = _range(place, kind, spec[kind])
@@ -170,7 +196,9 @@ def _parameter(name: str, spec: Any) -> Parameter:
         raise SettingsError(f"{place}: a log scale needs values above 0; it starts at {low:g}")
     if log and step is not None:
         raise SettingsError(f"{place}: log and step exclude each other; take one away")
-    if step is not None and not (_is_number(kind, step) and 0 < step <= high - low):
+    fits = step is None or (_is_number(kind, step) and 0 < step <= high - low)
+    # A step may be so small that their number is infinite.
+    if not fits or (step and not math.isfinite((high - low) / step)):
         raise SettingsError(f"{place}.step must be above 0 and fit the range; it is {step!r}")
     return Parameter(name, kind, low=low, high=high, log=log, step=step, when=wanted)
 
@@ -194,6 +222,8 @@ def _range(place: str, kind: str, limits: Any) -> tuple[float, float]:
     low, high = limits
     if low >= high:
         raise SettingsError(f"{place}.{kind} is empty: {low} is not below {high}")
+    if not math.isfinite(high - low):
+        raise SettingsError(f"{place}.{kind} is wider than any number: from {low} to {high}")
     return low, high
 
 
