@@ -40,15 +40,15 @@ def prune_stages(
     endpoint: str | None = ENDPOINT,
 ) -> None:
     """Delete stages that no run has used for long; runs keep their copies."""
-    from qdmr_ray.models.stage_store import prunable
-
     with working("stages"):
-        chosen = prunable(
-            _open(store, endpoint).entries(), unused_days=unused_days, unfinished=unfinished
-        )
+        stages = _open(store, endpoint)
+        chosen = stages.prunable(unused_days=unused_days, unfinished=unfinished)
     _print_entries(chosen)
-    for entry in chosen if yes else ():
-        entry.place.delete()
+    if yes:
+        kept = [entry for entry in chosen if not stages.remove(entry)]
+        for entry in kept:
+            say(f"{entry.place.uri}: kept, since another process uses it or has done so meanwhile")
+        chosen = [entry for entry in chosen if entry not in kept]
     done = "deleted" if yes else "to delete (--yes deletes)"
     say(f"{len(chosen)} stages, {sum(entry.bytes for entry in chosen) / 1e6:.1f} MB {done}")
 

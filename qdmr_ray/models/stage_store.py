@@ -8,29 +8,34 @@ An entry is named by the digest of everything that determines its weights (``sta
 settings of the stage and of those before it, the data, the seed, the number of workers and the
 version of the method. A second run that needs the stage waits; if the first one's process dies,
 the second takes over from the newest checkpoint.
+
+Times of use are those that the store or its disk gives the files, and are compared with its own
+clock: machines that train may have any.
 """
 
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import DESCRIPTION_FILE, WEIGHTS_FILE, read_description
 from qdmr_ray.models.layout import FINAL_FOLDER, METRICS_FILE, PICTURES_FOLDER, TENSORBOARD_FOLDER
-from qdmr_ray.storage import Location
+from qdmr_ray.storage import TEMPORARY_PREFIX, Location
 from qdmr_ray.storage.claims import Claim, Claims
 from qdmr_ray.untrusted import parse_object
 
 ENTRY_FILE = "entry.json"
 CLAIMS_FOLDER = "claims"
 USES_FOLDER = "uses"
+# Marks an entry that is being deleted: its result counts no longer.
+PRUNING_FILE = "pruning"
 # The number of digits of the digest in a folder's name.
 _DIGITS = 32
-# A list shows a stage without a sign of life for so long as one that nobody trains. The sign was
-# dated by another machine's clock, so nothing is deleted for that.
+# A list shows a stage without a sign of life for so long as one that nobody trains. The store's
+# clock may differ from this machine's, so nothing is deleted for that.
 ALIVE_SECONDS = 600.0
 FINISHED, TRAINING, UNFINISHED = "finished", "training", "unfinished"
 _DAY = 86400.0
@@ -39,7 +44,7 @@ _DAY = 86400.0
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One stage in the store; ``used`` is when a run last took or trained it, in seconds since
-    1970."""
+    1970 by the store's clock, ``claim`` the number of the newest claim on it."""
 
     place: Location
     stage: str
@@ -47,6 +52,7 @@ class Entry:
     state: str
     bytes: int
     used: float
+    claim: int
 
 
 class StageStore:
@@ -73,13 +79,17 @@ class StageStore:
         place = self.place(stage, digest)
 
         def finished() -> bool:
-            return read_description(place.join(stage, FINAL_FOLDER)) is not None
+            return _is_finished(place, stage)
 
         if not finished():
             claims = Claims(place.join(CLAIMS_FOLDER))
             claim = claims.acquire(finished, lambda whom: say(f"{stage}: {whom}, who trains it"))
             if claim is not None:
                 with claim:
+                    # Whoever wanted to delete the entry has ended before it could.
+                    place.join(PRUNING_FILE).delete()
+                    if finished():
+                        return place
                     entry = {"stage": stage, "digest": digest, "settings": settings}
                     text = json.dumps(entry, indent=1).encode()
                     place.join(ENTRY_FILE).write_bytes_atomic(text)
@@ -87,7 +97,8 @@ class StageStore:
         return place
 
     def note_use(self, place: Location, run: str) -> None:
-        """Records that ``run`` uses the entry, for :meth:`entries` and :func:`prunable`."""
+        """Records that ``run`` uses the entry; a run does so before it looks for the result, which
+        :meth:`remove` then leaves alone."""
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in run)[-120:]
         note = json.dumps({"run": run, "time": time.time()}).encode()
         place.join(USES_FOLDER, f"{name}.json").write_bytes_atomic(note)
@@ -106,19 +117,76 @@ class StageStore:
             if place.name != self.place(stage, digest).name:
                 told = "it names another stage than its folder"
                 raise QdmrError(f"{file.uri}: is damaged ({told}); delete its folder")
-            final = place.join(stage, FINAL_FOLDER)
-            done = read_description(final) is not None
-            holder = Claims(place.join(CLAIMS_FOLDER)).holder()
-            alive = holder is not None and time.time() - holder["time"] < ALIVE_SECONDS
-            used = [_time_in(note) for note in place.join(USES_FOLDER).list()]
+            claims = Claims(place.join(CLAIMS_FOLDER))
+            signs = place.join(CLAIMS_FOLDER).newest()
+            alive = claims.holder() is not None and time.time() - signs < ALIVE_SECONDS
+            done = _is_finished(place, stage)
             yield Entry(
                 place=place,
                 stage=stage,
                 digest=digest,
                 state=FINISHED if done else TRAINING if alive else UNFINISHED,
                 bytes=_bytes_below(place),
-                used=max([0.0, *used, *([holder["time"]] if holder else [])]),
+                used=max(place.newest(), place.join(USES_FOLDER).newest(), signs),
+                claim=claims.newest(),
             )
+
+    def prunable(self, *, unused_days: float, unfinished: bool) -> list[Entry]:
+        """Returns the entries that nobody used for ``unused_days``, with ``unfinished`` also all
+        that have no result and are not being trained. Where a stage seems to be abandoned, but
+        another machine may be training it, its claim is watched for up to
+        ``patience.CLAIM_STALE``."""
+        entries = list(self.entries())
+        # Nothing is written where there is no store.
+        limit = self._now() - unused_days * _DAY if entries else 0.0
+        chosen = [
+            entry
+            for entry in entries
+            if entry.used < limit or (unfinished and entry.state != FINISHED)
+        ]
+        held = _held([entry.place for entry in chosen if entry.state != FINISHED])
+        return [entry for entry in chosen if entry.place not in held]
+
+    def remove(self, entry: Entry) -> bool:
+        """Deletes the entry, unless a process trains it, or a run has used or trained it since it
+        was listed; returns whether it did. Ended at any moment, it leaves an entry that is whole,
+        or one without a result."""
+        holders: list[str] = []
+        claims = Claims(entry.place.join(CLAIMS_FOLDER))
+        claim = claims.acquire(lambda: bool(holders), lambda _: None, holders.append)
+        if claim is None:
+            return False
+        with claim:
+            if not entry.place.join(ENTRY_FILE).exists():
+                claim.discard()
+                entry.place.delete_empty()
+                return False
+            mark = entry.place.join(PRUNING_FILE)
+            # A run that notes its use after this doesn't find the result any more.
+            mark.write_bytes_atomic(b"{}")
+            used = entry.place.join(USES_FOLDER).newest() > entry.used
+            if used or claim.number != entry.claim + 1:
+                mark.delete()
+                return False
+            # Without it the stage has no result, whatever is left of it.
+            entry.place.join(entry.stage, FINAL_FOLDER, DESCRIPTION_FILE).delete()
+            last = (ENTRY_FILE, PRUNING_FILE)
+            files = [file for file in entry.place.list() if file.name not in (*last, CLAIMS_FOLDER)]
+            for file in (*files, *map(entry.place.join, last)):
+                claim.check()
+                file.delete()
+            claim.discard()
+        entry.place.delete_empty()
+        return True
+
+    def _now(self) -> float:
+        """Returns the time by the store's clock, which dates a file that is written for it."""
+        folder = self.root.join(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}")
+        folder.join("now").write_bytes_atomic(b"")
+        try:
+            return folder.newest()
+        finally:
+            folder.delete()
 
 
 def copy_stage(place: Location, run: Location, stage: str) -> None:
@@ -130,21 +198,6 @@ def copy_stage(place: Location, run: Location, stage: str) -> None:
     for names in ((METRICS_FILE,), (FINAL_FOLDER, WEIGHTS_FILE), (FINAL_FOLDER, DESCRIPTION_FILE)):
         data = place.join(stage, *names).read_bytes()
         run.join(stage, *names).write_bytes_atomic(data)
-
-
-def prunable(entries: Iterator[Entry], *, unused_days: float, unfinished: bool) -> list[Entry]:
-    """Returns the entries that nobody used for ``unused_days``, with ``unfinished`` also all that
-    have no result and are not being trained. Where a stage seems to be abandoned, but another
-    machine may be training it, its claim is watched for up to ``patience.CLAIM_STALE``."""
-    limit = time.time() - unused_days * _DAY
-    chosen = [
-        entry
-        for entry in entries
-        if entry.state != TRAINING
-        and (entry.used < limit or (unfinished and entry.state == UNFINISHED))
-    ]
-    held = _held([entry.place for entry in chosen if entry.state == UNFINISHED])
-    return [entry for entry in chosen if entry.place not in held]
 
 
 def _held(places: list[Location]) -> set[Location]:
@@ -162,11 +215,10 @@ def _held(places: list[Location]) -> set[Location]:
     return held
 
 
-def _time_in(note: Location) -> float:
-    """Returns when the run that left this note used the stage, 0 where it is damaged."""
-    with suppress(ValueError, KeyError, TypeError):
-        return float(parse_object(note.read_bytes())["time"])
-    return 0.0
+def _is_finished(place: Location, stage: str) -> bool:
+    if read_description(place.join(stage, FINAL_FOLDER)) is None:
+        return False
+    return not place.join(PRUNING_FILE).exists()
 
 
 def _bytes_below(folder: Location) -> int:

@@ -78,7 +78,7 @@ class Claims:
         folder can't be read or written."""
         told: int | None = None
         while not finished():
-            number = self._highest()
+            number = self.newest()
             if number == 0 or self._is_free(number):
                 if claim := self._try(number + 1):
                     return claim
@@ -94,19 +94,31 @@ class Claims:
     def holder(self) -> dict[str, Any] | None:
         """Returns the holder (``owner``, ``time`` of its last sign of life), or None without
         one."""
-        if (number := self._highest()) == 0:
+        if (number := self.newest()) == 0:
             return None
         found = _content(self._sign(number))
         if not isinstance(found.get("time"), int | float):
             found |= {"owner": self._owner(number), "time": 0.0}
         return None if found.get("state") == _RELEASED else found
 
-    def check(self, number: int) -> None:
-        """Raises QdmrError where another process has taken over from the claim ``number``, or the
-        folder can't be read."""
-        if self._highest() != number:
+    def newest(self) -> int:
+        """Returns the number of the newest claim, held or not; 0 without one."""
+        matches = (_CLAIM.fullmatch(name) for name in self._folder.file_sizes())
+        return max((int(match[1]) for match in matches if match), default=0)
+
+    def holds(self, claim: str) -> bool:
+        """Returns whether the claim with this ``id`` is the newest; raises QdmrError if the folder
+        can't be read."""
+        number = self.newest()
+        # Of two claims of one number the first was deleted with all that it was on.
+        return number > 0 and _id(number, self._file(number).read_bytes()) == claim
+
+    def check(self, claim: str) -> None:
+        """Raises QdmrError where another process has taken over from the claim with this ``id``,
+        or the folder can't be read."""
+        if not self.holds(claim):
             raise QdmrError(
-                f"{self._folder.uri}: {self._owner(self._highest())} took over, since this process "
+                f"{self._folder.uri}: {self._owner(self.newest())} took over, since this process "
                 f"gave no sign of life for {self._stale:g} s; let the other one finish, and see "
                 "that this machine reaches the folder all the time"
             )
@@ -114,18 +126,18 @@ class Claims:
     def is_held(self) -> bool | None:
         """Returns whether a living process holds the claim; None while that can't be told yet: ask
         again, until the holder has shown life or was silent for ``stale`` seconds."""
-        number = self._highest()
+        number = self.newest()
         if number == 0 or self._is_free(number):
             return False
         return True if self._lives() else None
 
-    def remove(self, number: int) -> None:
-        """Deletes the claim ``number`` and all before it, unless another process has taken over,
+    def remove(self, claim: Claim) -> None:
+        """Deletes a claim that has ended and all before it, unless another process has taken over,
         and the folder if nothing else lies there."""
         with suppress(QdmrError):
-            self.check(number)
+            self.check(claim.id)
             # The claim is the last to go: as long as it is there, no other can be made.
-            own = [self._sign(number), self._file(number)]
+            own = [self._sign(claim.number), self._file(claim.number)]
             earlier = [file for file in self._folder.list() if _OURS.fullmatch(file.name)]
             for file in [*(file for file in earlier if file not in own), *own]:
                 file.delete()
@@ -134,10 +146,6 @@ class Claims:
     def wait(self) -> None:
         """Sleeps until it is worth while to look again."""
         time.sleep(min(_POLL_SECONDS, self._stale / 4))
-
-    def _highest(self) -> int:
-        matches = (_CLAIM.fullmatch(name) for name in self._folder.file_sizes())
-        return max((int(match[1]) for match in matches if match), default=0)
 
     def _is_free(self, number: int) -> bool:
         sign = b""
@@ -162,7 +170,9 @@ class Claims:
         text = json.dumps({"owner": owner, "attempt": secrets.token_hex(8)}).encode()
         file = self._file(number)
         made = file.create(text)
-        return Claim(self, number, file, self._sign(number), owner, self._beat) if made else None
+        if not made:
+            return None
+        return Claim(self, number, _id(number, text), owner, self._beat)
 
     def _owner(self, number: int) -> str:
         owner = str(_content(self._file(number)).get("owner", ""))
@@ -177,19 +187,12 @@ class Claims:
 
 class Claim:
     """A held claim: a context that writes signs of life until it ends or another process has taken
-    over. ``number`` is for :meth:`Claims.check` in other processes that do the work."""
+    over. ``id`` is for :meth:`Claims.check` in other processes that do the work."""
 
-    def __init__(
-        self,
-        claims: Claims,
-        number: int,
-        file: Location,
-        sign: Location,
-        owner: str,
-        beat: float,
-    ) -> None:
-        self._claims, self.number = claims, number
-        self._file, self._sign, self._owner, self._beat = file, sign, owner, beat
+    def __init__(self, claims: Claims, number: int, claim: str, owner: str, beat: float) -> None:
+        self._claims, self.number, self.id = claims, number, claim
+        self._owner, self._beat = owner, beat
+        self._file, self._sign = claims._file(number), claims._sign(number)
         self._over, self._count = threading.Event(), 0
         self._show()
         self._thread = threading.Thread(target=self._run, daemon=True, name="claim")
@@ -199,28 +202,38 @@ class Claim:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._over.is_set():
+            return
         self._over.set()
         self._thread.join()
         if self._claims.traceless:
-            self._claims.remove(self.number)
+            self._claims.remove(self)
             return
-        # Waiting processes then need not wait until the holder looks dead.
-        try:
-            self._show(_RELEASED)
-        except QdmrError:
-            # On a full disk this write fails, but the claim itself can still be removed.
-            with suppress(QdmrError):
+        with suppress(QdmrError):
+            if not self._claims.holds(self.id):
+                return
+            # Waiting processes then need not wait until the holder looks dead.
+            try:
+                self._show(_RELEASED)
+            except QdmrError:
+                # On a full disk this write fails, but the claim itself can still be removed.
                 self._file.delete()
 
     def check(self) -> None:
         """Raises QdmrError where another process has taken over, or the folder can't be read."""
-        self._claims.check(self.number)
+        self._claims.check(self.id)
+
+    def discard(self) -> None:
+        """Ends the claim and deletes all claims on the work, where the work itself is deleted."""
+        self._over.set()
+        self._thread.join()
+        self._claims.remove(self)
 
     def _run(self) -> None:
         while not self._over.wait(self._beat):
             # A failing store must not end the work; at worst, the work is done twice.
             with suppress(QdmrError):
-                if self._claims._highest() > self.number:
+                if not self._claims.holds(self.id):
                     return
                 self._show()
 
@@ -234,6 +247,10 @@ class Claim:
             "time": time.time(),
         }
         self._sign.write_bytes_atomic(json.dumps(sign).encode())
+
+
+def _id(number: int, content: bytes) -> str:
+    return f"{number} {_parsed(content).get('attempt')}"
 
 
 def _content(file: Location) -> dict[str, Any]:

@@ -175,6 +175,11 @@ class Location:
         """Returns the bytes of each file directly in this folder, by name, from one listing."""
         return {name: size for name, size in self._entries().items() if size is not None}
 
+    def newest(self) -> float:
+        """Returns when the newest file directly in this folder was written, in seconds since 1970
+        by the clock of the disk or store; 0 without a file."""
+        return self._do("listed", lambda: _newest_file(self.path), _newest_object)
+
     def _entries(self) -> dict[str, int | None]:
         """Returns what lies directly in this folder: bytes of files, None for folders."""
         return self._do("listed", lambda: _files_in(self.path), _objects_in)
@@ -284,6 +289,20 @@ def _objects_in(bucket: S3Store, key: str) -> dict[str, int | None]:
     # Consoles mark an empty folder by an object with the folder's own name.
     found.pop(key, None)
     return {path.rstrip("/").rsplit("/", 1)[-1]: size for path, size in found.items()}
+
+
+def _newest_object(bucket: S3Store, key: str) -> float:
+    objects = obstore.list_with_delimiter(bucket, key or None)["objects"]
+    return max((item["last_modified"].timestamp() for item in objects), default=0.0)
+
+
+def _newest_file(path: str) -> float:
+    found = 0.0
+    for name in _files_in(path):
+        # A file may be deleted meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            found = max(found, os.stat(os.path.join(path, name)).st_mtime)
+    return found
 
 
 def _file_size(path: str) -> int | None:

@@ -45,8 +45,8 @@ class Task:
     board: Any = None
     # Whether somebody reads the log's lines from the board.
     watched: bool = False
-    # The number of the driver's claim on the run, without which nothing may be written there.
-    claim: int | None = None
+    # The id of the driver's claim on the run, without which nothing may be written there.
+    claim: str | None = None
 
 
 def train_worker(config: dict[str, Any]) -> None:

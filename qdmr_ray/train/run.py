@@ -120,8 +120,9 @@ class _Stages:
         begun = Begun(digest=digest, store=store.place(name, digest).uri)
         begun.write(self.run.join(name, layout.BEGUN_FILE))
         settings = asdict(self.experiment.stage(name))
+        # Before the result is looked for: one that is used isn't pruned meanwhile.
+        store.note_use(store.place(name, digest), self.run.uri)
         place = store.provide(name, digest, settings, partial(self._train, name), self.say)
-        store.note_use(place, self.run.uri)
         self.claim.check()
         copy_stage(place, self.run, name)
 
@@ -132,7 +133,7 @@ class _Stages:
         Begun(digest=digest).write(root.join(name, layout.BEGUN_FILE))
         needs = {n: self.run.join(n, layout.FINAL_FOLDER).uri for n in STAGES[name].needs}
         values = self.experiment.to_dict()
-        task = Task(values, name, root.uri, digest, needs, claim=claim.number)
+        task = Task(values, name, root.uri, digest, needs, claim=claim.id)
         self.launch(self.experiment, task)
         if not _is_finished(root, name):
             uri = root.join(name).uri

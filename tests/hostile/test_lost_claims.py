@@ -16,7 +16,7 @@ import torch
 from hostile.limits import files_below, outcome, refused
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.models.stage_store import StageStore, prunable
+from qdmr_ray.models.stage_store import StageStore
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claim, Claims
 from qdmr_ray.train.checkpoints import CheckpointState, CheckpointStore
@@ -152,7 +152,13 @@ def _until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-CLOCKS = {"an hour behind": -3600.0, "a year behind": -365 * DAY, "at 1970": -time.time()}
+CLOCKS = {
+    "an hour ahead": 3600.0,
+    "a year ahead": 365 * DAY,
+    "an hour behind": -3600.0,
+    "a year behind": -365 * DAY,
+    "at 1970": -time.time(),
+}
 
 
 @pytest.mark.parametrize("behind", CLOCKS.values(), ids=CLOCKS.keys())
@@ -182,7 +188,7 @@ def test_prune_compares_no_clocks_of_two_machines(
             trainer.join()
         _until(lambda: (tmp_path / place.name / "claims" / "000001.beat").exists())
         for days, unfinished in ((30.0, True), (0.0, False)):
-            found = prunable(store.entries(), unused_days=days, unfinished=unfinished)
+            found = store.prunable(unused_days=days, unfinished=unfinished)
             assert [one.stage for one in found] == ([] if alive else ["uda"])
     finally:
         over.set()

@@ -68,8 +68,10 @@ def test_an_evaluation_in_this_process_is_named(evaluate: Evaluate, places: Any)
 
 
 def test_one_on_another_machine_is_known_by_its_signs_of_life(
-    evaluate: Evaluate, places: Any
+    evaluate: Evaluate, places: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Longer than a busy machine keeps a thread waiting.
+    monkeypatch.setenv("QDMR_PATIENCE_CLAIM_STALE", "60")
     folder, over = claims_of(places[2]), threading.Event()
     folder.join("000001.json").write_bytes_atomic(HOLDER)
 
@@ -83,7 +85,8 @@ def test_one_on_another_machine_is_known_by_its_signs_of_life(
     other = threading.Thread(target=beat)
     other.start()
     try:
-        refused(evaluate, match=r"out: process 7 on another-machine is evaluating into this folder")
+        told = r"out: process 7 on another-machine is evaluating into this folder"
+        refused(evaluate, match=told, seconds=60)
     finally:
         over.set()
         other.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from qdmr_ray.cli import main as cli
 from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.files import save_model
-from qdmr_ray.models.stage_store import StageStore, prunable
+from qdmr_ray.models.stage_store import StageStore
 from qdmr_ray.nets import VQGAN, NetworkSettings, SwinSettings
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.storage.claims import Claims
@@ -82,9 +83,15 @@ def test_training_that_fails_lets_the_next_one_try(store: StageStore) -> None:
     assert [entry.state for entry in store.entries()] == ["finished"]
 
 
+def made_days_ago(store: StageStore, days: float) -> None:
+    """Dates every file so long ago, as the disk's clock would have."""
+    then = time.time() - days * DAY
+    for file in Path(store.root.path).rglob("*"):
+        os.utime(file, (then, then))
+
+
 def test_states_and_what_is_pruned(store: StageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QDMR_PATIENCE_CLAIM_STALE", "0.2")
-    now = time.time()
     place = provided(store, save)
     store.note_use(place, "runs/a")
     other = store.place("uda", "e" * 64)
@@ -94,18 +101,21 @@ def test_states_and_what_is_pruned(store: StageStore, monkeypatch: pytest.Monkey
     assert {e.stage: e.state for e in store.entries()} == {"vqgan": "finished", "uda": "unfinished"}
 
     def stages(**options: Any) -> list[str]:
-        return [entry.stage for entry in prunable(store.entries(), **options)]
+        return [entry.stage for entry in store.prunable(**options)]
 
-    # Nobody ever used the unfinished one.
-    assert stages(unused_days=1, unfinished=False) == ["uda"]
-    beat = {"owner": "x", "state": "working", "time": now}
+    assert stages(unused_days=1, unfinished=False) == []
+    assert stages(unused_days=1, unfinished=True) == ["uda"]
+    beat = {"owner": "x", "state": "working", "time": 5}
     other.join("claims", "000001.json").write_bytes_atomic(b'{"owner": "x"}')
     other.join("claims", "000001.beat").write_bytes_atomic(json.dumps(beat).encode())
     assert {e.stage: e.state for e in store.entries()}["uda"] == "training"
-    assert stages(unused_days=0, unfinished=True) == ["vqgan"]
-    monkeypatch.setattr(time, "time", lambda: now + 2 * DAY)
+    # It has shown no sign of life while it was watched.
+    assert stages(unused_days=0, unfinished=True) == ["uda", "vqgan"]
+    made_days_ago(store, 2)
     assert stages(unused_days=1, unfinished=False) == ["uda", "vqgan"]
     assert stages(unused_days=3, unfinished=True) == ["uda"]
+    store.note_use(place, "runs/b")
+    assert stages(unused_days=1, unfinished=False) == ["uda"]
 
 
 def test_the_commands_list_and_prune(
