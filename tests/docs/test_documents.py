@@ -16,7 +16,7 @@ from qdmr_ray.cli.main import app
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
-    *("docs/ARCHITECTURE.md", "docs/VERSIONS.md"),
+    *("docs/ARCHITECTURE.md", "docs/VERSIONS.md", "docs/security.md"),
 ]
 PATH = re.compile(r"`((?:qdmr_ray|tests|docs|cluster|experiments|datasets)/[\w./-]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")

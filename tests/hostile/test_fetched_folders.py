@@ -59,7 +59,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
-def test_a_folder_that_only_the_log_names_is_the_commands_own(line: str) -> None:
+def test_a_folder_that_only_the_log_names_is_the_command_s_own(line: str) -> None:
     log = f"photograph a\nrun folder {line}\n is broken\n"
     told = r"job j \(FAILED\) has ended without naming a run folder"
     refused(lambda: OneJob(TRAIN, log).folder("j"), match=told)
@@ -121,6 +121,10 @@ def test_any_folder_that_is_taken_is_normal(text: str) -> None:
         ("demo --out /r/demo", "/r/demo"),
         ("evaluate /r/mine", None),
     ],
+    ids=[
+        *("a store", "a name", "a file of the cluster and a name", "a folder above and a name"),
+        *("a file of the cluster", "the demo", "an evaluation"),
+    ],
 )
 def test_submit_knows_the_folder(words: str, folder: str | None, tmp_path: Path) -> None:
     import typer
@@ -134,8 +138,8 @@ NAMES = ["../outside", "a/../../outside", "/etc/x", ".git/config", "uda/.GIT/hoo
 NAMES += ["a//b", "a\nb", "\x1b[31m", "x" * 256, "./a"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_object_that_is_no_runs_is_refused_before_anything_is_written(
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: name[:20])
+def test_an_object_that_is_no_file_of_a_run_is_refused_before_anything_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [transfer._File(n, 1, 0.0, lambda part: part.write_bytes(b"x")) for n in ("a", name)]

@@ -195,7 +195,7 @@ def test_down_deletes_what_up_wrote_and_nothing_else(
     assert "stays, as other files are there" in capsys.readouterr().err
 
 
-def test_a_token_is_not_sent_to_whoever_has_the_dead_heads_port(
+def test_a_token_is_not_sent_to_whoever_has_the_dead_head_s_port(
     nodes: ModuleType,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -206,7 +206,11 @@ def test_a_token_is_not_sent_to_whoever_has_the_dead_heads_port(
     assert "has no head" in said(capsys, nodes, "status", "--folder", folder)[1]
 
 
-@pytest.mark.parametrize("token", ["", "a" * 63, "a" * 64 + "\r\nHost: x", "é" * 64])
+TOKENS = {"no letter": "", "63 letters": "a" * 63, "letters with accents": "é" * 64}
+TOKENS["another header behind it"] = "a" * 64 + "\r\nHost: x"
+
+
+@pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS.keys())
 def test_a_token_that_up_does_not_write_is_not_sent(
     token: str, nodes: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,7 +142,7 @@ def test_a_malformed_variable_is_one_printable_line(pair: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("in_git", [True, False])
+@pytest.mark.parametrize("in_git", [True, False], ids=["in git", "without git"])
 def test_an_untracked_file_that_may_be_a_secret_stays(
     name: str, in_git: bool, tmp_path: Path
 ) -> None:
@@ -203,7 +203,10 @@ def test_any_text_is_judged(text: str) -> None:
     assert may_be_secret(f"{text}_SECRET")
 
 
-@pytest.mark.parametrize("text", ["://" * 100_000, "://a:" * 60_000, "A" * 300_000, "aA" * 150_000])
+LONG = ["://" * 100_000, "://a:" * 60_000, "A" * 300_000, "aA" * 150_000]
+
+
+@pytest.mark.parametrize("text", LONG, ids=lambda text: f"{len(text)} characters {text[:5]}")
 def test_long_names_are_judged_in_a_moment(text: str) -> None:
     began = time.monotonic()
     assert not may_be_secret(text)
