@@ -23,14 +23,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import ExifTags, Image
 
-from qdmr_ray.errors import QdmrError, one_line
+from qdmr_ray.errors import QdmrError, one_line, printable
 from qdmr_ray.storage import write_file_atomic
+from qdmr_ray.untrusted import check_memory, open_regular, read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
+# What Pillow may open, by content: it knows 30 more kinds, among them programs (EPS), for which it
+# starts an interpreter.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# Up to the first number of pixels, which Pillow alone would take for a bomb, a file may be of any
+# size. Beyond, it needs a byte for each so many of them: the most have PNG files of 1 bit and one
+# colour, 8256, as deflate shrinks to a 1032nd at best.
+_MANY_PIXELS, _PIXELS_PER_BYTE = 180_000_000, 10_000
+# Bytes for each value of a pixel while Pillow's picture, its copy and an array exist: 4 to 5 were
+# measured.
+_BYTES_PER_VALUE = 4
+# Pixels that are composited at once, in 100 bytes each.
+_COMPOSITED = 1 << 20
 # 65535 / 255: the factor between full scale at 16 and at 8 bits.
 _SIXTEEN_TO_EIGHT = 257
 _SIXTEEN_BIT_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
@@ -38,6 +51,7 @@ _CONVERTIBLE = ("1", "L", "P", "PA", "LA", "La", "RGB", "RGBA", "RGBa", "RGBX", 
 # The tags of a TIFF that are read here, and two values of the third.
 _TIFF_BITS_PER_SAMPLE, _TIFF_ORIENTATION, _TIFF_EXTRA_SAMPLES = 258, 274, 338
 _NO_ALPHA, _PREMULTIPLIED = 0, 1
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 # 12-bit values are spread over the 16-bit range.
 _TWELVE_BITS, _FULL_TWELVE, _FULL_SIXTEEN = 12, 4095, 65535
 # Offset of a PNG's bit depth: 8 bytes of signature, then the IHDR chunk's length, name, width and
@@ -59,7 +73,7 @@ def read_image(path: Path) -> np.ndarray:
 def read_file(path: Path) -> bytes:
     """Returns the file's content; raises QdmrError where it is missing, unreadable or a folder."""
     try:
-        return path.read_bytes()
+        return read_regular(path)[0]
     except IsADirectoryError as error:
         raise QdmrError(f"{path}: is a folder; name the photographs in it") from error
     except OSError as error:
@@ -72,7 +86,8 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         with warnings.catch_warnings():
             # Photographs do have 100 megapixels; Pillow's hard limit stays in force.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                check_size(image, len(data), name)
                 image.load()
                 pixels = _on_white(stored_pixels(image, data, name))
                 # Read after the pixels, behind which a PNG may carry its EXIF block.
@@ -84,6 +99,25 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return np.ascontiguousarray(oriented(pixels, orientation))
 
 
+def check_size(image: Image.Image, size: int, name: str) -> None:
+    """Raises QdmrError, before pixels are decoded, where a file of ``size`` bytes claims more of
+    them than it can hold, or than fit into the free memory."""
+    tags = getattr(image, "tag_v2", {})
+    # A TIFF's tile is decoded as a whole, even where it is larger than the picture.
+    tile = tags.get(_TIFF_TILE_WIDTH, 0) * tags.get(_TIFF_TILE_HEIGHT, 0)
+    pixels = max(image.width * image.height, tile)
+    if pixels > _MANY_PIXELS and pixels > size * _PIXELS_PER_BYTE:
+        raise QdmrError(
+            f"{name}: claims {pixels:,} pixels and has {size:,} bytes, too few for any picture of "
+            "them; replace or remove the file"
+        )
+    try:
+        needed = _BYTES_PER_VALUE * len(image.getbands()) * pixels
+        check_memory(needed, f"decoding {pixels:,} pixels")
+    except OSError as error:
+        raise QdmrError(f"{name}: {error.strerror}; take a machine with more") from error
+
+
 def probe_image(path: Path) -> tuple[int, int]:
     """Returns the (height, width) of ``read_image``'s result from the header, without decoding.
 
@@ -93,7 +127,7 @@ def probe_image(path: Path) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
                 # For a PNG without an EXIF block at its start, getexif() would decode everything.
                 known = image.format != "PNG" or "exif" in image.info
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if known else 1
@@ -143,7 +177,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 def unreadable(name: str, error: Exception) -> QdmrError:
     """Returns the user's error for a decoder's exception."""
     unknown = isinstance(error, Image.UnidentifiedImageError)
-    reason = "no image of a known kind" if unknown else one_line(error)
+    reason = "no image of a known kind" if unknown else printable(one_line(error))
     return QdmrError(f"{name}: unreadable image ({reason}); replace or remove the file")
 
 
@@ -186,6 +220,11 @@ def _read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
         return np.atleast_3d(imagecodecs.png_decode(data))
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[image.tell()].aspage()
+        if page.size != page.samplesperpixel * image.width * image.height:
+            raise QdmrError(
+                f"{name}: claims 16-bit pixels of shape {page.shape}, which is no photograph's; "
+                "save the picture as plain 16-bit RGB or grey"
+            )
         extra = tuple(page.tags.valueof(_TIFF_EXTRA_SAMPLES) or ())
         orientation = page.tags.valueof(_TIFF_ORIENTATION) or 1
         if _PREMULTIPLIED in extra:
@@ -215,14 +254,20 @@ def _read_sixteen_bit(image: Image.Image, data: bytes, name: str) -> np.ndarray:
 def _on_white(pixels: np.ndarray) -> np.ndarray:
     """Composites stored pixels on white, as uint8 (H, W, 3)."""
     height, width, channels = pixels.shape
-    if channels in (2, 4):
-        full_scale = float(np.iinfo(pixels.dtype).max)
-        colour, alpha = pixels[..., :-1] / full_scale, pixels[..., -1:] / full_scale
-        pixels = np.rint((colour * alpha + (1.0 - alpha)) * 255.0)
-    elif pixels.dtype == np.uint16:
-        pixels = (pixels.astype(np.uint32) + _SIXTEEN_TO_EIGHT // 2) // _SIXTEEN_TO_EIGHT
-    pixels = pixels.astype(np.uint8, copy=False)
-    return np.broadcast_to(pixels, (height, width, 3))
+    if channels not in (2, 4) and pixels.dtype == np.uint8:
+        return np.broadcast_to(pixels, (height, width, 3))
+    composited = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _COMPOSITED // width)
+    for first in range(0, height, rows):
+        strip = pixels[first : first + rows]
+        if channels in (2, 4):
+            full_scale = float(np.iinfo(pixels.dtype).max)
+            colour, alpha = strip[..., :-1] / full_scale, strip[..., -1:] / full_scale
+            strip = np.rint((colour * alpha + (1.0 - alpha)) * 255.0)
+        else:
+            strip = (strip.astype(np.uint32) + _SIXTEEN_TO_EIGHT // 2) // _SIXTEEN_TO_EIGHT
+        composited[first : first + rows] = strip
+    return composited
 
 
 def oriented(pixels: np.ndarray, orientation: int) -> np.ndarray:

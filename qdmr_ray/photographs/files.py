@@ -10,7 +10,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from qdmr_ray.errors import QdmrError, one_line
-from qdmr_ray.photographs.decode import oriented, read_file, stored_pixels, unreadable
+from qdmr_ray.photographs.decode import (
+    FORMATS,
+    check_size,
+    oriented,
+    read_file,
+    stored_pixels,
+    unreadable,
+)
 from qdmr_ray.photographs.metadata import (
     PNG_START,
     TABLES,
@@ -53,6 +60,8 @@ _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = 1
 # A TIFF page's kind: the flags say that it is a smaller copy of another page, or a mask of it.
 _SUBFILE_TYPE, _REDUCED, _MASK = 254, 1, 4
+# A photograph with previews of all sizes has about ten.
+_MOST_PAGES = 100
 _limit_lock = threading.Lock()
 
 
@@ -76,8 +85,9 @@ def read_photograph(path: Path) -> Photograph:
     unreadable, animated, or of a colour mode that has no way to RGB."""
     data = read_file(path)
     try:
-        with _any_size(), Image.open(io.BytesIO(data)) as image:
+        with _any_size(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _choose_frame(image, str(path))
+            check_size(image, len(data), str(path))
             image.load()
             pixels = stored_pixels(image, data, str(path))
             # Read after the pixels, behind which a PNG may carry its EXIF block.
@@ -156,18 +166,21 @@ def _encoded(suffix: str, photograph: Photograph, layers: np.ndarray) -> bytes:
 
 def _choose_frame(image: Image.Image, name: str) -> None:
     """Seeks the photograph among its previews; refuses several photographs in one file."""
-    count = getattr(image, "n_frames", 1)
     # The first frame of a camera's MPO file is the photograph, which JPEG viewers show.
-    if image.format == "MPO" or count == 1:
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
         return
     if image.format == "TIFF":
-        main = [page for page in range(count) if not _kind(image, page) & (_REDUCED | _MASK)]
-        if len(main) == 1:
+        main, page = [], 0
+        with suppress(EOFError):
+            # Finding the pages takes Pillow a time that grows with the square of their number.
+            while page <= _MOST_PAGES:
+                main += [] if _kind(image, page) & (_REDUCED | _MASK) else [page]
+                page += 1
+        if len(main) == 1 and page <= _MOST_PAGES:
             image.seek(main[0])
             return
-        count = len(main) or count
     raise QdmrError(
-        f"{name}: holds {count} frames; save the one to correct as a picture of its own"
+        f"{name}: holds several frames; save the one to correct as a picture of its own"
     )
 
 

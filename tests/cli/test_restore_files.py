@@ -130,15 +130,15 @@ def test_a_forbidden_file_does_not_stop_the_others(
     """Forbidden by hand, as root may run this."""
     for name in ("locked", "open"):
         picture(5, 6, 3).save(tmp_path / f"{name}.png")
-    locked, access, read_bytes = tmp_path / "locked.png", os.access, Path.read_bytes
+    locked, access, opened = tmp_path / "locked.png", os.access, os.open
 
-    def forbidden(path: Path) -> bytes:
+    def forbidden(path: Any, *flags: Any, **options: Any) -> int:
         if path == locked:
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path)
+        return opened(path, *flags, **options)
 
     monkeypatch.setattr(os, "access", lambda p, *a: str(p) != str(locked) and access(p, *a))
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(os, "open", forbidden)
     out = tmp_path / "out"
     arguments = (locked, tmp_path / "open.png", "--checkpoint", models / "uda", "--out", out)
     assert restore(monkeypatch, *arguments) == 1
