@@ -26,7 +26,7 @@ from contextlib import suppress
 from glob import escape
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import httpx2
@@ -53,6 +53,9 @@ _REMEDY = (
 _AGAIN = "run the same command again, it goes on where it stopped"
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 _DAMAGED = (tarfile.ReadError, UnicodeError, *ZIP_ERRORS)
+# Kinds of members whose size is that of a file; others have names and attributes.
+_WITH_CONTENT = (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE)
+_LONGEST_HEADER = 1 << 20
 # Tries at receiving a file before it counts as damaged on the hub.
 _TRIES = 2
 
@@ -350,7 +353,12 @@ def _unpack(archive: Path, staging: Path) -> dict[str, int]:
                         raise _refused(archive, member)
                 opened.extractall(staging)
         else:
-            with tarfile.open(archive) as opened_tar:
+            with tarfile.open(archive, tarinfo=_Member) as opened_tar:
+                size = 0
+                for entry in opened_tar:
+                    # Told before the next one is read: a sparse file may claim any size.
+                    size += entry.size
+                    _require_room(archive.parent, size, f"unpacking {archive.name}")
                 opened_tar.extractall(staging, filter="data")
     except tarfile.FilterError as error:
         raise _refused(archive, error.tarinfo.name) from error
@@ -381,6 +389,17 @@ def _damaged(archive: Path, error: BaseException) -> QdmrError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     remedy = f"delete it and {_AGAIN}; if it stays so, leave it out with --include"
     return QdmrError(f"{archive}: the archive is damaged ({reason}); {remedy}")
+
+
+class _Member(tarfile.TarInfo):
+    """Refuses names and attributes, which are read at once, of any length."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in _WITH_CONTENT and member.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {member.size} bytes")
+        return member
 
 
 def _refused(archive: Path, name: str) -> QdmrError:

@@ -48,7 +48,7 @@ _FIELDS = {"kind": str, "settings": dict, "step": int, "digest": str, "weights_s
 _AGAIN = "train or import it again"
 # A network may have so many weights more than twice those in its file, so that an error can name
 # the missing ones; the paper's has 441.
-_SURPLUS = 1000
+_SURPLUS = 500
 Network = VQGAN | RestorationNetwork
 
 

@@ -7,7 +7,9 @@ as ``niqe_pris_params.npz``. Neither is part of this package: name a file of you
 clean photographs with ``qdmr niqe-fit``.
 """
 
+import errno
 import io
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.storage import write_file_atomic
+from qdmr_ray.untrusted import check_archive, open_regular
 
 # A block has 18 features at each of two scales.
 FEATURES = 36
@@ -24,6 +27,9 @@ WINDOW_SIGMA = 7 / 6
 _MEAN_KEYS = ("mu_prisparam", "mu_pris_param")
 _COVARIANCE_KEYS = ("cov_prisparam", "cov_pris_param")
 _WINDOW_KEY = "gaussian_window"
+# A model's numbers take 11 kB in float64. Of a .mat, which may be compressed by a factor of 1032,
+# nobody knows the size before it is read.
+_LARGEST = 1 << 19
 _REMEDY = "name the authors' .mat or .npz, or make one with qdmr niqe-fit"
 
 
@@ -69,7 +75,12 @@ def load_pristine(path: Path | str) -> PristineModel:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > _LARGEST:
+                raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than {_LARGEST:,}")
+            check_archive(file, _LARGEST)
+            file.seek(0)
+            data = file.read()
     except OSError as error:
         raise QdmrError(
             f"{path}: the pristine model cannot be read ({error.strerror}); {_REMEDY}"
