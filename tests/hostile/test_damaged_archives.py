@@ -119,6 +119,16 @@ def model(tmp_path: Path, tiny_network: NetworkSettings) -> Path:
     return tmp_path / "final"
 
 
+def test_thousands_of_damaged_descriptions_of_a_model(model: Path) -> None:
+    whole = json.loads((model / DESCRIPTION_FILE).read_bytes())
+
+    def load(values: Any) -> None:
+        (model / DESCRIPTION_FILE).write_text(json.dumps(values, default=str))
+        load_model(model)
+
+    holds(load, damaged_values(whole), examples=100)
+
+
 def test_thousands_of_damaged_weights(model: Path) -> None:
     description = json.loads((model / DESCRIPTION_FILE).read_bytes())
 
