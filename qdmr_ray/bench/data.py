@@ -1,44 +1,50 @@
-"""Measures the source pairs per second that reach a training worker, beside a plain loader.
+"""Measures the source pairs per second that reach training workers, beside a plain loader.
 
-    qdmr bench data --json bench.json
+    qdmr bench data --workers 8 --json bench.json
 
-A Ray Train worker reads a packed dataset through ``CropStream``; the same process then reads the
-same shards through a plain ``torch.utils.data.DataLoader``, as a yardstick. Without ``data`` the
-bench packs a dataset of noise, because no page of it can then be shared or compressed.
+Processes read a packed dataset as the workers of a training do, out of one feed. With a single one,
+another then reads the same shards through a plain ``torch.utils.data.DataLoader``, as a yardstick.
+Without ``data`` the bench packs a dataset of noise, because no page of it can then be shared or
+compressed.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import ray.train
+import ray
+import ray.exceptions
 import torch
 import torch.utils.data
-from ray.train.torch import TorchTrainer
+from ray.data import DataIterator
 
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.streaming.crops import Cutter
-from qdmr_ray.data.streaming.stream import Batch, CropStream, DataSettings, InProcessStream
+from qdmr_ray.data.streaming.feed import Feed, new_pace
+from qdmr_ray.data.streaming.plan import Portion
+from qdmr_ray.data.streaming.stream import Batch, DataSettings, FedStream, InProcessStream
 from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.photographs.decode import write_png
 from qdmr_ray.ray_cluster import ensure_ray
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.ray_trainer import started
 
 SEED = 0
-# The training worker leaves its rates in this file.
-_RESULT_FILE = "rates.json"
+_LOOK_SECONDS = 0.05
+# More than a measurement ever reaches.
+_ITERATIONS = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataBench:
-    """The measurement covers ``seconds`` of batches after the first ``warm_up`` seconds of them."""
+    """The measurement covers ``seconds`` of batches after the first ``warm_up`` seconds of them.
+    There are ``loader_workers`` loading tasks for each of the ``workers``."""
 
     data: str | None = None
     pairs: int = 32
@@ -46,9 +52,18 @@ class DataBench:
     width: int = 1920
     crop: int = 256
     batch_size: int = 4
+    workers: int = 1
     loader_workers: int = 2
     seconds: float = 10.0
     warm_up: float = 3.0
+
+
+class Rate(NamedTuple):
+    """What a worker measured: ``waiting`` is the share of its time that it waits for a batch."""
+
+    pairs_per_second: float
+    first_batch_seconds: float
+    waiting: float
 
 
 def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -57,32 +72,35 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> dict[str
     dataset with source pairs, or Ray can't be started."""
     with tempfile.TemporaryDirectory(prefix="qdmr-bench-") as folder:
         path = bench.data or _made_dataset(bench, Path(folder), say)
-        manifest = read_manifest(open_location(path))
-        size = manifest.set("source").sizes[0]
+        size = read_manifest(open_location(path)).set("source").sizes[0]
         ensure_ray()
-        say("reading, in a Ray Train worker")
-        trainer = TorchTrainer(
-            _measure,
-            train_loop_config={"bench": asdict(bench), "path": path, "out": folder},
-            scaling_config=ray.train.ScalingConfig(num_workers=1, use_gpu=False),
-            run_config=ray.train.RunConfig(name="bench", storage_path=folder),
-        )
+        say(f"reading, by {bench.workers} processes")
+        feed = _feed(bench, path)
+        here = ray.get_runtime_context().get_node_id()
+        shards = feed.split(feed.rounds(0), bench.workers, [here])
         try:
-            started(trainer).result()
-        except ray.train.TrainingFailedError as error:
-            raise QdmrError(f"bench data failed: {one_line(error)}") from error
-        stream, loader = json.loads((Path(folder) / _RESULT_FILE).read_text())
-    return {
-        "pairs_per_second": stream[0],
-        "megabytes_per_second": stream[0] * 2 * 3 * bench.crop**2 / 1e6,
-        "workers": bench.loader_workers,
+            rates = ray.get(
+                [_fed_rate.remote(bench, feed, rank, shard) for rank, shard in enumerate(shards)]
+            )
+            loader = ray.get(_loader_rate.remote(bench, path)) if bench.workers == 1 else None
+        except ray.exceptions.RayTaskError as error:
+            raise QdmrError(f"bench data failed: {one_line(error.cause)}") from error
+    pairs = sum(rate.pairs_per_second for rate in rates)
+    result = {
+        "pairs_per_second": pairs,
+        "megabytes_per_second": pairs * 2 * 3 * bench.crop**2 / 1e6,
+        "workers": bench.workers,
+        "loader_workers": bench.loader_workers,
         "image_size": (size.height, size.width),
         "crop": bench.crop,
         "batch_size": bench.batch_size,
-        "first_batch_seconds": stream[1],
-        "torch_loader_pairs_per_second": loader[0],
-        "torch_loader_first_batch_seconds": loader[1],
+        "first_batch_seconds": max(rate.first_batch_seconds for rate in rates),
+        "slowest_worker_wait_fraction": min(rates).waiting,
     }
+    if loader is not None:
+        result["torch_loader_pairs_per_second"] = loader.pairs_per_second
+        result["torch_loader_first_batch_seconds"] = loader.first_batch_seconds
+    return result
 
 
 def _made_dataset(bench: DataBench, folder: Path, say: Callable[[str], None]) -> str:
@@ -100,30 +118,71 @@ def _made_dataset(bench: DataBench, folder: Path, say: Callable[[str], None]) ->
     return out
 
 
-def _measure(config: dict[str, Any]) -> None:
-    """Runs in the training worker: measures both loaders and writes their rates."""
-    bench = DataBench(**config["bench"])
+@ray.remote(num_cpus=0)
+def _fed_rate(bench: DataBench, feed: Feed, rank: int, shard: DataIterator) -> Rate:
+    """Runs in a process of its own, as a training worker does."""
     # A step on a GPU would leave the loader one thread.
     torch.set_num_threads(1)
-    rates = [_rate(loader(bench, config["path"]), bench) for loader in (_stream, _torch_loader)]
-    (Path(config["out"]) / _RESULT_FILE).write_text(json.dumps(rates))
+    portion = _portions(bench, bench.workers)[rank]
+    stream = FedStream(
+        feed.request.settings,
+        connect=lambda _: shard,
+        reached=partial(feed.pace.reach.remote, rank, bench.workers),
+        first=portion.first,
+        total=portion.total,
+        **_arguments(bench),
+    )
+    with closing(stream):
+        return _rate(iter(stream), bench, lambda: stream.is_fed)
 
 
-def _rate(batches: Iterator[Batch], bench: DataBench) -> tuple[float, float]:
-    """Returns (pairs per second once running, seconds to the first batch, which starts it)."""
+@ray.remote(num_cpus=0)
+def _loader_rate(bench: DataBench, path: str) -> Rate:
+    torch.set_num_threads(1)
+    return _rate(_torch_loader(bench, path), bench)
+
+
+def _rate(
+    batches: Iterator[Batch], bench: DataBench, is_running: Callable[[], bool] = lambda: True
+) -> Rate:
+    """Measures a loader, which its first batch starts, from the ``warm_up`` on after it is
+    running."""
     began = time.perf_counter()
     next(batches)
     first = time.perf_counter() - began
-    count, since = 0, None
-    for batch in batches:
+    while not is_running():
+        time.sleep(_LOOK_SECONDS)
+    warm = time.perf_counter() + bench.warm_up
+    count, waited, since = 0, 0.0, 0.0
+    while True:
+        before = time.perf_counter()
+        batch = next(batches)
         now = time.perf_counter()
-        if since is None and now - began > first + bench.warm_up:
-            since, count = now, 0
-            continue
-        count += len(batch["source"])
-        if since is not None and now - since > bench.seconds:
-            return count / (now - since), first
-    raise RuntimeError("an endless stream ended")
+        if since:
+            waited += now - before
+            count += len(batch["source"])
+            if now - since > bench.seconds:
+                return Rate(count / (now - since), first, waited / (now - since))
+        elif now > warm:
+            since = now
+
+
+def _feed(bench: DataBench, path: str) -> Feed:
+    settings = DataSettings(path=path, loader_workers=bench.loader_workers)
+    first = InProcessStream(settings, **_arguments(bench))
+    return Feed(
+        name="bench",
+        request=first.request,
+        portions=partial(_portions, bench),
+        size=first.block_size,
+        end=_ITERATIONS,
+        pace=new_pace(),
+    )
+
+
+def _portions(bench: DataBench, world_size: int) -> list[Portion]:
+    size = bench.batch_size
+    return [Portion(size * rank, size, size * world_size) for rank in range(world_size)]
 
 
 def _arguments(bench: DataBench) -> dict[str, Any]:
@@ -134,17 +193,8 @@ def _arguments(bench: DataBench) -> dict[str, Any]:
         "sets": ("source",),
         "seed": SEED,
         "start_iteration": 0,
-        "end_iteration": 2**40,
+        "end_iteration": _ITERATIONS,
     }
-
-
-def _stream(bench: DataBench, path: str) -> Iterator[Batch]:
-    settings = DataSettings(path=path, loader_workers=bench.loader_workers)
-    stream = CropStream(settings, **_arguments(bench))
-    try:
-        yield from stream
-    finally:
-        stream.close()
 
 
 class _Samples(torch.utils.data.Dataset):

@@ -20,17 +20,18 @@ def bench_data(
     pairs: int = option(32, "Pairs that are made.", min=1),
     crop: int = option(256, "Side of a crop in pixels.", min=1),
     batch: int = option(4, "Pairs in a batch.", min=1),
-    loaders: int = option(2, "Loading tasks at the same time.", min=1),
+    workers: int = option(1, "Training workers that are fed at the same time.", min=1),
+    loaders: int = option(2, "Loading tasks at the same time, for each worker.", min=1),
     seconds: float = option(10.0, "Length of the measurement.", min=0.1),
     json_file: Path | None = JSON_FILE,
 ) -> None:
-    """Measure source pairs per second into a training worker, beside a plain PyTorch loader."""
+    """Measure source pairs per second into training workers; one, beside a plain PyTorch loader."""
     from qdmr_ray.bench.data import DataBench
     from qdmr_ray.bench.data import bench_data as measure
 
     made: Any = {"data": data, "pairs": pairs, "height": height, "width": width}
     read: Any = {"crop": crop, "batch_size": batch, "loader_workers": loaders, "seconds": seconds}
-    print_results(measure(DataBench(**made, **read), say), json_file)
+    print_results(measure(DataBench(**made, **read, workers=workers), say), json_file)
 
 
 @app.command("step", example="bench step --stage uda --size 64 --batch 2")

@@ -10,7 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.models.files import load_model
-from qdmr_ray.stages import Components, Stage, build_stage, share_of
+from qdmr_ray.stages import Components, Stage, build_stage
+from qdmr_ray.train.batches import share_of_rank
 from qdmr_ray.train.worker_context import Host
 
 
@@ -29,12 +30,7 @@ def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, hos
     stage = build_stage(name, settings, components)
     stage.to(host.device, compute=experiment.compute)
     # The batch is shared by all workers, however many are left of them.
-    stage.share = share_of(
-        settings.batch_size * experiment.scaling.workers,
-        micro_batch=settings.batch_size // settings.accumulate,
-        rank=host.rank,
-        world_size=host.world_size,
-    )
+    stage.share = share_of_rank(experiment, name, rank=host.rank, world_size=host.world_size)
     if host.world_size > 1:
         stage.parallelize(partial(distributed, device=host.device))
     return stage

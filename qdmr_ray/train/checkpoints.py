@@ -192,6 +192,12 @@ class CheckpointStore:
                 self._warn(f"{damage}; going back to the checkpoint before it")
         return None
 
+    def newest_iteration(self) -> int:
+        """Returns the iteration of the newest complete checkpoint, whose content isn't read and may
+        be damaged; 0 without one."""
+        completed = filter(_is_completed, reversed(self._folders()))
+        return next(map(_iteration_of, completed), 0)
+
     def named(self, name: str) -> Checkpoint:
         """Returns the checkpoint in the folder ``name``; raises QdmrError if it is missing or
         damaged."""

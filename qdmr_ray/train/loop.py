@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qdmr_ray.config import Experiment, LoggingSettings, experiment_from_dict
+from qdmr_ray.data.format.manifest import MANIFEST_NAME
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.models.documents import Begun
 from qdmr_ray.models.files import Network, save_model
@@ -43,6 +44,8 @@ class Task:
     # The places of the results of the stages that this one starts from, by stage.
     needs: dict[str, str]
     board: Any = None
+    # The actor that holds back the stage's feed, where Ray Train's workers train it.
+    pace: Any = None
     # Whether somebody reads the log's lines from the board.
     watched: bool = False
     # The id of the driver's claim on the run, without which nothing may be written there.
@@ -52,7 +55,7 @@ class Task:
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of every Ray Train worker; ``config["task"]`` is a :class:`Task`."""
     task = config["task"]
-    Worker(task, RayTrainHost(task.board if task.watched else None)).run()
+    Worker(task, RayTrainHost(pace=task.pace, board=task.board if task.watched else None)).run()
 
 
 def due_after(iteration: int, end: int, logging: LoggingSettings) -> set[str]:
@@ -118,20 +121,27 @@ class Worker:
         self.logbook.close()
 
     def _check_storage(self) -> None:
-        """Refuses a disk of the driver's machine alone: checkpoints written here would be lost."""
+        """Refuses disks of the driver's machine alone: checkpoints written here would be lost, and
+        there would be nothing to read."""
+        host, data = socket.gethostname(), self.experiment.open(self.experiment.data.path)
         file = self.run_location.join(self.task.stage, BEGUN_FILE)
         begun = Begun.read_if_there(file)
         if begun is None or begun.digest != self.task.digest:
             raise QdmrError(
-                f"{file.uri}: the worker on {socket.gethostname()} doesn't see what the command "
-                "has begun there; name a --storage that all nodes reach, s3://… or a shared disk"
+                f"{file.uri}: the worker on {host} doesn't see what the command has begun there; "
+                "name a --storage that all nodes reach, s3://… or a shared disk"
+            )
+        if not data.is_s3 and not data.join(MANIFEST_NAME).exists():
+            raise QdmrError(
+                f"data.path={data.uri}: the worker on {host} doesn't see this dataset; copy it to "
+                "a place that all nodes reach, s3://… or a shared disk"
             )
 
     def _train(self) -> None:
         stage, end = self.stage, self.settings.iterations
         # The steps before this one are slow, and no measure of the others.
         first = stage.iteration + stage.slow_steps
-        batches = batches_of(stage, self.experiment, self.host.device, self.notice.hurry)
+        batches = batches_of(stage, self.experiment, self.host, self.notice.hurry)
         with closing(batches):
             while stage.iteration < end:
                 with self.meter.phase("data_wait"):

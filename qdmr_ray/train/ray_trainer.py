@@ -10,16 +10,23 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
+import ray.data
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
 from qdmr_ray.config import Experiment, ScalingSettings
+from qdmr_ray.data.streaming.feed import Feed, FeedConfig, new_pace
+from qdmr_ray.data.streaming.stream import InProcessStream
+from qdmr_ray.models.layout import CHECKPOINTS_FOLDER
 from qdmr_ray.patience import ABORT, SAVE, WATCH
 from qdmr_ray.ray_compat import TrainerWithPolicy, abort
+from qdmr_ray.train.batches import crop_stream, feed_of
+from qdmr_ray.train.checkpoints import CheckpointStore
 from qdmr_ray.train.failures import EndAtOnce, LostWhileStarting, Supervision, training_error
 from qdmr_ray.train.logging.board import News, new_board
 from qdmr_ray.train.logging.progress_bar import ProgressBar
@@ -40,8 +47,8 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
     """Trains with Ray Train's workers, as ``experiment.scaling`` says. ``watch`` is called in
     this thread; without it, a progress bar is shown. Raises QdmrError, in one line, if training
     failed."""
-    board = new_board()
-    task = replace(task, board=board, watched=watch is not None)
+    board, pace = new_board(), new_pace()
+    task = replace(task, board=board, watched=watch is not None, pace=pace)
     # The state that Ray Train keeps of a run would disturb the next one of the same name; only the
     # controller uses it, and runs on this machine.
     scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
@@ -62,7 +69,8 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
         if bar is not None:
             bar.show(_news(board))
             bar.close()
-        ray.kill(board)
+        for actor in (board, pace):
+            ray.kill(actor)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -98,6 +106,8 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
         max_failures=scaling.max_failures,
         controller_failure_limit=-1,  # type: ignore[call-arg]
     )
+    request = crop_stream(InProcessStream, experiment, task.stage).request
+    feed = feed_of(experiment, task.stage, request, task.pace)
     end_at_once: Any = EndAtOnce(experiment.name, task.stage)
     supervision: Any = Supervision(task.board, scaling.node_wait)
     return TrainerWithPolicy(
@@ -105,6 +115,8 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
         failure_policy=LostWhileStarting(failures),
         train_loop_config={"task": task},
         torch_config=WatchedTorchConfig(backend=_backend(scaling, gpu)),
+        datasets={task.stage: partial(_rounds, experiment, task, feed)},
+        dataset_config=FeedConfig(feed),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
@@ -118,6 +130,14 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
             callbacks=[end_at_once, supervision],
         ),
     )
+
+
+def _rounds(experiment: Experiment, task: Task, feed: Feed) -> ray.data.Dataset:
+    """Runs in Ray Train's controller at each start of the workers: feeds them from the checkpoint
+    on with which they go on. Where that one turns out to be damaged, they begin earlier, and cut by
+    themselves what is missing."""
+    checkpoints = experiment.open(task.run_uri).join(task.stage, CHECKPOINTS_FOLDER)
+    return feed.rounds(CheckpointStore(checkpoints).newest_iteration())
 
 
 def _backend(scaling: ScalingSettings, gpu: bool) -> str:

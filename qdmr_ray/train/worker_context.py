@@ -11,9 +11,14 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.data import DataIterator
 
+from qdmr_ray.config import Experiment
+from qdmr_ray.data.streaming.crops import CropRequest
+from qdmr_ray.data.streaming.feed import new_pace
 from qdmr_ray.patience import EXPORT
 from qdmr_ray.ray_compat import draining_nodes
+from qdmr_ray.train.batches import feed_of
 
 # Called with a stage's name, its iteration and the metrics logged there.
 Watch = Callable[[str, int, Mapping[str, float]], None]
@@ -29,6 +34,22 @@ class Host:
         # Ray shows a process only the GPUs that it was given.
         self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")
         self._watch = watch
+        self._pace: Any = None
+
+    def shard(
+        self, experiment: Experiment, stage: str, start: int, request: CropRequest
+    ) -> DataIterator:
+        """Returns this worker's blocks of the crops ``request`` of a stage that goes on at
+        iteration ``start``; all ranks call it at the same time."""
+        self._pace = new_pace()
+        feed = feed_of(experiment, stage, request, self._pace)
+        here = ray.get_runtime_context().get_node_id()
+        return feed.split(feed.rounds(start), self.world_size, [here])[0]
+
+    def reached(self, iteration: int) -> None:
+        """Lets the loading of crops go on: what came before ``iteration`` is used up."""
+        if self._pace is not None:
+            self._pace.reach.remote(self.rank, self.world_size, iteration)
 
     def logged(self, stage: str, iteration: int, metrics: Mapping[str, float]) -> None:
         """Takes a line of the log, on rank 0."""
@@ -47,14 +68,23 @@ class Host:
 
 
 class RayTrainHost(Host):
-    """A worker of Ray Train; ``board`` takes the log if somebody watches it."""
+    """A worker of Ray Train; ``board`` takes the log if somebody watches it, and ``pace`` the
+    iterations that have been reached."""
 
-    def __init__(self, board: Any | None = None) -> None:
+    def __init__(self, *, pace: Any, board: Any | None = None) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.local_world_size = context.get_local_world_size()
         self.device = ray.train.torch.get_device()
-        self._board = board
+        self._board, self._pace = board, pace
+
+    def shard(
+        self, experiment: Experiment, stage: str, start: int, request: CropRequest
+    ) -> DataIterator:
+        """Returns what Ray Train has for this rank."""
+        shard: DataIterator | None = ray.train.get_dataset_shard(stage)
+        assert shard is not None
+        return shard
 
     def logged(self, stage: str, iteration: int, metrics: Mapping[str, float]) -> None:
         """Passes the line on to the board."""

@@ -1,4 +1,4 @@
-"""Cuts the samples of some iterations out of a packed dataset.
+"""Cuts the samples at some positions out of a packed dataset.
 
 The result depends on the arguments alone. Both streams cut with this code, in the training process
 or in Ray's tasks, so their batches hold the same numbers.
@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from qdmr_ray.data.format.index import CHANNELS, SetIndex
 from qdmr_ray.data.format.reader import BrokenRecordError, RecordReader
-from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops, worker_positions
+from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.storage.retry import check_endpoint
@@ -79,44 +80,34 @@ class DataSettings(Settings):
         if self.s3_endpoint is not None:
             check_endpoint(self.s3_endpoint, "s3_endpoint")
 
+    @property
+    def opened(self) -> Self:
+        """The settings that decide what is opened, and how; the others at their defaults."""
+        names = ("path", "s3_endpoint", "cache_bytes", "cache_folder")
+        return type(self)(**{name: getattr(self, name) for name in names})
+
 
 @dataclass(frozen=True, kw_only=True)
 class CropRequest:
-    """The arguments of a loading task, and the key under which its process keeps the reader."""
+    """What crops are cut from which dataset, whoever gets them: the key under which a process keeps
+    the opened dataset."""
 
     settings: DataSettings
     digest: str
-    batch_size: int
     crop: int
     same_place: bool
     sets: tuple[str, ...]
     fields: tuple[str, ...]
     seed: int
-    first: int
-    total: int
-
-    def reader(self, *, fill_cache: bool = True) -> RecordReader:
-        """Opens the dataset."""
-        data = self.settings
-        return RecordReader(
-            data.path,
-            endpoint=data.s3_endpoint,
-            cache_bytes=data.cache_bytes,
-            cache_folder=Path(data.cache_folder) if data.cache_folder else None,
-            fill_cache=fill_cache,
-        )
 
 
 class Cutter:
-    """Computes and cuts the samples of some iterations; opens the dataset unless a reader is given.
-    Raises QdmrError where the dataset was packed again since the request was made."""
+    """Computes and cuts the samples at some positions; opens the dataset unless a reader is
+    given."""
 
     def __init__(self, request: CropRequest, reader: RecordReader | None = None) -> None:
         self._request = request
-        self._reader = reader or request.reader()
-        if self._reader.manifest.digest != request.digest:
-            place = request.settings.path
-            raise QdmrError(f"{place}: was packed again while it was being read; start again")
+        self._reader = reader or opened_dataset(request.settings, request.digest)
         self._plan = crop_plan(request, {name: self._reader.index(name) for name in request.sets})
         self._said: set[str] = set()
         self._threads: ThreadPoolExecutor | None = None
@@ -126,16 +117,13 @@ class Cutter:
                 request.settings.requests, thread_name_prefix="crops"
             )
 
-    def cut(self, iterations: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns columns of n * batch_size rows for n iterations.
+    def cut(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns columns of n rows, the samples at global ``positions``, int64 (n,).
 
         Images are uint8 (rows, 3, c, c). For each set there are ``SET_index`` (the record),
         ``SET_place`` (float32 (rows, 2): the crop's middle as a share of height and width, that is
         its position in the field of view) and ``SET_skipped`` (broken records passed over).
         """
-        request = self._request
-        share = {"first": request.first, "total": request.total}
-        positions = worker_positions(iterations, batch_size=request.batch_size, **share)
         columns = {"positions": positions}
         for name, crops in self._plan.at(positions).items():
             columns |= self._columns(name, positions, crops)
@@ -189,10 +177,31 @@ class Cutter:
         image[:] = view.transpose(0, 2, 1) if crop.transpose else view
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def cutter_of_process(request: CropRequest) -> Cutter:
-    """Returns this process's cutter: Ray reuses processes, so shards stay mapped between tasks."""
-    return Cutter(request)
+    """Returns this process's cutter: Ray reuses processes, so shards stay mapped between tasks. All
+    cutters of a process read a dataset through one reader."""
+    return Cutter(request, _reader_of_process(request.settings.opened, request.digest))
+
+
+@lru_cache(maxsize=4)
+def _reader_of_process(settings: DataSettings, digest: str) -> RecordReader:
+    return opened_dataset(settings, digest)
+
+
+def opened_dataset(settings: DataSettings, digest: str, *, fill_cache: bool = True) -> RecordReader:
+    """Opens the dataset; raises QdmrError where its manifest isn't the one of ``digest`` any more.
+    Without ``fill_cache``, no shard is copied to this node."""
+    reader = RecordReader(
+        settings.path,
+        endpoint=settings.s3_endpoint,
+        cache_bytes=settings.cache_bytes,
+        cache_folder=Path(settings.cache_folder) if settings.cache_folder else None,
+        fill_cache=fill_cache,
+    )
+    if reader.manifest.digest != digest:
+        raise QdmrError(f"{settings.path}: was packed again while it was being read; start again")
+    return reader
 
 
 def crop_plan(request: CropRequest, indexes: dict[str, SetIndex]) -> CropPlan:

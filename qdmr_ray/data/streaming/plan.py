@@ -58,6 +58,22 @@ class Crop:
 
 
 @dataclass(frozen=True)
+class Portion:
+    """One worker's samples of an iteration: ``count`` of ``total``, from ``first`` on. Workers
+    share one global order of samples whatever their number."""
+
+    first: int
+    count: int
+    total: int
+
+    def positions(self, first: int, end: int) -> np.ndarray:
+        """Returns the global positions, int64 (n * count,), of the worker's samples in the n
+        iterations ``first`` .. ``end - 1``, in order."""
+        begin = np.arange(first, end, dtype=np.int64) * self.total + self.first
+        return (begin[:, None] + np.arange(self.count, dtype=np.int64)).reshape(-1)
+
+
+@dataclass(frozen=True)
 class Crops:
     """The fields of ``Crop`` for n positions: int64 and bool, each (n,)."""
 
@@ -152,16 +168,6 @@ def permute(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
         walked[pending] = _feistel(walked[pending], half_bits, keys[pending])
         pending = pending[walked[pending] >= np.uint64(count)]
     return walked
-
-
-def worker_positions(
-    iterations: np.ndarray, *, batch_size: int, first: int, total: int
-) -> np.ndarray:
-    """Returns global positions, int64 (n * batch_size,), of one worker's batches, in order. An
-    iteration takes ``total`` positions, and this worker those from its ``first`` on, so that
-    workers share one global order whatever their number."""
-    begin = np.asarray(iterations, dtype=np.int64) * total + first
-    return (begin[:, None] + np.arange(batch_size, dtype=np.int64)).reshape(-1)
 
 
 def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qdmr_ray.data.streaming.plan import CropPlan, Crops, permute, worker_positions
+from qdmr_ray.data.streaming.plan import CropPlan, Crops, Portion, permute
 from qdmr_ray.errors import QdmrError
 
 
@@ -168,13 +168,11 @@ def test_negative_positions_are_refused() -> None:
 
 
 def test_workers_together_cover_the_global_order() -> None:
-    iterations = np.arange(5, 9)
-    one = worker_positions(iterations, batch_size=6, first=0, total=6).reshape(4, 6)
+    one = Portion(0, 6, 6).positions(5, 9).reshape(4, 6)
     for world_size in (2, 3):
+        count = 6 // world_size
         parts = [
-            worker_positions(
-                iterations, batch_size=6 // world_size, first=6 // world_size * rank, total=6
-            ).reshape(4, -1)
+            Portion(count * rank, count, 6).positions(5, 9).reshape(4, -1)
             for rank in range(world_size)
         ]
         np.testing.assert_array_equal(np.concatenate(parts, axis=1), one)

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_executions import executions, wait_until
+from fed import fed_streams, received
 from local_ray import local_ray
 
 from qdmr_ray.data.packing.pack import PackSettings, pack
+from qdmr_ray.data.streaming.crops import Cutter
 from qdmr_ray.data.streaming.plan import CropPlan
 from qdmr_ray.data.streaming.stream import (
     Batch,
-    CropStream,
     DataSettings,
+    FedStream,
     InProcessStream,
     required_cpus,
 )
@@ -65,14 +68,14 @@ def cluster() -> Iterator[None]:
 
 
 def settings(path: str, **changes: Any) -> DataSettings:
-    """Small blocks and segments, so that every seam is met."""
-    values: dict[str, Any] = {"batches_per_block": 3, "object_store_bytes": room_for(13), **changes}
+    """Small blocks, and not many ahead, so that loading waits for the training."""
+    values: dict[str, Any] = {"batches_per_block": 3, "object_store_bytes": room_for(26), **changes}
     return DataSettings(path=path, **values)
 
 
 def room_for(iterations: int) -> int:
-    """Bytes of two segments of so many iterations with the ``arguments`` below."""
-    return 2 * iterations * 2 * 3 * 3 * CROP * CROP
+    """Bytes of the crops of so many iterations with the ``arguments`` below."""
+    return iterations * 2 * 3 * 3 * CROP * CROP
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -193,21 +196,20 @@ def test_only_the_images_that_are_wanted_come(packed: str) -> None:
         InProcessStream(settings(packed), **arguments(sets=("source",), fields=("target",)))
 
 
-@pytest.mark.parametrize("kind", [InProcessStream, CropStream])
 def test_what_cannot_be_streamed_is_refused_when_the_stream_is_built(
-    kind: type, packed: str, folder: Path, tmp_path: Path
+    packed: str, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
         QdmrError, match=r"source image aberrated/0\.png is 56 x 40 .* crop of 64; lower"
     ):
-        kind(settings(packed), **arguments(crop=64))
+        InProcessStream(settings(packed), **arguments(crop=64))
     with pytest.raises(SettingsError, match="path of the packed dataset is not set"):
-        kind(settings(""), **arguments())
+        InProcessStream(settings(""), **arguments())
     with pytest.raises(QdmrError, match=r"manifest\.json is missing"):
-        kind(settings(str(tmp_path / "nothing")), **arguments())
+        InProcessStream(settings(str(tmp_path / "nothing")), **arguments())
     pack(folder, str(tmp_path / "no source"), settings=PackSettings(target_images="real"))
     with pytest.raises(QdmrError, match="no source set"):
-        kind(settings(str(tmp_path / "no source")), **arguments())
+        InProcessStream(settings(str(tmp_path / "no source")), **arguments())
 
 
 def test_the_loading_tasks_need_their_cpus() -> None:
@@ -215,52 +217,97 @@ def test_the_loading_tasks_need_their_cpus() -> None:
     assert required_cpus(data, 4) == 6.0
 
 
+def fed(data: DataSettings, *, workers: int = 1, **changes: Any) -> list[list[Batch]]:
+    """Each worker's batches; ``changes`` are of the ``arguments`` of all workers together."""
+    return received(fed_streams(data, workers=workers, **arguments(**changes)))
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("same_place", [False, True])
 def test_ray_gives_the_same_numbers(cluster: None, packed: str, same_place: bool) -> None:
     data = settings(packed)
-    found = batches(CropStream, data, same_place=same_place)
-    assert_same(found, batches(InProcessStream, data, same_place=same_place))
-    found[0]["source"].zero_()  # The training worker owns its batches.
+    (found,) = fed(data, same_place=same_place, end_iteration=200)
+    expected = batches(InProcessStream, data, same_place=same_place, end_iteration=200)
+    assert_same(found, expected)
+    found[-1]["source"].zero_()  # The training worker owns its batches.
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(
-    ("per_block", "segment"), [(1, 1), (4, 17), (5, 20), (50, 3)], ids=lambda n: str(n)
+    ("per_block", "room", "workers"),
+    [(1, 2, 1), (4, 34, 2), (5, 40, 3), (50, 6, 6)],
+    ids=lambda n: str(n),
 )
-def test_blocks_and_segments_change_nothing(
-    cluster: None, packed: str, per_block: int, segment: int
+def test_neither_blocks_nor_workers_change_a_sample(
+    cluster: None, packed: str, per_block: int, room: int, workers: int
 ) -> None:
-    data = settings(packed, batches_per_block=per_block, object_store_bytes=room_for(segment))
-    found = batches(CropStream, data, start_iteration=3, end_iteration=14)
-    expected = batches(InProcessStream, data, start_iteration=3, end_iteration=14)
-    assert_same(found, expected)
+    """Every worker receives its own share of the one global order, resumed anywhere."""
+    data = settings(packed, batches_per_block=per_block, object_store_bytes=3 * room_for(room))
+    wanted = {"batch_size": 6, "start_iteration": 3, "end_iteration": 154}
+    found = fed(data, workers=workers, **wanted)
+    assert_same(joined(found), batches(InProcessStream, data, **wanted))
 
 
 @pytest.mark.ray
-def test_two_ray_workers_resumed_share_the_order_of_one(cluster: None, packed: str) -> None:
-    data = settings(packed, loader_workers=1)
-    one = batches(InProcessStream, data, batch_size=4)
-    two = [batches(CropStream, data, first=2 * rank, total=4, start_iteration=6) for rank in (0, 1)]
-    assert_same(joined(two), one[6:])
+def test_closing_early_ends_threads_and_executions(cluster: None, packed: str) -> None:
+    def threads() -> list[str]:
+        return [t.name for t in threading.enumerate() if t.name == "blocks"]
 
-
-@pytest.mark.ray
-def test_closing_early_ends_tasks_and_threads(cluster: None, packed: str) -> None:
-    def segments() -> list[str]:
-        return [t.name for t in threading.enumerate() if t.name.startswith("segment-")]
-
-    stream = CropStream(settings(packed), **arguments(end_iteration=100_000))
-    received = iter(stream)
-    for _ in range(5):
-        next(received)
-    assert segments()
+    wait_until(lambda: not executions())
+    (stream,) = fed_streams(settings(packed), **arguments(end_iteration=100_000))
+    batches = iter(stream)
+    for _ in range(500):
+        next(batches)
+    assert threads()
+    assert len(executions()) == 1
     stream.close()
-    assert segments() == []
-    never_read = CropStream(settings(packed), **arguments())
+    (never_read,) = fed_streams(settings(packed), **arguments())
     never_read.close()
-    assert segments() == []
-    assert list(CropStream(settings(packed), **arguments(start_iteration=20))) == []
+    del stream, batches, never_read
+    wait_until(lambda: not threads() and not executions())
+
+
+class Blocks:
+    """A shard out of a list."""
+
+    def __init__(self, *blocks: dict[str, np.ndarray]) -> None:
+        self.blocks = blocks
+
+    def iter_batches(self, **_: Any) -> Iterator[dict[str, np.ndarray]]:
+        yield from ({name: c[None] for name, c in block.items()} for block in self.blocks)
+
+
+def block(packed: str, begin: int, end: int, **changes: Any) -> dict[str, np.ndarray]:
+    stream = InProcessStream(settings(packed), **arguments(**changes))
+    return Cutter(stream.request).cut(stream.portion.positions(begin, end))
+
+
+def from_blocks(packed: str, *blocks: dict[str, np.ndarray], **changes: Any) -> list[Batch]:
+    shard = Blocks(*blocks)
+    return list(FedStream(settings(packed), connect=lambda _: shard, **arguments(**changes)))
+
+
+def test_what_was_cut_while_loading_started_comes_only_once(packed: str) -> None:
+    """Blocks from before the training's position are passed over; a first one may lie ahead."""
+    expected = batches(InProcessStream, settings(packed), start_iteration=7)
+    for firsts in ((0, 5, 10, 15), (7, 20), (12, 13, 20), (2, 9, 20)):
+        ends = (*firsts[1:], 20)
+        blocks = [block(packed, *span) for span in zip(firsts, ends, strict=True) if span[0] < 20]
+        assert_same(from_blocks(packed, *blocks, start_iteration=7), expected)
+
+
+def test_a_block_that_is_not_due_is_refused(packed: str) -> None:
+    whole = [block(packed, first, first + 5) for first in (0, 5, 10, 15)]
+    theirs = block(packed, 5, 10, first=2, total=4)
+    for wrong in (
+        [whole[0], whole[2], whole[3]],
+        [whole[0], theirs],
+        [whole[0], block(packed, 5, 10, batch_size=1, total=2)],
+    ):
+        with pytest.raises(QdmrError, match=r"delivered the samples at \[.*next ones are at"):
+            from_blocks(packed, *wrong)
+    with pytest.raises(QdmrError, match="ended before the last block"):
+        from_blocks(packed, *whole[:3])
 
 
 @pytest.mark.ray
@@ -271,7 +318,7 @@ def test_a_broken_shard_stops_the_stream_with_its_name(
     bad = next(tmp_path.glob("target-000001*"))
     bad.write_bytes(bad.read_bytes()[:-1])
     with pytest.raises(QdmrError, match=rf"{bad.name}: has .* bytes instead of .*row") as caught:
-        batches(CropStream, settings(str(tmp_path)))
+        fed(settings(str(tmp_path)), end_iteration=200)
     assert "\n" not in str(caught.value)
 
 

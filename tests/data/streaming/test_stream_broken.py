@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from data_executions import wait_until
 from faulty_store import FaultyStore, cut, delay, drop, slow_down
+from fed import fed_streams, received
 from local_ray import local_ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
@@ -19,10 +21,9 @@ from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.streaming.stream import (
     Batch,
-    CropStream,
     DataSettings,
     InProcessStream,
-    segment_size,
+    block_size,
 )
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.photographs.decode import write_png
@@ -35,6 +36,16 @@ PACKING = PackSettings(
     target_images="real",
     shard_records=3,
 )
+
+
+ARGUMENTS: dict[str, Any] = {
+    "batch_size": 4,
+    "crop": CROP,
+    "same_place": False,
+    "sets": ("source", "target"),
+    "seed": 3,
+    "start_iteration": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +69,7 @@ def packed(folder: Path, tmp_path: Path) -> Path:
 
 def stream(kind: type, path: str, *, end: int = 12, **changes: Any) -> list[Batch]:
     """``changes`` are settings of the data; four samples a batch."""
-    found = kind(
-        DataSettings(path=path, **changes),
-        batch_size=4,
-        crop=CROP,
-        same_place=False,
-        sets=("source", "target"),
-        seed=3,
-        start_iteration=0,
-        end_iteration=end,
-    )
-    try:
-        return list(found)
-    finally:
-        found.close()
+    return list(kind(DataSettings(path=path, **changes), **ARGUMENTS, end_iteration=end))
 
 
 def column(batches: list[Batch], name: str) -> np.ndarray:
@@ -153,13 +151,14 @@ def test_the_bound_on_the_object_store_is_kept_or_refused() -> None:
 
     def size(room: int) -> tuple[int, int]:
         settings = DataSettings(path="x", object_store_bytes=room)
-        found = segment_size(settings, batch_size=4, crop=256, fields=3)
-        assert 2 * found.iterations * batch <= room
-        return found.iterations, found.block
+        found = block_size(settings, batch_size=4, crop=256, fields=3)
+        # The block in use, and those ahead of it.
+        assert (found.block + found.ahead) * batch <= room
+        return found.block, found.ahead
 
-    assert size(400 * batch) == (192, 32)
-    assert size(200 * batch) == (100, 25)
-    assert size(10 * batch) == (5, 1)
+    assert size(400 * batch) == (32, 352)
+    assert size(100 * batch) == (20, 80)
+    assert size(5 * batch) == (1, 4)
     assert size(2 * batch) == (1, 1)
     with pytest.raises(SettingsError, match=r"object_store_bytes=4718591 is less than two batches"):
         size(2 * batch - 1)
@@ -190,7 +189,7 @@ def test_a_dataset_ten_times_the_object_store_streams_within_the_bound(
     pack(tmp_path, str(tmp_path / "out"), settings=PackSettings(target_images="real"))
     image_bytes = 3 * crop * crop
     iterations = 10 * 80 * 2**20 // image_bytes
-    found = CropStream(
+    (found,) = fed_streams(
         DataSettings(path=str(tmp_path / "out"), object_store_bytes=bound, batches_per_block=4),
         batch_size=batch_size,
         crop=crop,
@@ -200,6 +199,7 @@ def test_a_dataset_ten_times_the_object_store_streams_within_the_bound(
         start_iteration=0,
         end_iteration=iterations,
     )
+    wait_until(lambda: found.is_fed)
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
     most, count = 0, 0
     for batch in found:
@@ -225,15 +225,9 @@ def test_a_failing_store_loses_and_repeats_nothing(
     path = r"\.parquet"
     for fault, every in ((slow_down(), 5), (cut(), 7), (drop(), 11), (delay(0.2), 13)):
         faulty_store.fail(fault, every=every, method="GET", path=path)
-    found = stream(
-        CropStream,
-        uri,
-        end=40,
-        s3_endpoint=endpoint,
-        cache_bytes=0,
-        batches_per_block=4,
-        loader_workers=1,
-    )
+    store = {"s3_endpoint": endpoint, "cache_bytes": 0}
+    data = DataSettings(path=uri, **store, batches_per_block=4, loader_workers=1)
+    (found,) = received(fed_streams(data, **ARGUMENTS, end_iteration=40))
     failed = [r for r in faulty_store.requests if r.method == "GET" and r.status != 206]
     assert len(failed) > 20
     assert len(found) == len(expected)
