@@ -124,8 +124,8 @@ def batches_of(
             batches.close()
 
     first = stage.iteration + _block_size(experiment, stage.name).block
-    if first >= stage.settings.iterations:
-        # What is left is cut here while a feed would be starting.
+    if first >= stage.settings.iterations or not host.is_fed(experiment.data):
+        # What is left could be cut here while a feed starts.
         yield from loaded(InProcessStream)
         return
     connect = partial(host.shard, experiment, stage.name, stage.iteration)

@@ -44,8 +44,6 @@ class Task:
     # The places of the results of the stages that this one starts from, by stage.
     needs: dict[str, str]
     board: Any = None
-    # The actor that holds back the stage's feed, where Ray Train's workers train it.
-    pace: Any = None
     # Whether somebody reads the log's lines from the board.
     watched: bool = False
     # The id of the driver's claim on the run, without which nothing may be written there.
@@ -55,7 +53,7 @@ class Task:
 def train_worker(config: dict[str, Any]) -> None:
     """Entry point of every Ray Train worker; ``config["task"]`` is a :class:`Task`."""
     task = config["task"]
-    Worker(task, RayTrainHost(pace=task.pace, board=task.board if task.watched else None)).run()
+    Worker(task, RayTrainHost(task.board, is_watched=task.watched)).run()
 
 
 def due_after(iteration: int, end: int, logging: LoggingSettings) -> set[str]:

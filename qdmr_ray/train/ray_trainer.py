@@ -20,7 +20,7 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from qdmr_ray.config import Experiment, ScalingSettings
-from qdmr_ray.data.streaming.feed import Feed, FeedConfig, new_pace
+from qdmr_ray.data.streaming.feed import Feed, FeedConfig
 from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.models.layout import CHECKPOINTS_FOLDER
 from qdmr_ray.patience import ABORT, SAVE, WATCH
@@ -47,8 +47,8 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
     """Trains with Ray Train's workers, as ``experiment.scaling`` says. ``watch`` is called in
     this thread; without it, a progress bar is shown. Raises QdmrError, in one line, if training
     failed."""
-    board, pace = new_board(), new_pace()
-    task = replace(task, board=board, watched=watch is not None, pace=pace)
+    board = new_board()
+    task = replace(task, board=board, watched=watch is not None)
     # The state that Ray Train keeps of a run would disturb the next one of the same name; only the
     # controller uses it, and runs on this machine.
     scratch = tempfile.mkdtemp(prefix="qdmr-ray-")
@@ -69,8 +69,7 @@ def with_workers(experiment: Experiment, task: Task, *, gpu: bool, watch: Watch 
         if bar is not None:
             bar.show(_news(board))
             bar.close()
-        for actor in (board, pace):
-            ray.kill(actor)
+        ray.kill(board)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -107,7 +106,7 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
         controller_failure_limit=-1,  # type: ignore[call-arg]
     )
     request = crop_stream(InProcessStream, experiment, task.stage).request
-    feed = feed_of(experiment, task.stage, request, task.pace)
+    feed = feed_of(experiment, task.stage, request, task.board)
     end_at_once: Any = EndAtOnce(experiment.name, task.stage)
     supervision: Any = Supervision(task.board, scaling.node_wait)
     return TrainerWithPolicy(

@@ -14,10 +14,11 @@ import torch
 from ray.data import DataIterator
 
 from qdmr_ray.config import Experiment
-from qdmr_ray.data.streaming.crops import CropRequest
+from qdmr_ray.data.streaming.crops import CropRequest, DataSettings
 from qdmr_ray.data.streaming.feed import new_pace
 from qdmr_ray.patience import EXPORT
 from qdmr_ray.ray_compat import draining_nodes
+from qdmr_ray.storage import open_location
 from qdmr_ray.train.batches import feed_of
 
 # Called with a stage's name, its iteration and the metrics logged there.
@@ -35,6 +36,13 @@ class Host:
         self.device = torch.device("cuda", 0) if gpu else torch.device("cpu")
         self._watch = watch
         self._pace: Any = None
+
+    def is_fed(self, data: DataSettings) -> bool:
+        """Returns whether crops come from other processes. Where this one trains on a CPU and reads
+        from a disk, they would take more of the same CPUs."""
+        return (
+            self.device.type == "cuda" or open_location(data.path, endpoint=data.s3_endpoint).is_s3
+        )
 
     def shard(
         self, experiment: Experiment, stage: str, start: int, request: CropRequest
@@ -68,15 +76,20 @@ class Host:
 
 
 class RayTrainHost(Host):
-    """A worker of Ray Train; ``board`` takes the log if somebody watches it, and ``pace`` the
-    iterations that have been reached."""
+    """A worker of Ray Train; ``board`` takes the iterations that have been reached, and the log if
+    somebody watches it."""
 
-    def __init__(self, *, pace: Any, board: Any | None = None) -> None:
+    def __init__(self, board: Any, *, is_watched: bool) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.local_world_size = context.get_local_world_size()
         self.device = ray.train.torch.get_device()
-        self._board, self._pace = board, pace
+        self._pace = board
+        self._board = board if is_watched else None
+
+    def is_fed(self, data: DataSettings) -> bool:
+        """Returns true: the workers of a stage share a feed."""
+        return True
 
     def shard(
         self, experiment: Experiment, stage: str, start: int, request: CropRequest

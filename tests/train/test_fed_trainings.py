@@ -15,6 +15,7 @@ from tiny_training import bare_loop, settings
 from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.train.ray_trainer import InThisProcess
 from qdmr_ray.train.run import train_run
+from qdmr_ray.train.worker_context import Host
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 STAGE, ITERATIONS = "source_only", 200
@@ -68,10 +69,21 @@ def test_one_execution_feeds_all_workers(
     wait_until(lambda: not executions())
 
 
-def test_a_process_that_trains_alone_has_a_feed_of_its_own(
+def test_a_process_that_trains_alone_on_a_cpu_cuts_its_own_crops(
     cluster: None, tiny_dataset: Path, tmp_path: Path
 ) -> None:
-    """Its last checkpoint holds the bits of a plain loop, whoever has cut the samples."""
+    wanted = experiment(tiny_dataset, 1)
+    with Counting() as counts:
+        train_run(wanted, storage=str(tmp_path), say=str, launch=InThisProcess(sharing=1))
+    assert counts == {0}
+
+
+def test_a_process_that_trains_alone_may_have_a_feed(
+    cluster: None, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU or out of a store. Its result has the bits of a plain loop, whoever has cut the
+    samples."""
+    monkeypatch.setattr(Host, "is_fed", lambda *_: True)
     wanted = experiment(tiny_dataset, 1)
     with Counting() as counts:
         train_run(wanted, storage=str(tmp_path), say=str, launch=InThisProcess(sharing=1))

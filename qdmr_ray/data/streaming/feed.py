@@ -41,9 +41,9 @@ _ROUNDS_OF_A_TASK = 100
 _NODE_ID = "ray.io/node-id"
 
 
-@ray.remote(num_cpus=0)
-class Pace:
-    """Holds the loading back to the pace of the training: it knows how far that has come."""
+class Pacing:
+    """An actor with these methods holds the loading back to the pace of the training: it knows how
+    far that has come."""
 
     def __init__(self) -> None:
         self._feed, self._iteration = 0, 0
@@ -77,15 +77,16 @@ class Pace:
 
 
 def new_pace() -> Any:
-    """Starts a pace on the driver's node, as a lost node must not take it along."""
+    """Starts an actor that does nothing but pacing, on this node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Pace.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return ray.remote(Pacing).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @dataclass(frozen=True)
 class Feed:
     """The crops of a stage's iterations before ``end``. ``portions`` maps a number of workers to
-    what each of them takes of an iteration; ``pace`` is an actor, :class:`Pace`."""
+    what each of them takes of an iteration; ``pace`` is an actor with the methods of
+    :class:`Pacing`."""
 
     name: str
     request: CropRequest

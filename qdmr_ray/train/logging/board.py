@@ -1,11 +1,14 @@
 """The board is an actor that connects a stage's rank 0 with the driver of its training. Rank 0
-posts its position and adds lines; the driver fetches them, and may ask for a stop."""
+posts its position and adds lines; the driver fetches them, and may ask for a stop. The board also
+paces the stage's feed, which spares a process."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qdmr_ray.data.streaming.feed import Pacing
 
 
 @dataclass
@@ -21,10 +24,11 @@ class News:
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class Board(Pacing):
     """Holds news for the driver, and the driver's wish to stop."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._news = News()
         self._controller: Any | None = None
         self._stopping = False
