@@ -16,15 +16,18 @@ The reader treats a file as follows:
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from qdmr_ray.errors import QdmrError, one_line, printable
-from qdmr_ray.storage import write_file_atomic
+from qdmr_ray.storage import AnyPath, StorePath, write_file_atomic
 from qdmr_ray.untrusted import check_memory, open_regular, read_regular
 
 if TYPE_CHECKING:
@@ -57,6 +60,8 @@ _TWELVE_BITS, _FULL_TWELVE, _FULL_SIXTEEN = 12, 4095, 65535
 # Offset of a PNG's bit depth: 8 bytes of signature, then the IHDR chunk's length, name, width and
 # height of 4 bytes each.
 _PNG_BIT_DEPTH_AT = 24
+# The last chunk of every PNG: its length, its name, no content, its checksum.
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 # EXIF orientations whose pixels are transposed, then flipped vertically, then horizontally.
 _TRANSPOSED, _FLIPPED, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 # zlib's fastest level: level 6 takes three times as long (0.7 s at 1920 x 1280) for files that are
@@ -64,34 +69,46 @@ _TRANSPOSED, _FLIPPED, _MIRRORED = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)
 _PNG_LEVEL = 1
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: AnyPath) -> np.ndarray:
     """Returns the photograph in ``path`` as C-contiguous uint8 (H, W, 3), RGB; raises QdmrError
     where it is missing, unreadable, truncated or of a kind that is refused."""
     return decode_image(read_file(path), str(path))
 
 
-def read_file(path: Path) -> bytes:
-    """Returns the file's content; raises QdmrError where it is missing, unreadable or a folder."""
+def read_checked(path: AnyPath, name: str) -> np.ndarray:
+    """Reads as ``read_image`` does; errors call the image ``name``. Also raises QdmrError for a PNG
+    with a wrong checksum, which Pillow doesn't look at while it decodes."""
+    data = read_file(path, name)
     try:
-        return read_regular(path)[0]
+        with _large_ones_too(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.format == "PNG":
+                image.verify()
+    except Exception as error:  # As in ``decode_image``.
+        raise unreadable(name, error) from error
+    return decode_image(data, name)
+
+
+def read_file(path: AnyPath, name: str | None = None) -> bytes:
+    """Returns the file's content; raises QdmrError where it is missing, unreadable or a folder.
+    Errors call the file ``name`` if that isn't how ``path`` is written."""
+    name = name or str(path)
+    try:
+        return path.read_bytes() if isinstance(path, StorePath) else read_regular(path)[0]
     except IsADirectoryError as error:
-        raise QdmrError(f"{path}: is a folder; name the photographs in it") from error
+        raise QdmrError(f"{name}: is a folder; name the photographs in it") from error
     except OSError as error:
-        raise QdmrError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise QdmrError(f"{name}: cannot be read ({error.strerror}); check the path") from error
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decodes ``data`` as ``read_image`` does, errors included; these call the image ``name``."""
     try:
-        with warnings.catch_warnings():
-            # Photographs do have 100 megapixels; Pillow's hard limit stays in force.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                check_size(image, len(data), name)
-                image.load()
-                pixels = _on_white(stored_pixels(image, data, name))
-                # Read after the pixels, behind which a PNG may carry its EXIF block.
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        with _large_ones_too(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_size(image, len(data), name)
+            image.load()
+            pixels = _on_white(stored_pixels(image, data, name))
+            # Read after the pixels, behind which a PNG may carry its EXIF block.
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except QdmrError:
         raise
     except Exception as error:  # Decoders raise whatever a broken file makes them stumble over.
@@ -118,27 +135,50 @@ def check_size(image: Image.Image, size: int, name: str) -> None:
         raise QdmrError(f"{name}: {error.strerror}; take a machine with more") from error
 
 
-def probe_image(path: Path) -> tuple[int, int]:
+def probe_image(path: AnyPath, name: str | None = None) -> tuple[int, int]:
     """Returns the (height, width) of ``read_image``'s result from the header, without decoding.
 
-    For a PNG it also compares the checksums, so that most broken files are found in milliseconds.
-    Raises QdmrError where the file is missing, no image, or a PNG with a broken or missing part.
+    It reads some kilobytes, whatever the file's size; of a PNG also the end, so that one that was
+    cut is found. ``read_checked`` finds the other kinds of damage. Raises QdmrError where the file
+    is missing, no image, or a PNG that lacks its end; it calls the file as ``read_file`` does.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
-                # For a PNG without an EXIF block at its start, getexif() would decode everything.
-                known = image.format != "PNG" or "exif" in image.info
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if known else 1
-                width, height = image.size
-                if image.format == "PNG":
-                    image.verify()
-    except Exception as error:
-        raise unreadable(str(path), error) from error
+        with _large_ones_too(), _opened(path) as file, Image.open(file, formats=FORMATS) as image:
+            # For a PNG without an EXIF block at its start, getexif() would decode everything.
+            known = image.format != "PNG" or "exif" in image.info
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1) if known else 1
+            width, height = image.size
+            if image.format == "PNG" and not _ends_as_png(file):
+                # Something may stand behind a whole PNG, too.
+                image.verify()
+    except QdmrError:
+        raise
+    except Exception as error:  # As in ``decode_image``.
+        raise unreadable(name or str(path), error) from error
     # Pillow reports a TIFF's size after its orientation is applied, that of other files as stored.
     turned = image.format != "TIFF" and orientation in _TRANSPOSED
     return (width, height) if turned else (height, width)
+
+
+def _opened(path: AnyPath) -> IO[bytes]:
+    return path.open("rb") if isinstance(path, StorePath) else open_regular(path)
+
+
+def _ends_as_png(file: IO[bytes]) -> bool:
+    """Whether a file's last bytes are a PNG's; its position stays."""
+    position = file.tell()
+    file.seek(-len(_PNG_END), os.SEEK_END)
+    end = file.read()
+    file.seek(position)
+    return end == _PNG_END
+
+
+@contextmanager
+def _large_ones_too() -> Iterator[None]:
+    """Photographs do have 100 megapixels; Pillow's hard limit stays in force."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def encode_png(image: np.ndarray) -> bytes:

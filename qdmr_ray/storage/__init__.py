@@ -9,3 +9,4 @@ from qdmr_ray.storage.location import (
     open_location,
     write_file_atomic,
 )
+from qdmr_ray.storage.paths import AnyPath, StorePath, any_path, location_of

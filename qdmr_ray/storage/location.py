@@ -161,7 +161,16 @@ class Location:
         if self.size() is not None or (self.store is None and os.path.isdir(self.path)):
             return True
         # A store has a folder as long as something lies in it.
-        return bool(self._entries())
+        return bool(self.entries())
+
+    def is_folder(self) -> bool:
+        """Returns whether there is a folder here; in a store, whether anything lies below."""
+        return self._do("read", lambda: os.path.isdir(self.path), _has_objects)
+
+    def version(self) -> tuple[int, int | str]:
+        """Returns what tells this file from one that has replaced it: its bytes, and its time of
+        change in nanoseconds or the store's tag. Raises QdmrError where there is no file."""
+        return self._do("read", lambda: _file_version(self.path), _object_version)
 
     def size(self) -> int | None:
         """Returns the file's size in bytes, ``None`` when there is no file."""
@@ -169,18 +178,18 @@ class Location:
 
     def list(self) -> list[Location]:
         """Returns what lies directly in this folder, sorted by name; empty without a folder."""
-        return [self.join(name) for name in sorted(self._entries())]
+        return [self.join(name) for name in sorted(self.entries())]
 
     def file_sizes(self) -> dict[str, int]:
         """Returns the bytes of each file directly in this folder, by name, from one listing."""
-        return {name: size for name, size in self._entries().items() if size is not None}
+        return {name: size for name, size in self.entries().items() if size is not None}
 
     def newest(self) -> float:
         """Returns when the newest file directly in this folder was written, in seconds since 1970
         by the clock of the disk or store; 0 without a file."""
         return self._do("listed", lambda: _newest_file(self.path), _newest_object)
 
-    def _entries(self) -> dict[str, int | None]:
+    def entries(self) -> dict[str, int | None]:
         """Returns what lies directly in this folder: bytes of files, None for folders."""
         return self._do("listed", lambda: _files_in(self.path), _objects_in)
 
@@ -277,6 +286,16 @@ def _object_size(bucket: S3Store, key: str) -> int | None:
         return None
 
 
+def _object_version(bucket: S3Store, key: str) -> tuple[int, int | str]:
+    head = obstore.head(bucket, key)
+    return head["size"], head["e_tag"] or head["last_modified"].isoformat()
+
+
+def _has_objects(bucket: S3Store, key: str) -> bool:
+    # The listing is read as far as its first answer.
+    return any(map(len, obstore.list(bucket, key or None, chunk_size=1)))
+
+
 def _objects_in(bucket: S3Store, key: str) -> dict[str, int | None]:
     try:
         listing = obstore.list_with_delimiter(bucket, key or None)
@@ -311,6 +330,11 @@ def _file_size(path: str) -> int | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _file_version(path: str) -> tuple[int, int | str]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
 
 
 def _files_in(path: str) -> dict[str, int | None]:

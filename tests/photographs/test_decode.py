@@ -20,6 +20,7 @@ from qdmr_ray.photographs.decode import (
     decode_image,
     encode_png,
     probe_image,
+    read_checked,
     read_image,
     stored_pixels,
     write_png,
@@ -279,13 +280,30 @@ def test_a_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_probe_finds_broken_pngs_without_decoding(tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_found_where_a_png_is_read_for_training(tmp_path: Path) -> None:
     file = tmp_path / "flipped.png"
     data = bytearray(encode_png(np.zeros((64, 64, 3), dtype=np.uint8)))
-    data[data.index(b"IDAT") + 10] ^= 1
+    # The checksum of the pixels stands before the last chunk, which takes 12 bytes.
+    data[-13] ^= 1
     file.write_bytes(data)
-    with pytest.raises(QdmrError, match=r"flipped\.png: unreadable image"):
+    assert read_image(file).shape == (64, 64, 3)
+    with pytest.raises(QdmrError, match=r"^a name: unreadable image"):
+        read_checked(file, "a name")
+
+
+def test_a_probe_reads_the_header_and_a_png_s_end(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 500, 3), dtype=np.uint8)
+    whole = encode_png(noise)
+    middle = len(whole) // 2
+    file = tmp_path / "a.png"
+    # The pixels are not looked at, a missing end is found, and so is one with something behind it.
+    file.write_bytes(whole[:middle] + bytes(100) + whole[middle + 100 :])
+    assert probe_image(file) == (600, 500)
+    file.write_bytes(whole[:-100])
+    with pytest.raises(QdmrError, match=r"a\.png: unreadable image"):
         probe_image(file)
+    file.write_bytes(whole + b"something")
+    assert probe_image(file) == (600, 500)
 
 
 @pytest.mark.parametrize("read", [read_image, probe_image])

@@ -88,6 +88,21 @@ def test_what_is_written_can_be_read_listed_and_deleted(folder: Location) -> Non
     assert folder.file_sizes() == {}
 
 
+def test_a_version_tells_a_file_from_its_successor(folder: Location) -> None:
+    file = folder.join("a", "b.png")
+    with pytest.raises(QdmrError, match=r"b\.png"):
+        file.version()
+    file.write_bytes_atomic(b"one")
+    first = file.version()
+    assert first == file.version()
+    file.write_bytes_atomic(b"two")
+    assert file.version() != first
+    assert folder.is_folder()
+    assert folder.join("a").is_folder()
+    assert not file.is_folder()
+    assert not folder.join("a", "b").is_folder()
+
+
 def test_missing_and_short_files_are_named(folder: Location) -> None:
     with pytest.raises(QdmrError, match=r"gone: no such file"):
         folder.join("gone").read_bytes()
