@@ -30,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,10 +188,13 @@ class Claims:
 
 class Claim:
     """A held claim: a context that writes signs of life until it ends or another process has taken
-    over. ``id`` is for :meth:`Claims.check` in other processes that do the work."""
+    over. ``holds`` and ``check`` may be sent to other processes that do the work."""
 
     def __init__(self, claims: Claims, number: int, claim: str, owner: str, beat: float) -> None:
         self._claims, self.number, self.id = claims, number, claim
+        # ``check`` raises QdmrError where another process has taken over; both do where the folder
+        # can't be read.
+        self.holds, self.check = partial(claims.holds, claim), partial(claims.check, claim)
         self._owner, self._beat = owner, beat
         self._file, self._sign = claims._file(number), claims._sign(number)
         self._over, self._count = threading.Event(), 0
@@ -210,7 +214,7 @@ class Claim:
             self._claims.remove(self)
             return
         with suppress(QdmrError):
-            if not self._claims.holds(self.id):
+            if not self.holds():
                 return
             # Waiting processes then need not wait until the holder looks dead.
             try:
@@ -218,10 +222,6 @@ class Claim:
             except QdmrError:
                 # On a full disk this write fails, but the claim itself can still be removed.
                 self._file.delete()
-
-    def check(self) -> None:
-        """Raises QdmrError where another process has taken over, or the folder can't be read."""
-        self._claims.check(self.id)
 
     def discard(self) -> None:
         """Ends the claim and deletes all claims on the work, where the work itself is deleted."""
@@ -233,7 +233,7 @@ class Claim:
         while not self._over.wait(self._beat):
             # A failing store must not end the work; at worst, the work is done twice.
             with suppress(QdmrError):
-                if not self._claims.holds(self.id):
+                if not self.holds():
                     return
                 self._show()
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ from pathlib import Path
 import qdmr_ray.data.packing.pack as packing
 from qdmr_ray.errors import QdmrError
 write = packing.write_and_note
-def write_and_wait(job, folder):
-    found = write(job, folder)
+def write_and_wait(folder, may_write, job):
+    found = write(folder, may_write, job)
     print(job.name, flush=True)
     sys.stdin.readline()
     return found
@@ -216,8 +217,8 @@ def test_who_lost_the_claim_writes_no_manifest_and_deletes_nothing(
     old = files_below(out)
     write, theirs = resume.write_shard, "target-000000-0123456789abcdef.parquet"
 
-    def write_and_lose(job: resume.ShardJob, folder: Location) -> object:
-        found = write(job, folder)
+    def write_and_lose(job: resume.ShardJob, *rest: Any) -> object:
+        found = write(job, *rest)
         if at == "first shard" or job.number == 2:
             claims_of(out).join("000002.json").create(HOLDER)
             (out / theirs).write_bytes(b"theirs")

@@ -27,6 +27,7 @@ slice of the mapped file, while every Parquet reader still sees ordinary rows.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,9 +39,10 @@ from PIL import Image
 from qdmr_ray.data.format.index import CHANNELS, NO_OFFSET, RecordEntry, band_checksums, index_table
 from qdmr_ray.data.format.manifest import FileEntry, LeftOut, Manifest, ShardEntry
 from qdmr_ray.data.packing.folders import RecordFiles
+from qdmr_ray.data.tasks import TASK_MEMORY
 from qdmr_ray.errors import QdmrError, printable
-from qdmr_ray.photographs.decode import read_image
-from qdmr_ray.storage import Location
+from qdmr_ray.photographs.decode import read_checked
+from qdmr_ray.storage import AnyPath, Location, location_of
 from qdmr_ray.storage.document import Document
 from qdmr_ray.storage.names import is_text
 
@@ -67,12 +69,14 @@ _PIXEL_COLUMNS = [_SCHEMA.get_field_index(name) for name in ("image", "ground_tr
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
     """The arguments of one packing task: these records of this set become shard ``number``. Origins
-    are paths below ``root``. Unusable records are left out with ``leave_out``, else an error."""
+    are paths below ``root``; relative paths begin at ``base``, on whichever node the task runs.
+    Unusable records are left out with ``leave_out``, else an error."""
 
     set_name: str
     number: int
     records: tuple[RecordFiles, ...]
-    root: Path
+    root: AnyPath
+    base: Path
     leave_out: bool = False
 
     @property
@@ -80,15 +84,18 @@ class ShardJob:
         """The name of the shard, as its file's begins."""
         return f"{self.set_name}-{self.number:06d}"
 
+    @property
+    def memory(self) -> int:
+        """The bytes that writing the shard takes, measured with pairs of 15 and of 144 MB: its
+        buffer grows by doubling, and one record is decoded at a time."""
+        largest = max(record.pixel_bytes for record in self.records)
+        shard = sum(record.pixel_bytes for record in self.records)
+        return TASK_MEMORY + 3 * shard + 2 * largest
+
     def fingerprint(self) -> str:
         """Returns a checksum over everything that decides what the shard will hold."""
-        files = []
-        for path in [path for record in self.records for path in record.paths]:
-            try:
-                found = path.stat()
-            except OSError as error:
-                raise QdmrError(f"{path}: cannot be read ({error.strerror})") from error
-            files.append([origin_of(path, self.root), found.st_size, found.st_mtime_ns])
+        paths = [self.base / path for record in self.records for path in record.paths]
+        files = [[origin_of(path, self.root), *location_of(path).version()] for path in paths]
         decides = [Manifest.FORMAT, self.set_name, self.number, self.leave_out, files]
         return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
@@ -104,10 +111,13 @@ class PackedShard(Document):
     left_out: tuple[LeftOut, ...]
 
 
-def write_shard(job: ShardJob, folder: Location) -> tuple[PackedShard, pa.Table]:
+def write_shard(
+    job: ShardJob, folder: Location, may_write: Callable[[], None]
+) -> tuple[PackedShard, pa.Table]:
     """Decodes the job's files, writes its shard, and returns its index, too; the same files give
-    the same bytes. Raises QdmrError where an image is unreadable, constant or not of the size that
-    its header promised, or the shard cannot be written."""
+    the same bytes. ``may_write`` is called just before and raises where the folder is another
+    process's by then. Raises QdmrError where an image is unreadable, constant or not of the size
+    that its header promised, or the shard cannot be written."""
     # Computed before the files are read: one that changes meanwhile must not pass for packed.
     fingerprint = job.fingerprint()
     levels = np.zeros((2, CHANNELS, LEVELS), dtype=np.int64)
@@ -119,18 +129,20 @@ def write_shard(job: ShardJob, folder: Location) -> tuple[PackedShard, pa.Table]
     ) as writer:
         for row, files in enumerate(job.records):
             try:
-                decoded = [_lines(files, path) for path in files.paths]
+                decoded = [_lines(job.base, files, path) for path in files.paths]
             except QdmrError as error:
                 if not job.leave_out:
                     place = f"{job.set_name} shard {job.number}, row {row}"
                     raise QdmrError(f"{error} ({place})") from error
-                left_out.append(left_out_of(job.set_name, files.image, job.root, str(error)))
+                left_out.append(
+                    left_out_of(job.set_name, job.base / files.image, job.root, str(error))
+                )
                 continue
             image, *truths = (lines for lines, _ in decoded)
             truth = truths[0] if truths else None
             for kind, (_, counts) in enumerate(decoded):
                 levels[kind] += counts
-            entries.append(_entry(job.root, files, image, truth))
+            entries.append(_entry(job, files, image, truth))
             pixels = {"image": image.data, "ground_truth": None if truth is None else truth.data}
             record = {"set": job.set_name, **vars(entries[-1]), **pixels}
             writer.write_table(pa.Table.from_pylist([record], schema=_SCHEMA))
@@ -138,6 +150,7 @@ def write_shard(job: ShardJob, folder: Location) -> tuple[PackedShard, pa.Table]
     shard = None
     if entries:
         entries = _located(entries, data)
+        may_write()
         written = write_by_content(folder, job.name, "parquet", data)
         shard = ShardEntry(**vars(written), rows=len(entries))
     packed = PackedShard(
@@ -155,15 +168,14 @@ def write_by_content(folder: Location, name: str, ending: str, data: memoryview)
     return FileEntry(file=file, bytes=len(data), sha256=checksum)
 
 
-def origin_of(path: Path, root: Path) -> str:
-    """Returns ``path`` as the dataset names it: below ``root`` where it lies there, else whole.
+def origin_of(path: AnyPath, root: AnyPath) -> str:
+    """Returns a whole path as the dataset names it: below ``root`` where it lies there, else whole.
     What is no text in the names of folders becomes escapes."""
-    path = path.absolute()
-    origin = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    origin = str(path).removeprefix(f"{str(root).rstrip('/')}/")
     return origin if is_text(origin) else printable(origin)
 
 
-def left_out_of(set_name: str, file: Path, root: Path, reason: str) -> LeftOut:
+def left_out_of(set_name: str, file: AnyPath, root: AnyPath, reason: str) -> LeftOut:
     """Makes the manifest's note on a file that was not packed."""
     reason = reason if is_text(reason) else printable(reason)
     return LeftOut(set=set_name, origin=origin_of(file, root), reason=reason)
@@ -188,9 +200,9 @@ def record_pixels(entry: RecordEntry, data: np.ndarray) -> tuple[np.ndarray, np.
     return image, truth.reshape(shape)
 
 
-def _lines(files: RecordFiles, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _lines(base: Path, files: RecordFiles, path: AnyPath) -> tuple[np.ndarray, np.ndarray]:
     """Returns the file's pixels as lines (H, 3, W), and how often each channel has each value."""
-    pixels = read_image(path)
+    pixels = read_checked(base / path, str(path))
     height, width = pixels.shape[:2]
     if (height, width) != (files.height, files.width):
         raise QdmrError(
@@ -205,10 +217,10 @@ def _lines(files: RecordFiles, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _entry(
-    root: Path, files: RecordFiles, image: np.ndarray, truth: np.ndarray | None
+    job: ShardJob, files: RecordFiles, image: np.ndarray, truth: np.ndarray | None
 ) -> RecordEntry:
     """Makes the record's entry; the offsets of its pixels are known when the shard is complete."""
-    origins = [origin_of(path, root) for path in files.paths]
+    origins = [origin_of(job.base / path, job.root) for path in files.paths]
     return RecordEntry(
         name=files.name,
         height=files.height,

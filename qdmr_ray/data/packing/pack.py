@@ -9,10 +9,10 @@ are files of an earlier packing removed.
 """
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,17 @@ from qdmr_ray.data.packing.resume import (
     finished_before,
     write_and_note,
 )
+from qdmr_ray.data.tasks import Sees, Tasks
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.settings import Settings, setting
-from qdmr_ray.storage import TEMPORARY_PREFIX, Location, open_location
+from qdmr_ray.storage import (
+    S3_SCHEME,
+    TEMPORARY_PREFIX,
+    AnyPath,
+    Location,
+    any_path,
+    open_location,
+)
 from qdmr_ray.storage.claims import Claim
 from qdmr_ray.storage.names import check_text
 
@@ -73,7 +81,8 @@ class PackSettings(Settings):
         choices=TARGETS,
     )
     source_images: str | None = setting(
-        None, "folder of aberrated images, inside the packed folder or absolute; replaces Realab"
+        None,
+        "folder of aberrated images, inside the packed folder, absolute or s3://…; replaces Realab",
     )
     source_ground_truth: str | None = setting(None, "folder of their clean images")
     target_images: str | None = setting(None, "folder of photographs of the real lens")
@@ -97,16 +106,22 @@ class PackSettings(Settings):
         if self.test_ground_truth is not None and self.test_images is None:
             raise SettingsError("test_ground_truth needs test_images")
 
-    def folders(self, src: Path) -> DatasetFolders:
+    def folders(self, src: AnyPath, endpoint: str | None = None) -> DatasetFolders:
         """Returns the folders that these settings name, and the others from a Realab layout in
-        ``src``; photographs of a lens may thus lie elsewhere than its simulated pairs. Raises
-        QdmrError where there is no such layout, or its lens or target set is ambiguous."""
+        ``src``; photographs of a lens may thus lie elsewhere than its simulated pairs. ``endpoint``
+        is that of folders in a store. Raises QdmrError where there is no such layout, or its lens
+        or target set is ambiguous."""
+
+        def below(folder: str) -> AnyPath:
+            apart = folder.startswith(S3_SCHEME)
+            return any_path(folder, endpoint=endpoint) if apart else src / folder
+
         explicit: dict[str, Any] = {}
         for name in ("source", "target", "test"):
             images = getattr(self, f"{name}_images")
             truth = getattr(self, f"{name}_ground_truth", None)
             if images is not None:
-                explicit[name] = ImageFolder(src / images, None if truth is None else src / truth)
+                explicit[name] = ImageFolder(below(images), None if truth is None else below(truth))
         if explicit and ("source" in explicit or not is_realab(src)):
             return DatasetFolders(lens=self.lens, **explicit)
         found = find_realab(src, self.lens, self.target_set, needs_target=not explicit)
@@ -114,7 +129,7 @@ class PackSettings(Settings):
 
 
 def pack(
-    src: Path,
+    src: AnyPath,
     out: str,
     *,
     settings: PackSettings,
@@ -125,34 +140,34 @@ def pack(
 ) -> Manifest:
     """Packs the photographs below ``src`` into the folder ``out`` (local path or ``s3://…``).
 
-    Ray tasks on this machine write the shards when Ray is running, else this process writes them
-    one after another; ``start_ray`` is called when there is so much to pack that starting it pays.
-    ``progress`` is called with (steps done, steps in all): every record is checked, then packed.
-    ``endpoint`` is the address of an S3-compatible store. ``say`` receives a line while it isn't
-    known whether another process still packs into ``out``. Raises QdmrError where something is
-    wrong with the folders or images, another process packs into ``out``, or it cannot be written;
-    wrong names, sizes and headers are found before anything is written.
+    When Ray is running, tasks on all nodes that see ``src`` and ``out`` write the shards, else this
+    process writes them one after another; ``start_ray`` is called when there is so much to pack
+    that starting it pays. ``progress`` is called with (steps done, steps in all): every record is
+    checked, then packed. ``endpoint`` is the address of an S3-compatible store. ``say`` receives a
+    line when some nodes can't take part, and while it isn't known whether another process still
+    packs into ``out``. Raises QdmrError where something is wrong with the folders or images,
+    another process packs into ``out``, or it cannot be written; wrong names, sizes and headers are
+    found before anything is written, damaged pixels when their shard is packed.
     """
     if not src.is_dir():
         raise QdmrError(f"{src}: no such folder; name the folder of photographs to pack")
     location = open_location(out, endpoint=endpoint)
-    folders = settings.folders(src)
+    folders = settings.folders(src, endpoint)
+    tasks = Tasks("packing", start_ray, say)
     if folders.lens is not None:
         check_text(folders.lens)
-    rejected: list[tuple[str, Path, str]] = []
+    rejected: list[tuple[str, AnyPath, str]] = []
     checked = check_folders(
         folders,
         lambda done, total: progress(done, 2 * total),
         rejected=rejected if settings.bad_images == LEAVE_OUT else None,
+        tasks=tasks,
     )
     root = src.absolute()
-    left_out = [left_out_of(n, file, root, reason) for n, file, reason in rejected]
+    left_out = [left_out_of(n, file.absolute(), root, reason) for n, file, reason in rejected]
     jobs = list(_jobs(checked, settings, root))
-    pixel_bytes = sum(record.pixel_bytes for job in jobs for record in job.records)
     with claimed(location, say) as claim:
-        if start_ray is not None and pixel_bytes > _WORTH_STARTING_RAY:
-            start_ray()
-        manifest = _packed(folders, jobs, left_out, location, claim, progress)
+        manifest = _packed(folders, jobs, left_out, location, claim, progress, tasks)
         claim.check()
         _delete_others(location, manifest.files)
     return manifest
@@ -165,6 +180,7 @@ def _packed(
     location: Location,
     claim: Claim,
     progress: Progress,
+    tasks: Tasks,
 ) -> Manifest:
     """Writes all files of the dataset; what was finished before an error waits for the next try."""
     count = sum(len(job.records) for job in jobs)
@@ -172,7 +188,7 @@ def _packed(
     packed: dict[int, tuple[PackedShard, pa.Table]] = {}
     done = count
     try:
-        for place, result in _run(jobs, location):
+        for place, result in _results(jobs, location, claim, tasks):
             packed[place] = result
             done += len(jobs[place].records)
             progress(done, 2 * count)
@@ -209,7 +225,7 @@ def _delete_others(location: Location, kept: Sequence[FileEntry]) -> None:
 
 
 def _jobs(
-    checked: dict[str, list[RecordFiles]], settings: PackSettings, root: Path
+    checked: dict[str, list[RecordFiles]], settings: PackSettings, root: AnyPath
 ) -> Iterator[ShardJob]:
     """Cuts every set into shards: a new one starts when the next record would not fit."""
     leave_out = settings.bad_images == LEAVE_OUT
@@ -225,42 +241,34 @@ def _jobs(
             size += record.pixel_bytes
         for number, records in enumerate(map(tuple, shards if files else [])):
             yield ShardJob(
-                set_name=set_name, number=number, records=records, root=root, leave_out=leave_out
+                set_name=set_name,
+                number=number,
+                records=records,
+                root=root,
+                base=Path.cwd(),
+                leave_out=leave_out,
             )
 
 
-def _run(
-    jobs: Sequence[ShardJob], location: Location
+def _results(
+    jobs: Sequence[ShardJob], location: Location, claim: Claim, tasks: Tasks
 ) -> Iterator[tuple[int, tuple[PackedShard, pa.Table]]]:
     """Yields each job's place and result as it is finished, in any order; those of an interrupted
     run come first."""
     before = finished_before(location, jobs)
     yield from before.items()
     rest = [place for place in range(len(jobs)) if place not in before]
-    # A running Ray has been imported already; importing it here would cost two seconds.
-    ray: Any = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        for place in rest:
-            yield place, write_and_note(jobs[place], location)
-        return
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    # The photographs are on this machine's disk, so the tasks must be too.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(write_and_note).options(scheduling_strategy=here)
-    running = {task.remote(jobs[place], location): place for place in rest}
-    try:
-        while running:
-            ready, _ = ray.wait(list(running))
-            yield running.pop(ready[0]), ray.get(ready[0])
-    except ray.exceptions.RayTaskError as error:
-        # Raises the user's error without the remote traceback around it.
-        if isinstance(error.cause, QdmrError):
-            raise error.cause from None
-        raise
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+    # A shard's first photographs stand for all in their folders.
+    firsts = {job.set_name: job.records[0].paths for job in jobs}
+    results = tasks.results(
+        partial(write_and_note, location, claim.check),
+        [jobs[place] for place in rest],
+        sees=Sees.of([path for paths in firsts.values() for path in paths], (location, claim)),
+        is_large=sum(r.pixel_bytes for p in rest for r in jobs[p].records) > _WORTH_STARTING_RAY,
+        memory=lambda job: job.memory,
+    )
+    for place, result in results:
+        yield rest[place], result
 
 
 def _set_entry(

@@ -27,9 +27,13 @@ _NOTE = re.compile(rf"(source|target|test)-\d{{6,}}\.arrow|{re.escape(TEMPORARY_
 _METADATA = b"qdmr"
 
 
-def write_and_note(job: ShardJob, folder: Location) -> tuple[PackedShard, pa.Table]:
-    """Writes a job's shard, then its note; returns and raises as ``write_shard``."""
-    packed, index = write_shard(job, folder)
+def write_and_note(
+    folder: Location, may_write: Callable[[], None], job: ShardJob
+) -> tuple[PackedShard, pa.Table]:
+    """Writes a job's shard, then its note; calls ``may_write``, returns and raises as
+    ``write_shard``."""
+    packed, index = write_shard(job, folder, may_write)
+    may_write()
     noted = index.replace_schema_metadata({_METADATA: packed.to_json(indent=None).encode()})
     _note_file(folder, job).write_bytes_atomic(encode_index(noted))
     return packed, index
@@ -58,17 +62,24 @@ def finished_before(
 
 
 @contextmanager
-def claimed(folder: Location, say: Callable[[str], None]) -> Iterator[Claim]:
-    """Holds the claim on packing into ``folder``, and leaves no trace of it. Raises QdmrError where
-    another process holds it; ``say`` receives a line while that isn't known yet."""
+def claimed(
+    folder: Location,
+    say: Callable[[str], None],
+    *,
+    work: str = "packing",
+    within: str = UNFINISHED_FOLDER,
+) -> Iterator[Claim]:
+    """Holds the claim on ``work`` in ``folder``, whose files lie ``within`` it, and leaves no trace
+    of it. Raises QdmrError where another process holds it; ``say`` receives a line while that isn't
+    known yet."""
 
     def refuse(owner: str) -> None:
         raise QdmrError(
-            f"{folder.uri}: {owner} is packing into this folder; let it finish, or name another "
+            f"{folder.uri}: {owner} is {work} into this folder; let it finish, or name another "
             "folder with --out"
         )
 
-    unfinished = folder.join(UNFINISHED_FOLDER)
+    unfinished = folder.join(within)
     existed = folder.exists()
     claims = Claims(unfinished.join(_CLAIMS), traceless=True)
     try:

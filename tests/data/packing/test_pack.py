@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -29,7 +30,7 @@ from qdmr_ray.data.format.verify import check_complete, verify
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.photographs.decode import read_image, write_png
-from qdmr_ray.storage import open_location
+from qdmr_ray.storage import any_path, location_of, open_location
 
 SMALL_SHARDS = PackSettings(shard_records=2)
 
@@ -507,6 +508,25 @@ def test_a_store_holds_the_same_bytes(realab: Path, packed: Path, bucket: str) -
     open_location(uri).delete()
     with pytest.raises(QdmrError, match=r"s3://data/packed/target-000000.*row 0"):
         reader.read("target", 0)
+
+
+def test_photographs_in_a_store_give_the_same_bytes(
+    realab: Path, packed: Path, tmp_path: Path, bucket: str
+) -> None:
+    source = any_path(f"{bucket}/photographs")
+    for file in realab.rglob("*.png"):
+        place = location_of(source).join(file.relative_to(realab).as_posix())
+        place.write_bytes_atomic(file.read_bytes())
+    pack(source, str(tmp_path / "out"), settings=SMALL_SHARDS)
+    assert content(tmp_path / "out") == content(packed)
+    # The photographs of the lens may lie elsewhere than the simulated pairs.
+    mixed = replace(SMALL_SHARDS, target_images=f"{source}/Real-Sim/L/train")
+    sets = pack(realab, str(tmp_path / "mixed"), settings=mixed).sets
+    assert sets["target"].content == read(packed).sets["target"].content
+    for missing in ("nowhere", "photographs/Syn"):
+        with pytest.raises(QdmrError, match=f"{missing}.*: no such folder") as caught:
+            pack(any_path(f"{bucket}/{missing}"), str(tmp_path / "no"), settings=SMALL_SHARDS)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_node_keeps_copies_of_shards_that_lie_in_a_store(
