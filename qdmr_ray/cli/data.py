@@ -18,21 +18,40 @@ app = App(
 
 @app.command(example="data simulate photos --lens prescription --out data/mine")
 def simulate(
-    source: Path = argument("SRC_DIR", "Folder of clean photographs."),
-    lens: str = option(..., "A shipped lens, a lens .yaml, or PSFs in an .npz."),
-    out: Path = option(..., "Folder for the Realab layout."),
+    source: str = argument("SRC_DIR", "Folder of clean photographs, or s3://bucket/path."),
+    lens: list[str] = option(
+        ...,
+        "A shipped lens, a lens .yaml, PSFs in an .npz, or a folder of these; may be repeated.",
+    ),
+    out: str = option(..., "Where the Realab layout goes: a folder or s3://bucket/path."),
     domain: Domain = option("source", "Which set they become."),
-    lens_name: str | None = option(None, "Name of the lens's folder; the lens's own by default."),
+    lens_name: str | None = option(
+        None, "Name of a single lens's folder; the lens's own by default."
+    ),
     seed: int = option(0, "Seed of the sensor's noise."),
+    endpoint: str | None = ENDPOINT,
 ) -> None:
-    """Turn clean photographs into pairs of clean and aberrated ones, by a lens model."""
+    """Turn clean photographs into pairs of clean and aberrated ones, by a lens model.
+
+    Pictures that are there already, made from the same photograph by the same lens, are kept.
+    """
     from qdmr_ray.data.simulation import simulate_folder
+    from qdmr_ray.storage import any_path
 
     with bar("simulate") as progress:
         count = simulate_folder(
-            source, lens, out, domain=domain, lens_name=lens_name, seed=seed, progress=progress
+            any_path(source, endpoint=endpoint),
+            lens,
+            out,
+            domain=domain,
+            lens_name=lens_name,
+            seed=seed,
+            progress=progress,
+            endpoint=endpoint,
+            start_ray=_start_ray,
+            say=tell,
         )
-    say(f"{count} photographs through {lens} into {out}")
+    say(f"{count} photographs through {', '.join(lens)} into {out}")
 
 
 @app.command("fetch-realab", example="data fetch-realab --out data/Realab")
@@ -67,7 +86,7 @@ def fetch_realab(
 
 @app.command(example="data pack Realab --out data/realab-s1 --lens S1")
 def pack(
-    source: Path = argument("SRC", "Folder in the Realab layout."),
+    source: str = argument("SRC", "Folder in the Realab layout, or s3://bucket/path."),
     out: str = option(..., "Where the shards go: a folder or s3://bucket/path."),
     lens: str | None = option(None, "Lens folder, such as S1."),
     target_set: TargetSet | None = option(None, "Folder of target photographs."),
@@ -83,24 +102,20 @@ def pack(
     from qdmr_ray.data.packing.pack import PackSettings
     from qdmr_ray.data.packing.pack import pack as pack_folders
     from qdmr_ray.parsing import apply_override, parse_settings
+    from qdmr_ray.storage import any_path
 
     values: dict[str, Any] = {"lens": lens, "target_set": target_set}
     for override in overrides or ():
         apply_override(values, override)
     settings = parse_settings(TypeAdapter(PackSettings), values, "qdmr data pack")
 
-    def start_ray() -> None:
-        from qdmr_ray.ray_cluster import ensure_ray
-
-        ensure_ray()
-
     with bar("pack") as progress:
         pack_folders(
-            source,
+            any_path(source, endpoint=endpoint),
             out,
             settings=settings,
             progress=progress,
-            start_ray=start_ray,
+            start_ray=_start_ray,
             endpoint=endpoint,
             say=tell,
         )
@@ -136,6 +151,12 @@ def inspect(
     if problems:
         raise QdmrError(f"{uri}: {len(problems)} bad records or shards; pack the dataset again")
     say("every record agrees with its checksum")
+
+
+def _start_ray() -> None:
+    from qdmr_ray.ray_cluster import ensure_ray
+
+    ensure_ray()
 
 
 def _print_dataset(uri: str, endpoint: str | None) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.optics.camera import CameraSettings
-from qdmr_ray.optics.lens import load_lens, shipped_lenses
+from qdmr_ray.optics.lens import load_lens, load_lenses, shipped_lenses
 from qdmr_ray.optics.psf import PSFGrid, centroid
 from qdmr_ray.optics.wavefront import OpticsSettings, field_positions, psf_grid, wavefront
 
@@ -276,3 +276,23 @@ def test_the_documentation_names_every_setting(settings: type) -> None:
     text = (Path(__file__).parents[2] / "datasets/README.md").read_text(encoding="utf-8")
     missing = [f.name for f in dataclasses.fields(settings) if f"`{f.name}`" not in text]
     assert not missing
+
+
+def test_a_folder_of_lenses_holds_each_once(tmp_path: Path) -> None:
+    folder = tmp_path / "lenses"
+    folder.mkdir()
+    with pytest.raises(QdmrError, match="lenses: holds no lens"):
+        load_lenses([str(folder)])
+    grid = PSFGrid(np.full((1, 1, 3, 3, 3), 1 / 9))
+    for name in ("b", "measured"):
+        grid.save(folder / f"{name}.npz")
+    (folder / "a.yaml").write_text("psf_grid: measured.npz")
+    (folder / "notes.txt").write_text("not a lens")
+    # The PSFs behind a.yaml are no lens of their own.
+    names = [lens.name for lens in load_lenses([str(folder), "prescription"])]
+    assert names == ["a", "b", "prescription"]
+    with pytest.raises(QdmrError, match=r"lenses/b\.npz: has the same name as .*lenses/b\.npz"):
+        load_lenses([str(folder), str(folder / "b.npz")])
+    (folder / "c.yaml").write_text("optic: {}")
+    with pytest.raises(SettingsError, match="optic"):
+        load_lenses([str(folder)])
