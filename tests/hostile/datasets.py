@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from qdmr_ray.data.format.index import encode_index, index_table, set_index
-from qdmr_ray.data.format.manifest import MANIFEST_NAME, Manifest, read_manifest
+from qdmr_ray.data.format.manifest import MANIFEST_NAME, read_manifest
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.photographs.decode import write_png
 from qdmr_ray.storage import open_location
@@ -71,7 +71,8 @@ def forge(
 def write_manifest(folder: Path, values: dict[str, Any]) -> None:
     """Writes plain values as a manifest, with its digest and checksum."""
     content = {name: entry["content"] for name, entry in values["sets"].items()}
-    values["digest"] = _sha256([Manifest.FORMAT, values["lens"], content])
+    # The digest begins with the number of the format in which it was first written.
+    values["digest"] = _sha256([2, values["lens"], content])
     values.pop("checksum", None)
     (folder / MANIFEST_NAME).write_text(json.dumps(values | {"checksum": _sha256(values)}))
 

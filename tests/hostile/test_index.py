@@ -108,6 +108,20 @@ def test_counts_of_a_manifest_are_counts(tmp_path: Path, field: str, value: Any)
     assert found.error or found.value, found
 
 
+STRIPS = {name: value for name, value in COUNTS.items() if value is not None} | {"1": 1, "39": 39}
+
+
+@cases("value", STRIPS.values(), ids=STRIPS.keys())
+def test_strips_of_a_manifest_are_those_of_the_index(tmp_path: Path, value: Any) -> None:
+    def change(values: dict[str, Any]) -> None:
+        values["sets"]["test"]["strip_pixels"] = value
+
+    folder = str(forge(packed_noise(tmp_path), manifest=change))
+    match = "damaged manifest|has image checksums of other bands"
+    refused(lambda: verify(folder), match=match)
+    refused(lambda: RecordReader(folder).crop("test", 0, top=0, left=0, size=40), match=match)
+
+
 def test_rows_that_cancel_out_are_refused(tmp_path: Path) -> None:
     def change(values: dict[str, Any]) -> None:
         for shard, rows in zip(values["sets"]["test"]["shards"], (-5, 8), strict=True):

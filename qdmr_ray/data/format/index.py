@@ -3,15 +3,13 @@
 The index is an Arrow IPC file beside the shards. It is memory-mapped, so that ten million records
 cost each process the pages that it touches and not a parsed list; any Arrow reader opens it.
 
-Pixels are checked by bands of ``BAND_ROWS`` rows, so that a crop can be checked without reading the
-whole photograph. CRC-32 takes 0.4 ms for the five bands of a crop of 256 out of 1920 x 1280
-(sha256: 1.1 ms; tests/benchmarks/layouts.py, one core of an Intel Xeon, 2026-11-23), and a reader
-does it once per band.
+Pixels are checked by bands (``layout``). CRC-32 takes 0.15 ms for those of a crop of 256 out of
+1920 x 1280 (sha256: 0.4 ms; tests/benchmarks/layouts.py, one core of an AMD EPYC, 2026-11-28), and
+a reader does it once per band.
 """
 
 import hashlib
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qdmr_ray.data.format.layout import CHANNELS, count_bands
 from qdmr_ray.data.format.manifest import SetEntry
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.names import MOST_NAME_BYTES, NOT_A_NAME, NOT_TEXT, check_name, check_text
 
-CHANNELS = 3
-BAND_ROWS = 64
 _AGAIN = "pack the dataset again"
 # The offset of a ground truth that there isn't.
 NO_OFFSET = -1
@@ -52,9 +49,9 @@ class RecordEntry:
     """One photograph, or a pair: where it came from and where its pixels lie in its shard.
 
     ``origin`` and ``ground_truth_origin`` are paths below the packed folder; the offsets are the
-    bytes before the uint8 pixels (height, 3, width) in the shard file, ``NO_OFFSET`` without a
-    ground truth; ``sha256`` is over the photograph's pixels followed by the ground truth's; bands
-    are CRC-32 of ``BAND_ROWS`` rows each.
+    bytes before the uint8 pixels in the shard file, ``NO_OFFSET`` without a ground truth;
+    ``sha256`` is over the photograph's lines (height, 3, width) followed by the ground truth's,
+    however they are stored; bands are the CRC-32 of each (``layout`` says how pixels lie in them).
     """
 
     name: str
@@ -229,7 +226,7 @@ def _check_places(index: SetIndex, entry: SetEntry, uri: str) -> None:
         if kind == "image" or entry.paired:
             wrong = (columns.offsets < 0) | (columns.offsets + lengths > room)
             bad[f"has its {kind} outside its shard"] = wrong
-            expected = (heights.astype(np.int64) + BAND_ROWS - 1) // BAND_ROWS
+            expected = count_bands(heights, widths, entry.strip_pixels)
         else:
             bad[f"has a {kind}, unlike its set"] = columns.offsets != NO_OFFSET
             expected = np.zeros_like(count)
@@ -254,9 +251,3 @@ def _check_names(table: pa.Table, uri: str) -> None:
                 check(table[column][row].as_py())
             except SettingsError as error:
                 raise QdmrError(f"{uri}: record {row}: {column} {error}; {_AGAIN}") from None
-
-
-def band_checksums(pixels: np.ndarray) -> list[int]:
-    """Returns the CRC-32 of every ``BAND_ROWS`` rows of uint8 (H, 3, W), C-contiguous."""
-    tops = range(0, len(pixels), BAND_ROWS)
-    return [zlib.crc32(pixels[top : top + BAND_ROWS].data) for top in tops]

@@ -19,6 +19,9 @@ from qdmr_ray.untrusted import parse_json
 
 MANIFEST_NAME = "manifest.json"
 _AGAIN = "pack the dataset again"
+# The format that stored whole rows. Its datasets stay readable, and packing their photographs again
+# changes no digest, since that says nothing of the layout.
+_WHOLE_ROWS = _DIGEST_FORMAT = 2
 # What a file or an array may have of anything: numpy and pyarrow count in 64 bits.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
@@ -66,7 +69,8 @@ class LeftOut(Part):
 class SetEntry(Part):
     """One set (source, target or test). ``images`` counts records (a pair once), ``content`` is the
     checksum of names, sizes and pixels, ``shards`` are in the order of their records,
-    ``ground_truth`` is ``None`` where the set is not ``paired``."""
+    ``ground_truth`` is ``None`` where the set is not ``paired``, ``strip_pixels`` where photographs
+    are stored as whole rows, as format 2 did (``layout``)."""
 
     paired: bool
     images: Count
@@ -74,6 +78,7 @@ class SetEntry(Part):
     sizes: tuple[SizeCount, ...]
     image: ValueStatistics
     ground_truth: ValueStatistics | None
+    strip_pixels: Positive | None = None
     index: FileEntry
     shards: tuple[ShardEntry, ...]
 
@@ -89,7 +94,7 @@ class Manifest(Document):
     """A packed dataset; ``sets`` maps "source", "target" and "test", as far as they exist. The file
     calls its format ``schema_version`` and holds a checksum over its own content."""
 
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
 
     lens: Line | None
     sets: dict[FileName, SetEntry]
@@ -106,7 +111,7 @@ class Manifest(Document):
         """The sha256 over lens, names, sizes and pixels of every record of every set. Every stage's
         digest contains it, so the hashed content must not change."""
         content = {name: entry.content for name, entry in self.sets.items()}
-        return _sha256([self.FORMAT, self.lens, content])
+        return _sha256([_DIGEST_FORMAT, self.lens, content])
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -119,10 +124,11 @@ class Manifest(Document):
         damaged = QdmrError(f"{source}: damaged manifest; {_AGAIN}")
         if not isinstance(values, dict) or "schema_version" not in values:
             raise damaged
-        if values["schema_version"] != cls.FORMAT:
+        if values["schema_version"] not in (_WHOLE_ROWS, cls.FORMAT):
             raise QdmrError(
                 f"{source}: schema_version {values['schema_version']}, but this program reads "
-                f"{cls.FORMAT}; {_AGAIN}, or update qdmr_ray if the number is higher"
+                f"{_WHOLE_ROWS} and {cls.FORMAT}; {_AGAIN}, or update qdmr_ray if the number is "
+                "higher"
             )
         content = {name: value for name, value in values.items() if name != "checksum"}
         try:

@@ -1,13 +1,15 @@
 """Reads records of a packed dataset by their position; opened once per process.
 
 On a local disk the shards are memory-mapped: a crop touches only its own rows, and the operating
-system's page cache is the cache. In a store, the rows of a crop are one ranged request, and shards
-that the node has copied (``cache``) are mapped like local ones.
+system's page cache is the cache. In a store, the rows of a crop are a ranged request for each strip
+that it touches (``layout``), and shards that the node has copied (``cache``) are mapped like local
+ones.
 """
 
 import math
 import zlib
 from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
-from qdmr_ray.data.format.index import BAND_ROWS, CHANNELS, SetIndex, set_index
+from qdmr_ray.data.format.index import SetIndex, set_index
+from qdmr_ray.data.format.layout import BAND_ROWS, CHANNELS, Piece, pieces, runs
 from qdmr_ray.data.format.manifest import SetEntry, ShardEntry, read_manifest
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.storage import Location, disk_error, open_location
+from qdmr_ray.storage import disk_error, open_location
 
 # A piece that differs from its checksum may have been damaged in transit: it is fetched again.
 _FETCHES = 2
@@ -95,37 +98,16 @@ class RecordReader:
         or its shard is missing or damaged."""
         self._find(set_name, index)
         table = self.index(set_name)
-        kinds = (False, True) if self.manifest.set(set_name).paired else (False,)
-        rows = [self.lines(set_name, index, 0, table.size(index)[0], ground_truth=k) for k in kinds]
-        image, *truth = (np.ascontiguousarray(lines.transpose(0, 2, 1)) for lines in rows)
-        return Record(name=table[index].name, image=image, ground_truth=truth[0] if truth else None)
-
-    def lines(
-        self, set_name: str, index: int, top: int, bottom: int, *, ground_truth: bool = False
-    ) -> np.ndarray:
-        """Reads rows ``top`` .. ``bottom - 1``, uint8 (rows, 3, W), read-only, a view where
-        possible. Raises QdmrError, which names shard and row, where the set or its ground truth
-        does not exist, or the shard is missing, and BrokenRecordError where the shard is damaged;
-        IndexError for no such record."""
-        shard, row = self._find(set_name, index)
-        table = self.index(set_name)
-        columns = table.ground_truth if ground_truth else table.image
-        offset = int(columns.offsets[index])
-        if offset < 0:
-            raise QdmrError(f"the {set_name} set of {self._location.uri} has no ground truth")
         height, width = table.size(index)
-        # Only whole bands can be checked.
-        first_band, end_band = top // BAND_ROWS, -(-bottom // BAND_ROWS)
-        first, end = first_band * BAND_ROWS, min(end_band * BAND_ROWS, height)
-        start = int(columns.first_bands[index])
-        bands = slice(start + first_band, start + end_band)
-        shape, checked = (end - first, CHANNELS, width), self._checked[set_name, ground_truth]
-        offset += first * CHANNELS * width
-        try:
-            lines = self._checked_bytes(shard, offset, shape, columns.bands[bands], checked[bands])
-        except QdmrError as error:
-            raise type(error)(f"{error} (row {row}, {table.origin(index)})") from error
-        return lines[top - first : bottom - first]
+        images = []
+        for ground_truth in (False, True) if self.manifest.set(set_name).paired else (False,):
+            image = np.empty((height, width, CHANNELS), dtype=np.uint8)
+            found = self._read_pieces(set_name, index, (0, height), (0, width), ground_truth)
+            for piece, lines in found:
+                image[:, piece.left : piece.left + lines.shape[2]] = lines.transpose(0, 2, 1)
+            images.append(image)
+        image, *truth = images
+        return Record(name=table[index].name, image=image, ground_truth=truth[0] if truth else None)
 
     def crop(
         self,
@@ -136,14 +118,55 @@ class RecordReader:
         left: int,
         size: int,
         ground_truth: bool = False,
+        out: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Reads the square of ``size`` pixels at (top, left), as a view, uint8 (3, size, size);
-        raises QdmrError as ``lines``, and ValueError for a square that reaches over the edge."""
+        """Reads the square of ``size`` pixels at (top, left), uint8 (3, size, size), into ``out``;
+        without it, returns a view where the square lies in one strip. Raises QdmrError, which names
+        shard and row, where the set or its ground truth does not exist, or the shard is missing,
+        and BrokenRecordError where the shard is damaged; IndexError for no such record, ValueError
+        for a square over the edge."""
+        self._find(set_name, index)
         height, width = self.index(set_name).size(index)
         if not (0 <= top <= height - size and 0 <= left <= width - size):
             raise ValueError(f"crop {size} at ({top}, {left}) does not fit {width} x {height}")
-        lines = self.lines(set_name, index, top, top + size, ground_truth=ground_truth)
-        return lines[:, :, left : left + size].transpose(1, 0, 2)
+        rows, columns = (top, top + size), (left, left + size)
+        views = []
+        for piece, lines in self._read_pieces(set_name, index, rows, columns, ground_truth):
+            inside = slice(max(left - piece.left, 0), left + size - piece.left)
+            views.append(lines[top - piece.top :][:size, :, inside].transpose(1, 0, 2))
+        if out is None and len(views) == 1:
+            return views[0]
+        if out is None:
+            out = np.empty((CHANNELS, size, size), dtype=np.uint8)
+        return np.concatenate(views, axis=2, out=out)
+
+    def _read_pieces(
+        self,
+        set_name: str,
+        index: int,
+        rows: tuple[int, int],
+        columns: tuple[int, int],
+        ground_truth: bool,
+    ) -> list[tuple[Piece, np.ndarray]]:
+        """Reads the pieces that hold these pixels, read-only, views where possible; raises as
+        ``crop``."""
+        shard, row = self._find(set_name, index)
+        table = self.index(set_name)
+        image = table.ground_truth if ground_truth else table.image
+        offset, first = int(image.offsets[index]), int(image.first_bands[index])
+        if offset < 0:
+            raise QdmrError(f"the {set_name} set of {self._location.uri} has no ground truth")
+        strip_pixels = self.manifest.set(set_name).strip_pixels
+        found: list[tuple[Piece, np.ndarray]] = []
+        for run in runs(pieces(table.size(index), strip_pixels, rows, columns)):
+            bands = slice(first + run[0].bands.start, first + run[-1].bands.stop)
+            checked = self._checked[set_name, ground_truth][bands]
+            try:
+                lines = self._checked_run(shard, offset, run, image.bands[bands], checked)
+            except QdmrError as error:
+                raise type(error)(f"{error} (row {row}, {table.origin(index)})") from error
+            found += zip(run, lines, strict=True)
+        return found
 
     def _read_index(self, entry: SetEntry) -> SetIndex:
         """Reads an index from this node's copy, which is mapped, and so held once by all processes
@@ -167,65 +190,83 @@ class RecordReader:
         shard = entry.shards[number]
         return shard, index - (ends[number] - shard.rows)
 
-    def _checked_bytes(
+    def _checked_run(
         self,
         shard: ShardEntry,
         offset: int,
-        shape: tuple[int, int, int],
+        run: Sequence[Piece],
         bands: np.ndarray,
         checked: np.ndarray,
-    ) -> np.ndarray:
-        """Reads whole bands of pixels, uint8 ``shape``, that agree with their checksums ``bands``.
-        Bands marked in ``checked`` need no comparing any more; those compared here get marked."""
-        length, place = math.prod(shape), self._location.join(shard.file)
-        mapped = self._mapping(shard, place)
+    ) -> list[np.ndarray]:
+        """Reads the pieces of ``run``, which follow one another in the photograph at ``offset``,
+        and agree with their checksums ``bands``. Bands marked in ``checked`` need no comparing any
+        more; those compared here get marked."""
+        offset += run[0].offset
+        length = sum(math.prod(piece.shape) for piece in run)
+        mapped = self._mapped.get(shard.file)
+        if mapped is None:
+            mapped = self._map(shard)
         if mapped is not None:
-            lines = mapped[offset : offset + length].reshape(shape)
+            lines = _split(mapped[offset : offset + length], run)
             if _agree(lines, bands, checked):
                 return lines
             # Another thread may have mapped a new copy meanwhile.
             if self._cache is not None and self._mapped.get(shard.file) is mapped:
                 self._mapped.pop(shard.file, None)
                 self._cache.doubt(shard.file)
+        place = self._location.join(shard.file)
         if self.is_remote:
             for _ in range(_FETCHES):
                 data, size = place.read_piece(offset, length)
                 if size == shard.bytes:
-                    lines = np.frombuffer(data, dtype=np.uint8).reshape(shape)
+                    lines = _split(np.frombuffer(data, dtype=np.uint8), run)
                     # A fetched piece is new each time, so it is checked each time.
                     if _agree(lines, bands, np.zeros_like(checked)):
                         return lines
             _check_size(place.uri, size, shard)
         raise BrokenRecordError(f"{place.uri}: wrong checksum; pack the dataset again")
 
-    def _mapping(self, shard: ShardEntry, place: Location) -> np.ndarray | None:
-        """Returns the shard's bytes where it lies on a disk of this machine, else None."""
-        mapped = self._mapped.get(shard.file)
+    def _map(self, shard: ShardEntry) -> np.ndarray | None:
+        """Maps the shard where it lies on a disk of this machine, and returns its bytes, else
+        None."""
+        place = self._location.join(shard.file)
         path = place.local_path
-        if mapped is None and path is not None:
+        if path is not None:
             size = place.size()
             if size is None:
                 raise QdmrError(f"{path}: is missing; pack the dataset again")
             _check_size(str(path), size, shard)
-        elif mapped is None and self._cache is not None:
+        elif self._cache is not None:
             path = self._cache.path(shard.file)
-        if mapped is None and path is not None:
-            try:
-                # Slicing np.memmap costs ten times as much as slicing a plain array over it.
-                mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-            except OSError as error:
-                if self.is_remote:
-                    return None  # Another process has dropped the copy just now.
-                raise disk_error(str(path), "read", error) from error
-            self._mapped[shard.file] = mapped
+        if path is None:
+            return None
+        try:
+            # Slicing np.memmap costs ten times as much as slicing a plain array over it.
+            mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        except OSError as error:
+            if self.is_remote:
+                return None  # Another process has dropped the copy just now.
+            raise disk_error(str(path), "read", error) from error
+        self._mapped[shard.file] = mapped
         return mapped
 
 
-def _agree(lines: np.ndarray, bands: np.ndarray, checked: np.ndarray) -> bool:
-    """Compares bands of ``lines`` not yet ``checked`` with their checksums, and marks them."""
+def _split(data: np.ndarray, run: Sequence[Piece]) -> list[np.ndarray]:
+    """Returns the pieces of ``run`` as views of its bytes ``data``."""
+    found, start = [], 0
+    for piece in run:
+        end = start + math.prod(piece.shape)
+        found.append(data[start:end].reshape(piece.shape))
+        start = end
+    return found
+
+
+def _agree(pieces: Sequence[np.ndarray], bands: np.ndarray, checked: np.ndarray) -> bool:
+    """Compares bands of ``pieces`` not yet ``checked`` with their checksums, and marks them."""
+    in_piece = len(bands) // len(pieces)
     for band in np.flatnonzero(~checked).tolist():
-        top = band * BAND_ROWS
-        if zlib.crc32(lines[top : top + BAND_ROWS].data) != bands[band]:
+        piece, top = pieces[band // in_piece], band % in_piece * BAND_ROWS
+        if zlib.crc32(piece[top : top + BAND_ROWS].data) != bands[band]:
             return False
         checked[band] = True
     return True

@@ -1,24 +1,42 @@
 """One shard: a Parquet file whose pixels can be cut without decoding anything.
 
-A photograph is stored raw and interleaved by line, (height, 3, width): one row of red, the same
-row of green, of blue, then the next. What that costs, measured on 1920 x 1280 with sensor noise
-(one core of an Intel Xeon, 2026-11-23; `qdmr bench data` times the whole path):
+A photograph is stored raw, interleaved by line and in vertical strips (``layout``). What other ways
+cost, measured on 1920 x 1280 with sensor noise (one core of an AMD EPYC, 2026-11-28, other work
+beside it: ``tests/benchmarks/layouts.py``; ``qdmr bench data`` times the whole path):
 
 ======================  =================  ================  ==========================
 layout                  bytes on disk      a crop of 256     bytes read for the crop
 ======================  =================  ================  ==========================
-PNG                     3.7 MB             93 ms (decode)    3.7 MB
-raw (H, W, 3)           7.4 MB             0.15 ms           1.5 MB in one piece
-raw planes (3, H, W)    7.4 MB             0.04 ms           1.5 MB in three pieces
+PNG                     3.7 MB             88 ms (decode)    3.7 MB
+raw (H, W, 3)           7.4 MB             0.14 ms           1.5 MB in one piece
+raw planes (3, H, W)    7.4 MB             0.06 ms           1.5 MB in three pieces
 raw lines (H, 3, W)     7.4 MB             0.04 ms           1.5 MB in one piece
-lines, zstd bands       7.0 MB             1.5 ms            1.4 MB in one piece
-lines, lz4 bands        7.3 MB             0.1 ms            1.5 MB in one piece
+lines, zstd bands       7.0 MB             1.4 ms            1.4 MB in one piece
+lines, lz4 bands        7.3 MB             0.06 ms           1.5 MB in one piece
 512 tiles, step 256     28 MB              0.04 ms           0.8 MB in one piece
 ======================  =================  ================  ==========================
 
 Noise does not compress, so compression would save 1 to 5 % and cost time on every crop. Tiles
 with enough overlap to hold every crop halve the bytes of a read and take four times the disk.
-Lines make a crop one range of the file: one request where the shards lie in a store.
+
+Strips need no more disk. A crop is read in whole bands, so that they can be checked: on the average
+of 512 places, with all checksums, from a mapped file, and from stores of 5 ms of latency, one with
+125 MB/s (16 requests at a time, three runs, client and server on the same two busy cores):
+
+===========  ========  ================  =======  =================  ==================  ========
+strips       requests  MB (at most)      mapped   pairs/s, CPU       ... with 125 MB/s   index
+===========  ========  ================  =======  =================  ==================  ========
+whole rows   1         1.84 (1.84)       0.46 ms  195-276, 2.2 ms    32-34 pairs/s       308 B
+960 wide     1.17      1.07 (1.84)       0.28 ms  283-481, 1.4 ms    57                  468 B
+640 wide     1.29      0.79 (1.23)       0.21 ms  437-538, 0.9 ms    74-75               628 B
+512 wide     1.50      0.70 (0.98)       0.19 ms  353-407, 1.2 ms    87                  788 B
+384 wide     1.62      0.59 (0.74)       0.17 ms  428-574, 0.9 ms    107                 948 B
+256 wide     2         0.48 (0.49)       0.14 ms  315-577, 1.1 ms    129                 1,428 B
+===========  ========  ================  =======  =================  ==================  ========
+
+Without checksums, which a mapped band needs once, a crop takes 0.044 ms in strips of 512 and 0.038
+in whole rows. Narrower strips take more requests, which a store counts and charges, and a larger
+index, for few bytes less. In strips of 512 a crop of up to 512 lies in one or two.
 
 Why one row per row group: an uncompressed, plain-encoded column chunk with a single value ends
 with that value's bytes. They lie in one piece at an offset that the index keeps, so a crop is a
@@ -27,7 +45,7 @@ slice of the mapped file, while every Parquet reader still sees ordinary rows.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +54,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from qdmr_ray.data.format.index import CHANNELS, NO_OFFSET, RecordEntry, band_checksums, index_table
+from qdmr_ray.data.format.index import NO_OFFSET, RecordEntry, index_table
+from qdmr_ray.data.format.layout import (
+    CHANNELS,
+    STRIP_PIXELS,
+    band_checksums,
+    lines,
+    stored,
+    strips,
+)
 from qdmr_ray.data.format.manifest import FileEntry, LeftOut, Manifest, ShardEntry
 from qdmr_ray.data.packing.folders import RecordFiles
 from qdmr_ray.data.tasks import TASK_MEMORY
@@ -61,7 +87,10 @@ _SCHEMA = pa.schema(
         pa.field("image", pa.binary(), nullable=False),
         pa.field("ground_truth", pa.binary()),
     ],
-    metadata={"pixels": "uint8 (height, 3, width): a line of red, of green, of blue; from the top"},
+    metadata={
+        "pixels": f"uint8; vertical strips {STRIP_PIXELS} wide, the last what is left, each "
+        "(height, 3, width of the strip): a line of red, of green, of blue; from the top"
+    },
 )
 _PIXEL_COLUMNS = [_SCHEMA.get_field_index(name) for name in ("image", "ground_truth")]
 
@@ -129,7 +158,7 @@ def write_shard(
     ) as writer:
         for row, files in enumerate(job.records):
             try:
-                decoded = [_lines(job.base, files, path) for path in files.paths]
+                decoded = [_pixels(job.base, files, path) for path in files.paths]
             except QdmrError as error:
                 if not job.leave_out:
                     place = f"{job.set_name} shard {job.number}, row {row}"
@@ -138,13 +167,13 @@ def write_shard(
                     left_out_of(job.set_name, job.base / files.image, job.root, str(error))
                 )
                 continue
-            image, *truths = (lines for lines, _ in decoded)
+            image, *truths = (pixels for pixels, _ in decoded)
             truth = truths[0] if truths else None
             for kind, (_, counts) in enumerate(decoded):
                 levels[kind] += counts
             entries.append(_entry(job, files, image, truth))
-            pixels = {"image": image.data, "ground_truth": None if truth is None else truth.data}
-            record = {"set": job.set_name, **vars(entries[-1]), **pixels}
+            images = {"image": image.data, "ground_truth": None if truth is None else truth.data}
+            record = {"set": job.set_name, **vars(entries[-1]), **images}
             writer.write_table(pa.Table.from_pylist([record], schema=_SCHEMA))
     data = memoryview(sink.getvalue())
     shard = None
@@ -181,27 +210,27 @@ def left_out_of(set_name: str, file: AnyPath, root: AnyPath, reason: str) -> Lef
     return LeftOut(set=set_name, origin=origin_of(file, root), reason=reason)
 
 
-def record_digest(image: np.ndarray, ground_truth: np.ndarray | None) -> bytes:
-    """Returns the sha256 of one record's pixels, uint8, C-contiguous."""
-    digest = hashlib.sha256(image.data)
-    if ground_truth is not None:
-        digest.update(ground_truth.data)
+def record_digest(images: Sequence[Sequence[np.ndarray]]) -> bytes:
+    """Returns the sha256 of one record's lines, whatever the strips of its ``images``."""
+    digest = hashlib.sha256()
+    for image in images:
+        for some in lines(image):
+            digest.update(some.data)
     return digest.digest()
 
 
-def record_pixels(entry: RecordEntry, data: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Cuts photograph and ground truth, uint8 (H, 3, W), out of ``data``, a whole shard's bytes."""
-    shape = (entry.height, CHANNELS, entry.width)
-    length = entry.image_bytes
-    image = data[entry.image_offset : entry.image_offset + length].reshape(shape)
-    if entry.ground_truth_offset == NO_OFFSET:
-        return image, None
-    truth = data[entry.ground_truth_offset : entry.ground_truth_offset + length]
-    return image, truth.reshape(shape)
+def record_strips(
+    entry: RecordEntry, strip_pixels: int | None, data: np.ndarray
+) -> list[list[np.ndarray]]:
+    """Returns the strips of the photograph, and of the ground truth if there is one, as views of
+    ``data``, a whole shard's bytes."""
+    offsets = [o for o in (entry.image_offset, entry.ground_truth_offset) if o != NO_OFFSET]
+    size = entry.height, entry.width
+    return [strips(data[o : o + entry.image_bytes], size, strip_pixels) for o in offsets]
 
 
-def _lines(base: Path, files: RecordFiles, path: AnyPath) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the file's pixels as lines (H, 3, W), and how often each channel has each value."""
+def _pixels(base: Path, files: RecordFiles, path: AnyPath) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the file's pixels as they are stored, and how often each channel has each value."""
     pixels = read_checked(base / path, str(path))
     height, width = pixels.shape[:2]
     if (height, width) != (files.height, files.width):
@@ -213,7 +242,7 @@ def _lines(base: Path, files: RecordFiles, path: AnyPath) -> tuple[np.ndarray, n
     levels = levels.reshape(CHANNELS, LEVELS)
     if (np.count_nonzero(levels, axis=1) == 1).all():
         raise QdmrError(f"{path}: every pixel has the same value; replace or remove the file")
-    return np.ascontiguousarray(pixels.transpose(0, 2, 1)), levels
+    return stored(pixels, STRIP_PIXELS), levels
 
 
 def _entry(
@@ -221,6 +250,9 @@ def _entry(
 ) -> RecordEntry:
     """Makes the record's entry; the offsets of its pixels are known when the shard is complete."""
     origins = [origin_of(job.base / path, job.root) for path in files.paths]
+    size = files.height, files.width
+    images = [strips(p, size, STRIP_PIXELS) for p in (image, truth) if p is not None]
+    bands = [band_checksums(image) for image in images]
     return RecordEntry(
         name=files.name,
         height=files.height,
@@ -229,9 +261,9 @@ def _entry(
         ground_truth_origin=None if truth is None else origins[1],
         image_offset=0,
         ground_truth_offset=NO_OFFSET,
-        sha256=record_digest(image, truth),
-        image_bands=band_checksums(image),
-        ground_truth_bands=[] if truth is None else band_checksums(truth),
+        sha256=record_digest(images),
+        image_bands=bands[0],
+        ground_truth_bands=[] if truth is None else bands[1],
     )
 
 
@@ -248,7 +280,7 @@ def _located(entries: list[RecordEntry], data: memoryview) -> list[RecordEntry]:
         truth = truth if entry.ground_truth_bands else NO_OFFSET
         entry = replace(entry, image_offset=image, ground_truth_offset=truth)
         # Reading relies on where the library puts the bytes, so this proves it for every record.
-        if record_digest(*record_pixels(entry, content)) != entry.sha256:
+        if record_digest(record_strips(entry, STRIP_PIXELS, content)) != entry.sha256:
             raise RuntimeError("this version of pyarrow lays out Parquet pages in another way")
         located.append(entry)
     return located

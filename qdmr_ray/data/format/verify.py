@@ -10,12 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qdmr_ray.data.format.index import (
-    SetIndex,
-    band_checksums,
-    content_digest,
-    set_index,
-)
+from qdmr_ray.data.format.index import SetIndex, content_digest, set_index
+from qdmr_ray.data.format.layout import band_checksums
 from qdmr_ray.data.format.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -23,7 +19,7 @@ from qdmr_ray.data.format.manifest import (
     ShardEntry,
     read_manifest,
 )
-from qdmr_ray.data.format.shards import record_digest, record_pixels
+from qdmr_ray.data.format.shards import record_digest, record_strips
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import Location, open_location
 
@@ -57,7 +53,8 @@ def verify(
         index, before = set_index(location, entry), done
         problems += _disagreements(location, entry, index)
         for shard in entry.shards:
-            problems += _problems(location.join(shard.file), shard, index, done - before)
+            file, first = location.join(shard.file), done - before
+            problems += _problems(file, shard, index, first, entry.strip_pixels)
             done += shard.rows
             progress(done, total)
     return tuple(problems)
@@ -91,7 +88,9 @@ def _disagreements(location: Location, entry: SetEntry, index: SetIndex) -> list
     ]
 
 
-def _problems(file: Location, shard: ShardEntry, index: SetIndex, first: int) -> list[Problem]:
+def _problems(
+    file: Location, shard: ShardEntry, index: SetIndex, first: int, strip_pixels: int | None
+) -> list[Problem]:
     """Returns the problems of a shard whose first row is record ``first`` of ``index``."""
     try:
         data = np.frombuffer(file.read_bytes(), dtype=np.uint8)
@@ -105,10 +104,10 @@ def _problems(file: Location, shard: ShardEntry, index: SetIndex, first: int) ->
         if end > len(data):
             found.append((row, f"row {row} ({entry.origin}) is cut off"))
             continue
-        image, truth = record_pixels(entry, data)
-        bands = band_checksums(image), [] if truth is None else band_checksums(truth)
-        expected = entry.image_bands, entry.ground_truth_bands
-        if bands != expected or record_digest(image, truth) != entry.sha256:
+        images = record_strips(entry, strip_pixels, data)
+        bands = [band for image in images for band in band_checksums(image)]
+        expected = entry.image_bands + entry.ground_truth_bands
+        if bands != expected or record_digest(images) != entry.sha256:
             found.append((row, f"row {row} ({entry.origin}) has a wrong checksum"))
     if len(data) != shard.bytes:
         found.insert(0, (None, f"{len(data)} bytes instead of {shard.bytes}"))

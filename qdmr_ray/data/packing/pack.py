@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from qdmr_ray.data.format.index import content_digest, encode_index
+from qdmr_ray.data.format.layout import STRIP_PIXELS
 from qdmr_ray.data.format.manifest import (
     MANIFEST_NAME,
     FileEntry,
@@ -288,6 +289,7 @@ def _set_entry(
         ),
         image=_statistics(levels[0]),
         ground_truth=_statistics(levels[1]) if paired else None,
+        strip_pixels=STRIP_PIXELS,
         index=write_by_content(location, f"{name}-index", "arrow", encode_index(table)),
         shards=tuple(shard.shard for shard, _ in results if shard.shard is not None),
     )

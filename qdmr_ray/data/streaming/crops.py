@@ -7,13 +7,14 @@ or in Ray's tasks, so their batches hold the same numbers.
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from qdmr_ray.data.format.index import CHANNELS, SetIndex
+from qdmr_ray.data.format.index import SetIndex
+from qdmr_ray.data.format.layout import CHANNELS
 from qdmr_ray.data.format.reader import BrokenRecordError, RecordReader
 from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops
 from qdmr_ray.errors import QdmrError
@@ -168,13 +169,22 @@ class Cutter:
 
     def _cut_into(self, image: np.ndarray, field: str, crop: Crop) -> None:
         set_name, ground_truth = FIELDS[field]
-        place = {"top": crop.top, "left": crop.left, "size": self._request.crop}
-        view = self._reader.crop(set_name, crop.index, **place, ground_truth=ground_truth)
-        if crop.flip_horizontal:
-            view = _mirrored(view)
+        target = image.transpose(0, 2, 1) if crop.transpose else image
         if crop.flip_vertical:
-            view = view[:, ::-1]
-        image[:] = view.transpose(0, 2, 1) if crop.transpose else view
+            target = target[:, ::-1]
+        read = partial(
+            self._reader.crop,
+            set_name,
+            crop.index,
+            top=crop.top,
+            left=crop.left,
+            size=self._request.crop,
+            ground_truth=ground_truth,
+        )
+        if crop.flip_horizontal:
+            target[:] = _mirrored(read())
+        else:
+            read(out=target)
 
 
 @lru_cache(maxsize=16)

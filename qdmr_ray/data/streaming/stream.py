@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from qdmr_ray.data.format.index import CHANNELS
+from qdmr_ray.data.format.layout import CHANNELS
 from qdmr_ray.data.format.manifest import read_manifest
 from qdmr_ray.data.streaming.crops import (
     FIELDS,

@@ -105,7 +105,7 @@ def test_crops_are_the_image_at_that_place(realab: Path, packed: Path) -> None:
     with pytest.raises(IndexError):
         reader.crop("source", 5, top=0, left=0, size=8)
     with pytest.raises(QdmrError, match=r"target set .* has no ground truth"):
-        reader.lines("target", 0, 0, 5, ground_truth=True)
+        reader.crop("target", 0, top=0, left=0, size=5, ground_truth=True)
     with pytest.raises(QdmrError, match="no validation set; it has: source, target, test"):
         reader.count("validation")
 
@@ -138,7 +138,7 @@ def test_the_manifest_says_what_there_is(packed: Path) -> None:
     manifest = json.loads((packed / "manifest.json").read_text())
     source = manifest["sets"]["source"]
     assert manifest["lens"] == "L"
-    assert manifest["schema_version"] == 2
+    assert manifest["schema_version"] == 3
     assert source["images"] == 5
     assert source["paired"] is True
     assert source["sizes"] == [
@@ -466,7 +466,7 @@ def test_broken_manifests_are_refused(packed: Path, tmp_path: Path) -> None:
     file = packed / "manifest.json"
     good = file.read_text()
     edit(file, lambda data: data.update(schema_version=99))
-    with pytest.raises(QdmrError, match=r"schema_version 99, but this program reads 2"):
+    with pytest.raises(QdmrError, match=r"schema_version 99, but this program reads 2 and 3;"):
         read(packed)
     file.write_text(good)
     edit(file, lambda data: data["sets"]["source"]["shards"].pop())
