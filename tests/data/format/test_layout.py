@@ -1,6 +1,7 @@
 """Photographs lie in strips, those of older datasets in whole rows; both read as the same."""
 
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from faulty_store import FaultyStore, Request
 
 from qdmr_ray.data.contact_sheet import contact_sheet
+from qdmr_ray.data.format import reader as reading
 from qdmr_ray.data.format import shards
 from qdmr_ray.data.format.index import set_index
 from qdmr_ray.data.format.layout import STRIP_PIXELS
@@ -208,3 +210,35 @@ def test_packing_again_replaces_whole_rows(photographs: Path, whole_rows: Path) 
     manifest = pack(photographs, str(whole_rows), settings=PAIRS)
     assert {*content(whole_rows)} == {"manifest.json", *(file.file for file in manifest.files)}
     assert verify(str(whole_rows)) == ()
+
+
+def test_no_more_shards_stay_mapped_than_a_process_may_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most, count = 4, 11
+    for i in range(count):
+        save(tmp_path / "images" / f"{i:02}.png", picture(i, 20, 20))
+    settings = PackSettings(target_images="images", shard_records=1)
+    pack(tmp_path, str(tmp_path / "packed"), settings=settings)
+    monkeypatch.setattr(reading, "_MOST_MAPPED", most)
+    reader = RecordReader(str(tmp_path / "packed"))
+    reader.index("target")
+    views = [reader.crop("target", i, top=0, left=0, size=8) for i in range(count)]
+    # What was let go stays mapped for those who look at it, even when the file is gone.
+    assert len(mapped_files(tmp_path)) == count
+    shutil.rmtree(tmp_path / "packed")
+    for i, view in enumerate(views):
+        np.testing.assert_array_equal(view, picture(i, 8, 8).transpose(2, 0, 1))
+    del views, view
+    assert len(mapped_files(tmp_path)) == most
+    # The shard used longest ago goes first: one more use keeps it.
+    reader.crop("target", count - most, top=0, left=0, size=8)
+    with pytest.raises(QdmrError, match="is missing"):
+        reader.crop("target", 0, top=0, left=0, size=8)
+    assert len(mapped_files(tmp_path)) == most
+
+
+def mapped_files(folder: Path) -> set[str]:
+    """Returns the shards below ``folder`` that this process has mapped."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return {line for line in maps if str(folder) in line and ".parquet" in line}
