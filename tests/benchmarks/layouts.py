@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from file_store import serving
 from PIL import Image
 from skimage import data
-from store_reads import serving
 
 from qdmr_ray.data.format.layout import BAND_ROWS, band_checksums, pieces, stored
 from qdmr_ray.storage import Location, open_location
