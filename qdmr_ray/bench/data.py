@@ -3,7 +3,8 @@
     qdmr bench data --workers 8 --json bench.json
 
 Processes read a packed dataset as the workers of a training do, out of one feed. With a single one,
-another then reads the same shards through a plain ``torch.utils.data.DataLoader``, as a yardstick.
+another then reads the same shards, on a disk, through a plain ``torch.utils.data.DataLoader``, as a
+yardstick.
 Without ``data`` the bench packs a dataset of noise, because no page of it can then be shared or
 compressed.
 """
@@ -44,7 +45,8 @@ _ITERATIONS = 2**22
 @dataclass(frozen=True, kw_only=True)
 class DataBench:
     """The measurement covers ``seconds`` of batches after the first ``warm_up`` seconds of them.
-    There are ``loader_workers`` loading tasks for each of the ``workers``."""
+    There are ``loader_workers`` loading tasks for each of the ``workers``; ``cache_bytes`` of the
+    shards of a dataset in a store are copied to this machine."""
 
     data: str | None = None
     pairs: int = 32
@@ -54,6 +56,7 @@ class DataBench:
     batch_size: int = 4
     workers: int = 1
     loader_workers: int = 2
+    cache_bytes: int = DataSettings().cache_bytes
     seconds: float = 10.0
     warm_up: float = 3.0
 
@@ -72,7 +75,8 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> dict[str
     dataset with source pairs, or Ray can't be started."""
     with tempfile.TemporaryDirectory(prefix="qdmr-bench-") as folder:
         path = bench.data or _made_dataset(bench, Path(folder), say)
-        size = read_manifest(open_location(path)).set("source").sizes[0]
+        location = open_location(path)
+        size = read_manifest(location).set("source").sizes[0]
         ensure_ray()
         say(f"reading, by {bench.workers} processes")
         feed = _feed(bench, path)
@@ -82,7 +86,9 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> dict[str
             rates = ray.get(
                 [_fed_rate.remote(bench, feed, rank, shard) for rank, shard in enumerate(shards)]
             )
-            loader = ray.get(_loader_rate.remote(bench, path)) if bench.workers == 1 else None
+            # The store's client has threads, which PyTorch's forked processes would be without.
+            compared = bench.workers == 1 and not location.is_s3
+            loader = ray.get(_loader_rate.remote(bench, path)) if compared else None
         except ray.exceptions.RayTaskError as error:
             raise QdmrError(f"bench data failed: {one_line(error.cause)}") from error
     pairs = sum(rate.pairs_per_second for rate in rates)
@@ -123,6 +129,7 @@ def _fed_rate(bench: DataBench, feed: Feed, rank: int, shard: DataIterator) -> R
     """Runs in a process of its own, as a training worker does."""
     # A step on a GPU would leave the loader one thread.
     torch.set_num_threads(1)
+    began = time.perf_counter()
     portion = _portions(bench, bench.workers)[rank]
     stream = FedStream(
         feed.request.settings,
@@ -133,21 +140,24 @@ def _fed_rate(bench: DataBench, feed: Feed, rank: int, shard: DataIterator) -> R
         **_arguments(bench),
     )
     with closing(stream):
-        return _rate(iter(stream), bench, lambda: stream.is_fed)
+        return _rate(iter(stream), bench, began, lambda: stream.is_fed)
 
 
 @ray.remote(num_cpus=0)
 def _loader_rate(bench: DataBench, path: str) -> Rate:
     torch.set_num_threads(1)
-    return _rate(_torch_loader(bench, path), bench)
+    began = time.perf_counter()
+    return _rate(_torch_loader(bench, path), bench, began)
 
 
 def _rate(
-    batches: Iterator[Batch], bench: DataBench, is_running: Callable[[], bool] = lambda: True
+    batches: Iterator[Batch],
+    bench: DataBench,
+    began: float,
+    is_running: Callable[[], bool] = lambda: True,
 ) -> Rate:
-    """Measures a loader, which its first batch starts, from the ``warm_up`` on after it is
+    """Measures a loader that began to be built at ``began``, from the ``warm_up`` on after it is
     running."""
-    began = time.perf_counter()
     next(batches)
     first = time.perf_counter() - began
     while not is_running():
@@ -168,8 +178,7 @@ def _rate(
 
 
 def _feed(bench: DataBench, path: str) -> Feed:
-    settings = DataSettings(path=path, loader_workers=bench.loader_workers)
-    first = InProcessStream(settings, **_arguments(bench))
+    first = InProcessStream(_settings(bench, path), **_arguments(bench))
     return Feed(
         name="bench",
         request=first.request,
@@ -177,6 +186,12 @@ def _feed(bench: DataBench, path: str) -> Feed:
         size=first.block_size,
         end=_ITERATIONS,
         pace=new_pace(),
+    )
+
+
+def _settings(bench: DataBench, path: str) -> DataSettings:
+    return DataSettings(
+        path=path, loader_workers=bench.loader_workers, cache_bytes=bench.cache_bytes
     )
 
 
@@ -202,7 +217,7 @@ class _Samples(torch.utils.data.Dataset):
 
     def __init__(self, bench: DataBench, path: str) -> None:
         arguments = _arguments(bench) | {"batch_size": 1}
-        self._request = InProcessStream(DataSettings(path=path), **arguments).request
+        self._request = InProcessStream(_settings(bench, path), **arguments).request
         self._cutter: Cutter | None = None
 
     def __len__(self) -> int:
