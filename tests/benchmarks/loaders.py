@@ -91,8 +91,9 @@ def _rows(arguments: argparse.Namespace, folder: Path, endpoint: str) -> Iterato
 def _ours(folder: Path, store: str, lasting: dict[str, float]) -> Iterator[dict[str, Any]]:
     path = "s3://bucket/packed" if store else str(folder / "packed")
     bench = DataBench(data=path, crop=CROP, batch_size=BATCH, cache_bytes=0, **lasting)
-    found = bench_data(bench, lambda _: None)
+    # Counted first, as loading tasks that read ahead end a while after the bench.
     more = {"bytes_per_pair": _bytes_per_pair(path, store)} if store else {}
+    found = bench_data(bench, lambda _: None)
     ours = {"version": qdmr_ray.__version__, "form": "raw"}
     for name, prefix in (("qdmr_ray", ""), ("torch, our shards", "torch_loader_")):
         names = ("pairs_per_second", "first_batch_seconds")
@@ -103,7 +104,7 @@ def _ours(folder: Path, store: str, lasting: dict[str, float]) -> Iterator[dict[
 
 
 def _bytes_per_pair(path: str, store: str) -> float:
-    """Counts what the crops of 64 batches are read with; loading reads ahead of the batches."""
+    """Returns what is read for the crops of 64 batches, by itself: a feed reads ahead of them."""
     samples: dict[str, Any] = {"batch_size": BATCH, "crop": CROP, "same_place": False, "seed": 0}
     settings = DataSettings(path=path, cache_bytes=0)
     stream = InProcessStream(

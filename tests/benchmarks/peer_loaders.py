@@ -38,7 +38,7 @@ FORMS = ("png", "raw")
 # Every photograph is listed so many times, under other names, so that an epoch is longer than a
 # measurement, and a cache holds a part of the dataset only.
 COPIES = 16
-# What the caches of a store's files hold of a dataset, and among how many pairs mosaicml-streaming
+# What a cache of a store's files may hold of a dataset, and among how many pairs mosaicml-streaming
 # shuffles. With its own default, all of the dataset, it would download a shard for every sample.
 CACHE_SHARE, SHUFFLED = 0.25, 64
 # Every peer's default, but webdataset's, which has none.
@@ -318,10 +318,11 @@ def _tars(place: Place) -> Iterable[Sample]:
     def cut(sample: dict[str, Any]) -> Sample:
         return _crop_of({field: sample[f"{field}.bin"] for field in FIELDS}, place.form)
 
-    # Crops are shuffled and not photographs, since they are smaller.
+    # Crops are shuffled and not photographs, since they are smaller. Until its buffer is full, it
+    # takes two samples for each that it gives; so it is small, and filled at once.
     urls = [f"{root}/{tar}" for tar in tars]
     crops = webdataset.WebDataset(urls, resampled=True, shardshuffle=False).map(cut)
-    batches = crops.shuffle(SHUFFLED, initial=BATCH).batched(BATCH, partial=False)
+    batches = crops.shuffle(2 * BATCH, initial=2 * BATCH).batched(BATCH, partial=False)
     return webdataset.WebLoader(batches, batch_size=None, **_loading())
 
 
