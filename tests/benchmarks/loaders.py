@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from file_store import file_store, sent
+from file_store import sent, serving
 from PIL import Image
 from skimage import data
 
@@ -59,15 +59,8 @@ def main() -> None:
         _make_photographs(folder / "png", arguments.pairs)
         images = {"source_images": "aberrated", "source_ground_truth": "clean"}
         pack(folder / "png", str(folder / "packed"), settings=PackSettings(**images))
-        with file_store(folder, LATENCY) as endpoint:
-            os.environ |= {
-                "AWS_ENDPOINT_URL": endpoint,
-                "AWS_ACCESS_KEY_ID": "x",
-                "AWS_SECRET_ACCESS_KEY": "x",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_REGION": "us-east-1",
-                "AWS_EC2_METADATA_DISABLED": "true",
-            }
+        with serving(folder, latency=LATENCY) as endpoint:
+            os.environ["AWS_ENDPOINT_URL"] = endpoint
             rows = list(_rows(arguments, folder, endpoint))
     table = "\n".join(_table(rows))
     print(table)
