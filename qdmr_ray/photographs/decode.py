@@ -196,18 +196,6 @@ def to_photograph(image: Tensor) -> np.ndarray:
     return pixels.permute(1, 2, 0).cpu().numpy().astype(np.uint8)
 
 
-def as_integers(image: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """Rounds values in [0, 1] to integers of a type, whose largest is 1; raises QdmrError where one
-    is NaN, which would become black."""
-    values = np.rint(image * np.iinfo(kind).max)
-    if np.isnan(values).any():
-        raise QdmrError(
-            "the network computed values that are not numbers: its weights are too large, or the "
-            "training that made them had diverged; take other weights"
-        )
-    return values.astype(kind)
-
-
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes uint8 (H, W, 3) or (H, W) as a PNG file, completely or not at all; raises QdmrError
     where the folder is missing or not writable, or the disk is full."""

@@ -21,11 +21,11 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import LoadedModel, load_model
 from qdmr_ray.nets import QDMR, RestorationNetwork
 from qdmr_ray.nets.registry import STREAMED, image_of
-from qdmr_ray.photographs.decode import IMAGE_SUFFIXES, as_integers
+from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
 from qdmr_ray.photographs.files import check_fits, read_photograph, write_photograph
 from qdmr_ray.restore.device import usable_device
 from qdmr_ray.restore.inputs import Failure, expand, failure_of
-from qdmr_ray.restore.streamed import DEFAULT_MEMORY, reflected, restore_pixels
+from qdmr_ray.restore.streamed import DEFAULT_MEMORY, as_integers, reflected, restore_pixels
 from qdmr_ray.restore.tiled import restore_tiled
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR
 from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.nets.swin import SwinBlock, SwinGroup, shift_mask
-from qdmr_ray.photographs.decode import as_integers
 from qdmr_ray.restore.feature_maps import Arena, FeatureMap, GroupStatistics, strips
 from qdmr_ray.restore.progress import Progress, Work, fusing_layers
 from qdmr_ray.restore.upsample_conv import Doubling
@@ -357,3 +357,15 @@ def reflected(length: int, wanted: int) -> np.ndarray:
     period = 2 * (length - 1)
     positions = np.arange(wanted) % period
     return np.minimum(positions, period - positions)
+
+
+def as_integers(image: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """Rounds values in [0, 1] to integers of a type, whose largest is 1; raises QdmrError where one
+    is NaN, which would become black."""
+    values = np.rint(image * np.iinfo(kind).max)
+    if np.isnan(values).any():
+        raise QdmrError(
+            "the network computed values that are not numbers: its weights are too large, or the "
+            "training that made them had diverged; take other weights"
+        )
+    return values.astype(kind)
