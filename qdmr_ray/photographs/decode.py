@@ -83,7 +83,7 @@ def read_checked(path: AnyPath, name: str) -> np.ndarray:
         with _large_ones_too(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.format == "PNG":
                 image.verify()
-    except Exception as error:  # As in ``decode_image``.
+    except Exception as error:  # Decoders raise many types for a broken file.
         raise unreadable(name, error) from error
     return decode_image(data, name)
 
@@ -153,7 +153,7 @@ def probe_image(path: AnyPath, name: str | None = None) -> tuple[int, int]:
                 image.verify()
     except QdmrError:
         raise
-    except Exception as error:  # As in ``decode_image``.
+    except Exception as error:  # Decoders raise many types for a broken file.
         raise unreadable(name or str(path), error) from error
     # Pillow reports a TIFF's size after its orientation is applied, that of other files as stored.
     turned = image.format != "TIFF" and orientation in _TRANSPOSED

@@ -48,7 +48,7 @@ class Consumers:
         self, feed: Feed, rank: int, shard: DataIterator, workers: int, seconds: float
     ) -> list[float]:
         times: list[float] = []
-        for block in shard.iter_batches(batch_size=None, batch_format="numpy"):  # type: ignore[arg-type]
+        for block in shard.iter_batches(batch_size=None, batch_format="numpy"):
             expected = feed.portions(workers)[rank].positions(len(times) + 1, len(times) + 2)
             assert block["positions"][0].tolist() == expected.tolist()
             times.append(time.time())
@@ -70,7 +70,7 @@ def measure(path: str, workers: int, seconds: float) -> None:
     began = time.time()
     here = ray.get_runtime_context().get_node_id()
     shards = feed.split(feed.rounds(0), workers, [here])
-    consumers = [Consumers.options(max_concurrency=2).remote() for _ in range(PROCESSES)]  # type: ignore[attr-defined]
+    consumers = [Consumers.options(max_concurrency=2).remote() for _ in range(PROCESSES)]
     results = ray.get(
         [
             consumer.run.remote(

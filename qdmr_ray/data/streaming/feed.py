@@ -104,7 +104,8 @@ class Feed:
             rounds,
             override_num_blocks=max(1, rounds.tasks),
             concurrency=1,
-            # Like the split's coordinator, it runs where it was started from, on the driver's node.
+            # This task runs on the driver's node, as the split's coordinator does: their loss would
+            # be the driver's.
             num_cpus=0,
             label_selector={_NODE_ID: ray.get_runtime_context().get_node_id()},
         )
@@ -139,7 +140,7 @@ class Feed:
             compute=ray.data.TaskPoolStrategy(settings.loader_workers * world_size),
             label_selector=where,
         )
-        # Without hints on locality, which would change the order.
+        # Hints on locality are not given, as they would change the order.
         split: list[DataIterator] = blocks.streaming_split(world_size, equal=False)
         return split
 

@@ -163,8 +163,8 @@ class FedStream(InProcessStream):
     """The batches of ``InProcessStream`` with the same other arguments, out of the blocks of a
     shard; those that come before its first block are cut here.
 
-    ``connect`` is called once, in a thread, with the crops that are wanted, and returns the shard;
-    ``reached`` with the iteration that the training has reached, about once a block.
+    ``connect`` is called once, in a thread, with the crops that are wanted, and returns the shard.
+    ``reached`` is called about once a block with the iteration that the training has reached.
     Receiving starts at once, while the networks are still being built. Iterating can be done once
     and closes the stream. Raises QdmrError where a block isn't the one that is due.
     """
@@ -218,7 +218,7 @@ class FedStream(InProcessStream):
                     f"{block['positions'][:3]}… to a worker whose next ones are at "
                     f"{self.portion.positions(at, at + 1)[:3]}…; please report this"
                 )
-            # Iterations that were cut here while the loading started come once more.
+            # A block of iterations that were cut here while the loading started is passed over.
             if end > at:
                 self._reached(at)
                 begin = (at - first) * self.portion.count
@@ -227,7 +227,7 @@ class FedStream(InProcessStream):
 
 
 class _Received:
-    """The blocks of a shard, received by a thread, one ahead of the one in use."""
+    """Receives the blocks of a shard in a thread, one ahead of the one in use."""
 
     def __init__(self, connect: "Callable[[], DataIterator]") -> None:
         self._queue: queue.Queue[dict[str, np.ndarray] | Exception | None] = queue.Queue(maxsize=1)
