@@ -43,6 +43,7 @@ _LATER_SETTINGS = (
     ("network", "fusion", True),
     ("network", "kind", DEFAULT_KIND),
     ("settings", "s2t", True),
+    ("settings", "code_guidance", 0.0),
 )
 # The key of the code's version in a saved config.yaml.
 VERSION_KEY = "code_version"

@@ -71,11 +71,11 @@ def test_an_experiment_is_its_file_over_the_papers_values(load: Loader) -> None:
         ("vqgan", {"iterations": 200_000, "batch_size": 8, "same_place_crops": True}),
         ("vqgan", {"gan_loss": "lsgan", "gan": 0.1, "semantic": 0.1, "codebook": 1.0}),
         ("base", {"iterations": 200_000, "batch_size": 4, "same_place_crops": False}),
-        ("base", {"gan_loss": "hinge", "gan": 0.01, "codebook": 1.0}),
+        ("base", {"gan_loss": "hinge", "gan": 0.01, "codebook": 1.0, "code_guidance": 0.0}),
         ("uda", {"iterations": 400_000, "batch_size": 4, "same_place_crops": False}),
         ("uda", {"gan_loss": "hinge", "gan": 0.01, "feature_gan": 0.01, "feature_label": 0.5}),
         ("uda", {"codebook": 1.0, "s2t_codebook": 1.0, "target_codebook": 0.1}),
-        ("uda", {"target_feature": 0.1}),
+        ("uda", {"target_feature": 0.1, "code_guidance": 0.0}),
         ("source_only", {"iterations": 200_000, "gan_loss": "hinge", "gan": 0.01}),
     ],
 )
@@ -345,6 +345,7 @@ DETERMINING = {
     ],
     "base": [
         "stages.base.l1=2",
+        "stages.base.code_guidance=1",
         "network.swin.blocks=2",
         "network.fusion=false",
         "stages.base.optimizer.gamma=0.1",
@@ -352,6 +353,7 @@ DETERMINING = {
     "uda": [
         "stages.uda.feature_label=0.4",
         "stages.uda.s2t=false",
+        "stages.uda.code_guidance=1",
         "stages.uda.target_codebook=0.2",
         "stages.uda.optimizer.milestones=[5]",
     ],

@@ -24,8 +24,9 @@ def one_set_at_a_time(stage: Stage, batch: int) -> None:
 
 
 def _each(forward: Callable[..., Any], batch: int) -> Callable[..., Any]:
-    def run(*images: Tensor) -> Any:
-        sets = zip(*(x.split(batch) for x in images), strict=True)
+    def run(*images: Tensor | None) -> Any:
+        # Stages without guidance give no codes.
+        sets = zip(*(x.split(batch) for x in images if x is not None), strict=True)
         return _joined([forward(*one) for one in sets])
 
     return run

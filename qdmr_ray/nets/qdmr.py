@@ -13,12 +13,14 @@ from qdmr_ray.nets.vqgan import VQGAN
 
 
 class Encoded(NamedTuple):
-    """Holds ``features`` (B, C, h, w) after the bottleneck and the codebook's ``indices`` (B, h, w)
-    and ``codebook_loss`` (B,), which are None for the source-only network."""
+    """Holds ``features`` (B, C, h, w) after the bottleneck, and the codebook's ``indices``
+    (B, h, w) and ``codebook_loss`` (B,), which are None for the source-only network. The
+    ``guidance_loss`` (B,) is None unless the codes to choose were given."""
 
     features: Tensor
     indices: Tensor | None
     codebook_loss: Tensor | None
+    guidance_loss: Tensor | None = None
 
 
 class QDMROutput(NamedTuple):
@@ -28,6 +30,7 @@ class QDMROutput(NamedTuple):
     features: Tensor
     indices: Tensor | None
     codebook_loss: Tensor | None
+    guidance_loss: Tensor | None = None
 
 
 class QDMR(RestorationNetwork):
@@ -70,23 +73,27 @@ class QDMR(RestorationNetwork):
             if hasattr(self, name):
                 getattr(self, name).load_state_dict(getattr(vqgan, name).state_dict())
 
-    def encode(self, x: Tensor) -> Encoded:
-        """Returns features after the bottleneck; images of several domains may share the batch."""
+    def encode(self, x: Tensor, wanted: Tensor | None = None) -> Encoded:
+        """Returns features after the bottleneck; images of several domains may share the batch.
+        ``wanted``, int64 (B, h, w), are the codes that a VQGAN with the same codebook chooses; how
+        far the features before the quantizer are from these is the ``guidance_loss``."""
         features = self.encoder(x)
         if not self.domain_mixing:
             return Encoded(self.bottleneck(features), None, None)
-        code, indices, loss = self.quantizer(self.before_quant(features))
+        z = self.before_quant(features)
+        code, indices, loss = self.quantizer(z)
+        guidance = None if wanted is None else self.quantizer.guidance(z, wanted)
         if self.settings.fusion:
             features = self.fusion(features, self.after_quant(code))
-        return Encoded(self.bottleneck(features), indices, loss)
+        return Encoded(self.bottleneck(features), indices, loss, guidance)
 
     def decode(self, features: Tensor, x: Tensor) -> Tensor:
         """Decodes ``features`` of the images ``x`` (B, 3, H, W) to restored images (B, 3, H, W)."""
         image: Tensor = self.decoder(features)
         return image + x if self.settings.global_residual else image
 
-    def forward(self, x: Tensor) -> QDMROutput:
-        encoded = self.encode(x)
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> QDMROutput:
+        encoded = self.encode(x, wanted)
         return QDMROutput(self.decode(encoded.features, x), *encoded)
 
 

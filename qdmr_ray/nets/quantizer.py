@@ -35,6 +35,18 @@ class VectorQuantizer(nn.Module):
         quantized = z + (codes - z).detach()
         return quantized, indices, codebook + self.commitment * commitment
 
+    def guidance(self, z: Tensor, wanted: Tensor) -> Tensor:
+        """Returns each image's distance (B,) of ``z`` (B, D, h, w) to the codes at ``wanted``
+        (B, h, w): ``beta mean((sg z* - z)^2) + mean((G(z) - G(sg z*))^2)`` with ``z*`` those codes
+        and the Gram matrix ``G(x) = x^T x / (h w)`` over an image's positions, (D, D) (Chen et al.,
+        FeMaSR, 2022, where ``z*`` are codes of the ground truth)."""
+        z, codes = at_least_float32(z), self.lookup(wanted).detach()
+        # Autocast would compute the Gram matrices in bfloat16.
+        with torch.autocast(z.device.type, enabled=False):
+            distance = (codes - z).square().flatten(1).mean(1)
+            texture = (_gram(z) - _gram(codes)).square().flatten(1).mean(1)
+        return self.commitment * distance + texture
+
     @torch.no_grad()
     def nearest(self, rows: Tensor) -> Tensor:
         """Returns the index (N,) of the code nearest to each row of (N, D).
@@ -53,3 +65,9 @@ class VectorQuantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Returns the codes (B, D, h, w) at ``indices`` (B, h, w)."""
         return nn.functional.embedding(indices, self.codes).movedim(-1, 1)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Returns the Gram matrices (B, D, D) of maps (B, D, h, w), as means over the positions."""
+    rows = x.flatten(2)
+    return rows @ rows.mT / rows.shape[2]

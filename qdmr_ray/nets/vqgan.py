@@ -45,6 +45,7 @@ class VQGAN(nn.Module):
         code, indices, loss = self.quantizer(self.before_quant(self.encoder(x)))
         return VQGANOutput(self.decoder(self.after_quant(code)), code, indices, loss)
 
+    @torch.no_grad()
     def encode_indices(self, x: Tensor) -> Tensor:
         """Returns the codes' indices, int64 (B, h, w), of images (B, 3, H, W) without decoding."""
         return self.quantizer(self.before_quant(self.encoder(x)))[1]

@@ -93,6 +93,20 @@ class RestorationSettings(StageSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodebookSettings(RestorationSettings):
+    """Settings of the stages that train the restoration network with the VQGAN's codebook."""
+
+    codebook: float = setting(1.0, "weight of the source images' codebook loss", minimum=0)
+    code_guidance: float = setting(
+        0.0,
+        "pull features also to the codes that the VQGAN chooses for the same image: a factor on "
+        "the weight of each input's codebook loss, which stays; the paper has none, and at 0 the "
+        "VQGAN's encoder doesn't run for it",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSettings(Settings):
     """Files with torchvision's ImageNet weights; torch's cache replaces a file not named."""
 

@@ -1,9 +1,11 @@
 """Supervised stage: any restoration network on source pairs, which shows the domain gap."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from qdmr_ray.nets.registry import RestorationNetwork, image_of, restoration_class
 from qdmr_ray.stages.components import Components
@@ -29,13 +31,19 @@ class SourceOnlyStage(Stage):
     unused_sizes: ClassVar[tuple[str, ...]] = ("codebook_size", "code_dim", "commitment", "fusion")
     network: RestorationNetwork
 
-    def __init__(self, settings: RestorationSettings, components: Components) -> None:
+    def __init__(
+        self,
+        settings: RestorationSettings,
+        components: Components,
+        auxiliary: Iterable[nn.Module] = (),
+    ) -> None:
         self.network = self.build_network(components)
         super().__init__(
             settings,
             generator={"network": self.network},
             discriminators=components.image_discriminator(settings),
             lpips=components.lpips(settings),
+            auxiliary=auxiliary,
         )
 
     @classmethod

@@ -12,7 +12,7 @@ from qdmr_ray.settings import setting
 from qdmr_ray.stages.codebook import codebook_usage
 from qdmr_ray.stages.components import Components
 from qdmr_ray.stages.objective import Batch, Losses, LossPass, by_name
-from qdmr_ray.stages.settings import RestorationSettings
+from qdmr_ray.stages.settings import CodebookSettings
 from qdmr_ray.stages.stage import NeededPass, Stage
 
 DOMAINS = ("source", "s2t", "target")
@@ -21,7 +21,7 @@ FEATURE_LOSS = "lsgan"
 
 
 @dataclass(frozen=True, kw_only=True)
-class UDASettings(RestorationSettings):
+class UDASettings(CodebookSettings):
     """QDMR-UDA trains on source pairs, their s2t look-alikes, and target images."""
 
     iterations: int = setting(
@@ -30,7 +30,6 @@ class UDASettings(RestorationSettings):
     s2t: bool = setting(
         True, "also train on source images made to look like the target; off, an ablation"
     )
-    codebook: float = setting(1.0, "weight of the source images' codebook loss", minimum=0)
     s2t_codebook: float = setting(
         1.0, "weight of the s2t images' codebook loss (the authors' code fixes it at 1)", minimum=0
     )
@@ -89,7 +88,10 @@ class UDAStage(Stage):
         if self.settings.s2t:
             inputs["s2t"] = self.to_target_style(batch["source"])
         inputs = {domain: inputs[domain] for domain in DOMAINS if domain in inputs}
-        encoded = self.network.encode(torch.cat(list(inputs.values())))
+        images, wanted = torch.cat(list(inputs.values())), None
+        if self.settings.code_guidance:
+            wanted = self.vqgan.encode_indices(images)
+        encoded = self.network.encode(images, wanted)
         assert encoded.indices is not None
         assert encoded.codebook_loss is not None
         features = by_name(inputs, encoded.features)
@@ -107,6 +109,12 @@ class UDAStage(Stage):
         }
         losses = by_name(inputs, encoded.codebook_loss)
         terms = {f"{name}/codebook": weights[name] * loss.mean() for name, loss in losses.items()}
+        if encoded.guidance_loss is not None:
+            guidance = by_name(inputs, encoded.guidance_loss)
+            terms |= {
+                f"{name}/code_guidance": self.settings.code_guidance * weights[name] * loss.mean()
+                for name, loss in guidance.items()
+            }
         terms |= self._alignment_terms(features)
         terms |= self.image_terms(outputs, dict.fromkeys(outputs, batch["ground_truth"]))
         terms |= self.gan_terms(outputs)

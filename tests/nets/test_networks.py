@@ -245,10 +245,13 @@ def test_an_image_does_not_feel_its_neighbours_in_the_batch(
     build: type[VQGAN] | type[QDMR], tiny_network: NetworkSettings
 ) -> None:
     network = build(tiny_network).double()
-    images = torch.rand(3, 3, 16, 8, dtype=torch.float64)
+    inputs = [torch.rand(3, 3, 16, 8, dtype=torch.float64)]
+    if build is QDMR:
+        # The codes that guide it.
+        inputs.append(torch.randint(tiny_network.codebook_size, (3, 8, 4)))
 
-    together = network(images)
-    alone = [network(image[None]) for image in images]
+    together = network(*inputs)
+    alone = [network(*(one[None] for one in sample)) for sample in zip(*inputs, strict=True)]
 
     for name, value in together._asdict().items():
         parts = torch.cat([getattr(out, name) for out in alone])

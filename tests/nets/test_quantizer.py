@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -97,6 +98,42 @@ def test_frozen_codes_take_no_gradient_and_their_input_still_does() -> None:
     assert vq.codes.grad is None
     assert z.grad is not None
     assert z.grad.abs().min() > 0
+
+
+def test_guidance_is_the_distance_to_the_wanted_codes_and_to_their_gram_matrix() -> None:
+    vq = quantizer(dim=6)
+    z = torch.randn(3, 6, 4, 5, dtype=torch.float64, requires_grad=True)
+    wanted = torch.randint(16, (3, 4, 5))
+
+    loss = vq.guidance(z, wanted)
+    loss.sum().backward()
+
+    assert vq.codes.grad is None
+    assert z.grad is not None
+    for image, indices, value, gradient in zip(
+        z.detach().numpy(), wanted.numpy(), loss.tolist(), z.grad.numpy(), strict=True
+    ):
+        rows = image.reshape(6, 20).T
+        codes = vq.codes.detach().numpy()[indices.ravel()]
+        apart = (rows.T @ rows - codes.T @ codes) / 20
+        assert value == pytest.approx(
+            BETA * np.mean((codes - rows) ** 2) + np.mean(apart**2), rel=1e-12
+        )
+        # d/dz of the first mean over 6 x 20 elements, and of the second over 6 x 6.
+        slope = BETA * 2 * (rows - codes) / (6 * 20) + 4 * rows @ apart / (20 * 6 * 6)
+        np.testing.assert_allclose(gradient.reshape(6, 20).T, slope, rtol=1e-10, atol=1e-14)
+
+
+def test_guidance_vanishes_on_the_wanted_codes_and_stays_in_float32_under_autocast() -> None:
+    vq, wanted = quantizer(dtype=torch.float32), torch.randint(16, (2, 3, 3))
+    assert vq.guidance(vq.lookup(wanted), wanted).tolist() == [0, 0]
+
+    z = torch.randn(2, 8, 3, 3)
+    expected = vq.guidance(z, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vq.guidance(z, wanted)
+
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 7, 50, 100])

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_stages import SETTINGS, batch_of, tiny_stage, trained_vqgan
+from tiny_stages import PLAIN_AND_GUIDED, SETTINGS, batch_of, tiny_stage, trained_vqgan
 from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
@@ -20,6 +20,7 @@ from qdmr_ray.stages import STAGES, BaseSettings, ComputeSettings, Stage, share_
 from qdmr_ray.stages.compute import prepare
 
 every_stage = pytest.mark.parametrize("name", STAGES)
+plain_and_guided = pytest.mark.parametrize(("name", "changes"), PLAIN_AND_GUIDED)
 
 
 def stage_of(
@@ -46,14 +47,16 @@ def weights(stage: Stage) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in stage.network.state_dict().items()}
 
 
-@every_stage
+@plain_and_guided
 @pytest.mark.parametrize(
     "compute", [ComputeSettings(recompute=True), ComputeSettings(channels_last=True)]
 )
-def test_layout_and_recomputation_keep_the_numbers(name: str, compute: ComputeSettings) -> None:
+def test_layout_and_recomputation_keep_the_numbers(
+    name: str, changes: dict[str, float], compute: ComputeSettings
+) -> None:
     plain, changed = (
-        stage_of(name, dtype=torch.float64),
-        stage_of(name, compute, dtype=torch.float64),
+        stage_of(name, dtype=torch.float64, **changes),
+        stage_of(name, compute, dtype=torch.float64, **changes),
     )
     for expected, found in zip(steps(plain), steps(changed), strict=True):
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -148,11 +151,13 @@ def test_code_distances_are_in_float32_under_autocast() -> None:
     assert (quantized.dtype, loss.dtype) == (torch.float32, torch.float32)
 
 
-@every_stage
-def test_an_accumulated_step_is_the_step_of_the_whole_batch(name: str) -> None:
+@plain_and_guided
+def test_an_accumulated_step_is_the_step_of_the_whole_batch(
+    name: str, changes: dict[str, float]
+) -> None:
     before = weights(stage_of(name, dtype=torch.float64))
-    whole = stage_of(name, dtype=torch.float64)
-    parts = stage_of(name, dtype=torch.float64, accumulate=2)
+    whole = stage_of(name, dtype=torch.float64, **changes)
+    parts = stage_of(name, dtype=torch.float64, accumulate=2, **changes)
     expected, found = steps(whole, 2), steps(parts, 2)
     for a, b in zip(expected, found, strict=True):
         terms = [key for key in a if not key.startswith("codebook/")]

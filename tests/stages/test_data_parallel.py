@@ -40,7 +40,9 @@ SETTINGS: dict[str, StageSettings] = {
     "vqgan": VQGANSettings(gan=1.0, semantic=1.0),
     "source_only": SourceOnlySettings(gan=1.0),
     "base": BaseSettings(gan=1.0),
-    "uda": UDASettings(gan=1.0, feature_gan=1.0, target_codebook=1.0, target_feature=1.0),
+    "uda": UDASettings(
+        gan=1.0, feature_gan=1.0, target_codebook=1.0, target_feature=1.0, code_guidance=1.0
+    ),
 }
 OPTIMIZER = OptimizerSettings()
 

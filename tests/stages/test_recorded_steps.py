@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_stages import CROP, SETTINGS, batch_of, tiny_stage
+from tiny_stages import CROP, PLAIN_AND_GUIDED, SETTINGS, batch_of, tiny_stage
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.stages import STAGES, ComputeSettings, OptimizerSettings, Stage
+from qdmr_ray.stages import ComputeSettings, OptimizerSettings, Stage
 from qdmr_ray.stages.adam import Adam
 from qdmr_ray.stages.graph import WARM_UP, RecordedSteps
 
@@ -48,9 +48,11 @@ def weights(stage: Stage) -> Tensor:
 
 @on_a_gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", STAGES)
-def test_a_recording_trains_alike(name: str, dtype: str) -> None:
-    plain, recorded = (stage_of(name, recorded=x, dtype=dtype, ema=0.9) for x in (False, True))
+@pytest.mark.parametrize(("name", "changes"), PLAIN_AND_GUIDED)
+def test_a_recording_trains_alike(name: str, changes: dict[str, float], dtype: str) -> None:
+    plain, recorded = (
+        stage_of(name, recorded=x, dtype=dtype, ema=0.9, **changes) for x in (False, True)
+    )
     plain.measures_gradients = True
     start = weights(plain)
     for expected, found in zip(trained(plain, STEPS), trained(recorded, STEPS), strict=True):

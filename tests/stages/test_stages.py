@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_stages import CROP, DISCRIMINATOR, SETTINGS, SMALL, batch_of, tiny_stage, trained_vqgan
+from tiny_stages import (
+    CROP,
+    DISCRIMINATOR,
+    PLAIN_AND_GUIDED,
+    SETTINGS,
+    SMALL,
+    batch_of,
+    tiny_stage,
+    trained_vqgan,
+)
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
@@ -109,6 +118,77 @@ def test_codebook_and_vqgan_stay_as_they_were_trained(name: str) -> None:
     if name == "uda":
         assert changed(snapshot(vqgan), stage.vqgan) == set()
         assert not any(p.requires_grad for p in stage.vqgan.parameters())
+
+
+GUIDED = {"base": {"source"}, "uda": {"source", "s2t", "target"}}
+guided = pytest.mark.parametrize("name", GUIDED)
+
+
+@guided
+def test_guidance_pulls_each_input_to_the_codes_that_the_vqgan_chooses_for_it(name: str) -> None:
+    """By the factor of the input's codebook loss, beside which it is a term of its own."""
+    factors: dict[str, Any] = {"codebook": 0.5}
+    if name == "uda":
+        factors |= {"s2t_codebook": 2.0, "target_codebook": 0.25}
+    off = replace(SETTINGS[name], **factors)
+    stage = tiny_stage(name, replace(off, code_guidance=3.0), dtype=torch.float64)
+    vqgan, network, batch = trained_vqgan().double(), stage.network, batch_of(name, 2)
+    batch = {domain: images.double() for domain, images in batch.items()}
+    with torch.no_grad():
+        inputs = batch | {"s2t": vqgan(batch["source"]).image}
+        expected = {}
+        for domain in GUIDED[name]:
+            codes = vqgan.quantizer(vqgan.before_quant(vqgan.encoder(inputs[domain])))[1]
+            z = network.before_quant(network.encoder(inputs[domain]))
+            factor = off.codebook if domain == "source" else factors[f"{domain}_codebook"]
+            loss = network.quantizer.guidance(z, codes).mean()
+            expected[f"{domain}/code_guidance"] = 3 * factor * loss
+
+    logged = stage.step(batch)
+    usual = tiny_stage(name, off, dtype=torch.float64).step(batch)
+
+    assert set(logged) - set(usual) == set(expected)
+    for term, value in expected.items():
+        assert value > 0
+        torch.testing.assert_close(logged[term], value, rtol=1e-10, atol=0)
+    # The other terms of the first step are the same; the discriminators see the same images.
+    assert {term: logged[term] for term in usual} == usual
+
+
+@guided
+def test_guidance_trains_the_encoder_and_not_the_vqgan(name: str) -> None:
+    settings = replace(SETTINGS[name], code_guidance=1.0)
+    stage, vqgan = tiny_stage(name, settings), trained_vqgan()
+    out = stage.generator(batch_of(name, 2))
+    torch.stack([out.terms[f"{domain}/code_guidance"] for domain in GUIDED[name]]).sum().backward()
+    reached = {k.split(".")[0] for k, p in stage.network.named_parameters() if p.grad is not None}
+    assert reached == {"encoder", "before_quant"}
+    assert all(p.grad is None for p in stage.auxiliary.parameters())
+
+    stage.step(batch_of(name, 2))
+
+    assert changed(snapshot(vqgan), stage.vqgan) == set()
+    assert changed(snapshot(vqgan.quantizer), stage.network.quantizer) == set()
+    # It is no part of a checkpoint.
+    saved, usual = (s.state_dict() for s in (stage, tiny_stage(name, SETTINGS[name])))
+    assert saved.keys() == usual.keys()
+    assert saved["generator"].keys() == usual["generator"].keys()
+
+
+def test_guided_features_come_to_the_wanted_codes() -> None:
+    name, batch = "base", batch_of("base", 2)
+
+    def agreement(weight: float) -> float:
+        rates = OptimizerSettings(generator_lr=1e-2)
+        settings = replace(SETTINGS[name], code_guidance=weight, optimizer=rates, gan=0.0)
+        stage, vqgan = tiny_stage(name, settings), trained_vqgan()
+        for _ in range(25):
+            stage.step(batch)
+        with torch.no_grad():
+            indices = stage.network.encode(batch["source"]).indices
+        return float((indices == vqgan.encode_indices(batch["source"])).float().mean())
+
+    assert agreement(4.0) > 0.5 > agreement(0.0)
 
 
 @stages
@@ -255,9 +335,9 @@ def test_discriminator_terms_always_weigh_one(
     torch.testing.assert_close(logged["image_discriminator/source"], 1 + fake)
 
 
-@stages
-def test_a_loaded_state_goes_on_bit_for_bit(name: str) -> None:
-    settings = replace(SETTINGS[name], optimizer=OptimizerSettings(milestones=(2,)))
+@pytest.mark.parametrize(("name", "changes"), PLAIN_AND_GUIDED)
+def test_a_loaded_state_goes_on_bit_for_bit(name: str, changes: dict[str, float]) -> None:
+    settings = replace(SETTINGS[name], optimizer=OptimizerSettings(milestones=(2,)), **changes)
     batches = [batch_of(name, 2, seed=i) for i in range(4)]
     undisturbed = tiny_stage(name, settings)
     for batch in batches[:2]:

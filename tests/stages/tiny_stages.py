@@ -29,6 +29,13 @@ SETTINGS: dict[str, StageSettings] = {
     "uda": UDASettings(),
 }
 
+# The stages at their defaults, and those that can be guided with that: name and changed settings.
+PLAIN_AND_GUIDED: list[tuple[str, dict[str, float]]] = [
+    *((name, {}) for name in SETTINGS),
+    ("base", {"code_guidance": 1.0}),
+    ("uda", {"code_guidance": 1.0}),
+]
+
 # One halving and windows of 4.
 SMALL = NetworkSettings(
     widths=(8, 16),
