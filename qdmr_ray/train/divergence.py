@@ -106,7 +106,8 @@ class Guard:
                     settings.codebook,
                     f"stage {self._stage}: {name} is {value:.3g} at iteration {iteration}, less "
                     f"than guard.codebook_perplexity={settings.codebook_perplexity:g}",
-                    "the codebook dies: lower the learning rate, or raise the codebook weights",
+                    "the codebook dies: set code_guidance (stages base and uda) or revive_after "
+                    "(vqgan), or lower the learning rate",
                 )
         return told
 

@@ -77,6 +77,7 @@ def test_a_dying_codebook_is_told_once_for_each_domain() -> None:
     figures = {"codebook/source/perplexity": 1.2, "codebook/target/perplexity": 5.0}
     (line,) = guard.check_means(figures, 10)
     assert "codebook/source/perplexity is 1.2 at iteration 10" in line
+    assert "set code_guidance (stages base and uda) or revive_after (vqgan)" in line
     assert guard.check_means(figures, 20) == []
     (other,) = guard.check_means(figures | {"codebook/target/perplexity": 1.0}, 30)
     assert "codebook/target/perplexity" in other
