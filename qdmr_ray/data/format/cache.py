@@ -2,9 +2,9 @@
 
 Crops are read from the store by range at first; meanwhile a thread copies whole shards to a folder
 on this node's disk, one process at a time for each, and from then on they are mapped from there.
-The first shards are copied, as many as ``cache_bytes`` allow. Every record is read once an epoch in
-random order, so no choice of what to keep could hit more often, and nothing is ever dropped only to
-be fetched again.
+The first shards are copied, as many as ``cache_bytes`` allow, or those that a placement gives to
+this node (``placement``). Every record is read once an epoch in random order, so no choice of what
+to keep could hit more often, and nothing is ever dropped only to be fetched again.
 
 Beside each copy lies its marker, a file that only this module makes: processes lock it, and it
 holds the checksum of what arrived. A file without a marker is somebody else's: it is neither used
@@ -45,9 +45,10 @@ def default_cache_folder() -> Path:
 
 
 class ShardCache:
-    """Copies in ``folder`` of the first ``limit`` bytes of ``files``, which lie in ``location``.
+    """Copies in ``folder`` of the first ``limit`` bytes of ``files``, which lie in ``location``, or
+    of those that are ``kept``.
 
-    Without ``fills`` it makes no copies and uses those of other processes. Several threads and
+    Without ``fills`` it makes no copies and uses all of other processes. Several threads and
     processes may use it at once. A marker holds the checksum of its copy, so datasets may share the
     folder, whatever their files are called.
     """
@@ -60,12 +61,16 @@ class ShardCache:
         limit: int,
         *,
         fills: bool = True,
+        kept: Sequence[FileEntry] | None = None,
     ) -> None:
         self._location, self._folder = location, folder
         self._limit, self._fills = limit, fills
-        ends = accumulate(file.bytes for file in files)
-        fitting = takewhile(lambda end: end <= limit, ends)
-        self._wanted = {file.file: file for file, _ in zip(files, fitting, strict=False)}
+        if kept is None:
+            ends = accumulate(file.bytes for file in files)
+            fitting = takewhile(lambda end: end <= limit, ends)
+            kept = [file for file, _ in zip(files, fitting, strict=False)]
+        self._files = {file.file: file for file in files}
+        self._wanted = {file.file: file for file in kept}
         self._asked: set[str] = set()
         # Names of copies in which wrong bytes were found, and of those that the thread was asked
         # for once more.
@@ -77,8 +82,9 @@ class ShardCache:
         self._thread: threading.Thread | None = None
 
     def path(self, name: str) -> Path | None:
-        """Returns the copy of a file; ``None`` while there is none, which the thread then makes."""
-        file = self._wanted.get(name)
+        """Returns the copy of a file; ``None`` while there is none, which the thread then makes if
+        it is to be kept."""
+        file = (self._wanted if self._fills else self._files).get(name)
         if file is None:
             return None
         if name not in self._doubted and self._is_marked(file):

@@ -114,6 +114,11 @@ class Manifest(Document):
         return _sha256([_DIGEST_FORMAT, self.lens, content])
 
     @property
+    def shards(self) -> tuple[ShardEntry, ...]:
+        """The shards of all sets, one set after the other."""
+        return tuple(shard for entry in self.sets.values() for shard in entry.shards)
+
+    @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every shard and index."""
         return tuple(file for entry in self.sets.values() for file in (*entry.shards, entry.index))

@@ -23,6 +23,7 @@ from qdmr_ray.data.format.cache import ShardCache, default_cache_folder
 from qdmr_ray.data.format.index import SetIndex, set_index
 from qdmr_ray.data.format.layout import BAND_ROWS, CHANNELS, Piece, pieces, runs
 from qdmr_ray.data.format.manifest import SetEntry, ShardEntry, read_manifest
+from qdmr_ray.data.format.placement import Placement
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import disk_error, open_location
 
@@ -52,9 +53,10 @@ class RecordReader:
 
     ``endpoint`` is the address of an S3-compatible store. ``cache_bytes`` bounds what this node
     keeps of a dataset in a store, in ``cache_folder``; 0 keeps nothing. Without ``fill_cache`` this
-    reader copies no shards but uses the copies of others. Every band of pixels is checked against
-    its checksum the first time that it is read. Several threads may use one reader. Raises
-    QdmrError where there is no dataset, or its manifest is damaged.
+    reader copies no shards but uses the copies of others. ``placement`` says what this node keeps
+    where several share the work; without it, the first shards that fit. Every band of pixels is
+    checked against its checksum the first time that it is read. Several threads may use one reader.
+    Raises QdmrError where there is no dataset, or its manifest is damaged.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class RecordReader:
         cache_bytes: int = 0,
         cache_folder: Path | None = None,
         fill_cache: bool = True,
+        placement: Placement | None = None,
     ) -> None:
         self._location = open_location(uri, endpoint=endpoint)
         # Whether reading may wait for a store.
@@ -79,10 +82,26 @@ class RecordReader:
         # Tells which bands have been checked, bool (bands of the set,) by set and kind of image.
         self._checked: dict[tuple[str, bool], np.ndarray] = {}
         self._cache: ShardCache | None = None
+        self._placement: Placement | None = None
+        # The numbers of each shard's keepers, by set, where there is a placement.
+        self._keepers: dict[str, np.ndarray] = {}
         if self.is_remote and cache_bytes:
-            shards = [s for entry in self.manifest.sets.values() for s in entry.shards]
-            folder = cache_folder or default_cache_folder()
-            self._cache = ShardCache(self._location, shards, folder, cache_bytes, fills=fill_cache)
+            shards = self.manifest.shards
+            kept = None
+            if placement is not None:
+                self._placement = placement
+                keepers = placement.keepers(shards, cache_bytes)
+                kept = [s for s, mine in zip(shards, placement.keeps(keepers), strict=True) if mine]
+                for name, entry in self.manifest.sets.items():
+                    self._keepers[name], keepers = np.split(keepers, [len(entry.shards)])
+            self._cache = ShardCache(
+                self._location,
+                shards,
+                cache_folder or default_cache_folder(),
+                cache_bytes,
+                fills=fill_cache,
+                kept=kept,
+            )
 
     def count(self, set_name: str) -> int:
         """Returns the number of records in a set."""
@@ -97,6 +116,13 @@ class RecordReader:
             for ground_truth, columns in ((False, table.image), (True, table.ground_truth)):
                 self._checked[set_name, ground_truth] = np.zeros(len(columns.bands), dtype=bool)
         return self._indexes[set_name]
+
+    def ask(self, set_name: str, records: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Returns the numbers of the nodes that are to be asked for ``records`` at the global
+        ``positions``, as ``Placement.ask`` does; there has to be a placement."""
+        assert self._placement is not None
+        shards = np.searchsorted(self._ends[set_name], records, side="right")
+        return self._placement.ask(self._keepers[set_name][shards], positions)
 
     def read(self, set_name: str, index: int) -> Record:
         """Reads a whole record, as writable copies; raises QdmrError where the set does not exist,
