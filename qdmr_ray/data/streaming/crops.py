@@ -15,8 +15,9 @@ import numpy as np
 
 from qdmr_ray.data.format.index import SetIndex
 from qdmr_ray.data.format.layout import CHANNELS
+from qdmr_ray.data.format.placement import Placement
 from qdmr_ray.data.format.reader import BrokenRecordError, RecordReader
-from qdmr_ray.data.streaming.plan import Crop, CropPlan, Crops
+from qdmr_ray.data.streaming.plan import Crop, CropPlan
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.settings import Settings, setting
 from qdmr_ray.storage.retry import check_endpoint
@@ -49,6 +50,12 @@ class DataSettings(Settings):
     )
     cache_folder: str | None = setting(
         None, "where those copies lie; ~/.cache/qdmr_ray/shards when not set"
+    )
+    cache_copies: int = setting(
+        2,
+        "nodes that keep a copy of each shard, as far as cache_bytes allow; another node has its "
+        "crops cut there. 1 reads the least from the store",
+        minimum=1,
     )
     requests: int = setting(
         16, "ranged requests at a time of each loading task to a store", minimum=1
@@ -90,11 +97,12 @@ class DataSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class CropRequest:
-    """What crops are cut from which dataset, whoever gets them: the key under which a process keeps
-    the opened dataset."""
+    """What crops are cut from which dataset, whose shards have ``bytes`` in all, whoever gets them:
+    the key under which a process keeps the opened dataset."""
 
     settings: DataSettings
     digest: str
+    bytes: int
     crop: int
     same_place: bool
     sets: tuple[str, ...]
@@ -126,15 +134,21 @@ class Cutter:
         its position in the field of view) and ``SET_skipped`` (broken records passed over).
         """
         columns = {"positions": positions}
-        for name, crops in self._plan.at(positions).items():
-            columns |= self._columns(name, positions, crops)
+        for name in self._request.sets:
+            columns |= self.cut_set(name, positions)
         return columns
 
-    def _columns(self, name: str, positions: np.ndarray, crops: Crops) -> dict[str, np.ndarray]:
+    def ask(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns by set which node is to be asked for each sample (``RecordReader.ask``)."""
+        planned = self._plan.at(positions)
+        return {n: self._reader.ask(n, crops.index, positions) for n, crops in planned.items()}
+
+    def cut_set(self, name: str, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the columns of one set, as ``cut`` does."""
         count, size = len(positions), self._request.crop
         fields = [field for field in self._request.fields if FIELDS[field][0] == name]
         images = {f: np.empty((count, CHANNELS, size, size), dtype=np.uint8) for f in fields}
-        planned = crops.rows()
+        planned = self._plan.of_set(name, positions).rows()
         index = np.empty(count, dtype=np.int64)
         place = np.empty((count, 2), dtype=np.float32)
         skipped = np.zeros(count, dtype=np.int64)
@@ -188,26 +202,37 @@ class Cutter:
 
 
 @lru_cache(maxsize=16)
-def cutter_of_process(request: CropRequest) -> Cutter:
+def cutter_of_process(request: CropRequest, placement: Placement | None = None) -> Cutter:
     """Returns this process's cutter: Ray reuses processes, so shards stay mapped between tasks. All
     cutters of a process read a dataset through one reader."""
-    return Cutter(request, _reader_of_process(request.settings.opened, request.digest))
+    reader = _reader_of_process(request.settings.opened, request.digest, placement)
+    return Cutter(request, reader)
 
 
 @lru_cache(maxsize=4)
-def _reader_of_process(settings: DataSettings, digest: str) -> RecordReader:
-    return opened_dataset(settings, digest)
+def _reader_of_process(
+    settings: DataSettings, digest: str, placement: Placement | None
+) -> RecordReader:
+    return opened_dataset(settings, digest, placement=placement)
 
 
-def opened_dataset(settings: DataSettings, digest: str, *, fill_cache: bool = True) -> RecordReader:
+def opened_dataset(
+    settings: DataSettings,
+    digest: str,
+    *,
+    fill_cache: bool = True,
+    placement: Placement | None = None,
+) -> RecordReader:
     """Opens the dataset; raises QdmrError where its manifest isn't the one of ``digest`` any more.
-    Without ``fill_cache``, no shard is copied to this node."""
+    Without ``fill_cache``, no shard is copied to this node; with a ``placement``, those that it
+    gives to this node."""
     reader = RecordReader(
         settings.path,
         endpoint=settings.s3_endpoint,
         cache_bytes=settings.cache_bytes,
         cache_folder=Path(settings.cache_folder) if settings.cache_folder else None,
         fill_cache=fill_cache,
+        placement=placement,
     )
     if reader.manifest.digest != digest:
         raise QdmrError(f"{settings.path}: was packed again while it was being read; start again")

@@ -31,6 +31,7 @@ from ray.data.block import BlockMetadata
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qdmr_ray.data.streaming.crops import CropRequest, cutter_of_process
+from qdmr_ray.data.streaming.keepers import Keepers, keepers_of_cluster
 from qdmr_ray.data.streaming.plan import Portion
 from qdmr_ray.data.streaming.stream import ERROR, BlockSize
 from qdmr_ray.errors import QdmrError
@@ -134,7 +135,12 @@ class Feed:
             num_cpus=0,
             compute=ray.data.TaskPoolStrategy(1),
         ).map_batches(
-            partial(_cut_block, request=self.request, portions=portions),
+            partial(
+                _cut_block,
+                request=self.request,
+                portions=portions,
+                keepers=keepers_of_cluster(self.request),
+            ),
             batch_size=None,
             num_cpus=settings.loader_cpus,
             compute=ray.data.TaskPoolStrategy(settings.loader_workers * world_size),
@@ -204,13 +210,21 @@ def _share_out(round_: dict[str, np.ndarray], *, world_size: int) -> Iterator[An
 
 
 def _cut_block(
-    row: dict[str, np.ndarray], *, request: CropRequest, portions: Sequence[Portion]
+    row: dict[str, np.ndarray],
+    *,
+    request: CropRequest,
+    portions: Sequence[Portion],
+    keepers: Keepers | None,
 ) -> dict[str, np.ndarray]:
     """Runs in a loading task: cuts the samples of one worker for the iterations of a round. The
     result is a single row, whose columns hold what ``Cutter.cut`` returns."""
     first, end, rank = (int(row[name][0]) for name in ("first", "end", "rank"))
     try:
-        columns = cutter_of_process(request).cut(portions[rank].positions(first, end))
+        positions = portions[rank].positions(first, end)
+        if keepers is None:
+            columns = cutter_of_process(request).cut(positions)
+        else:
+            columns = keepers.cut(request, positions)
     except QdmrError as error:
         # The error travels as a block, since an exception would arrive through three of Ray's own.
         return {ERROR: np.array([str(error)])}

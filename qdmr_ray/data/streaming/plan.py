@@ -122,14 +122,15 @@ class CropPlan:
 
     def at(self, positions: np.ndarray) -> dict[str, Crops]:
         """Returns the samples at global ``positions``, int64 (n,) and not negative, by set name."""
+        return {name: self.of_set(name, positions) for name in self._sizes}
+
+    def of_set(self, name: str, positions: np.ndarray) -> Crops:
+        """Returns the samples of one set."""
         positions = np.asarray(positions)
         if positions.size and positions.min() < 0:
             raise ValueError("positions must not be negative")
         positions = positions.astype(np.uint64)
-        return {
-            name: self._crops(name, positions, self._indices(name, positions))
-            for name in self._sizes
-        }
+        return self._crops(name, positions, self._indices(name, positions))
 
     def instead(self, name: str, position: int, index: int) -> Crop:
         """Returns the sample at ``position`` with record ``index`` in the place of the planned one:

@@ -119,11 +119,13 @@ class InProcessStream:
         if not 0 <= first <= total - batch_size or batch_size < 1 or crop < 1:
             raise ValueError(f"{batch_size} samples from {first} on of {total}, crop {crop}")
         location = open_location(settings.path, endpoint=settings.s3_endpoint)
+        manifest = read_manifest(location)
         self._start, self._end = start_iteration, end_iteration
         self.portion = Portion(first, batch_size, total)
         self.request = CropRequest(
             settings=replace(settings, path=location.uri),
-            digest=read_manifest(location).digest,
+            digest=manifest.digest,
+            bytes=sum(shard.bytes for shard in manifest.shards),
             crop=crop,
             same_place=same_place,
             sets=sets,
