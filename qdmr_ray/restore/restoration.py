@@ -19,13 +19,20 @@ from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import LoadedModel, load_model
-from qdmr_ray.nets import QDMR, RestorationNetwork
+from qdmr_ray.nets import QDMR, VQGAN, RestorationNetwork
 from qdmr_ray.nets.registry import STREAMED, image_of
 from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
 from qdmr_ray.photographs.files import check_fits, read_photograph, write_photograph
 from qdmr_ray.restore.device import usable_device
 from qdmr_ray.restore.inputs import Failure, expand, failure_of
-from qdmr_ray.restore.streamed import DEFAULT_MEMORY, as_integers, reflected, restore_pixels
+from qdmr_ray.restore.streamed import (
+    DEFAULT_MEMORY,
+    Codes,
+    as_integers,
+    reflected,
+    restore_pixels,
+    without_padding,
+)
 from qdmr_ray.restore.tiled import restore_tiled
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location
@@ -73,19 +80,24 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
     return padded, (height, width)
 
 
-def restore_tensor(network: nn.Module, x: Tensor) -> Tensor:
+def restore_tensor(network: nn.Module, x: Tensor, codes: Codes | None = None) -> Tensor:
     """Returns the corrected images ``(B, 3, H, W)``, clamped to [0, 1], of any height and width.
     ``network`` is a ``RestorationNetwork`` or a VQGAN; ``x`` is RGB in [0, 1] of the network's type
-    and on its device."""
+    and on its device. ``codes`` receives those that a VQGAN chooses, for one image after the
+    other."""
     padded, (height, width) = pad_to_multiple(x, network.multiple)  # type: ignore[arg-type]
     was_training = network.training
     network.eval()
     try:
         # "float32" must mean float32: cuDNN's own default is TensorFloat-32, of 10 bits.
         with torch.inference_mode(), tensor_float_32(ComputeSettings(), x.device):
-            image = image_of(network(padded))
+            output = network(padded)
     finally:
         network.train(was_training)
+    if codes is not None and isinstance(network, VQGAN):
+        for indices in output.indices.cpu():
+            codes(without_padding(indices, (height, width), network.multiple))
+    image = image_of(output)
     return image[..., :height, :width].clamp(0.0, 1.0)
 
 
@@ -112,6 +124,7 @@ def restore(
     checkpoint: Checkpoint,
     settings: RestoreSettings | None = None,
     progress: Callable[[float], None] | None = None,
+    codes: Codes | None = None,
 ) -> np.ndarray:
     """Corrects one photograph, uint8 or uint16 ``(H, W, 3)`` RGB; the result has the same type.
 
@@ -119,8 +132,9 @@ def restore(
     ``qdmr_ray.models.files.load_model`` returned, whose network runs on the device where it is.
     QDMR's result is that of the network on the whole image, however large, in bounded memory (see
     ``streamed``); other networks correct overlapping tiles (see ``tiled``). A VQGAN returns the
-    image in the style of the target domain. ``progress`` receives the share that is done. Raises
-    QdmrError where the image has another type or shape, or the checkpoint is unusable.
+    image in the style of the target domain. ``progress`` receives the share that is done, ``codes``
+    the codes that the photograph chose, once, from a VQGAN or from a codebook that QDMR fuses.
+    Raises QdmrError where the image has another type or shape, or the checkpoint is unusable.
     """
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
         raise QdmrError(
@@ -143,6 +157,7 @@ def restore(
                 scratch=settings.scratch,
                 bfloat16=settings.dtype == BFLOAT16,
                 progress=progress,
+                codes=codes,
             )
         finally:
             network.train(was_training)
@@ -161,7 +176,7 @@ def restore(
                 progress=progress,
             )
     else:
-        corrected = restore_tensor(network, x)
+        corrected = restore_tensor(network, x, codes)
     restored = corrected[0].permute(1, 2, 0).float().cpu().numpy()
     return as_integers(restored, image.dtype)
 

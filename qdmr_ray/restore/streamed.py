@@ -12,7 +12,7 @@ that exceed the memory granted lie in scratch files (see ``feature_maps``). All 
 strip needs, which grows with a photograph's width only where a few rows exceed ``STRIP_BYTES``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,10 @@ DEFAULT_MEMORY = 2 * 2**30
 # The rows beyond a strip that one 3 x 3 convolution reaches; two in turn reach twice as many.
 REACH = 1
 
+# Receives the code that a network chose at each position of a photograph, int64 (h, w), without the
+# positions that only its padding has.
+Codes = Callable[[np.ndarray], None]
+
 
 def restore_pixels(
     network: QDMR,
@@ -44,6 +48,7 @@ def restore_pixels(
     bfloat16: bool = False,
     scratch: Path | None = None,
     progress: Progress | None = None,
+    codes: Codes | None = None,
 ) -> np.ndarray:
     """Returns the corrected photograph, like ``image`` uint8 or uint16 (H, W, 3).
 
@@ -51,6 +56,7 @@ def restore_pixels(
     bytes; larger ones lie in files in ``scratch`` (by default the system's temporary folder). A
     strip takes further memory, the same however high the photograph. ``bfloat16`` computes in
     autocast and halves the maps. ``progress`` receives the share that is done, strip by strip.
+    ``codes`` is called once, with the chosen codes, where the network fuses a codebook's.
     """
     weight = next(network.parameters())
     device, stored = weight.device, torch.bfloat16 if bfloat16 else weight.dtype
@@ -58,16 +64,22 @@ def restore_pixels(
     exact = tensor_float_32(ComputeSettings(), device)
     fast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
     with torch.inference_mode(), exact, fast:
-        return _Pass(network, image, Arena(memory, device, stored, scratch), progress).run()
+        arena = Arena(memory, device, stored, scratch)
+        return _Pass(network, image, arena, progress, codes).run()
 
 
 class _Pass:
     """The computation of one photograph."""
 
     def __init__(
-        self, network: QDMR, image: np.ndarray, arena: Arena, progress: Progress | None
+        self,
+        network: QDMR,
+        image: np.ndarray,
+        arena: Arena,
+        progress: Progress | None,
+        codes: Codes | None,
     ) -> None:
-        self.network, self.image, self.arena = network, image, arena
+        self.network, self.image, self.arena, self.codes = network, image, arena, codes
         self.full_scale = float(np.iinfo(image.dtype).max)
         weight = next(network.parameters())
         self.device, self.type = weight.device, weight.dtype
@@ -189,6 +201,7 @@ class _Pass:
         """Finds each position's code and fuses it with the features."""
         network = self.network
         out = self.arena.new(features.channels, features.height, features.width)
+        chosen = []
         for first, last in features.strips():
             begin, end = max(0, first - REACH), min(features.height, last + REACH)
             x = features.rows(begin, end)
@@ -196,10 +209,15 @@ class _Pass:
             indices = network.quantizer.nearest(z.flatten(0, -2).float()).view(z.shape[:-1])
             q = network.after_quant(network.quantizer.lookup(indices))
             inside = slice(first - begin, last - begin)
+            if self.codes is not None:
+                chosen.append(indices[0, inside].cpu())
             out.put(first, network.fusion(x[:, :, inside], q[:, :, inside]))
             for layer in fusing_layers(network):
                 self.work.did(layer, (last - first) * out.width)
         self.arena.drop(features)
+        if self.codes is not None:
+            size, downsampling = self.image.shape[:2], network.settings.downsampling
+            self.codes(without_padding(torch.cat(chosen), size, downsampling))
         return out
 
     def _swin_group(self, group: SwinGroup, features: FeatureMap) -> FeatureMap:
@@ -348,6 +366,13 @@ def _doubled(double: Doubling, below: FeatureMap, first: int, last: int) -> Tens
 def _activated(x: Tensor, affine: tuple[Tensor, Tensor]) -> Tensor:
     scale, shift = affine
     return nn.functional.silu(torch.addcmul(shift.to(x.dtype), x, scale.to(x.dtype)), inplace=True)
+
+
+def without_padding(indices: Tensor, size: Sequence[int], downsampling: int) -> np.ndarray:
+    """Returns the part of a map of codes (h, w) whose positions lie in an image of ``size``, its
+    height and width."""
+    height, width = (-(-length // downsampling) for length in size)
+    return indices[:height, :width].numpy()
 
 
 def reflected(length: int, wanted: int) -> np.ndarray:
