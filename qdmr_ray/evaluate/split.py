@@ -108,11 +108,6 @@ def seen_photographs(
 def _alike(photographs: SetIndex, chosen: SetIndex, positions: Sequence[int]) -> list[int]:
     """Returns the positions, ascending, of ``photographs`` with the size and pixels of one of the
     ``chosen`` at ``positions``, whatever their names and ground truths."""
-    seen = {_pixels(chosen, position) for position in positions}
-    return [i for i in range(len(photographs)) if _pixels(photographs, i) in seen]
-
-
-def _pixels(table: SetIndex, position: int) -> tuple[int, ...]:
     # The record's sha256 covers the ground truth, too, which a copy may have been packed without.
-    bands = table.image.first_bands[position : position + 2]
-    return (*table.size(position), *table.image.bands[slice(*bands)].tolist())
+    seen = {chosen.pixels(position) for position in positions}
+    return [i for i in range(len(photographs)) if photographs.pixels(i) in seen]

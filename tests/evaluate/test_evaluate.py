@@ -36,7 +36,7 @@ from qdmr_ray.evaluate.journal import ResultsFile
 from qdmr_ray.evaluate.metrics.lpips import LPIPS
 from qdmr_ray.evaluate.metrics.pristine import GAUSSIAN_WINDOW, PristineModel, save_pristine
 from qdmr_ray.evaluate.metrics.psnr import psnr
-from qdmr_ray.evaluate.pool import Spread, spread_over
+from qdmr_ray.evaluate.pool import spread_over
 from qdmr_ray.evaluate.results import Evaluation, ImageValues, Judged
 from qdmr_ray.evaluate.statistics import summarize
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
@@ -287,25 +287,6 @@ def test_a_damaged_model_is_one_line(
 # -- in this process -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Evaluates without Ray; gives the indexes that were judged, as they come."""
-    judged: list[int] = []
-
-    def judge(
-        task: EvaluationTask, rows: list[dict[str, Any]], spread: Spread
-    ) -> Iterator[dict[str, Any]]:
-        worker = Restorer(task)
-        for row in rows:
-            judged.append(row["index"])
-            yield worker(row)
-
-    monkeypatch.setattr(evaluate_module, "_judged", judge)
-    monkeypatch.setattr(evaluate_module, "ensure_ray", lambda _: None)
-    monkeypatch.setattr(evaluate_module.ray, "nodes", list)
-    return judged
-
-
 def test_workers_are_ended_when_an_error_leaves_the_evaluation(
     small: Bench, tmp_path: Path, in_process: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -468,7 +449,7 @@ def test_a_failing_restoration_is_reported(
     real = restorer_module.restore
     calls: list[int] = []
 
-    def restore(image: np.ndarray, model: Any) -> np.ndarray:
+    def restore(image: np.ndarray, model: Any, **_: Any) -> np.ndarray:
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError("CUDA out of\nmemory")

@@ -108,6 +108,13 @@ class SetIndex:
         """Returns the path of a record's photograph below the packed folder, for messages."""
         return self._columns["origin"][position].as_py()
 
+    def pixels(self, position: int, *, ground_truth: bool = False) -> tuple[int, ...]:
+        """Returns size and checksums of a record's photograph, or of its ground truth: the same for
+        the same pixels, wherever two sets lie in strips of the same width."""
+        image = self.ground_truth if ground_truth else self.image
+        bands = image.first_bands[position : position + 2]
+        return (*self.size(position), *image.bands[slice(*bands)].tolist())
+
     def _image_columns(self, kind: str) -> ImageColumns:
         bands = self._columns[f"{kind}_bands"]
         return ImageColumns(

@@ -29,6 +29,20 @@ GROUP_LABELS = {
 }
 
 
+def perplexity(frequencies: np.ndarray) -> float:
+    """Returns ``exp(entropy)`` of the codes' frequencies (K,): 1 for one code, K where all are used
+    alike (van den Oord et al., 2017)."""
+    chosen = frequencies[frequencies > 0]
+    return float(np.exp(-(chosen * np.log(chosen)).sum()))
+
+
+def divergence_bits(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the Jensen-Shannon divergence in bits of two lists of frequencies (K,): 0 where they
+    are alike, 1 where no code is shared (Lin, 1991)."""
+    middle = (first + second) / 2
+    return (_relative_entropy(first, middle) + _relative_entropy(second, middle)) / 2
+
+
 class SetUsage(Part):
     """The choices of one set: ``counts[k]`` is how often code k was chosen, over ``crops`` squares
     cut from ``photographs`` photographs."""
@@ -59,10 +73,8 @@ class SetUsage(Part):
 
     @property
     def perplexity(self) -> float:
-        """``exp(entropy)`` of the frequencies: 1 for one code, K where all are used alike (van den
-        Oord et al., 2017)."""
-        frequencies = self.frequencies[self.frequencies > 0]
-        return float(np.exp(-(frequencies * np.log(frequencies)).sum()))
+        """The perplexity of the frequencies."""
+        return perplexity(self.frequencies)
 
 
 class CodebookUsage(Document):
@@ -94,11 +106,8 @@ class CodebookUsage(Document):
 
     @property
     def divergence(self) -> float:
-        """Jensen-Shannon divergence in bits: 0 where both choose alike, 1 where no code is shared
-        (Lin, 1991)."""
-        source, target = self.source.frequencies, self.target.frequencies
-        middle = (source + target) / 2
-        return (_relative_entropy(source, middle) + _relative_entropy(target, middle)) / 2
+        """The Jensen-Shannon divergence of the two uses in bits."""
+        return divergence_bits(self.source.frequencies, self.target.frequencies)
 
     @property
     def target_on_source_codes(self) -> float:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from qdmr_ray.errors import QdmrError
+from qdmr_ray.errors import QdmrError, reason
 
 if TYPE_CHECKING:
     from qdmr_ray.config import Experiment
@@ -116,6 +116,29 @@ class PairMetric(Metric):
     def open(self, device: str) -> Measure:
         """Measures on the CPU, whatever the ``device``."""
         return partial(self.compute, border=self.border, luma=self.luma)
+
+
+def measured(
+    metrics: Sequence[tuple[MetricInfo, Measure]],
+    images: Mapping[str, np.ndarray],
+    truth: np.ndarray | None,
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """Returns the values of ``images`` by image and metric, and the reasons of metrics that are not
+    defined for one of them: means must be over the same images, so that such a metric is left out
+    for all. Without ``truth``, metrics that compare with it are left out silently."""
+    values: dict[str, dict[str, float]] = {name: {} for name in images}
+    left_out: dict[str, str] = {}
+    for metric, measure in metrics:
+        if truth is None and metric.needs_truth:
+            continue
+        try:
+            found = {name: measure(image, truth) for name, image in images.items()}
+        except QdmrError as error:
+            left_out[metric.name] = reason(error)
+            continue
+        for name, value in found.items():
+            values[name][metric.name] = value
+    return values, left_out
 
 
 def file_digest(path: Path) -> str:
