@@ -189,7 +189,9 @@ def compare(
 
     Args:
         runs: run folders, folders that an evaluation was written to, or ``evaluation.json`` files.
-        metrics: such as ``"psnr"``; all that every evaluation has by default.
+        metrics: such as ``"psnr"``; all that every evaluation has by default. Of evaluations of
+            both lenses also ``"psnr_source"``, ``"psnr_centre"``, ``"psnr_middle"`` and
+            ``"psnr_corner"``.
         reference: the row that others are tested against: ``"input"``, or ``"RUN/STAGE"``.
 
     Raises QdmrError where an evaluation is missing, or they are of different test sets or settings;

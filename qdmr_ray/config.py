@@ -177,6 +177,11 @@ class EvaluationSettings(Settings):
     validation_names: tuple[str, ...] = setting(
         (), "these instead of a share: names of test photographs, or patterns such as scene3_*"
     )
+    source_lens: str | None = setting(
+        None,
+        "also the gap between the lenses: packed dataset whose test set holds the same photographs "
+        "through the source lens, with the same names and ground truths",
+    )
     sheets: bool = setting(True, "a comparison.png beside each image's pictures")
     workers: int | None = setting(
         None,

@@ -30,7 +30,8 @@ def evaluate(
 ) -> None:
     """Measure and restore a test set, spread over the cluster; run again, it continues.
 
-    --set evaluation.niqe=FILE, evaluation.workers=4 and so on replace the run's settings.
+    --set evaluation.niqe=FILE, evaluation.workers=4 and so on replace the run's settings;
+    evaluation.source_lens=URI, the same photographs through the source lens, shows the gap.
     """
     with quick_imports():
         import qdmr_ray.evaluate.evaluate  # noqa: F401
@@ -84,7 +85,11 @@ def compare(
         "input", "Row that the others are tested against: RUN/STAGE.", metavar="NAME"
     ),
 ) -> None:
-    """Tabulate evaluations of one test set: means, 95 % intervals and paired significance."""
+    """Tabulate evaluations of one test set: means, 95 % intervals and paired significance.
+
+    Evaluations of both lenses (evaluation.source_lens) also have the metrics psnr_source,
+    psnr_centre, psnr_middle and psnr_corner.
+    """
     from qdmr_ray.api import compare as tabulate
     from qdmr_ray.evaluate.compare_text import comparison_text
 

@@ -164,6 +164,7 @@ def _line_when_done(step: str, done: int, total: int) -> None:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Prints a row of means for the input and each stage, then notes that a reader must know."""
+    from qdmr_ray.evaluate.gap.sentences import gap_sentences
     from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
 
     primary = metric_info(PRIMARY)
@@ -177,7 +178,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         table.add_row(name, *cells, gain if name in evaluation.stages else "")
     print_table(table)
     say(f"means over {evaluation.images} test images")
-    for note in evaluation_notes(evaluation):
+    for note in [*evaluation_notes(evaluation), *gap_sentences(evaluation)]:
         say(note)
     for failure in evaluation.failed:
         tell(f"qdmr: {failure.name}: {failure.reason}")

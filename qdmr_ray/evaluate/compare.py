@@ -97,13 +97,17 @@ def compare(
 ) -> Comparison:
     """Makes the table of ``evaluations``: a row for the input, then one for every stage of each.
 
-    Without ``metrics`` it shows those that every row has. Significance is Wilcoxon's signed-rank
-    test of each row against ``reference`` (a row's name) on the same images, with Holm's correction
-    over the rows of a metric. Raises QdmrError where the test sets or settings differ, or no image
-    is in all evaluations; SettingsError for an unknown metric or reference.
+    Without ``metrics`` it shows those that every row has. Where the evaluations know both lenses,
+    ``metrics`` may also name ``psnr_source`` (on the source lens; likewise ``ssim_source``) and
+    ``psnr_centre``, ``psnr_middle``, ``psnr_corner`` (by zone of the field). Significance is
+    Wilcoxon's signed-rank test of each row against ``reference`` (a row's name) on the same images,
+    with Holm's correction over the rows of a metric. Raises QdmrError where the test sets or
+    settings differ, or no image is in all evaluations; SettingsError for an unknown metric or
+    reference.
     """
     if not evaluations:
         raise SettingsError("name at least one run or evaluation")
+    evaluations = [_with_both_lenses(evaluation, metrics) for evaluation in evaluations]
     records = {e.source: e.evaluation for e in evaluations}
     for what, field in (("test set", "test_set"), ("border", "border"), ("luma", "luma")):
         _check_equal(what, {file: getattr(e.provenance, field) for file, e in records.items()})
@@ -136,6 +140,20 @@ def compare(
         images=len(names),
         notes=_notes(evaluations, names, kept, reference, len(values) - 1),
     )
+
+
+def _with_both_lenses(evaluation: StoredEvaluation, metrics: Sequence[str]) -> StoredEvaluation:
+    """Adds those of the ``metrics`` that only an evaluation of both lenses has."""
+    gap = evaluation.evaluation.gap
+    if gap is None:
+        return evaluation
+    images = {image: dict(by_name) for image, by_name in evaluation.images.items()}
+    for row in gap.per_image:
+        for name, values in row.metrics.items():
+            wanted = {m: v for m, v in values.items() if m in metrics and v is not None}
+            if name in images.get(row.name, {}):
+                images[row.name][name] = {**images[row.name][name], **wanted}
+    return replace(evaluation, images=images)
 
 
 def _cells(columns: Mapping[str, list[float]], reference: str, metric: str) -> dict[str, Cell]:

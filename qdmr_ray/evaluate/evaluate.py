@@ -28,6 +28,8 @@ from qdmr_ray.config import (
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.codebook.compute import renew_view
+from qdmr_ray.evaluate.gap.pairs import find_source_lens
+from qdmr_ray.evaluate.gap.summary import summarize_gap
 from qdmr_ray.evaluate.journal import RESULTS_FILE, ResultsFile
 from qdmr_ray.evaluate.metrics.metric import Metric
 from qdmr_ray.evaluate.metrics.registry import metrics_for
@@ -113,7 +115,11 @@ def evaluate_run(
     place = open_location(out, endpoint=endpoint) if out else run
     pictures = place.join(EVALUATION_FOLDER)
     test_set = reader.manifest.set(TEST_SET)
-    provenance = _provenance(test_set.content, descriptions, settings, metrics, seen)
+    source_lens = None
+    if settings.source_lens is not None:
+        source_lens = find_source_lens(settings.source_lens, run, models, reader, judged, endpoint)
+    also = source_lens.digests if source_lens else {}
+    provenance = _provenance(test_set.content, descriptions, settings, metrics, seen, also)
     task = EvaluationTask(
         data=packed.uri,
         endpoint=endpoint,
@@ -121,10 +127,12 @@ def evaluate_run(
         out=pictures.uri,
         settings=settings,
         metrics=tuple(metrics),
+        source_lens=source_lens,
     )
     modules = [m for d in descriptions.values() if (m := module_of(d["architecture"]))]
     truth, sheet = [GROUND_TRUTH] * test_set.paired, [COMPARISON] * settings.sheets
-    wanted = {f"{kind}.png" for kind in (INPUT, *models, *truth, *sheet)}
+    lenses = source_lens.pictures if source_lens else ()
+    wanted = {f"{kind}.png" for kind in (INPUT, *models, *truth, *sheet, *lenses)}
     with _claimed(place, say) as claim:
         results = ResultsFile(pictures.join(RESULTS_FILE), provenance.digest)
         # A row of another name has its pictures elsewhere.
@@ -133,6 +141,9 @@ def evaluate_run(
         failed = _judge_missing(task, judged, results, modules, claim, progress)
         rows = [results.rows[index] for index in sorted(results.rows)]
         evaluation = summarize(rows, list(models), failed=failed, provenance=provenance)
+        if source_lens is not None:
+            gap = summarize_gap(rows, list(models))
+            evaluation = evaluation.model_copy(update={"gap": gap})
         claim.check()
         evaluation.write(place.join(EVALUATION_FILE))
         if codebook and own:
@@ -212,7 +223,10 @@ def _provenance(
     settings: EvaluationSettings,
     metrics: Sequence[Metric],
     seen: Sequence[int],
+    also: Mapping[str, str],
 ) -> Provenance:
+    """Returns what determines the values; ``also`` names by digest what only an evaluation through
+    both lenses depends on."""
     found: dict[str, Any] = {
         "test_set": test_set,
         "models": {name: description["weights_sha256"] for name, description in models.items()},
@@ -222,6 +236,7 @@ def _provenance(
         **{metric.info.reference: metric.reference for metric in metrics if metric.reference},
         "code_version": code_version(),
         "validation_images": list(seen),
+        **also,
     }
     text = json.dumps(found, sort_keys=True)
     return Provenance(**found, digest=hashlib.sha256(text.encode()).hexdigest())

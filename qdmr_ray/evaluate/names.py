@@ -7,6 +7,9 @@ INPUT = "input"
 GROUND_TRUTH = "ground_truth"
 # The sheet that compares these pictures, beside them.
 COMPARISON = "comparison"
+# The photograph through the source lens, and what the VQGAN makes of it.
+SOURCE_LENS = "source_lens"
+S2T = "s2t"
 # The set of a packed dataset that is judged.
 TEST_SET = "test"
 IMAGE_LABELS = {INPUT: "Aberrated input", GROUND_TRUTH: "Ground truth"}

@@ -27,6 +27,7 @@ from qdmr_ray.evaluate.results import (
     PhotographResult,
     Provenance,
     Statistics,
+    StatisticsTable,
 )
 
 RESAMPLES = 10_000
@@ -47,7 +48,7 @@ def summarize(
 ) -> Evaluation:
     """Builds the evaluation of the photographs in ``rows``."""
     known = provenance or Provenance()
-    statistics = _statistics(rows, [INPUT, *stages])
+    statistics = statistics_table([row.values for row in rows], [INPUT, *stages])
     means: ImageValues = {
         name: {metric: found.mean for metric, found in by_metric.items()}
         for name, by_metric in statistics.items()
@@ -139,12 +140,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _statistics(rows: Sequence[Judged], names: Sequence[str]) -> dict[str, dict[str, Statistics]]:
-    """``[name][metric]``: the statistics over the images where all of ``names`` have a value."""
-    metrics = dict.fromkeys(m for row in rows for values in row.values.values() for m in values)
-    statistics: dict[str, dict[str, Statistics]] = {name: {} for name in names}
+def statistics_table(rows: Sequence[ImageValues], names: Sequence[str]) -> StatisticsTable:
+    """Returns ``[name][metric]``: the statistics over the photographs, a row each, where all of
+    ``names`` have a value."""
+    metrics = dict.fromkeys(m for row in rows for values in row.values() for m in values)
+    statistics: StatisticsTable = {name: {} for name in names}
     for metric in metrics:
-        lines = [[row.values.get(name, {}).get(metric) for name in names] for row in rows]
+        lines = [[row.get(name, {}).get(metric) for name in names] for row in rows]
         usable = np.array([line for line in lines if None not in line], dtype=np.float64)
         for name, values in zip(names, usable.reshape(-1, len(names)).T, strict=True):
             statistics[name][metric] = statistics_of(values)

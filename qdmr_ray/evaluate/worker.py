@@ -11,8 +11,11 @@ import torch
 
 from qdmr_ray.config import EvaluationSettings
 from qdmr_ray.data.format.reader import Record, RecordReader
-from qdmr_ray.errors import QdmrError, reason
-from qdmr_ray.evaluate.metrics.metric import Metric, json_value
+from qdmr_ray.errors import reason
+from qdmr_ray.evaluate.codebook.usage import TARGET
+from qdmr_ray.evaluate.gap.measure import Choices, TwoLenses
+from qdmr_ray.evaluate.gap.pairs import SourceLens
+from qdmr_ray.evaluate.metrics.metric import Metric, json_value, measured
 from qdmr_ray.evaluate.names import COMPARISON, GROUND_TRUTH, INPUT, TEST_SET
 from qdmr_ray.evaluate.results import Judged
 from qdmr_ray.evaluate.sheets import comparison_sheet
@@ -26,7 +29,8 @@ from qdmr_ray.storage import open_location
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
     """The arguments of every restoring actor: the test set, the models by name, where to write.
-    Paths are absolute, since an actor's working directory is Ray's own. ``sharing`` actors share
+    Paths are absolute, since an actor's working directory is Ray's own. ``source_lens`` has the
+    same photographs through the source lens, if the settings name them. ``sharing`` actors share
     the CPUs of a node."""
 
     data: str
@@ -35,6 +39,7 @@ class EvaluationTask:
     out: str
     settings: EvaluationSettings
     metrics: tuple[Metric, ...] = ()
+    source_lens: SourceLens | None = None
     gpu: bool = False
     sharing: int = 1
 
@@ -60,6 +65,16 @@ class Restorer:
         dtypes = {str(next(network.parameters()).dtype) for network in networks}
         self.out = open_location(task.out, endpoint=task.endpoint)
         self.metrics = [(metric.info, metric.open(device)) for metric in task.metrics]
+        self.two_lenses: TwoLenses | None = None
+        if task.source_lens is not None:
+            self.two_lenses = TwoLenses(
+                task.source_lens,
+                self.models,
+                self.metrics,
+                task.settings,
+                endpoint=task.endpoint,
+                device=device,
+            )
         self.environment = {
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name() if task.gpu else "CPU",
@@ -79,25 +94,19 @@ class Restorer:
     def _judge(self, record: Record, index: int, name: str) -> Judged:
         """Measures the input and the stages. The pictures are written below ``name`` first, since
         they are useful whatever can be measured."""
-        images = {INPUT: record.image}
-        images |= {stage: restore(record.image, model) for stage, model in self.models.items()}
-        measured = dict(images)
+        images, choices = {INPUT: record.image}, Choices()
+        for stage, model in self.models.items():
+            codes = choices.of(stage, TARGET, model) if self.two_lenses else None
+            images[stage] = restore(record.image, model, codes=codes)
+        compared = dict(images)
         if record.ground_truth is not None:
             images[GROUND_TRUTH] = record.ground_truth
         self._write(name, images)
-        values: dict[str, dict[str, float]] = {stage: {} for stage in measured}
-        left_out: dict[str, str] = {}
-        for metric, measure in self.metrics:
-            if record.ground_truth is None and metric.needs_truth:
-                continue
-            try:
-                found = {s: measure(image, record.ground_truth) for s, image in measured.items()}
-            except QdmrError as error:
-                # Left out for the input and every stage, whose means must be over the same images.
-                left_out[metric.name] = reason(error)
-                continue
-            for stage, value in found.items():
-                values[stage][metric.name] = value
+        values, left_out = measured(self.metrics, compared, record.ground_truth)
+        gap = None
+        if self.two_lenses is not None:
+            gap, pictures = self.two_lenses.measure(index, name, record, compared, choices)
+            self._write(name, pictures)
         if self.task.settings.sheets:
             self._write(name, {COMPARISON: comparison_sheet(name, images, values)})
         return Judged(
@@ -110,6 +119,7 @@ class Restorer:
             },
             left_out=left_out,
             environment=self.environment,
+            gap=gap,
         )
 
     def _write(self, name: str, pictures: Mapping[str, np.ndarray]) -> None:

@@ -27,6 +27,7 @@ WRITES = {
 # These commands write to disks only.
 ON_DISKS_ONLY = ("demo",)
 _ENDPOINT_SETTING = "data.s3_endpoint="
+_SOURCE_LENS_SETTING = "evaluation.source_lens="
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,15 @@ def _of_file(values: _Values, code: Path, _: str | None) -> _Found:
         return None  # It lies on the cluster only, such as in its image.
     overrides, name = values["overrides"] or (), values["name"]
     if "experiment" in values:
-        store, data = values["store"], load_experiment(code / named, overrides, name=name).data
+        store, experiment = values["store"], load_experiment(code / named, overrides, name=name)
     else:
         plan = load_sweep(code / named, overrides, name=name)
-        store, data = plan.settings.store, plan.experiment({}, name="trial", seed=0).data
+        store, experiment = plan.settings.store, plan.experiment({}, name="trial", seed=0)
         if store is not None and not _stays(store, on_disk=False):
             raise _temporary(f"{named}: store={store}", on_disk=False)
-    return [(uri, data.s3_endpoint) for uri in (values["storage"], store, data.path)]
+    data = experiment.data
+    found = values["storage"], store, data.path, experiment.evaluation.source_lens
+    return [(uri, data.s3_endpoint) for uri in found]
 
 
 def _of_run(values: _Values, code: Path, own: str | None) -> _Found:
@@ -172,18 +175,21 @@ def _of_run(values: _Values, code: Path, own: str | None) -> _Found:
     from qdmr_ray.config import experiment_of_run
 
     run, data, out = (values[key] for key in ("run", "data", "out"))
-    endpoint = None
+    endpoint = source_lens = None
     text = _config_text(run, own)
     if text is not None:
         # Settings of another version don't matter here; the job itself reports what it can't use.
         with contextlib.suppress(QdmrError):
-            settings = experiment_of_run(text, run).data
-            data, endpoint = data or settings.path, settings.s3_endpoint
+            experiment = experiment_of_run(text, run)
+            data, endpoint = data or experiment.data.path, experiment.data.s3_endpoint
+            source_lens = experiment.evaluation.source_lens
     for override in values["overrides"] or ():
         if override.startswith(_ENDPOINT_SETTING):
             endpoint = override.removeprefix(_ENDPOINT_SETTING)
+        if override.startswith(_SOURCE_LENS_SETTING):
+            source_lens = override.removeprefix(_SOURCE_LENS_SETTING)
     # The run itself is opened before its settings are known.
-    return [(run, None), (data, endpoint), (out, endpoint)]
+    return [(run, None), (data, endpoint), (out, endpoint), (source_lens, endpoint)]
 
 
 def _config_text(run: str, endpoint: str | None) -> str | None:

@@ -84,6 +84,13 @@ def test_those_of_a_run_that_is_evaluated_are_found(code: Path, tmp_path: Path) 
     assert places(code, *words) == [Place("s3://lens/packed", "http://minio:9000")]
     other = ("--data", "s3://other/packed", "--set", "data.s3_endpoint=http://other")
     assert places(code, *words, *other) == [Place("s3://other/packed", "http://other")]
+    both = ("--set", "evaluation.source_lens=s3://both/packed")
+    assert places(code, *words, *both)[1:] == [Place("s3://both/packed", "http://minio:9000")]
+    text = dump_experiment(load_experiment(code / "try.yaml", [both[1]]))
+    (run / "config.yaml").write_text(text)
+    assert places(code, *words)[1:] == [Place("s3://both/packed", "http://minio:9000")]
+    none = ("--set", "evaluation.source_lens=null")
+    assert places(code, *words, *none) == [Place("s3://lens/packed", "http://minio:9000")]
 
 
 def test_a_run_in_a_store_is_read_there(

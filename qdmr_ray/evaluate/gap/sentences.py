@@ -1,0 +1,88 @@
+"""The gap in sentences, which commands print and reports show."""
+
+from qdmr_ray.evaluate.codebook.usage import SOURCE, TARGET
+from qdmr_ray.evaluate.gap.pairs import VQGAN
+from qdmr_ray.evaluate.metrics.metric import MetricInfo
+from qdmr_ray.evaluate.metrics.registry import PRIMARY, metric_info
+from qdmr_ray.evaluate.names import S2T, label
+from qdmr_ray.evaluate.results import CodeChoices, Evaluation, Gap, Statistics, StyleGap
+from qdmr_ray.evaluate.spectrum import SPECTRUM
+from qdmr_ray.evaluate.zones import ZONES
+
+
+def gap_sentences(evaluation: Evaluation) -> list[str]:
+    """Returns a sentence for each stage's gap, then for s2t images, codes and places in the field,
+    as far as the evaluation knows them; none for an evaluation on the target lens alone."""
+    gap = evaluation.gap
+    if gap is None:
+        return []
+    found = [_stage(stage, evaluation, gap) for stage in evaluation.stages]
+    found += [_style(gap.style)] if gap.style is not None else []
+    found += [_codes(name, choices) for name, choices in gap.codes.items()]
+    found += [_gain(stage, gap) for stage in gap.zones.gain]
+    return list(filter(None, found))
+
+
+def _stage(stage: str, evaluation: Evaluation, gap: Gap) -> str:
+    metric = metric_info(PRIMARY)
+    difference = gap.difference.get(stage, {}).get(PRIMARY)
+    own = gap.source_lens.get(stage, {}).get(PRIMARY)
+    other = evaluation.statistics.get(stage, {}).get(PRIMARY)
+    if difference is None or own is None or other is None:
+        return ""
+    return (
+        f"{label(stage)}: {metric.label} {metric.plain(own.mean)} {metric.unit} on the source lens "
+        f"and {metric.plain(other.mean)} on the target lens, a gap of "
+        f"{metric.plain(difference.mean, signed=True)}{_interval(metric, difference)}."
+    )
+
+
+def _interval(metric: MetricInfo, statistics: Statistics) -> str:
+    if statistics.ci95 is None:
+        return ""
+    low, high = (metric.plain(end, signed=True) for end in statistics.ci95)
+    return f" (95 %: {low} to {high})"
+
+
+def _style(style: StyleGap) -> str:
+    """Returns whether s2t images are nearer to the target lens's pictures than the plain ones."""
+    metric = metric_info(PRIMARY)
+    change = style.change.get(PRIMARY)
+    if change is None or change.mean is None:
+        return ""
+    pairs = [
+        " instead of ".join(
+            info.plain(found.mean if (found := rows.get(info.name)) else None)
+            for rows in (style.statistics.get(S2T, {}), style.statistics.get(SOURCE, {}))
+        )
+        for info in (metric, SPECTRUM)
+    ]
+    where = "nearer to" if change.mean > 0 else "farther from"
+    return (
+        f"s2t images are {metric.plain(abs(change.mean))} {metric.unit}"
+        f"{_interval(metric, change)} {where} the target lens's pictures than the source lens's "
+        f"are: {metric.label} {pairs[0]}, {SPECTRUM.label.lower()} {pairs[1]} {SPECTRUM.unit}."
+    )
+
+
+def _codes(name: str, choices: CodeChoices) -> str:
+    perplexity = [
+        f"{choices.perplexity[domain]:.1f} ({domain})"
+        for domain in (SOURCE, S2T, TARGET)
+        if domain in choices.perplexity
+    ]
+    bits = [f"{value:.2f} ({domain})" for domain, value in choices.divergence_bits.items()]
+    return (
+        f"{'VQGAN' if name == VQGAN else label(name)}: perplexity of its {choices.codes} codes "
+        f"{', '.join(perplexity)}; bits of divergence from the target's choices {', '.join(bits)}."
+    )
+
+
+def _gain(stage: str, gap: Gap) -> str:
+    metric = metric_info(PRIMARY)
+    rows = gap.zones.gain[stage]
+    found = [(zone, known.mean) for zone in ZONES if (known := rows.get(zone)) is not None]
+    if not found or gap.zones.baseline is None:
+        return ""
+    gains = ", ".join(f"{zone} {metric.plain(mean, signed=True)}" for zone, mean in found)
+    return f"{label(stage)} over {label(gap.zones.baseline)} by field, {metric.unit}: {gains}."
