@@ -14,6 +14,7 @@ import ray
 from data_executions import wait_until
 from faulty_store import FaultyStore
 from fed import fed_streams
+from own_disks import nodes_with_disks
 from ray.cluster_utils import Cluster
 
 from qdmr_ray.data.format.manifest import Manifest, read_manifest
@@ -61,27 +62,9 @@ def stored(packed: Path, faulty_store: FaultyStore) -> str:
 
 
 @pytest.fixture
-def nodes(
-    tmp_path: Path, faulty_store: FaultyStore, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Cluster]:
-    """Nodes of one CPU with addresses, and folders for copies, of their own; this process belongs
-    to the first."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / NAMES[0]))
-    cluster = Cluster()
-    try:
-        for name in NAMES:
-            cluster.add_node(
-                num_cpus=1,
-                object_store_memory=100_000_000,
-                include_dashboard=False,
-                node_ip_address=name,
-                env_vars={"XDG_CACHE_HOME": str(tmp_path / name)},
-            )
-        ray.init(cluster.address, logging_level="error")
+def nodes(tmp_path: Path, faulty_store: FaultyStore) -> Iterator[Cluster]:
+    with nodes_with_disks(tmp_path, NAMES, cpus=1) as cluster:
         yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 ARGUMENTS: dict[str, Any] = {
