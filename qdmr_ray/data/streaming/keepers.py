@@ -118,7 +118,8 @@ def keepers_of_cluster(request: CropRequest) -> Keepers | None:
             .options(
                 num_cpus=0,
                 max_concurrency=settings.requests,
-                max_restarts=-1,
+                # Calls of an actor that Ray wants to restart on a node that is gone wait for ever.
+                max_restarts=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(ids[name], soft=False),
             )
             .remote(request, replace(placement, here=name))

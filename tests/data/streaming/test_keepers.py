@@ -143,8 +143,11 @@ def test_nodes_share_the_work_of_keeping_copies(
     nodes.remove_node(dead, allow_graceful=False)
     while asked() != keepers_of_all[name]:
         read(1)
+    # Calls fail otherwise when Ray has noticed that the node is gone.
+    wait_until(lambda: sum(node["Alive"] for node in ray.nodes()) == len(NAMES) - 1)
+    time.sleep(2)
     # What nobody keeps any more is read by range, and the rest as before.
-    read(2 * AHEAD)
+    read(3 * AHEAD)
     assert asked() == keepers_of_all[name]
     assert asked(whole=True) == []
     # Ray ends after those that wait for blocks.
