@@ -8,6 +8,8 @@ with their ground truths.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from qdmr_ray.data.format.reader import RecordReader
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.codebook.compute import trained_weights
@@ -73,8 +75,8 @@ def matching_records(
 ) -> dict[int, int]:
     """Returns, for each of the ``wanted`` test photographs of ``reader``, the position of the one
     in the test set of ``other`` that has its name and its ground truth. Raises QdmrError where
-    ``other`` has no test set, one of the two has no ground truth, they are stored in different
-    layouts, or a photograph is missing or has another ground truth."""
+    ``other`` has no test set, one of the two has no ground truth, or a photograph is missing or has
+    another ground truth."""
     ours, theirs = (r.manifest.set(TEST_SET) for r in (reader, other))
     if not ours.paired:
         raise QdmrError(
@@ -83,26 +85,31 @@ def matching_records(
         )
     if not theirs.paired:
         raise QdmrError("its test set has no ground truth; pack it with the clean photographs")
-    if ours.strip_pixels != theirs.strip_pixels:
-        raise QdmrError(
-            "another version packed it than the test set, so that their checksums can't be "
-            "compared; pack both again"
-        )
     index, other_index = reader.index(TEST_SET), other.index(TEST_SET)
-    known: dict[str, dict[tuple[int, ...], int]] = {}
-    for position in range(len(other_index)):
-        truths = known.setdefault(other_index[position].name, {})
-        truths.setdefault(other_index.pixels(position, ground_truth=True), position)
+    known: dict[str, list[int]] = {}
+    for candidate in range(len(other_index)):
+        known.setdefault(other_index[candidate].name, []).append(candidate)
+
+    def alike(position: int, candidate: int) -> bool:
+        if ours.strip_pixels == theirs.strip_pixels:
+            truth = index.pixels(position, ground_truth=True)
+            return truth == other_index.pixels(candidate, ground_truth=True)
+        # Checksums are those of strips, which another version has cut in another way.
+        first, second = reader.read(TEST_SET, position), other.read(TEST_SET, candidate)
+        assert first.ground_truth is not None
+        assert second.ground_truth is not None
+        return np.array_equal(first.ground_truth, second.ground_truth)
+
     found = {}
     for position in wanted:
         name = index[position].name
         if name not in known:
             raise QdmrError(f"its test set has no {name}; pack all test photographs into it")
-        truth = index.pixels(position, ground_truth=True)
-        if truth not in known[name]:
+        matches = [candidate for candidate in known[name] if alike(position, candidate)]
+        if not matches:
             raise QdmrError(
                 f"its ground truth of {name} isn't the test set's; simulate both from the same "
                 "clean photograph"
             )
-        found[position] = known[name][truth]
+        found[position] = matches[0]
     return found

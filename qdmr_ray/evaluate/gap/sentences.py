@@ -37,11 +37,12 @@ def _stage(stage: str, evaluation: Evaluation, gap: Gap) -> str:
     )
 
 
-def _interval(metric: MetricInfo, statistics: Statistics) -> str:
+def _interval(metric: MetricInfo, statistics: Statistics, factor: int = 1) -> str:
+    """Returns the interval that holds ``factor``, 1 or -1, times the mean."""
     if statistics.ci95 is None:
         return ""
-    low, high = (metric.plain(end, signed=True) for end in statistics.ci95)
-    return f" (95 %: {low} to {high})"
+    low, high = sorted(factor * end for end in statistics.ci95)
+    return f" (95 %: {metric.plain(low, signed=True)} to {metric.plain(high, signed=True)})"
 
 
 def _style(style: StyleGap) -> str:
@@ -57,11 +58,12 @@ def _style(style: StyleGap) -> str:
         )
         for info in (metric, SPECTRUM)
     ]
-    where = "nearer to" if change.mean > 0 else "farther from"
+    factor, where = (1, "nearer to") if change.mean > 0 else (-1, "farther from")
     return (
-        f"s2t images are {metric.plain(abs(change.mean))} {metric.unit}"
-        f"{_interval(metric, change)} {where} the target lens's pictures than the source lens's "
-        f"are: {metric.label} {pairs[0]}, {SPECTRUM.label.lower()} {pairs[1]} {SPECTRUM.unit}."
+        f"s2t images are {metric.plain(factor * change.mean)} {metric.unit}"
+        f"{_interval(metric, change, factor)} {where} the target lens's pictures than the source "
+        f"lens's are: {metric.label} {pairs[0]}, {SPECTRUM.label.lower()} {pairs[1]} "
+        f"{SPECTRUM.unit}."
     )
 
 

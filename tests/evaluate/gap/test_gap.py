@@ -15,6 +15,8 @@ import torch
 import yaml
 from evaluate.in_process import judge_here
 
+import qdmr_ray.data.format.shards as shards_module
+import qdmr_ray.data.packing.pack as pack_module
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.compare import compare, named_apart, read_evaluation
@@ -336,6 +338,24 @@ def test_records_are_found_by_name_in_any_order(
     assert found["gap"] == evaluated[1]["gap"]
 
 
+def test_records_of_another_layout_are_compared_by_their_pixels(
+    lab: Lab, tmp_path: Path, in_process: list[int], evaluated: tuple[Path, dict[str, Any]]
+) -> None:
+    narrow, other = tmp_path / "narrow", tmp_path / "other"
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pack_module, shards_module):
+            patch.setattr(module, "STRIP_PIXELS", 16)
+        packed(narrow, "source_lens")
+        packed(other, "source_lens")
+        write_png(other / "gt" / "alley.png", photograph("bridge", "gt"))
+        settings = PackSettings(test_images="source_lens", test_ground_truth="gt")
+        pack(other, str(other / "packed"), settings=settings)
+    overrides = [f"evaluation.source_lens={narrow / 'packed'}"]
+    assert lab.evaluate(tmp_path / "out", overrides=overrides)["gap"] == evaluated[1]["gap"]
+    refused = refusal(lab, tmp_path / "none", other / "packed")
+    assert "its ground truth of alley isn't the test set's" in refused
+
+
 def refusal(lab: Lab, out: Path, place: Path, data: Path | None = None) -> str:
     with pytest.raises(QdmrError) as caught:
         lab.evaluate(
@@ -446,6 +466,9 @@ def test_sentences_say_what_the_figures_do(evaluated: tuple[Path, dict[str, Any]
     where = "nearer to" if change > 0 else "farther from"
     assert f"s2t images are {abs(change):.2f} dB (95 %: " in style
     assert f"{where} the target lens's pictures" in style
+    farther = gap["style"]["change"]["psnr"]["ci95"]
+    ends = farther if change > 0 else [-farther[1], -farther[0]]
+    assert f"(95 %: {ends[0]:+.2f} to {ends[1]:+.2f}) {where}" in style
     assert [line.split(":")[0] for line in codes] == ["Base", "VQGAN"]
     assert f"{gap['codes']['base']['perplexity']['s2t']:.1f} (s2t)" in codes[0]
     assert f"corner {gap['zones']['gain']['base']['corner']['mean']:+.2f}." in zones
