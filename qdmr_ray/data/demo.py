@@ -50,7 +50,8 @@ class Window(NamedTuple):
     ) -> tuple[float, float, float, float]:
         """Returns (left, top, right, bottom) in pixels of a photograph of this height and width."""
         scale = min(height / frame[0], width / frame[1]) / self.zoom
-        window_height, window_width = frame[0] * scale, frame[1] * scale
+        # Rounding may not lead outside the photograph.
+        window_height, window_width = min(height, frame[0] * scale), min(width, frame[1] * scale)
         left, top = (width - window_width) * self.x, (height - window_height) * self.y
         return left, top, left + window_width, top + window_height
 
@@ -80,27 +81,27 @@ def demo_photographs() -> tuple[Photograph, ...]:
     return TypeAdapter(tuple[Photograph, ...]).validate_python(found)
 
 
-def photograph_path(photograph: Photograph) -> Path:
-    """Finds the photograph in the installed package, which is not imported; raises QdmrError when
-    the package or the file is not installed."""
-    distribution = _DISTRIBUTIONS[photograph.package]
-    spec = importlib.util.find_spec(photograph.package)
+def packaged_photograph(package: str, file: str) -> Path:
+    """Finds a photograph in the installed package ``skimage`` or ``sklearn``, which is not
+    imported; raises QdmrError when the package or the file is not installed."""
+    distribution = _DISTRIBUTIONS[package]
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         missing = f"comes with {distribution}, which is not installed"
         remedy = f"run: pip install {distribution}"
-        raise QdmrError(f"the demo's photograph {photograph.file} {missing}; {remedy}")
+        raise QdmrError(f"the photograph {file} {missing}; {remedy}")
     root = Path(next(iter(spec.submodule_search_locations)))
-    path = root / _FOLDERS[photograph.package] / photograph.file
+    path = root / _FOLDERS[package] / file
     if path.is_file():
         return path
     remedy = "install the version in constraints.txt"
-    raise QdmrError(f"{path}: this {distribution} comes without the demo's photograph; {remedy}")
+    raise QdmrError(f"{path}: this {distribution} comes without the photograph; {remedy}")
 
 
 def cut_frames(photograph: Photograph, frame: tuple[int, int]) -> list[np.ndarray]:
     """Cuts the photograph's frames, each uint8 (*frame, 3), scaled by a Lanczos filter; raises
     QdmrError when the photograph is too small for the frame."""
-    image = read_image(photograph_path(photograph))
+    image = read_image(packaged_photograph(photograph.package, photograph.file))
     height, width = image.shape[:2]
     _require_size(photograph, height, width, frame)
     size, lanczos = (frame[1], frame[0]), Image.Resampling.LANCZOS
@@ -132,7 +133,8 @@ def build_demo_data(
     _refuse_foreign_images(out)
     photographs = demo_photographs()
     for photograph in photographs:
-        _require_size(photograph, *probe_image(photograph_path(photograph)), frame)
+        path = packaged_photograph(photograph.package, photograph.file)
+        _require_size(photograph, *probe_image(path), frame)
     lenses = {domain: load_lens(name) for domain, name in LENSES.items()}
     total = sum(len(photograph.windows) for photograph in photographs)
     done = 0

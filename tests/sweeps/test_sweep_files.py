@@ -16,8 +16,8 @@ from qdmr_ray.sweeps.plan import Plan, load_sweep
 Plans = Callable[..., Plan]
 SHIPPED = sorted(
     file
-    for folder in ("sweeps", "ablations")
-    for file in (Path(__file__).parents[2] / "experiments" / folder).glob("*.yaml")
+    for file in (Path(__file__).parents[2] / "experiments").rglob("*.yaml")
+    if "\nexperiment: " in file.read_text()
 )
 
 
