@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS)
 # the import: pip has compiled nothing (below), and nothing would be kept.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-all test-fast lint format clean cluster-up cluster-down
+.PHONY: install demo bench-method test test-all test-fast lint format clean cluster-up cluster-down
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/qdmr demo --out runs/demo
+
+# Whether the method closes the gap between two lenses: photographs, trainings of all variants with
+# three seeds, and their table. It takes hours, and goes on where it was interrupted.
+bench-method: install
+	$(BIN)/python datasets/bench_photographs.py --out runs/bench/data
+	$(BIN)/qdmr sweep experiments/bench/method.yaml --storage runs/bench
+	$(BIN)/qdmr compare runs/bench/method --reference source-only
 
 test: install
 	# With the slowest, so that what makes the suite longer is seen where it happens.

@@ -188,20 +188,22 @@ def compare(
     """Compares several evaluations of one test set: means, 95 % intervals, paired significance.
 
     Args:
-        runs: run folders, folders that an evaluation was written to, or ``evaluation.json`` files.
+        runs: run folders, folders that an evaluation was written to, ``evaluation.json`` files, or
+            sweeps, whose variants are rows over their seeds.
         metrics: such as ``"psnr"``; all that every evaluation has by default. Of evaluations of
             both lenses also ``"psnr_source"``, ``"psnr_centre"``, ``"psnr_middle"`` and
             ``"psnr_corner"``.
-        reference: the row that others are tested against: ``"input"``, or ``"RUN/STAGE"``.
+        reference: the row that others are tested against: ``"input"``, ``"RUN/STAGE"``, or
+            a sweep's ``"VARIANT"``.
 
     Raises QdmrError where an evaluation is missing, or they are of different test sets or settings;
     SettingsError for an unknown metric or reference.
     """
     from qdmr_ray.evaluate.compare import compare as tabulate
-    from qdmr_ray.evaluate.compare import named_apart, read_evaluation
+    from qdmr_ray.evaluate.stored import named_apart, read_evaluations
 
-    stored = named_apart([read_evaluation(_location(run)) for run in runs])
-    return tabulate(stored, metrics=metrics, reference=reference)
+    stored = [evaluation for run in runs for evaluation in read_evaluations(_location(run))]
+    return tabulate(named_apart(stored), metrics=metrics, reference=reference)
 
 
 def _location(place: Place) -> Location:

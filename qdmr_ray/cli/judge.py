@@ -75,17 +75,20 @@ def report(
 def compare(
     evaluations: list[str] = argument(
         "RUN_OR_EVALUATION...",
-        "Run folders, folders that evaluate wrote to, or evaluation.json files.",
+        "Run folders, folders that evaluate wrote to, evaluation.json files, or sweeps.",
     ),
     style: TableFormat = option("plain", "LaTeX tables are written for booktabs.", "--format"),
     metric: list[str] | None = option(
         None, "Such as psnr; may be repeated; all by default.", metavar="NAME"
     ),
     reference: str = option(
-        "input", "Row that the others are tested against: RUN/STAGE.", metavar="NAME"
+        "input", "Row that the others are tested against: RUN/STAGE or VARIANT.", metavar="NAME"
     ),
 ) -> None:
     """Tabulate evaluations of one test set: means, 95 % intervals and paired significance.
+
+    Of a sweep, each variant is a row over its seeds, with their spread and its difference to the
+    reference.
 
     Evaluations of both lenses (evaluation.source_lens) also have the metrics psnr_source,
     psnr_centre, psnr_middle and psnr_corner.

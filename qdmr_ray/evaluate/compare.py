@@ -1,95 +1,55 @@
 """One table over several evaluations, as a paper prints it: means, intervals and significance.
 
-    evaluations = [read_evaluation(open_location(run)) for run in ("runs/a", "runs/b")]
+    evaluations = [*read_evaluations(open_location("runs/a")), *read_evaluations(…)]
     print(comparison_text(compare(named_apart(evaluations)), "latex"))
 
-Images are paired by name, and only those count that every evaluation has.
+Images are paired by name, and only those count that every evaluation has. Of a sweep, the trials
+that differ in their seeds alone are one row: each image counts once, with its mean over the seeds.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
+
+import numpy as np
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.metrics.registry import metric_info
 from qdmr_ray.evaluate.names import INPUT
-from qdmr_ray.evaluate.results import Evaluation, Statistics
+from qdmr_ray.evaluate.results import Statistics
 from qdmr_ray.evaluate.statistics import FEWEST_PAIRS, RESAMPLES, holm, paired_p, statistics_of
-from qdmr_ray.models.layout import EVALUATION_FILE
-from qdmr_ray.storage import Location
+from qdmr_ray.evaluate.stored import StoredEvaluation, with_both_lenses
 
 # Relative difference allowed between inputs of one test set, whose values are float64.
 _TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredEvaluation:
-    """The evaluation in the file ``source``; ``images[image][stage][metric]`` are its values,
-    without those that are null."""
-
-    name: str
-    source: str
-    evaluation: Evaluation
-    images: dict[str, dict[str, dict[str, float]]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A metric of one row; ``p`` is corrected, None in the reference's row."""
+    """A metric of one row; ``p`` is corrected, None in the reference's row. In a table over seeds,
+    ``spread`` is the standard deviation of the seeds' means, None with a single seed, and
+    ``difference`` that to the reference's row, None in this row itself."""
 
     statistics: Statistics
     p: float | None
     best: bool
+    spread: float | None = None
+    difference: Statistics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The table: ``rows[name][metric]``, and what a reader must know about it."""
+    """The table: ``rows[name][metric]``, and what a reader must know about it. ``over_seeds`` says
+    that rows are means over the seeds of a sweep."""
 
     metrics: list[str]
     rows: dict[str, dict[str, Cell]]
     reference: str
     images: int
     notes: list[str]
-
-
-def read_evaluation(place: Location) -> StoredEvaluation:
-    """Reads the evaluation of a run folder, of a folder given as ``--out``, or in the file itself;
-    raises QdmrError where there is none, or it holds no values of single images."""
-    file = place if place.name.endswith(".json") else place.join(EVALUATION_FILE)
-    if not file.exists():
-        raise QdmrError(f"{file.uri}: there is no evaluation; run qdmr evaluate first")
-    evaluation = Evaluation.read(file)
-    images = {
-        row.name: {
-            name: {m: v for m, v in row.values.get(name, {}).items() if v is not None}
-            for name in evaluation.means
-        }
-        for row in evaluation.per_image
-    }
-    if len(images) < len(evaluation.per_image):
-        raise QdmrError(f"{file.uri}: two images have one name, so they can't be paired")
-    folder = file.path.rsplit("/", 2)
-    return StoredEvaluation(
-        name=folder[-2] if len(folder) > 1 else file.uri,
-        source=file.uri,
-        evaluation=evaluation,
-        images=images,
-    )
-
-
-def named_apart(evaluations: Sequence[StoredEvaluation]) -> list[StoredEvaluation]:
-    """Renames evaluations whose folders have one name to their whole path; raises SettingsError
-    where the same file is named twice."""
-    for source, count in Counter(evaluation.source for evaluation in evaluations).items():
-        if count > 1:
-            raise SettingsError(f"{source} is named twice: name each evaluation once")
-    names = Counter(evaluation.name for evaluation in evaluations)
-    return [
-        e if names[e.name] == 1 else replace(e, name=e.source.removesuffix(f"/{EVALUATION_FILE}"))
-        for e in evaluations
-    ]
+    over_seeds: bool = False
 
 
 def compare(
@@ -104,10 +64,12 @@ def compare(
     with Holm's correction over the rows of a metric. Raises QdmrError where the test sets or
     settings differ, or no image is in all evaluations; SettingsError for an unknown metric or
     reference.
+
+    Evaluations of one group are one row, in which an image has its mean over them.
     """
     if not evaluations:
         raise SettingsError("name at least one run or evaluation")
-    evaluations = [_with_both_lenses(evaluation, metrics) for evaluation in evaluations]
+    evaluations = [with_both_lenses(evaluation, metrics) for evaluation in evaluations]
     records = {e.source: e.evaluation for e in evaluations}
     for what, field in (("test set", "test_set"), ("border", "border"), ("luma", "luma")):
         _check_equal(what, {file: getattr(e.provenance, field) for file, e in records.items()})
@@ -118,7 +80,9 @@ def compare(
         )
     names = [name for name in evaluations[0].images if name in common]
     _check_inputs(evaluations, names)
-    values = _rows(evaluations)
+    tables = _tables(evaluations)
+    values = {row: _mean_over_seeds(found) for row, found in tables.items()}
+    over_seeds = any(evaluation.group for evaluation in evaluations)
     if reference not in values:
         raise SettingsError(f"--reference {reference}: choose from {', '.join(values)}")
     chosen = _metrics(values, names, metrics)
@@ -132,6 +96,15 @@ def compare(
         kept[metric] = len(usable)
         columns = {row: [by_image[n][metric] for n in usable] for row, by_image in values.items()}
         for row, cell in _cells(columns, reference, metric).items():
+            if over_seeds:
+                means = [fmean(table[n][metric] for n in usable) for table in tables[row] if usable]
+                cell = replace(
+                    cell,
+                    spread=stdev(means) if len(means) > 1 else None,
+                    difference=None
+                    if row == reference
+                    else statistics_of(np.subtract(columns[row], columns[reference])),
+                )
             rows[row][metric] = cell
     return Comparison(
         metrics=chosen,
@@ -139,21 +112,8 @@ def compare(
         reference=reference,
         images=len(names),
         notes=_notes(evaluations, names, kept, reference, len(values) - 1),
+        over_seeds=over_seeds,
     )
-
-
-def _with_both_lenses(evaluation: StoredEvaluation, metrics: Sequence[str]) -> StoredEvaluation:
-    """Adds those of the ``metrics`` that only an evaluation of both lenses has."""
-    gap = evaluation.evaluation.gap
-    if gap is None:
-        return evaluation
-    images = {image: dict(by_name) for image, by_name in evaluation.images.items()}
-    for row in gap.per_image:
-        for name, values in row.metrics.items():
-            wanted = {m: v for m, v in values.items() if m in metrics and v is not None}
-            if name in images.get(row.name, {}):
-                images[row.name][name] = {**images[row.name][name], **wanted}
-    return replace(evaluation, images=images)
 
 
 def _cells(columns: Mapping[str, list[float]], reference: str, metric: str) -> dict[str, Cell]:
@@ -199,16 +159,41 @@ def _check_inputs(evaluations: Sequence[StoredEvaluation], names: Sequence[str])
                     )
 
 
-def _rows(evaluations: Sequence[StoredEvaluation]) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns ``rows[name][image][metric]``; the input's row joins the metrics of all evaluations,
-    since the input is the same in each."""
-    rows: dict[str, dict[str, dict[str, float]]] = {INPUT: {}}
+def _tables(
+    evaluations: Sequence[StoredEvaluation],
+) -> dict[str, list[dict[str, dict[str, float]]]]:
+    """Returns ``tables[row][seed][image][metric]``, of a row that is no group's for a single seed.
+    The input's row joins the metrics of all evaluations, since the input is the same in each. A
+    group's row is called after its stage only where the group has several."""
+    inputs: dict[str, dict[str, float]] = {}
+    tables = {INPUT: [inputs]}
     for evaluation in evaluations:
-        for image, stages in evaluation.images.items():
-            rows[INPUT][image] = {**stages[INPUT], **rows[INPUT].get(image, {})}
-            for stage in evaluation.evaluation.stages:
-                rows.setdefault(f"{evaluation.name}/{stage}", {})[image] = stages[stage]
-    return rows
+        stages = list(evaluation.evaluation.stages)
+        for image, by_stage in evaluation.images.items():
+            inputs[image] = {**by_stage[INPUT], **inputs.get(image, {})}
+        for stage in stages:
+            alone = evaluation.group and len(stages) == 1
+            row = evaluation.name if alone else f"{evaluation.name}/{stage}"
+            table = {image: by_stage[stage] for image, by_stage in evaluation.images.items()}
+            tables.setdefault(row, []).append(table)
+    return tables
+
+
+def _mean_over_seeds(
+    tables: Sequence[Mapping[str, dict[str, float]]],
+) -> dict[str, dict[str, float]]:
+    """Returns ``[image][metric]``, the mean over tables, of what all of them have."""
+    if len(tables) == 1:
+        return dict(tables[0])
+    images = [image for image in tables[0] if all(image in table for table in tables)]
+    return {
+        image: {
+            metric: fmean(table[image][metric] for table in tables)
+            for metric in tables[0][image]
+            if all(metric in table[image] for table in tables)
+        }
+        for image in images
+    }
 
 
 def _metrics(
@@ -234,10 +219,14 @@ def _notes(
     reference: str,
     comparisons: int,
 ) -> list[str]:
-    notes = [
-        f"Means over {len(names)} images, with 95 % bootstrap intervals (BCa, {RESAMPLES:,} "
-        "resamples)."
-    ]
+    bootstrap = f"with 95 % bootstrap intervals (BCa, {RESAMPLES:,} resamples)"
+    notes = [f"Means over {len(names)} images, {bootstrap}."]
+    if any(evaluation.group for evaluation in evaluations):
+        notes = [
+            f"Means over {len(names)} images of each image's mean over {_seed_counts(evaluations)}"
+            "; ± is the standard deviation of the seeds' means.",
+            f"Difference to {reference}: mean over the images, {bootstrap}.",
+        ]
     if any(len(evaluation.images) > len(names) for evaluation in evaluations):
         counts = ", ".join(f"{len(e.images)} in {e.name}" for e in evaluations)
         notes.append(f"Only images that every evaluation has are used: {len(names)} ({counts}).")
@@ -261,6 +250,14 @@ def _notes(
             "level, however large."
         )
     return notes
+
+
+def _seed_counts(evaluations: Sequence[StoredEvaluation]) -> str:
+    """Says how many seeds the rows have: ``3 seeds``, ``3 seeds (oracle 2)``."""
+    counts = Counter(evaluation.name for evaluation in evaluations)
+    most = max(counts.values())
+    fewer = [f"{name} {count}" for name, count in counts.items() if count < most]
+    return f"{most} seed{'s' * (most > 1)}" + (f" ({', '.join(fewer)})" if fewer else "")
 
 
 def _file_note(evaluations: Sequence[StoredEvaluation], metric: str) -> str:

@@ -15,7 +15,7 @@ SMALLEST_P = 0.001
 _LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$"}
 )
 # ``<0.001`` is no tag.
 _MARKDOWN = re.compile(r"[\\|\[`]|<(?=[A-Za-z/!?])")
@@ -92,13 +92,17 @@ def _cells(
         arrow = {1: arrows[0], -1: arrows[1], 0: ""}[info.better]
         unit = f" ({escape(info.unit)})" if info.unit else ""
         cells = [row[metric] for row in comparison.rows.values()]
-        column = [
-            f"{escape(info.label)}{unit} {arrow}".rstrip(),
-            *(_mean(c, info, bold) for c in cells),
-        ]
-        p_values = ["p", *(escape(_p(cell.p)) for cell in cells)]
-        for line, text, p in zip(table, column, p_values, strict=True):
-            line += [text, p] if tests else [text]
+        heading = f"{escape(info.label)}{unit} {arrow}".rstrip()
+        columns = [[heading, *(_mean(c, info, bold) for c in cells)]]
+        if comparison.over_seeds:
+            columns = [
+                [heading, *(_seeds_mean(c, info, bold, escape) for c in cells)],
+                ["difference", *(_difference(c, info) for c in cells)],
+            ]
+        if tests:
+            columns.append(["p", *(escape(_p(cell.p)) for cell in cells)])
+        for line, texts in zip(table, zip(*columns, strict=True), strict=True):
+            line += texts
     return table
 
 
@@ -108,6 +112,23 @@ def _mean(cell: Cell, info: MetricInfo, bold: str) -> str:
     if known.ci95 is None:
         return text
     low, high = map(info.plain, known.ci95)
+    return f"{text} [{low}, {high}]"
+
+
+def _seeds_mean(cell: Cell, info: MetricInfo, bold: str, escape: Callable[[str], str]) -> str:
+    mean = info.plain(cell.statistics.mean)
+    text = bold.format(mean) if cell.best else mean
+    return text if cell.spread is None else f"{text} {escape('±')} {info.plain(cell.spread)}"
+
+
+def _difference(cell: Cell, info: MetricInfo) -> str:
+    known = cell.difference
+    if known is None:
+        return "-"
+    text = info.plain(known.mean, signed=True)
+    if known.ci95 is None:
+        return text
+    low, high = (info.plain(value, signed=True) for value in known.ci95)
     return f"{text} [{low}, {high}]"
 
 

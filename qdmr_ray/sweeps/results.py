@@ -104,11 +104,13 @@ def _best_experiment(trials: Trials, record: TrialRecord) -> str:
 
 
 def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetrics | None:
-    """Evaluates the front, the baseline and the repeats on test photographs that the search never
-    saw; returns None where none of their stages restores photographs."""
-    repeats = [name for row in results.repeats for name in row.trials]
+    """Evaluates the front, the baseline and the repeats, or else every variant, on test photographs
+    that the search never saw; returns None where none of their stages restores photographs."""
+    others = [name for row in results.repeats for name in row.trials]
+    if trials.plan.settings.variants:
+        others = list(trials.records)
     found: UnseenMetrics | None = None
-    for name in dict.fromkeys([*results.front, trials.baseline, *repeats]):
+    for name in dict.fromkeys([*results.front, trials.baseline, *others]):
         record = trials.records.get(name or "")
         if record is None or record.state != sweep_file.FINISHED:
             continue

@@ -10,14 +10,9 @@ import pytest
 
 from qdmr_ray.cli.judge import compare as command
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.evaluate.compare import (
-    Comparison,
-    StoredEvaluation,
-    compare,
-    named_apart,
-    read_evaluation,
-)
+from qdmr_ray.evaluate.compare import Comparison, compare
 from qdmr_ray.evaluate.compare_text import comparison_text, escape_latex
+from qdmr_ray.evaluate.stored import StoredEvaluation, named_apart, read_evaluations
 from qdmr_ray.storage import open_location
 
 NAMES = [f"image{number}" for number in range(6)]
@@ -56,7 +51,7 @@ def write(
 
 
 def read(*folders: Path) -> list[StoredEvaluation]:
-    return named_apart([read_evaluation(open_location(folder)) for folder in folders])
+    return named_apart([e for f in folders for e in read_evaluations(open_location(f))])
 
 
 def table(*folders: Path, **options: Any) -> Comparison:
@@ -247,3 +242,79 @@ def test_the_command_prints_the_table(tmp_path: Path, capsys: pytest.CaptureFixt
     folder = write(tmp_path / "a", {"uda": BETTER})
     command([str(folder)], style="markdown", reference="input", metric=["psnr"])
     assert "| a/uda | **26.00** [" in capsys.readouterr().out
+
+
+def write_sweep(folder: Path, variants: dict[str, list[list[float | None]]]) -> Path:
+    """A sweep's folder with these PSNRs of each variant's seeds."""
+    trials = []
+    for number, (name, seeds) in enumerate(variants.items()):
+        for seed, values in enumerate(seeds):
+            trial = f"{number:04}-s{seed}" if seed else f"{number:04}"
+            write(folder / "trials" / trial, {"uda": values})
+            record = {"id": trial, "number": number, "name": name, "seed": seed, "settings": {}}
+            trials.append({**record, "state": "finished"})
+    # Neither is a row: one failed, one was never evaluated.
+    trials.append({"id": "0008", "number": 8, "settings": {}, "state": "failed"})
+    trials.append({"id": "0009", "number": 9, "settings": {}, "state": "finished"})
+    sweep = {"name": folder.name, "metrics": [{"name": "uda/validation/psnr"}], "trials": trials}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    return folder
+
+
+def test_a_sweeps_variants_are_rows_over_their_seeds(tmp_path: Path) -> None:
+    up, down = [value + 1 for value in INPUT], [value - 1 for value in INPUT]
+    folder = write_sweep(tmp_path / "s", {"plain": [up, down], "uda": [BETTER, BETTER, BETTER]})
+    found = table(folder, reference="plain")
+    assert list(found.rows) == ["input", "plain", "uda"]
+    cells = {row: cell["psnr"] for row, cell in found.rows.items()}
+    # The seeds' means are 23.5 and 21.5; an image's mean is that of the input.
+    assert cells["plain"].statistics.mean == cells["input"].statistics.mean == 22.5
+    assert cells["plain"].spread == pytest.approx(2**0.5)
+    assert cells["uda"].spread == 0.0
+    assert cells["input"].spread is None
+    # Photographs are the unit, not seeds: six pairs, two comparisons.
+    assert cells["plain"].difference is None
+    assert cells["uda"].difference is not None
+    assert cells["uda"].difference.mean == 3.5
+    assert cells["uda"].difference.n == 6
+    low, high = cells["uda"].difference.ci95 or (0.0, 0.0)
+    assert 1.0 < low < 3.5 < high < 6.0
+    assert cells["uda"].p == pytest.approx(2 * 2 / 64)
+    assert found.notes[0].startswith(
+        "Means over 6 images of each image's mean over 3 seeds (plain 2)"
+    )
+    assert found.notes[1].startswith("Difference to plain")
+
+
+def test_a_table_over_seeds_reads_in_every_format(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", {"plain": [INPUT, EVEN], "uda": [BETTER, BETTER]})
+    found = table(folder, reference="plain")
+    plain = comparison_text(found)
+    heading, _, reference, uda = plain.splitlines()[:4]
+    assert heading.split() == ["PSNR", "(dB)", "^", "difference", "p"]
+    assert reference.split() == ["plain", "22.50", "±", "0.00", "-", "-"]
+    assert uda.startswith("uda    26.00* ± 0.00  +3.50 [+")
+    assert "| uda | **26.00** ± 0.00 | +3.50 [" in comparison_text(found, "markdown")
+    assert r"uda & \textbf{26.00} $\pm$ 0.00 & +3.50 [" in comparison_text(found, "latex")
+
+
+def test_an_image_counts_where_every_seed_has_it(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", {"uda": [BETTER, [None, *BETTER[1:]]]})
+    found = table(folder)
+    assert found.rows["uda"]["psnr"].statistics.n == 5
+
+
+def test_a_sweep_and_a_run_stand_in_one_table(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "s", {"uda": [BETTER, BETTER]})
+    other = write_sweep(tmp_path / "t", {"uda": [INPUT]})
+    found = table(sweep, other, write(tmp_path / "a", {"base": EVEN}))
+    # Two sweeps have a variant of this name.
+    assert list(found.rows) == ["input", f"{sweep}/0", f"{other}/0", "a/base"]
+
+
+def test_a_sweep_without_evaluations_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    write_sweep(folder, {})
+    with pytest.raises(QdmrError, match="no trial of this sweep is evaluated; run qdmr sweep"):
+        read(folder)

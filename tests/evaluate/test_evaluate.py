@@ -30,7 +30,7 @@ from qdmr_ray.data.format.reader import Record
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate import worker as restorer_module
-from qdmr_ray.evaluate.compare import compare, read_evaluation
+from qdmr_ray.evaluate.compare import compare
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.evaluate.journal import ResultsFile
 from qdmr_ray.evaluate.metrics.lpips import LPIPS
@@ -39,6 +39,7 @@ from qdmr_ray.evaluate.metrics.psnr import psnr
 from qdmr_ray.evaluate.pool import spread_over
 from qdmr_ray.evaluate.results import Evaluation, ImageValues, Judged
 from qdmr_ray.evaluate.statistics import summarize
+from qdmr_ray.evaluate.stored import read_evaluation
 from qdmr_ray.evaluate.worker import EvaluationTask, Restorer
 from qdmr_ray.models.files import save_model
 from qdmr_ray.nets import QDMR, NetworkSettings

@@ -19,7 +19,7 @@ import qdmr_ray.data.format.shards as shards_module
 import qdmr_ray.data.packing.pack as pack_module
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.errors import QdmrError, SettingsError
-from qdmr_ray.evaluate.compare import compare, named_apart, read_evaluation
+from qdmr_ray.evaluate.compare import compare
 from qdmr_ray.evaluate.compare_text import comparison_text
 from qdmr_ray.evaluate.evaluate import evaluate_run
 from qdmr_ray.evaluate.gap.sentences import gap_sentences
@@ -28,6 +28,7 @@ from qdmr_ray.evaluate.metrics.psnr import psnr
 from qdmr_ray.evaluate.metrics.ssim import ssim
 from qdmr_ray.evaluate.results import Evaluation, Judged
 from qdmr_ray.evaluate.spectrum import spectrum_distance
+from qdmr_ray.evaluate.stored import named_apart, read_evaluation
 from qdmr_ray.evaluate.zones import psnr_by_zone
 from qdmr_ray.models.files import load_model, save_model
 from qdmr_ray.nets import QDMR, VQGAN, NetworkSettings
