@@ -21,6 +21,8 @@ ITERATIONS = 4
 def settings(data: Path, **changes: Any) -> dict[str, Any]:
     """Plain settings of a run that takes a fraction of a second per iteration."""
     stage = {"iterations": ITERATIONS, "batch_size": 2, "crop": 16, "lpips": 0}
+    # Base goes through Ray with its extension, UDA without.
+    own = {"vqgan": {"semantic": 0}, "base": {"code_guidance": 1.0}}
     return {
         "name": "run",
         "seed": 3,
@@ -34,9 +36,7 @@ def settings(data: Path, **changes: Any) -> dict[str, Any]:
             "swin": {"groups": 1, "blocks": 2, "heads": 2, "window": 4},
         },
         "discriminator": {"width": 4},
-        "stages": {
-            name: {**stage, **({"semantic": 0} if name == "vqgan" else {})} for name in STAGE_NAMES
-        },
+        "stages": {name: {**stage, **own.get(name, {})} for name in STAGE_NAMES},
         "scaling": {"workers": 2, "cpus_per_worker": 0.5, "threads": 1, "max_failures": 0},
         "logging": {"log_interval": 1, "picture_interval": 4, "checkpoint_interval": 2},
         **changes,
