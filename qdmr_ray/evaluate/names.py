@@ -12,7 +12,12 @@ SOURCE_LENS = "source_lens"
 S2T = "s2t"
 # The set of a packed dataset that is judged.
 TEST_SET = "test"
-IMAGE_LABELS = {INPUT: "Aberrated input", GROUND_TRUTH: "Ground truth"}
+IMAGE_LABELS = {
+    INPUT: "Aberrated input",
+    SOURCE_LENS: "Through the source lens",
+    S2T: "s2t image",
+    GROUND_TRUTH: "Ground truth",
+}
 
 
 def label(name: str) -> str:

@@ -41,7 +41,7 @@ class Statistics(Part):
 
 
 # Values in dB by band (``evaluate.spectrum``), and how often each code of a codebook was chosen.
-Spectrum = Annotated[tuple[float | None, ...], Field(min_length=BANDS, max_length=BANDS)]
+Spectrum = Annotated[tuple[FiniteFloat | None, ...], Field(min_length=BANDS, max_length=BANDS)]
 Counts = tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
 # Statistics by image, then by metric.
 StatisticsTable = dict[str, dict[str, Statistics]]

@@ -6,6 +6,7 @@ from typing import Any
 
 from qdmr_ray.errors import QdmrError, one_line
 from qdmr_ray.evaluate.metrics.registry import METRICS
+from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, S2T, SOURCE_LENS
 from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
@@ -34,6 +35,12 @@ def read_evaluation(
 def last_stage(evaluation: Evaluation) -> str | None:
     """Returns the stage whose result is the run's, ``None`` where none was evaluated."""
     return next(reversed(evaluation.stages), None)
+
+
+def picture_kinds(evaluation: Evaluation) -> list[str]:
+    """Returns the names of a photograph's pictures in the order in which a page shows them."""
+    lenses = [] if evaluation.gap is None else [SOURCE_LENS, S2T]
+    return [INPUT, *lenses, *evaluation.stages, GROUND_TRUTH]
 
 
 def metrics_of(evaluation: Evaluation) -> list[str]:

@@ -9,6 +9,7 @@ from qdmr_ray.report import charts, pictures, summary
 from qdmr_ray.report.codebook import codebook_section
 from qdmr_ray.report.document import duration, render
 from qdmr_ray.report.evaluation import origin, references
+from qdmr_ray.report.gap import gap_section
 from qdmr_ray.report.run_folder import RunData, noted, switched_off
 from qdmr_ray.report.viewer import viewer_content
 from qdmr_ray.storage import Location
@@ -30,6 +31,9 @@ def run_page(run: RunData) -> str:
     codebook: dict[str, Any] | str | None = None
     with noted(run.problems, "the codebook"):
         codebook = codebook_section(run)
+    gap: dict[str, Any] | None = None
+    with noted(run.problems, "the gap"):
+        gap = gap_section(run.evaluation)
     facts: list[tuple[str, str]] = []
     with noted(run.problems, "the line of facts"):
         facts = _facts(run)
@@ -44,6 +48,7 @@ def run_page(run: RunData) -> str:
         run=run,
         facts=facts,
         stages=stages,
+        gap=gap,
         codebook=None if isinstance(codebook, str) else codebook,
         codebook_missing=codebook if isinstance(codebook, str) else "",
         off=switched_off(run),

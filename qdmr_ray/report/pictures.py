@@ -15,7 +15,7 @@ from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT
 from qdmr_ray.evaluate.results import Evaluation, PhotographResult
 from qdmr_ray.evaluate.sheets import absolute_error, error_colours
 from qdmr_ray.photographs.decode import decode_image
-from qdmr_ray.report.evaluation import last_stage
+from qdmr_ray.report.evaluation import last_stage, picture_kinds
 from qdmr_ray.report.run_folder import RunData, noted
 from qdmr_ray.report.summary import photograph_gain
 from qdmr_ray.storage import Location
@@ -107,7 +107,8 @@ def embedded_picture(file: Location, problems: list[str]) -> tuple[str, int, int
 def load_pictures(
     place: Location, evaluation: Evaluation, problems: list[str], name: str
 ) -> dict[str, np.ndarray]:
-    """Returns one photograph's existing pictures: input, stages in order, ground truth."""
+    """Returns one photograph's existing pictures: input, stages in order, ground truth; where the
+    evaluation knows both lenses, also that of the source lens and its s2t image."""
     root = place.join("evaluation")
     folder = root.join(name)
     if not lies_below(folder, root, name):
@@ -117,7 +118,7 @@ def load_pictures(
     present: Mapping[str, int] = {}
     with noted(problems):
         present = folder.file_sizes()
-    for file in (folder.join(f"{k}.png") for k in (INPUT, *evaluation.stages, GROUND_TRUTH)):
+    for file in (folder.join(f"{kind}.png") for kind in picture_kinds(evaluation)):
         with noted(problems):
             if file.name in present:
                 pixels = decode_image(file.read_bytes(), file.uri)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from qdmr_ray.evaluate.metrics.registry import metric_info
-from qdmr_ray.evaluate.names import GROUND_TRUTH, INPUT, label
+from qdmr_ray.evaluate.names import label
 from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.evaluate.sheets import map_colours
-from qdmr_ray.report.evaluation import metrics_of
+from qdmr_ray.report.evaluation import metrics_of, picture_kinds
 from qdmr_ray.report.pictures import Photograph
 
 # What the page's script needs of a photograph.
@@ -25,7 +25,7 @@ def viewer_content(
     if evaluation is not None:
         by_name = {image.name: image.values for image in evaluation.per_image}
         styles = [(name, metric_info(name)) for name in metrics_of(evaluation)]
-        kinds = (INPUT, *evaluation.stages, GROUND_TRUTH)
+        kinds = picture_kinds(evaluation)
         viewer["labels"] = {kind: (labels or {}).get(kind) or label(kind) for kind in kinds}
         viewer["metrics"] = [style.full_label for _, style in styles]
         for photograph in photographs:

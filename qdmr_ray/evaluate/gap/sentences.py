@@ -10,15 +10,16 @@ from qdmr_ray.evaluate.spectrum import SPECTRUM
 from qdmr_ray.evaluate.zones import ZONES
 
 
-def gap_sentences(evaluation: Evaluation) -> list[str]:
+def gap_sentences(evaluation: Evaluation, *, codes: bool = True) -> list[str]:
     """Returns a sentence for each stage's gap, then for s2t images, codes and places in the field,
-    as far as the evaluation knows them; none for an evaluation on the target lens alone."""
+    as far as the evaluation knows them; none for an evaluation on the target lens alone. Where a
+    table of the ``codes`` stands beside them, they can be left out."""
     gap = evaluation.gap
     if gap is None:
         return []
     found = [_stage(stage, evaluation, gap) for stage in evaluation.stages]
     found += [_style(gap.style)] if gap.style is not None else []
-    found += [_codes(name, choices) for name, choices in gap.codes.items()]
+    found += [_codes(name, choices) for name, choices in gap.codes.items() if codes]
     found += [_gain(stage, gap) for stage in gap.zones.gain]
     return list(filter(None, found))
 
