@@ -98,12 +98,11 @@ def compare(
         for row, cell in _cells(columns, reference, metric).items():
             if over_seeds:
                 means = [fmean(table[n][metric] for n in usable) for table in tables[row] if usable]
+                difference = statistics_of(np.subtract(columns[row], columns[reference]))
                 cell = replace(
                     cell,
                     spread=stdev(means) if len(means) > 1 else None,
-                    difference=None
-                    if row == reference
-                    else statistics_of(np.subtract(columns[row], columns[reference])),
+                    difference=None if row == reference else difference,
                 )
             rows[row][metric] = cell
     return Comparison(

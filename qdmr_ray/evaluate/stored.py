@@ -14,6 +14,7 @@ from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.evaluate.sweep_file import FINISHED, SWEEP_FILE, SweepFile
 from qdmr_ray.models.layout import EVALUATION_FILE
 from qdmr_ray.storage import Location
+from qdmr_ray.storage.names import check_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ def read_evaluations(place: Location) -> list[StoredEvaluation]:
         return [read_evaluation(place)]
     evaluations = []
     for trial in SweepFile.read(file).trials:
+        try:
+            check_name(trial.id)
+        except SettingsError as error:
+            raise QdmrError(f"{file.uri}: a trial's id: {error}") from None
         run = place.join(trial.run)
         if trial.state == FINISHED and run.join(EVALUATION_FILE).exists():
             name = trial.name or f"{place.name}/{trial.number:04}"

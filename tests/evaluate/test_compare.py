@@ -318,3 +318,12 @@ def test_a_sweep_without_evaluations_is_refused(tmp_path: Path) -> None:
     write_sweep(folder, {})
     with pytest.raises(QdmrError, match="no trial of this sweep is evaluated; run qdmr sweep"):
         read(folder)
+
+
+def test_a_trial_lies_in_its_sweep(tmp_path: Path) -> None:
+    write(tmp_path / "secret", {"uda": BETTER})
+    folder = write_sweep(tmp_path / "s", {"uda": [BETTER]})
+    file = folder / "sweep.json"
+    file.write_text(file.read_text().replace('"id": "0000"', '"id": "../../secret"'))
+    with pytest.raises(QdmrError, match=r"sweep\.json: a trial's id: '\.\./\.\./secret' holds a /"):
+        read(folder)
