@@ -188,11 +188,11 @@ def uses_gpu(experiment: Experiment) -> bool:
 
 
 def check_cpus(experiment: Experiment) -> None:
-    """Checks that training and its loading tasks fit together; Ray Data would wait for ever. Raises
+    """Checks that training and a loading task fit together; Ray Data would wait for ever. Raises
     SettingsError if the cluster has too few CPUs."""
     scaling = experiment.scaling
     workers = scaling.fewest_workers
-    loading = required_cpus(experiment.data, workers)
+    loading = required_cpus(experiment.data)
     needed = workers * scaling.cpus_per_worker + loading
     available = capacity().get("CPU", 0)
     if needed > available:

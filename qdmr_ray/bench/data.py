@@ -2,9 +2,9 @@
 
     qdmr bench data --workers 8 --json bench.json
 
-Processes read a packed dataset as the workers of a training do, out of one feed. With a single one,
-another then reads the same shards, on a disk, through a plain ``torch.utils.data.DataLoader``, as a
-yardstick.
+Processes read a packed dataset as the workers of a training do, out of one feed; more than eight
+workers share eight processes. With a single one, another then reads the same shards, on a disk,
+through a plain ``torch.utils.data.DataLoader``, as a yardstick.
 Without ``data`` the bench packs a dataset of noise, because no page of it can then be shared or
 compressed.
 """
@@ -12,6 +12,7 @@ compressed.
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,8 @@ from qdmr_ray.storage import open_location
 
 SEED = 0
 _LOOK_SECONDS = 0.05
+# A process for each of many workers would measure their imports: PyTorch and Ray take 0.6 GB each.
+_PROCESSES = 8
 # More than a measurement ever reaches.
 _ITERATIONS = 2**22
 
@@ -83,9 +86,9 @@ def bench_data(bench: DataBench, say: Callable[[str], None] = print) -> dict[str
         here = ray.get_runtime_context().get_node_id()
         shards = feed.split(feed.rounds(0), bench.workers, [here])
         try:
-            rates = ray.get(
-                [_fed_rate.remote(bench, feed, rank, shard) for rank, shard in enumerate(shards)]
-            )
+            groups = [dict(list(enumerate(shards))[i::_PROCESSES]) for i in range(_PROCESSES)]
+            measured = [_fed_rates.remote(bench, feed, group) for group in groups if group]
+            rates = [rate for group in ray.get(measured) for rate in group]
             # The store's client has threads, which PyTorch's forked processes would be without.
             compared = bench.workers == 1 and not location.is_s3
             loader = ray.get(_loader_rate.remote(bench, path)) if compared else None
@@ -125,11 +128,16 @@ def _made_dataset(bench: DataBench, folder: Path, say: Callable[[str], None]) ->
 
 
 @ray.remote(num_cpus=0)
-def _fed_rate(bench: DataBench, feed: Feed, rank: int, shard: DataIterator) -> Rate:
-    """Runs in a process of its own, as a training worker does."""
+def _fed_rates(bench: DataBench, feed: Feed, shards: dict[int, DataIterator]) -> list[Rate]:
+    """Runs in a process, in a thread for each of the workers with these ranks."""
     # A step on a GPU would leave the loader one thread.
     torch.set_num_threads(1)
     began = time.perf_counter()
+    with ThreadPoolExecutor(len(shards)) as threads:
+        return list(threads.map(partial(_fed_rate, bench, feed, began), shards, shards.values()))
+
+
+def _fed_rate(bench: DataBench, feed: Feed, began: float, rank: int, shard: DataIterator) -> Rate:
     portion = _portions(bench, bench.workers)[rank]
     stream = FedStream(
         feed.request.settings,

@@ -20,6 +20,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.sweep_file import SweepFile
 from qdmr_ray.ray_cluster import capacity, check_cpus, ensure_ray, uses_gpu
@@ -176,21 +177,27 @@ class Runner:
             raise QdmrError(f"{trials.sweep.uri}: {trials.problem}")
 
     def _room(self, gpu: bool) -> int:
-        """Returns how many trials fit on the cluster, their loading tasks included; raises
-        SettingsError if none fits, or the cluster grows."""
+        """Returns how many trials fit on the cluster, their loading tasks included. One fits also
+        where only a single loading task does. Raises SettingsError if none fits, or the cluster
+        grows."""
         scaling, resources = self._experiment.scaling, capacity()
-        cpus = trial_cpus(self._experiment) + (0 if self._alone else _WAITING_CPUS)
+        waiting = 0 if self._alone else _WAITING_CPUS
+        cpus = trial_cpus(self._experiment) + waiting
+        least = scaling.workers * scaling.cpus_per_worker + waiting
+        least += required_cpus(self._experiment.data)
         if math.isinf(resources.get("CPU", 0)):
             raise SettingsError(
                 "concurrent is not set, and the cluster grows as it is asked to: set how many "
                 "trials run at the same time"
             )
         room = resources.get("CPU", 0) / cpus
+        if room < 1 and least <= resources.get("CPU", 0):
+            room = 1
         if gpu:
             room = min(room, resources.get("GPU", 0) / scaling.workers / scaling.gpus_per_worker)
         if int(room + 1e-6) < 1:
             raise SettingsError(
-                f"a trial needs {cpus:g} CPUs, and Ray has {resources.get('CPU', 0):g}: lower "
+                f"a trial needs {least:g} CPUs, and Ray has {resources.get('CPU', 0):g}: lower "
                 "scaling.cpus_per_worker or data.loader_cpus"
             )
         return int(room + 1e-6)

@@ -9,7 +9,6 @@ from typing import Any
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.data.format.manifest import read_manifest
-from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError, reason
 from qdmr_ray.evaluate.sweep_file import MAX, TRIALS_FOLDER, Metrics, Values, finite
 from qdmr_ray.models.documents import read_metrics
@@ -74,10 +73,9 @@ class TrialContext:
 
 
 def trial_cpus(experiment: Experiment) -> float:
-    """Returns the CPUs that a trial's workers and their loading tasks need."""
-    scaling = experiment.scaling
-    loading = required_cpus(experiment.data, scaling.workers)
-    return scaling.workers * scaling.cpus_per_worker + loading
+    """Returns the CPUs that a trial's workers and all their loading tasks take."""
+    scaling, data = experiment.scaling, experiment.data
+    return scaling.workers * (scaling.cpus_per_worker + data.loader_workers * data.loader_cpus)
 
 
 def run_trial(config: Mapping[str, Any], context: TrialContext, tell: Tell) -> TrialReport:

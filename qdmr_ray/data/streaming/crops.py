@@ -73,7 +73,7 @@ class DataSettings(Settings):
     )
     loader_workers: int = setting(2, "loading tasks at a time per training worker", minimum=1)
     loader_cpus: float = setting(
-        0.25, "CPUs that Ray sets aside for each loading task", unit="CPUs", minimum=0
+        0.5, "CPUs that Ray sets aside for each loading task", unit="CPUs", minimum=0
     )
     object_store_bytes: int = setting(
         512 * 2**20,

@@ -10,9 +10,10 @@ cuts a row's crops and returns one block, whatever node it runs on; and block i 
 i mod n, which ``streaming_split`` does where the order is preserved and all blocks have one row.
 The worker compares the positions that it receives with those that it wants (``FedStream``).
 
-Ray Data's own limits on memory are not used: an execution that they hold back doesn't sleep (0.6 of
-a CPU for a training that waits for nothing, measured on 2 cores; 0.05 like this). Rounds come at
-the pace of the training instead, so that nothing in the execution ever has to wait for a consumer.
+Ray Data's own limits on memory are turned off: an execution that they hold back doesn't sleep (0.6
+of a CPU for a training that waits for nothing, measured on 2 cores; 0.05 like this), and with many
+workers on a small store it waits for ever, as blocks that are in use count. Rounds come at the pace
+of the training instead, so that nothing in the execution ever has to wait for a consumer.
 """
 
 import asyncio
@@ -40,6 +41,8 @@ from qdmr_ray.storage import open_location
 # A task that lists rounds ends after so many: Ray remembers each row of a task until it has ended.
 _ROUNDS_OF_A_TASK = 100
 _NODE_ID = "ray.io/node-id"
+# How many times a cluster's object store Ray Data may believe that it may fill.
+_NO_LIMIT = 1e6
 
 
 class Pacing:
@@ -117,6 +120,8 @@ class Feed:
         # Every row is a block of its own.
         context.target_max_block_size = 1
         context.execution_options.preserve_order = True
+        context.downstream_capacity_backpressure_ratio = None
+        context.override_object_store_memory_limit_fraction = _NO_LIMIT
         return dataset
 
     def split(

@@ -81,10 +81,10 @@ def block_size(settings: DataSettings, *, batch_size: int, crop: int, fields: in
     return BlockSize(block, (iterations // block - 1) * block)
 
 
-def required_cpus(settings: DataSettings, world_size: int) -> float:
-    """Returns the CPUs that the loading tasks of ``world_size`` workers need beside the workers'
-    own. Check this first: Ray Data waits silently for ever where a cluster has fewer to spare."""
-    return world_size * settings.loader_workers * settings.loader_cpus
+def required_cpus(settings: DataSettings) -> float:
+    """Returns the CPUs that a feed needs at least beside the workers' own, those of one loading
+    task. Check this first: Ray Data waits silently for ever where a cluster has fewer to spare."""
+    return settings.loader_cpus
 
 
 class InProcessStream:
@@ -148,6 +148,8 @@ class InProcessStream:
                     # Rows are copied: a block lies read-only in shared memory, which it would hold.
                     rows = {name: np.array(c[first : first + size]) for name, c in block.items()}
                     yield {n: torch.from_numpy(r) if n in FIELDS else r for n, r in rows.items()}
+                # Its memory isn't held while the next one is waited for.
+                del block
         finally:
             self.close()
 
@@ -226,6 +228,8 @@ class FedStream(InProcessStream):
                 begin = (at - first) * self.portion.count
                 yield {name: column[begin:] for name, column in block.items()}
                 at = end
+            # Its memory isn't held while the next one is waited for.
+            del block
 
 
 class _Received:
@@ -281,6 +285,7 @@ class _Received:
             for block in shard.iter_batches(batch_size=whole, batch_format="numpy"):
                 if not self._put(block):
                     return
+                del block
             self._put(None)
         except Exception as error:  # The consumer raises it.
             self._put(error)

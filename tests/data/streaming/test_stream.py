@@ -212,9 +212,8 @@ def test_what_cannot_be_streamed_is_refused_when_the_stream_is_built(
         InProcessStream(settings(str(tmp_path / "no source")), **arguments())
 
 
-def test_the_loading_tasks_need_their_cpus() -> None:
-    data = DataSettings(path="x", loader_workers=3, loader_cpus=0.5)
-    assert required_cpus(data, 4) == 6.0
+def test_a_feed_needs_the_cpus_of_one_loading_task() -> None:
+    assert required_cpus(DataSettings(path="x", loader_workers=3, loader_cpus=0.75)) == 0.75
 
 
 def fed(data: DataSettings, *, workers: int = 1, **changes: Any) -> list[list[Batch]]:
@@ -246,6 +245,18 @@ def test_neither_blocks_nor_workers_change_a_sample(
     wanted = {"batch_size": 6, "start_iteration": 3, "end_iteration": 154}
     found = fed(data, workers=workers, **wanted)
     assert_same(joined(found), batches(InProcessStream, data, **wanted))
+
+
+@pytest.mark.ray
+def test_many_workers_and_a_small_store_go_on(packed: str) -> None:
+    """Each worker holds a block while it waits for the next, more in all than Ray Data would give
+    one operator of this store."""
+    workers, count = 12, 10
+    samples = arguments(batch_size=workers * count, crop=HEIGHT, end_iteration=200)
+    with local_ray(object_store=110_000_000):
+        data = DataSettings(path=packed, loader_workers=1, object_store_bytes=9_000_000)
+        found = received(fed_streams(data, workers=workers, **samples))
+    assert [len(batches) for batches in found] == [200] * workers
 
 
 @pytest.mark.ray
