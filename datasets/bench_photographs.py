@@ -41,6 +41,7 @@ from qdmr_ray.data.packing.folders import is_photograph, list_images
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.simulation import domain_folders, simulate_folder
 from qdmr_ray.errors import QdmrError, one_line
+from qdmr_ray.optics.lens import load_lenses
 from qdmr_ray.parsing import read_yaml
 from qdmr_ray.photographs.decode import encode_png, read_image
 from qdmr_ray.storage import open_location
@@ -49,18 +50,14 @@ from qdmr_ray.storage.document import FileName, Part
 PHOTOGRAPHS_FILE = Path(__file__).with_name("bench_photographs.yaml")
 SOURCE_LENS, TARGET_LENS = "prescription", "manufactured"
 SOURCE, TARGET, VALIDATION, TEST = SETS = ("source", "target", "validation", "test")
-# The lenses that each set's photographs are imaged through. Validation photographs are those of the
-# test set whose names have this beginning.
-LENSES = {
-    SOURCE: (SOURCE_LENS, TARGET_LENS),
-    TARGET: (TARGET_LENS,),
-    TEST: (SOURCE_LENS, TARGET_LENS),
-}
+# The names of the test set's validation photographs have this beginning.
 VALIDATION_PREFIX = "validation_"
 # The shares of a folder's photographs that become test, validation and target; the others are the
 # source's.
 SHARES = {TEST: 0.28, VALIDATION: 0.06, TARGET: 0.28}
 FEWEST_PHOTOGRAPHS = 8
+# The largest width of a frame in pixels: a crop of 64 to 256 holds detail.
+WIDTH = 960
 # Frames have the shape 3:2, for which the lenses are made, and a width that is a multiple of this,
 # so that both sides are multiples of 16.
 WIDTH_STEP, ASPECT = 48, 1.5
@@ -217,20 +214,22 @@ def write_frames(files: dict[str, dict[str, Path]], out: Path, width: int) -> No
                 open_location(file).write_bytes_atomic(frame)
 
 
-def simulate_and_pack(out: Path, seed: int) -> None:
-    """Images the frames below ``out`` through the lenses, and packs the three datasets."""
-    realab = out / "realab"
-    for domain, lenses in LENSES.items():
+def simulate_and_pack(out: Path, seed: int, source_lens: str, target_lens: str) -> None:
+    """Images the frames below ``out`` through the lenses, names or files as ``load_lenses`` takes
+    them, and packs the three datasets."""
+    realab, both = out / "realab", (source_lens, target_lens)
+    own, other = (lens.name for lens in load_lenses(both))
+    for domain, lenses in ((SOURCE, both), (TARGET, (target_lens,)), (TEST, both)):
         print(f"simulate {domain} through {' and '.join(lenses)}", flush=True)
         simulate_folder(out / "photographs" / domain, lenses, realab, domain=domain, seed=seed)
-    for name, (source, test) in {
-        "packed": (SOURCE_LENS, TARGET_LENS),
-        "oracle": (TARGET_LENS, TARGET_LENS),
-        "source_lens": (SOURCE_LENS, SOURCE_LENS),
-    }.items():
+    for name, source, test in (
+        ("packed", own, other),
+        ("oracle", other, other),
+        ("source_lens", own, own),
+    ):
         # Relative to the packed folder, so that the datasets' bytes don't say where it lies.
         pairs, clean = domain_folders(Path(), SOURCE, source)
-        target, _ = domain_folders(Path(), TARGET, TARGET_LENS)
+        target, _ = domain_folders(Path(), TARGET, other)
         tests, truth = domain_folders(Path(), TEST, test)
         settings = PackSettings(
             source_images=str(pairs),
@@ -259,8 +258,17 @@ def credits(photographs: Iterable[BenchPhotograph]) -> str:
     return f"# Photographs\n\n{about}\n\n{table}"
 
 
-def build(out: Path, *, photographs: Path | None, seed: int, width: int) -> None:
-    """Makes all of the benchmark's data below ``out``, which is new, empty or an earlier result."""
+def build(
+    out: Path,
+    *,
+    photographs: Path | None = None,
+    seed: int = 0,
+    width: int = WIDTH,
+    source_lens: str = SOURCE_LENS,
+    target_lens: str = TARGET_LENS,
+) -> None:
+    """Makes all of the benchmark's data below ``out``, which is new, empty or an earlier result;
+    the arguments are those of the command line."""
     if photographs is None:
         files = find_photographs(out)
         open_location(out / CREDITS_FILE).write_bytes_atomic(credits(bench_photographs()).encode())
@@ -269,7 +277,7 @@ def build(out: Path, *, photographs: Path | None, seed: int, width: int) -> None
     counts = ", ".join(f"{len(named)} {part}" for part, named in files.items())
     print(f"photographs: {counts}", flush=True)
     write_frames(files, out / "photographs", width)
-    simulate_and_pack(out, seed)
+    simulate_and_pack(out, seed, source_lens, target_lens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -282,18 +290,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--photographs", type=Path, metavar="DIR", help="any folder, split by --seed"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the split and the sensors' noise")
-    parser.add_argument(
-        "--width", type=int, default=960, help="of a frame in pixels, at least %(default)s/20"
-    )
+    parser.add_argument("--width", type=int, default=WIDTH, help="largest of a frame, in pixels")
+    for name, lens in (("--source-lens", SOURCE_LENS), ("--target-lens", TARGET_LENS)):
+        parser.add_argument(name, default=lens, metavar="LENS", help=f"name or file; {lens}")
     found = parser.parse_args(arguments)
     if found.width < WIDTH_STEP:
         parser.error(f"--width {found.width}: must be at least {WIDTH_STEP}")
     try:
-        build(found.out, photographs=found.photographs, seed=found.seed, width=found.width)
-    except QdmrError as error:
-        print(f"bench_photographs: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
+        build(**vars(found))
+    except (QdmrError, OSError) as error:
         print(f"bench_photographs: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

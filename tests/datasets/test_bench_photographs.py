@@ -159,6 +159,9 @@ def test_what_cannot_be_is_one_line(
     write_png(out / "photographs/target/foreign.png", np.zeros((8, 8, 3), np.uint8))
     assert bench.main(arguments) == 1
     assert "not of this benchmark; choose an empty folder for --out" in capsys.readouterr().err
+    same = [*arguments[:-1], str(tmp_path / "same"), "--target-lens", "prescription"]
+    assert bench.main(same) == 1
+    assert "prescription: has the same name as prescription" in capsys.readouterr().err
     for path in sorted(folder.iterdir())[:4]:
         path.unlink()
     assert bench.main(arguments) == 1
