@@ -68,7 +68,7 @@ def draw_lenses(evaluation: Evaluation, gap: Gap) -> Chart | None:
     rows: list[tuple[str, float, float]] = []
     for name in (INPUT, *evaluation.stages):
         source = _mean(gap.source_lens, name, PRIMARY)
-        target = _mean(evaluation.statistics, name, PRIMARY)
+        target = finite(evaluation.means[name].get(PRIMARY))
         if source is not None and target is not None:
             rows.append((label(name), source, target))
     if not rows:
@@ -153,7 +153,7 @@ def draw_zones(evaluation: Evaluation, gap: Gap) -> Chart | None:
     interval of its mean; over the input where the run has no baseline."""
     unit = metric_info(PRIMARY).full_label
     baseline = gap.zones.baseline
-    traces, words = [], []
+    traces, words, rows = [], [], []
     for place, stage in enumerate(evaluation.stages):
         known = [(zone, *gain) for zone in ZONES if (gain := _zone_gain(gap, stage, zone))]
         if stage == baseline or not known:
@@ -181,6 +181,7 @@ def draw_zones(evaluation: Evaluation, gap: Gap) -> Chart | None:
         )
         figures = ", ".join(f"{zone} {mean:+.2f}" for zone, mean, _ in known)
         words.append(f"{label(stage)} {figures}")
+        rows += [[label(stage), zone, mean, *(ci95 or ("", ""))] for zone, mean, ci95 in known]
     if not traces:
         return None
     over = label(baseline) if baseline else label(INPUT).lower()
@@ -198,6 +199,7 @@ def draw_zones(evaluation: Evaluation, gap: Gap) -> Chart | None:
         summary="; ".join(words),
         height=320,
         remark="with 95 % intervals" if baseline else "",
+        table={"head": ["Stage", "Zone", f"Gain in {unit}", "95 % from", "to"], "rows": rows},
     )
 
 
@@ -219,22 +221,18 @@ def _mean(table: StatisticsTable, name: str, metric: str) -> float | None:
 
 def _lens_table(evaluation: Evaluation, gap: Gap) -> Table:
     """Returns a row for the input and each stage; per metric either lens, and the gap."""
-    names = [INPUT, *evaluation.stages]
+    names = [*evaluation.means]
     styles, columns = [], []
     for metric in metrics_of(evaluation):
         info = metric_info(metric)
-        tables = (gap.source_lens, evaluation.statistics, gap.difference)
-        for what, table in zip(("source lens", "target lens", "gap"), tables, strict=True):
-            is_gap = what == "gap"
-            # Nobody can say which direction of a gap is better: both lenses could be worse.
-            shown = replace(
-                info, label=f"{info.label}, {what}", better=0 if is_gap else info.better
-            )
-            styles.append(shown)
-            known = [table.get(name, {}).get(metric) for name in names]
-            cells = [_cell(shown, found, signed=is_gap) for found in known]
-            # The table stays narrow: how sure the means are stands among the results.
-            columns.append([cell if is_gap else replace(cell, spread=()) for cell in cells])
+        # Nobody can say which direction of a gap is better: both lenses could be worse.
+        lenses = [replace(info, label=f"{info.label}, {lens} lens") for lens in (SOURCE, TARGET)]
+        styles += [*lenses, replace(info, label=f"{info.label}, gap", better=0)]
+        columns += [
+            [Cell(text=info.text(_mean(gap.source_lens, name, metric))) for name in names],
+            [Cell(text=info.text(evaluation.means[name].get(metric))) for name in names],
+            [_cell(info, gap.difference.get(name, {}).get(metric), signed=True) for name in names],
+        ]
     return table_of(styles, list(map(label, names)), columns)
 
 

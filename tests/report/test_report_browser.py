@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from report.both_lenses import both_lenses
 from report_page import (
     DESKTOP,
     NEEDS_BROWSER,
@@ -46,6 +47,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def address(make_run, tmp_path_factory: pytest.TempPathFactory) -> str:
     run = make_run(tmp_path_factory.mktemp("report") / "run", names=NAMES)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    evaluation["gap"] = both_lenses(NAMES)
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
     counts = {"source": (5, 9, 1, 0), "target": (5, 0, 2, 4)}
     usage = CodebookUsage(
         **{name: SetUsage(photographs=1, crops=1, counts=c) for name, c in counts.items()}, crop=8
@@ -258,6 +262,17 @@ def test_the_numbers_behind_a_chart_are_a_table(page: Any) -> None:
     assert page.execute_script("return arguments[0].naturalWidth", atlas) > 400
 
 
+def test_the_gap_s_charts_and_tables_say_the_same(page: Any) -> None:
+    lenses = chart_named(page, "PSNR on both lenses")
+    assert tick_labels(page, lenses, "y") == ["Aberrated input", "Base", "UDA"]
+    assert texts(find(page, lenses), ".legendtext") == ["source lens", "target lens"]
+    zones = chart_named(page, "Gain over Source-only by place in the field")
+    assert tick_labels(page, zones, "x") == ["centre", "middle", "corner"]
+    assert texts(find(page, zones), ".legendtext") == ["Base", "UDA"]
+    rows = texts(find(page, "#gap"), "table.summary tbody tr")
+    assert any(row.startswith("s2t image of it 31.00") for row in rows)
+
+
 def test_every_chart_is_drawn_and_has_a_table(page: Any) -> None:
     page.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true })")
     for plot in page.find_elements("css selector", "[data-chart]"):
@@ -265,7 +280,7 @@ def test_every_chart_is_drawn_and_has_a_table(page: Any) -> None:
         wait_for(page, f"[data-chart='{plot.get_attribute('data-chart')}'] .main-svg")
     figures = page.find_elements("css selector", "figure.chart")
     rows = [len(figure.find_elements("css selector", ".numbers tbody tr")) for figure in figures]
-    assert len(rows) >= 8
+    assert len(rows) >= 11
     assert min(rows) >= 1
     assert page.execute_script("return typeof pwned") == "undefined"
 

@@ -28,12 +28,12 @@ def _stage(stage: str, evaluation: Evaluation, gap: Gap) -> str:
     metric = metric_info(PRIMARY)
     difference = gap.difference.get(stage, {}).get(PRIMARY)
     own = gap.source_lens.get(stage, {}).get(PRIMARY)
-    other = evaluation.statistics.get(stage, {}).get(PRIMARY)
+    other = evaluation.stages[stage].get(PRIMARY)
     if difference is None or own is None or other is None:
         return ""
     return (
         f"{label(stage)}: {metric.label} {metric.plain(own.mean)} {metric.unit} on the source lens "
-        f"and {metric.plain(other.mean)} on the target lens, a gap of "
+        f"and {metric.plain(other)} on the target lens, a gap of "
         f"{metric.plain(difference.mean, signed=True)}{_interval(metric, difference)}."
     )
 
