@@ -226,6 +226,8 @@ def _notes(
             "; ± is the standard deviation of the seeds' means.",
             f"Difference to {reference}: mean over the images, {bootstrap}.",
         ]
+    if missing := dict.fromkeys(trial for e in evaluations for trial in e.missing):
+        notes.append(f"Without an evaluation, and so in no row: {', '.join(missing)}.")
     if any(len(evaluation.images) > len(names) for evaluation in evaluations):
         counts = ", ".join(f"{len(e.images)} in {e.name}" for e in evaluations)
         notes.append(f"Only images that every evaluation has are used: {len(names)} ({counts}).")

@@ -21,13 +21,15 @@ from qdmr_ray.storage.names import check_name
 class StoredEvaluation:
     """The evaluation in the file ``source``; ``images[image][stage][metric]`` are its values,
     without those that are null. Evaluations of one ``group``, such as the seeds of a sweep's
-    variant, make one row; without it an evaluation stands for itself."""
+    variant, make one row; without it an evaluation stands for itself. ``missing`` names the trials
+    of a sweep of variants that have none."""
 
     name: str
     source: str
     evaluation: Evaluation
     images: dict[str, dict[str, dict[str, float]]]
     group: str = ""
+    missing: tuple[str, ...] = ()
 
 
 def read_evaluations(place: Location) -> list[StoredEvaluation]:
@@ -36,20 +38,24 @@ def read_evaluations(place: Location) -> list[StoredEvaluation]:
     file = place.join(SWEEP_FILE)
     if place.name.endswith(".json") or not file.exists():
         return [read_evaluation(place)]
-    evaluations = []
-    for trial in SweepFile.read(file).trials:
+    content = SweepFile.read(file)
+    evaluations, missing = list[StoredEvaluation](), list[str]()
+    for trial in content.trials:
         try:
             check_name(trial.id)
         except SettingsError as error:
             raise QdmrError(f"{file.uri}: a trial's id: {error}") from None
         run = place.join(trial.run)
+        name = trial.name or f"{place.name}/{trial.number:04}"
         if trial.state == FINISHED and run.join(EVALUATION_FILE).exists():
-            name = trial.name or f"{place.name}/{trial.number:04}"
             group = f"{place.uri}/{trial.number}"
             evaluations.append(replace(read_evaluation(run), name=name, group=group))
+        elif not content.space:
+            # A search evaluates its best trials alone.
+            missing.append(f"{name} (seed {trial.seed}, {trial.state})")
     if not evaluations:
         raise QdmrError(f"{place.uri}: no trial of this sweep is evaluated; run qdmr sweep again")
-    return evaluations
+    return [replace(evaluation, missing=tuple(missing)) for evaluation in evaluations]
 
 
 def read_evaluation(place: Location) -> StoredEvaluation:

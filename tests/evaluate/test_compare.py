@@ -284,6 +284,8 @@ def test_a_sweeps_variants_are_rows_over_their_seeds(tmp_path: Path) -> None:
         "Means over 6 images of each image's mean over 3 seeds (plain 2)"
     )
     assert found.notes[1].startswith("Difference to plain")
+    missing = "s/0008 (seed 0, failed), s/0009 (seed 0, finished)"
+    assert f"Without an evaluation, and so in no row: {missing}." in found.notes
 
 
 def test_a_table_over_seeds_reads_in_every_format(tmp_path: Path) -> None:
