@@ -42,6 +42,7 @@ METHOD_VERSION = 1
 _LATER_SETTINGS = (
     ("network", "fusion", True),
     ("network", "kind", DEFAULT_KIND),
+    ("network", "tile", None),
     ("settings", "s2t", True),
     ("settings", "code_guidance", 0.0),
 )

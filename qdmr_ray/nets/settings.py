@@ -55,6 +55,14 @@ class NetworkSettings(RestorationNetworkSettings):
         "extension: add the input image to the restoration network's output, whose last "
         "convolution then starts at zero (the paper has no such path)",
     )
+    tile: int | None = setting(
+        None,
+        "extension: restore photographs in tiles of this side, as large as the crops of training; "
+        "group normalisation then sees as much of them as it did there (null: whole photographs, "
+        "as the paper)",
+        unit="pixels",
+        minimum=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +72,11 @@ class NetworkSettings(RestorationNetworkSettings):
             raise SettingsError(
                 f"widths must end in a multiple of swin.heads ({self.swin.heads}); it is "
                 f"{list(self.widths)}"
+            )
+        if self.tile is not None and self.tile % self.multiple:
+            raise SettingsError(
+                f"tile must be a multiple of {self.multiple}, which widths and swin.window make "
+                f"of it; it is {self.tile}"
             )
 
     @property

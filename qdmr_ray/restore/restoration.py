@@ -33,7 +33,7 @@ from qdmr_ray.restore.streamed import (
     restore_pixels,
     without_padding,
 )
-from qdmr_ray.restore.tiled import restore_tiled
+from qdmr_ray.restore.tiled import TILE, restore_tiled, tile_places
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location
 from qdmr_ray.storage.names import MOST_NAME_BYTES
@@ -83,8 +83,8 @@ def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
 def restore_tensor(network: nn.Module, x: Tensor, codes: Codes | None = None) -> Tensor:
     """Returns the corrected images ``(B, 3, H, W)``, clamped to [0, 1], of any height and width.
     ``network`` is a ``RestorationNetwork`` or a VQGAN; ``x`` is RGB in [0, 1] of the network's type
-    and on its device. ``codes`` receives those that a VQGAN chooses, for one image after the
-    other."""
+    and on its device. ``codes`` receives those that the network chooses from a codebook, for one
+    image after the other."""
     padded, (height, width) = pad_to_multiple(x, network.multiple)  # type: ignore[arg-type]
     was_training = network.training
     network.eval()
@@ -94,9 +94,9 @@ def restore_tensor(network: nn.Module, x: Tensor, codes: Codes | None = None) ->
             output = network(padded)
     finally:
         network.train(was_training)
-    if codes is not None and isinstance(network, VQGAN):
+    if codes is not None and isinstance(network, QDMR | VQGAN) and output.indices is not None:
         for indices in output.indices.cpu():
-            codes(without_padding(indices, (height, width), network.multiple))
+            codes(without_padding(indices, (height, width), network.settings.downsampling))
     image = image_of(output)
     return image[..., :height, :width].clamp(0.0, 1.0)
 
@@ -131,9 +131,10 @@ def restore(
     ``checkpoint`` is a stage's result: a path, read anew on each call, or what
     ``qdmr_ray.models.files.load_model`` returned, whose network runs on the device where it is.
     QDMR's result is that of the network on the whole image, however large, in bounded memory (see
-    ``streamed``); other networks correct overlapping tiles (see ``tiled``). A VQGAN returns the
-    image in the style of the target domain. ``progress`` receives the share that is done, ``codes``
-    the codes that the photograph chose, once, from a VQGAN or from a codebook that QDMR fuses.
+    ``streamed``); other networks, and those with ``network.tile``, correct overlapping tiles (see
+    ``tiled``). A VQGAN returns the image in the style of the target domain. ``progress`` receives
+    the share that is done, ``codes`` the codes that the photograph chose, once, from a VQGAN or
+    from a codebook that QDMR fuses.
     Raises QdmrError where the image has another type or shape, or the checkpoint is unusable.
     """
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
@@ -145,7 +146,8 @@ def restore(
         raise QdmrError(f"restore was given an image without pixels, shape {tuple(image.shape)}")
     network = _loaded(checkpoint).network
     settings = settings or RestoreSettings()
-    if isinstance(network, QDMR) and network.restored == STREAMED:
+    tile = network.settings.tile if isinstance(network, QDMR | VQGAN) else None
+    if isinstance(network, QDMR) and network.restored == STREAMED and tile is None:
         was_training = network.training
         # A network in training keeps its layout, which decides how its sums are rounded.
         laid_out = network if was_training else network.to(memory_format=torch.channels_last)
@@ -166,19 +168,51 @@ def restore(
     # Converted through float32, which holds every uint16 exactly and exists on every device.
     pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)).unsqueeze(0)
     x = (pixels / full_scale).to(device=parameter.device, dtype=parameter.dtype)
-    if isinstance(network, RestorationNetwork):
+    if tile is None and isinstance(network, RestorationNetwork):
+        tile = TILE
+    if tile is not None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.dtype == BFLOAT16):
-            corrected = restore_tiled(
-                partial(restore_tensor, network),
-                x,
-                multiple=network.multiple,
-                overlap=network.overlap,
-                progress=progress,
-            )
+            corrected = _in_tiles(network, x, tile, progress, codes)
     else:
         corrected = restore_tensor(network, x, codes)
     restored = corrected[0].permute(1, 2, 0).float().cpu().numpy()
     return as_integers(restored, image.dtype)
+
+
+def _in_tiles(
+    network: RestorationNetwork | VQGAN,
+    x: Tensor,
+    tile: int,
+    progress: Callable[[float], None] | None,
+    codes: Codes | None,
+) -> Tensor:
+    """Returns the corrected image (1, 3, H, W) of ``x``; ``codes`` receives those of all tiles, in
+    one map."""
+    chosen: list[np.ndarray] = []
+    has_codes = isinstance(network, QDMR | VQGAN)
+    if isinstance(network, QDMR | VQGAN):
+        # The lattice of the features is the same in all tiles.
+        step: int = network.settings.downsampling
+        overlap = tile // 4 // step * step
+    else:
+        step, overlap = 1, network.overlap
+    corrected = restore_tiled(
+        partial(restore_tensor, network, codes=chosen.append if codes and has_codes else None),
+        x,
+        multiple=network.multiple,
+        overlap=overlap,
+        tile=tile,
+        progress=progress,
+    )
+    if codes is not None and chosen:
+        height, width = (-(-length // step) for length in x.shape[-2:])
+        whole = np.empty((height, width), dtype=np.int64)
+        places = tile_places(x.shape[-2:], tile, overlap)
+        for (top, left), part in zip(places, chosen, strict=True):
+            row, column = top // step, left // step
+            whole[row : row + part.shape[0], column : column + part.shape[1]] = part
+        codes(whole)
+    return corrected
 
 
 def restore_files(

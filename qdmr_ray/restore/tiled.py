@@ -8,7 +8,7 @@ input matters little. A network that looks at the whole image (global attention,
 normalisation) differs from tile to tile and needs ``qdmr_ray.restore.streamed``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -44,6 +44,14 @@ def restore_tiled(
             if progress is not None:
                 progress((i * len(columns) + j + 1) / (len(rows) * len(columns)))
     return restored
+
+
+def tile_places(size: Sequence[int], side: int, overlap: int) -> Iterator[tuple[int, int]]:
+    """Yields the upper left corner of each tile of an image of ``size``, its height and width, in
+    the order in which ``restore_tiled`` takes them."""
+    for top, _ in _spans(size[0], side, overlap):
+        for left, _ in _spans(size[1], side, overlap):
+            yield top, left
 
 
 def _spans(length: int, side: int, overlap: int) -> Iterator[tuple[int, int]]:
