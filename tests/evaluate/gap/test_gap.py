@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from evaluate.in_process import judge_here
+from local_ray import local_ray
 
 import qdmr_ray.data.format.shards as shards_module
 import qdmr_ray.data.packing.pack as pack_module
@@ -137,6 +138,27 @@ def codes_of(run: Path, stage: str, image: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         indices = network(x).indices[0].numpy()
     return indices[: -(-height // 2), : -(-width // 2)]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_workers_of_ray_measure_the_same(
+    whole: Lab, evaluated: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    with local_ray():
+        found = whole.evaluate(tmp_path, overrides=["evaluation.workers=2"])
+    # Another number of threads rounds other pixels up.
+    both = found["gap"]["per_image"], evaluated[1]["gap"]["per_image"]
+    for row, expected in zip(*both, strict=True):
+        assert row.pop("name") == expected["name"]
+        assert row.keys() | {"name"} == expected.keys()
+        for part, by_image in row.items():
+            for image, values in by_image.items():
+                assert values == pytest.approx(expected[part][image], abs=0.01)
+    for name, choices in evaluated[1]["gap"]["codes"].items():
+        assert found["gap"]["codes"][name]["perplexity"] == pytest.approx(
+            choices["perplexity"], rel=0.01
+        )
 
 
 def test_the_gap_is_the_difference_of_both_lenses(
