@@ -248,18 +248,6 @@ def test_neither_blocks_nor_workers_change_a_sample(
 
 
 @pytest.mark.ray
-def test_many_workers_and_a_small_store_go_on(packed: str) -> None:
-    """Each worker holds a block while it waits for the next, more in all than Ray Data would give
-    one operator of this store."""
-    workers, count = 12, 10
-    samples = arguments(batch_size=workers * count, crop=HEIGHT, end_iteration=200)
-    with local_ray(object_store=110_000_000):
-        data = DataSettings(path=packed, loader_workers=1, object_store_bytes=9_000_000)
-        found = received(fed_streams(data, workers=workers, **samples))
-    assert [len(batches) for batches in found] == [200] * workers
-
-
-@pytest.mark.ray
 def test_closing_early_ends_threads_and_executions(cluster: None, packed: str) -> None:
     def threads() -> list[str]:
         return [t.name for t in threading.enumerate() if t.name == "blocks"]
@@ -363,3 +351,15 @@ def test_a_failure_in_a_packing_task_is_one_line(cluster: None, tmp_path: Path) 
         pack(tmp_path, str(out), settings=PackSettings(target_images="photos", shard_records=1))
     assert "\n" not in str(caught.value)
     assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.ray
+def test_many_workers_and_a_small_store_go_on(packed: str) -> None:
+    """Each worker holds a block while it waits for the next, more in all than Ray Data would give
+    one operator of this store. It comes last, as it leaves another Ray than the tests above use."""
+    workers, count = 12, 10
+    samples = arguments(batch_size=workers * count, crop=HEIGHT, end_iteration=200)
+    with local_ray(object_store=110_000_000):
+        data = DataSettings(path=packed, loader_workers=1, object_store_bytes=9_000_000)
+        found = received(fed_streams(data, workers=workers, **samples))
+    assert [len(batches) for batches in found] == [200] * workers
