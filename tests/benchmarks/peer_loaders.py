@@ -244,6 +244,10 @@ def _mosaic(place: Place) -> Iterable[Sample]:
         os.environ["S3_ENDPOINT_URL"] = place.endpoint
         where = {"remote": place.url, "local": place.cache, "cache_limit": place.cache_bytes}
     dataset = Crops(**where, shuffle=True, shuffle_block_size=SHUFFLED, batch_size=BATCH)
+    for stream in dataset.streams:
+        # It has fetched the index. The forked loading processes shared its client's connection
+        # and so waited 60 s for their first answers.
+        stream._downloader.clean_up()
     return _endless(torch.utils.data.DataLoader(dataset, batch_size=BATCH, **_loading()))
 
 
