@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def restore_tensor(network: nn.Module, x: Tensor, codes: Codes | None = None) ->
             output = network(padded)
     finally:
         network.train(was_training)
-    if codes is not None and isinstance(network, QDMR | VQGAN) and output.indices is not None:
+    if codes is not None and _shows_codes(network):
         for indices in output.indices.cpu():
             codes(without_padding(indices, (height, width), network.settings.downsampling))
     image = image_of(output)
@@ -179,6 +180,13 @@ def restore(
     return as_integers(restored, image.dtype)
 
 
+def _shows_codes(network: nn.Module) -> TypeGuard[QDMR | VQGAN]:
+    """Whether the image depends on the codes that the network chooses."""
+    if isinstance(network, QDMR):
+        return network.domain_mixing and network.settings.fusion
+    return isinstance(network, VQGAN)
+
+
 def _in_tiles(
     network: RestorationNetwork | VQGAN,
     x: Tensor,
@@ -189,7 +197,6 @@ def _in_tiles(
     """Returns the corrected image (1, 3, H, W) of ``x``; ``codes`` receives those of all tiles, in
     one map."""
     chosen: list[np.ndarray] = []
-    has_codes = isinstance(network, QDMR | VQGAN)
     if isinstance(network, QDMR | VQGAN):
         # The lattice of the features is the same in all tiles.
         step: int = network.settings.downsampling
@@ -197,7 +204,7 @@ def _in_tiles(
     else:
         step, overlap = 1, network.overlap
     corrected = restore_tiled(
-        partial(restore_tensor, network, codes=chosen.append if codes and has_codes else None),
+        partial(restore_tensor, network, codes=chosen.append if codes else None),
         x,
         multiple=network.multiple,
         overlap=overlap,

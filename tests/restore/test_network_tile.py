@@ -10,6 +10,7 @@ from torch import nn
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.models.files import LoadedModel
 from qdmr_ray.nets import QDMR, VQGAN
+from qdmr_ray.nets.qdmr import SourceOnlyQDMR
 from qdmr_ray.nets.settings import NetworkSettings
 from qdmr_ray.restore.restoration import restore, restore_tensor
 
@@ -79,6 +80,14 @@ def test_each_tile_is_seen_by_itself(kind: type[nn.Module], sizes: NetworkSettin
         np.testing.assert_array_equal(codes[:, at : at + count], own_codes[:, :count])
     whole, _ = alone(model, image)
     assert np.abs(whole.astype(int) - restored).max() > 3
+
+
+def test_codes_that_change_nothing_are_not_told(sizes: NetworkSettings) -> None:
+    def unexpected(codes: np.ndarray) -> None:
+        raise AssertionError(codes)
+
+    for kind, settings in ((QDMR, replace(sizes, fusion=False)), (SourceOnlyQDMR, sizes)):
+        restore(photograph(TILE, 40), made(kind, settings, TILE), codes=unexpected)
 
 
 def test_a_tile_that_no_window_fits_is_refused(sizes: NetworkSettings) -> None:
