@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"),
     *("docs/ARCHITECTURE.md", "docs/VERSIONS.md", "docs/security.md"),
+    "experiments/bench/README.md",
 ]
 PATH = re.compile(r"`((?:qdmr_ray|tests|docs|cluster|experiments|datasets)/[\w./-]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
