@@ -145,7 +145,9 @@ def inspect(
     if not verify:
         return
     with bar("verify") as progress:
-        problems = verify_records(uri, progress=progress, endpoint=endpoint)
+        problems = verify_records(
+            uri, progress=progress, endpoint=endpoint, start_ray=_start_ray, say=tell
+        )
     for problem in problems:
         tell(problem.text)
     if problems:

@@ -15,6 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from qdmr_ray.data.format.shards import ShardJob
+from qdmr_ray.data.format.verify import verify
 from qdmr_ray.data.packing.folders import DatasetFolders, ImageFolder, check_folders
 from qdmr_ray.data.packing.pack import PackSettings, pack
 from qdmr_ray.data.packing.resume import claimed, write_and_note
@@ -22,7 +23,7 @@ from qdmr_ray.data.simulation import simulate_folder
 from qdmr_ray.data.tasks import Sees, Tasks
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.photographs.decode import write_png
-from qdmr_ray.storage import open_location
+from qdmr_ray.storage import Location, open_location
 
 NODES = 4
 NODE_VARIABLE = "QDMR_TEST_NODE"
@@ -128,6 +129,41 @@ def test_four_nodes_write_the_same_bytes_as_one_process(
     assert files_of(tmp_path / "simulation") == alone["simulation"]
     # All nodes see this machine's disk.
     assert said == []
+
+
+def damaged(folder: Path) -> str:
+    """Packs, cuts one shard short, changes a byte in another and takes a third away."""
+    pack(folder, str(folder / "damaged"), settings=SETTINGS)
+    shards = sorted((folder / "damaged").glob("*.parquet"))
+    shards[1].write_bytes(shards[1].read_bytes()[:-30_000])
+    bytes_of = bytearray(shards[2].read_bytes())
+    bytes_of[20_000] ^= 1
+    shards[2].write_bytes(bytes_of)
+    shards[4].unlink()
+    return str(folder / "damaged")
+
+
+@pytest.mark.ray
+def test_four_nodes_find_the_same_problems_as_one_process(
+    folder: Path, nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = damaged(folder)
+    here = os.getpid()
+    by_this_process: list[bool] = []
+    reads = Location.read_bytes
+
+    def noted(location: Location, *span: int) -> bytes:
+        by_this_process.append(os.getpid() == here and location.path.endswith(".parquet"))
+        return reads(location, *span)
+
+    monkeypatch.setattr(Location, "read_bytes", noted)
+    calls: list[tuple[int, int]] = []
+    found = verify(uri, progress=lambda *call: calls.append(call))
+    assert calls[-1] == (12, 12)
+    assert not any(by_this_process)
+    monkeypatch.setattr("qdmr_ray.data.tasks.ray_runs", lambda: False)
+    assert found == verify(uri)
+    assert len({problem.shard for problem in found}) == 3
 
 
 @pytest.mark.ray
