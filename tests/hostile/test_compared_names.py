@@ -44,7 +44,9 @@ def table(name: str, style: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(compare_text, "metric_info", lambda _: info)
     cell: Any = SimpleNamespace(statistics=SimpleNamespace(mean=1, ci95=None), best=True, p=None)
     rows = {name: {"psnr": cell}, "b": {"psnr": cell}}
-    comparison: Any = SimpleNamespace(metrics=["psnr"], rows=rows, notes=[f"Over {name}"])
+    comparison: Any = SimpleNamespace(
+        metrics=["psnr"], rows=rows, notes=[f"Over {name}"], over_seeds=False
+    )
     return comparison_text(comparison, style)
 
 
