@@ -14,7 +14,7 @@ from tiny_training import settings
 from qdmr_ray.config import experiment_from_dict
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import open_location
-from qdmr_ray.train.ray_trainer import with_workers
+from qdmr_ray.train import ray_trainer
 from qdmr_ray.train.run import train_run
 
 # Workers that hang would reach this limit; on an idle machine it takes a minute.
@@ -24,7 +24,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 @pytest.mark.long
 @pytest.mark.parametrize("missing", ["data", "storage"])
 def test_the_error_names_the_address_and_the_reason(
-    faulty_store: FaultyStore, tiny_dataset: Path, tmp_path: Path, missing: str
+    faulty_store: FaultyStore,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    missing: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bucket = faulty_store.bucket
     values = settings(tiny_dataset, run=["source_only"])
@@ -39,13 +43,17 @@ def test_the_error_names_the_address_and_the_reason(
     else:
         storage = f"s3://{bucket}/runs"
 
-    def beyond_a_wall(*arguments: Any, **options: Any) -> None:
+    fit = ray_trainer._fit
+
+    def beyond_a_wall(*arguments: Any) -> None:
         """What the command reaches, its workers don't."""
         faulty_store.stop_listening()
         try:
-            with_workers(*arguments, **options)
+            fit(*arguments)
         finally:
             faulty_store.listen()
+
+    monkeypatch.setattr(ray_trainer, "_fit", beyond_a_wall)
 
     address = faulty_store.environment["AWS_ENDPOINT_URL"]
     with local_ray():
@@ -54,7 +62,7 @@ def test_the_error_names_the_address_and_the_reason(
             train_run(
                 experiment_from_dict(values),
                 storage=storage,
-                launch=beyond_a_wall,
+                launch=ray_trainer.with_workers,
                 say=lambda _: None,
             )
         print(f"told after {time.monotonic() - began:.1f} s: {caught.value}")
