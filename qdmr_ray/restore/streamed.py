@@ -2,14 +2,15 @@
 
     pixels = restore_pixels(network, image)           # uint8 or uint16 (H, W, 3)
 
-Tiles would not do: group normalisation sees a whole image, and attention reaches across hundreds
-of pixels. The network therefore runs layer by layer on strips of rows. Each strip includes the
-rows that its convolutions reach, the statistics of each normalisation are gathered over all strips
-before it is applied, and the Swin bottleneck, whose windows don't touch within a block, runs on
-bands of windows. The result is the network's on the whole image, to rounding, whatever the
-strips. Only the photograph, its result and the maps between the layers are ever whole, and maps
-that exceed the memory granted lie in scratch files (see ``feature_maps``). All else takes what a
-strip needs, which grows with a photograph's width only where a few rows exceed ``STRIP_BYTES``.
+Tiles would not do, unless ``network.tile`` wants them: group normalisation sees a whole image, and
+attention reaches across hundreds of pixels. The network therefore runs layer by layer on strips of
+rows. Each strip includes the rows that its convolutions reach, the statistics of each normalisation
+are gathered over all strips before it is applied, and the Swin bottleneck, whose windows don't
+touch within a block, runs on bands of windows. The result is the network's on the whole image, to
+rounding, whatever the strips. Only the photograph, its result and the maps between the layers are
+ever whole, and maps that exceed the memory granted lie in scratch files (see ``feature_maps``). All
+else takes what a strip needs, which grows with a photograph's width only where a few rows exceed
+``STRIP_BYTES``.
 """
 
 from collections.abc import Callable, Sequence

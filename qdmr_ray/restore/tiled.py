@@ -1,11 +1,13 @@
-"""Corrects a photograph of any size tile by tile, for networks that can't run layer by layer.
+"""Corrects a photograph of any size tile by tile, for networks that can't run layer by layer and
+for those that are to see no more of it than a crop of their training (``network.tile``).
 
 Neighbouring tiles share ``overlap`` pixels. The quarter of these next to a tile's edge isn't used,
 since the network didn't see what lies beyond the edge; the half in the middle blends linearly from
 one tile to the other. The result equals the network on the whole photograph where no output pixel
 depends on input farther away than a quarter of ``overlap``, and has no visible seams where farther
 input matters little. A network that looks at the whole image (global attention, group
-normalisation) differs from tile to tile and needs ``qdmr_ray.restore.streamed``.
+normalisation) differs from tile to tile: where the whole is wanted, it needs
+``qdmr_ray.restore.streamed``.
 """
 
 from collections.abc import Callable, Iterator, Sequence

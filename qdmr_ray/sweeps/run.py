@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from qdmr_ray.config import Experiment
 from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.sweep_file import SweepFile
@@ -140,6 +141,32 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}… (digest {digest})"
 
 
+def _room(experiment: Experiment, resources: Mapping[str, float], *, gpu: bool, alone: bool) -> int:
+    """Returns how many trials fit into a cluster of these ``resources``, all their loading tasks
+    included; one fits also with room for a single loading task. A trial that is not ``alone`` in
+    its process has workers beside it. Raises SettingsError if none fits, or the cluster grows."""
+    scaling, available = experiment.scaling, resources.get("CPU", 0)
+    if math.isinf(available):
+        raise SettingsError(
+            "concurrent is not set, and the cluster grows as it is asked to: set how many "
+            "trials run at the same time"
+        )
+    waiting = 0 if alone else _WAITING_CPUS
+    least = scaling.workers * scaling.cpus_per_worker + required_cpus(experiment.data) + waiting
+    room = available / (trial_cpus(experiment) + waiting)
+    if least <= available:
+        room = max(room, 1)
+    if gpu:
+        room = min(room, resources.get("GPU", 0) / scaling.workers / scaling.gpus_per_worker)
+    fitting = int(room + 1e-6)
+    if fitting < 1:
+        raise SettingsError(
+            f"a trial needs {least:g} CPUs, and Ray has {available:g}: lower "
+            "scaling.cpus_per_worker or data.loader_cpus"
+        )
+    return fitting
+
+
 class Runner:
     """Lets Ray Tune train the trials."""
 
@@ -155,7 +182,9 @@ class Runner:
         gpu = uses_gpu(self._experiment)
         # Such a trial needs no worker beside its own process.
         self._alone = self._experiment.scaling.workers == 1
-        self._concurrent = plan.settings.concurrent or self._room(gpu)
+        self._concurrent = plan.settings.concurrent or _room(
+            self._experiment, capacity(), gpu=gpu, alone=self._alone
+        )
         self._context = TrialContext(
             plan=plan,
             sweep=trials.sweep.uri,
@@ -175,32 +204,6 @@ class Runner:
             self._fit("repeats", FIFOScheduler())
         if trials.problem is not None:
             raise QdmrError(f"{trials.sweep.uri}: {trials.problem}")
-
-    def _room(self, gpu: bool) -> int:
-        """Returns how many trials fit on the cluster, their loading tasks included. One fits also
-        where only a single loading task does. Raises SettingsError if none fits, or the cluster
-        grows."""
-        scaling, resources = self._experiment.scaling, capacity()
-        waiting = 0 if self._alone else _WAITING_CPUS
-        cpus = trial_cpus(self._experiment) + waiting
-        least = scaling.workers * scaling.cpus_per_worker + waiting
-        least += required_cpus(self._experiment.data)
-        if math.isinf(resources.get("CPU", 0)):
-            raise SettingsError(
-                "concurrent is not set, and the cluster grows as it is asked to: set how many "
-                "trials run at the same time"
-            )
-        room = resources.get("CPU", 0) / cpus
-        if room < 1 and least <= resources.get("CPU", 0):
-            room = 1
-        if gpu:
-            room = min(room, resources.get("GPU", 0) / scaling.workers / scaling.gpus_per_worker)
-        if int(room + 1e-6) < 1:
-            raise SettingsError(
-                f"a trial needs {least:g} CPUs, and Ray has {resources.get('CPU', 0):g}: lower "
-                "scaling.cpus_per_worker or data.loader_cpus"
-            )
-        return int(room + 1e-6)
 
     def _reserved(self, gpu: bool) -> dict[str, float]:
         """Returns what Tune reserves for a trial's own process."""

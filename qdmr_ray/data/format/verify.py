@@ -70,6 +70,7 @@ class _Jobs(Sequence[_Job]):
     def __len__(self) -> int:
         return len(self._shards)
 
+    # Nobody asks for a slice of the shards.
     def __getitem__(self, place: int) -> _Job:  # type: ignore[override]
         entry, index, shard, first = self._shards[place]
         sink = pa.BufferOutputStream()
