@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 JOBS ?= 2
 # Which of the long tests `make test` runs: K/N for those that are K modulo N in their list.
 LONG ?= none
-PYTEST := $(BIN)/python -m pytest -n $(JOBS)
+# A process that dies with its test ends the run: pytest-xdist's loadfile hands finished files out
+# again then, and waits for them for ever.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --max-worker-restart 0
 
 # Many containers set it. Every process would then compile what it imports, which takes as long as
 # the import: pip has compiled nothing (below), and nothing would be kept.

@@ -12,6 +12,7 @@ import os
 import random
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ _INHERITED = ("AWS_", "QDMR_", "RAY_TRAIN_")
 CPUS = 2
 _NODE_START_SECONDS = 240.0
 _RELEASE_SECONDS = 15.0
+_RECEIVING_SECONDS = 120.0
 # Below the ports that Linux gives to outgoing connections.
 _PORTS = range(20000, 32000)
 # Where a node's agents listen. The raylet waits for those that choose a port themselves.
@@ -78,7 +80,17 @@ def stop_local_ray() -> None:
     global _running
     if _running is not None:
         _running = None
-        ray.shutdown()
+        shut_down()
+
+
+def shut_down() -> None:
+    """Leaves Ray, as soon as no stream's thread uses it: Ray ends a process in which one still asks
+    it for a block."""
+    for thread in threading.enumerate():
+        if thread.name == "blocks":
+            thread.join(_RECEIVING_SECONDS)
+            assert not thread.is_alive(), "a test has left a stream open, or a shard that waits"
+    ray.shutdown()
 
 
 # Two of Ray's limits are fixed, and too short beside other tests that keep both CPUs busy. They are

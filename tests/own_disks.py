@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from local_ray import shut_down
 from ray.cluster_utils import Cluster
 
 
@@ -28,5 +29,5 @@ def nodes_with_disks(folder: Path, addresses: Sequence[str], cpus: int) -> Itera
             ray.init(cluster.address, logging_level="error")
             yield cluster
         finally:
-            ray.shutdown()
+            shut_down()
             cluster.shutdown()

@@ -280,6 +280,8 @@ class _Received:
         try:
             # This may wait for the other workers.
             shard = connect()
+            if self._closed.is_set():
+                return
             # Without a size, which its annotation lacks, every block is a view of shared memory.
             whole: Any = None
             for block in shard.iter_batches(batch_size=whole, batch_format="numpy"):

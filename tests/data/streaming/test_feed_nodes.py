@@ -10,6 +10,7 @@ import pytest
 import ray
 from data_executions import executions, wait_until
 from fed import fed_streams
+from local_ray import shut_down
 from ray.cluster_utils import Cluster
 
 from qdmr_ray.data.packing.pack import PackSettings, pack
@@ -30,7 +31,7 @@ def nodes() -> Iterator[Cluster]:
         ray.init(cluster.address, logging_level="error")
         yield cluster
     finally:
-        ray.shutdown()
+        shut_down()
         cluster.shutdown()
 
 
