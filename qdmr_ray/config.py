@@ -45,6 +45,7 @@ _LATER_SETTINGS = (
     ("network", "tile", None),
     ("settings", "s2t", True),
     ("settings", "code_guidance", 0.0),
+    ("settings", "code_decay", None),
 )
 # The key of the code's version in a saved config.yaml.
 VERSION_KEY = "code_version"

@@ -70,6 +70,7 @@ def test_an_experiment_is_its_file_over_the_papers_values(load: Loader) -> None:
     [
         ("vqgan", {"iterations": 200_000, "batch_size": 8, "same_place_crops": True}),
         ("vqgan", {"gan_loss": "lsgan", "gan": 0.1, "semantic": 0.1, "codebook": 1.0}),
+        ("vqgan", {"code_decay": None, "revive_after": None}),
         ("base", {"iterations": 200_000, "batch_size": 4, "same_place_crops": False}),
         ("base", {"gan_loss": "hinge", "gan": 0.01, "codebook": 1.0, "code_guidance": 0.0}),
         ("uda", {"iterations": 400_000, "batch_size": 4, "same_place_crops": False}),
@@ -340,6 +341,7 @@ DETERMINING = {
         "stages.vqgan.crop=128",
         "stages.vqgan.same_place_crops=false",
         "stages.vqgan.semantic=0.2",
+        "stages.vqgan.code_decay=0.9",
         "stages.vqgan.gan_loss=hinge",
         "stages.vqgan.optimizer.eps=1e-7",
     ],

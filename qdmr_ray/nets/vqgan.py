@@ -16,12 +16,14 @@ ATLAS_SIDE = 2
 
 class VQGANOutput(NamedTuple):
     """Holds ``image`` (B, 3, H, W), unclamped; the straight-through ``code`` (B, D, h, w);
-    ``indices`` int64 (B, h, w); and ``codebook_loss`` (B,)."""
+    ``indices`` int64 (B, h, w); ``codebook_loss`` (B,); and ``z`` (B, D, h, w), which the codes
+    were chosen for."""
 
     image: Tensor
     code: Tensor
     indices: Tensor
     codebook_loss: Tensor
+    z: Tensor
 
 
 class VQGAN(nn.Module):
@@ -42,8 +44,9 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(settings.widths, settings.residual_blocks)
 
     def forward(self, x: Tensor) -> VQGANOutput:
-        code, indices, loss = self.quantizer(self.before_quant(self.encoder(x)))
-        return VQGANOutput(self.decoder(self.after_quant(code)), code, indices, loss)
+        z = self.before_quant(self.encoder(x))
+        code, indices, loss = self.quantizer(z)
+        return VQGANOutput(self.decoder(self.after_quant(code)), code, indices, loss, z)
 
     @torch.no_grad()
     def encode_indices(self, x: Tensor) -> Tensor:

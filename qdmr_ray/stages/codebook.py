@@ -1,4 +1,5 @@
-"""Codebook usage: counts the codes that are chosen, and moves those that never are."""
+"""Codebook usage: counts the codes that are chosen, moves them to what chose them, and moves those
+that nothing chooses."""
 
 from collections.abc import Mapping
 
@@ -27,6 +28,47 @@ def codebook_usage(indices: Mapping[str, Tensor], codebook_size: int) -> Losses:
     return usage
 
 
+class CodeAverages:
+    """Keeps each code at a moving average of the encoder outputs that choose it, instead of
+    training it by the codebook loss, in which it lags behind an encoder that moves.
+
+    The paper has none; ``stages.vqgan.code_decay`` switches it on. After an iteration in which a
+    code was chosen n times, by outputs that add up to s, its count N becomes ``d N + (1 - d) n``,
+    its sum M becomes ``d M + (1 - d) s``, and the code is M / N (van den Oord et al., 2017,
+    appendix A.1). A code that is chosen for the first time is s / n at once. Counts and sums are
+    those of all ranks, so that every rank has the same codes.
+    """
+
+    def __init__(self, network: VQGAN, decay: float) -> None:
+        self._codes, self._decay = network.quantizer.codes, decay
+        self._codes.requires_grad_(False)
+        self.counts = torch.zeros(len(self._codes))
+        self.sums = torch.zeros(self._codes.shape)
+
+    @torch.no_grad()
+    def step(self, indices: Tensor, z: Tensor) -> None:
+        """Moves the codes; ``indices`` (N,) are those that the encoder outputs ``z`` (N, D) of this
+        iteration chose."""
+        codes = self._codes
+        # A product adds in the same order each time, which atomic additions on a GPU don't.
+        choices = torch.nn.functional.one_hot(indices, len(codes)).to(codes.dtype)
+        counts, sums = choices.sum(0), choices.T @ z.to(codes.dtype)
+        if _distributed():
+            torch.distributed.all_reduce(counts)
+            torch.distributed.all_reduce(sums)
+        before = self.counts.to(counts)
+        decay = torch.where(before > 0, self._decay, 0.0).to(counts)
+        weight = torch.where(before > 0, 1 - self._decay, 1.0).to(counts)
+        self.counts = decay * before + weight * counts
+        self.sums = decay[:, None] * self.sums.to(sums) + weight[:, None] * sums
+        chosen = counts > 0
+        codes[chosen] = self.sums[chosen] / self.counts[chosen, None]
+
+    def forget(self, codes: Tensor) -> None:
+        """Forgets what chose the ``codes``, indices (N,), as they were moved elsewhere."""
+        self.counts[codes] = 0
+
+
 class CodeRevival:
     """Replaces dead codes, which no position has chosen for ``after`` iterations, by encoder
     outputs of the current batch.
@@ -45,7 +87,7 @@ class CodeRevival:
     def step(
         self, indices: Tensor, images: Tensor, iteration: int, optimizer: torch.optim.Optimizer
     ) -> Tensor:
-        """Returns how many codes were replaced, a scalar; ``indices`` are the codes that this
+        """Returns the codes that were replaced, indices (N,); ``indices`` are those that this
         iteration's images (B, 3, H, W) chose."""
         codes = self._network.quantizer.codes
         used = torch.bincount(indices.flatten(), minlength=len(codes))
@@ -55,11 +97,12 @@ class CodeRevival:
         dead = (self.idle >= self._after).nonzero().flatten()
         if len(dead):
             codes[dead] = self._rows(images, len(dead), iteration).to(codes.dtype)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                # Adam's moments belong to the position that the code has left.
-                optimizer.state[codes][moment][dead] = 0
+            if codes.requires_grad:
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    # Adam's moments belong to the position that the code has left.
+                    optimizer.state[codes][moment][dead] = 0
             self.idle[dead] = 0
-        return used.new_tensor(len(dead), dtype=torch.float32)
+        return dead
 
     def _rows(self, images: Tensor, count: int, iteration: int) -> Tensor:
         """Returns encoder outputs (count, D) of the batch, chosen by the iteration alone."""

@@ -205,7 +205,8 @@ class Stage:
             with frozen(self.discriminators):
                 passes = self._descend(self._generator_pass, adam, inputs, share)
             logged = _logged(passes, share)
-            self._kept = [out.kept for out in passes]
+            # A micro-batch of weight 0 repeats a sample.
+            self._kept = [out.kept for out, w in zip(passes, share.weights, strict=True) if w]
             if judging is not None:
                 inputs = [detached(out.seen) for out in passes]
                 passes = self._descend(self._discriminator_pass, judging, inputs, share)

@@ -14,7 +14,7 @@ from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.nets.vgg import VGG19Features
 from qdmr_ray.settings import setting
-from qdmr_ray.stages.codebook import CodeRevival, codebook_usage
+from qdmr_ray.stages.codebook import CodeAverages, CodeRevival, codebook_usage
 from qdmr_ray.stages.components import Components
 from qdmr_ray.stages.objective import Batch, Losses, LossPass, by_name
 from qdmr_ray.stages.settings import StageSettings
@@ -32,6 +32,13 @@ class VQGANSettings(StageSettings):
     codebook: float = setting(1.0, "weight of the codebook loss", minimum=0)
     semantic: float = setting(
         0.1, "weight of the semantic term; 0 switches it off, and no VGG19 is needed", minimum=0
+    )
+    code_decay: float | None = setting(
+        None,
+        "a code is the moving average, with this decay, of the encoder outputs that choose it; the "
+        "paper has none: the codebook loss trains the codes",
+        above=0,
+        maximum=1,
     )
     revive_after: int | None = setting(
         None,
@@ -63,7 +70,8 @@ class VQGANStage(Stage):
     def __init__(self, settings: VQGANSettings, components: Components) -> None:
         sizes = components.qdmr
         self.network = VQGAN(sizes)
-        after = settings.revive_after
+        decay, after = settings.code_decay, settings.revive_after
+        self.averages = None if decay is None else CodeAverages(self.network, decay)
         self.revival = None if after is None else CodeRevival(self.network, after)
         self.semantic: SemanticHead | None = None
         self.vgg19: VGG19Features | None = None
@@ -85,23 +93,35 @@ class VQGANStage(Stage):
         )
 
     def after_step(self, batch: Batch, kept: Sequence[Mapping[str, Tensor]]) -> Losses:
+        if self.averages is None and self.revival is None:
+            return {}
+        chosen = torch.cat([tensors["indices"].flatten() for tensors in kept])
+        if self.averages is not None:
+            rows = [tensors["z"].movedim(1, -1).flatten(0, -2) for tensors in kept]
+            self.averages.step(chosen, torch.cat(rows))
         if self.revival is None:
             return {}
         images = torch.cat([batch["source"], batch["target"]])
-        chosen = torch.cat([tensors["indices"].flatten() for tensors in kept])
         revived = self.revival.step(chosen, images, self.iteration, self.generator_optimizer)
-        return {"codebook/revived": revived}
+        if self.averages is not None:
+            self.averages.forget(revived)
+        return {"codebook/revived": revived.new_tensor(len(revived), dtype=torch.float32)}
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         if self.revival is not None:
             state["idle_codes"] = self.revival.idle
+        if self.averages is not None:
+            state["code_counts"], state["code_sums"] = self.averages.counts, self.averages.sums
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         if self.revival is not None:
             self.revival.idle = state["idle_codes"].clone()
+        if self.averages is not None:
+            self.averages.counts = state["code_counts"].clone()
+            self.averages.sums = state["code_sums"].clone()
 
     def generator_loss(self, batch: Batch) -> LossPass:
         images = torch.cat([batch[domain] for domain in self.domains])
@@ -119,7 +139,10 @@ class VQGANStage(Stage):
         indices = by_name(self.domains, out.indices)
         logged = codebook_usage(indices, self.network.settings.codebook_size)
         seen = {"target": batch["target"], "source_output": outputs["source"]}
-        return LossPass(terms, logged, seen, kept={"indices": out.indices} if self.revival else {})
+        kept = {"indices": out.indices} if self.averages or self.revival else {}
+        if self.averages:
+            kept["z"] = out.z.detach()
+        return LossPass(terms, logged, seen, kept)
 
     def discriminator_loss(self, seen: Batch) -> LossPass:
         real, fake = {"target": seen["target"]}, {"source": seen["source_output"]}

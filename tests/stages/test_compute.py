@@ -266,8 +266,58 @@ def test_dead_codes_move_to_where_features_are() -> None:
     assert used & set(range(5, len(codes)))
 
 
-def test_revival_resumes_with_the_same_bits_and_is_off_by_default() -> None:
-    whole, again = stage_of("vqgan", revive_after=2), stage_of("vqgan", revive_after=2)
+def test_codes_are_averages_of_what_chose_them() -> None:
+    stage, decay = stage_of("vqgan", code_decay=0.75), 0.75
+    network = stage.network
+    assert isinstance(network, VQGAN)
+    codes = network.quantizer.codes
+    with torch.no_grad():
+        z = network(batch_of("vqgan", 2, seed=0)["source"]).z
+        codes.copy_(z.movedim(1, -1).flatten(0, -2)[: len(codes)])
+        codes[5] = 1000.0  # never chosen
+    started = codes.clone()
+    counts = [0.0] * len(codes)
+    sums = torch.zeros_like(codes)
+    for seed in range(3):
+        batch = batch_of("vqgan", 2, seed=seed)
+        with torch.no_grad():
+            out = network(torch.cat([batch["source"], batch["target"]]))
+        rows, chosen = out.z.movedim(1, -1).flatten(0, -2), out.indices.flatten()
+        stage.step(batch)
+        for code in chosen.unique().tolist():
+            own = rows[chosen == code]
+            old = decay if counts[code] else 0.0
+            counts[code] = old * counts[code] + (1 - old) * len(own)
+            sums[code] = old * sums[code] + (1 - old) * own.sum(0)
+            torch.testing.assert_close(codes[code], sums[code] / counts[code])
+        for code in set(range(len(codes))) - set(chosen.tolist()):
+            counts[code], sums[code] = decay * counts[code], decay * sums[code]
+    assert sum(count > 0 for count in counts) > 2
+    # Adam moves no code.
+    assert torch.equal(codes[5], started[5])
+    assert codes not in stage.generator_optimizer.state
+
+
+def test_a_revived_code_forgets_what_chose_it() -> None:
+    stage = stage_of("vqgan", code_decay=0.9, revive_after=2)
+    codes = stage.network.get_parameter("quantizer.codes")
+    stage.step(batch_of("vqgan", 2, seed=0))
+    with torch.no_grad():
+        codes[3:] = 1000.0
+    revived = [float(stage.step(batch_of("vqgan", 2, seed=1))["codebook/revived"])]
+    batch = batch_of("vqgan", 2, seed=2)
+    revived.append(float(stage.step(batch)["codebook/revived"]))
+    assert sum(revived) >= len(codes) - 3
+    assert float(codes.detach().abs().max()) < 100
+    moved = codes.detach().clone()
+    stage.step(batch)
+    # What had chosen a code before it moved pulls it back no more.
+    assert float((codes.detach() - moved).abs().max()) < 10
+
+
+@pytest.mark.parametrize("settings", [{"revive_after": 2}, {"revive_after": 2, "code_decay": 0.9}])
+def test_codes_resume_with_the_same_bits(settings: dict[str, float]) -> None:
+    whole, again = stage_of("vqgan", **settings), stage_of("vqgan", **settings)
     batches = [batch_of("vqgan", 2, seed=seed) for seed in range(4)]
     for batch in batches[:1]:
         whole.step(batch)
@@ -277,6 +327,10 @@ def test_revival_resumes_with_the_same_bits_and_is_off_by_default() -> None:
         again.step(batch)
     for a, b in zip(whole.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_codes_are_neither_averaged_nor_revived_by_default() -> None:
     plain = stage_of("vqgan")
-    assert "codebook/revived" not in plain.step(batches[0])
-    assert "idle_codes" not in plain.state_dict()
+    assert "codebook/revived" not in plain.step(batch_of("vqgan", 2))
+    assert not {"idle_codes", "code_counts", "code_sums"} & set(plain.state_dict())
+    assert plain.network.get_parameter("quantizer.codes").requires_grad

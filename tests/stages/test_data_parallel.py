@@ -48,18 +48,20 @@ OPTIMIZER = OptimizerSettings()
 
 
 class Case(NamedTuple):
-    """How two workers train: precision, samples in the batch, and at most in a part."""
+    """How two workers train: precision, samples in the batch, at most in a part, and the decay of
+    the VQGAN's codes."""
 
     dtype: torch.dtype
     total: int
     part: int
+    code_decay: float | None = None
 
 
 CASES = {
     "float64": Case(torch.float64, 4, 2),
     "float32": Case(torch.float32, 4, 2),
     # Components of 1 and 1 sample on one worker; of 1 and none on the other.
-    "unequal": Case(torch.float64, 3, 1),
+    "unequal": Case(torch.float64, 3, 1, code_decay=0.9),
 }
 Result = dict[str, Any]
 
@@ -98,7 +100,10 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, f
 
 
 def new_stage(name: str, case: Case) -> Stage:
-    return tiny_stage(name, replace(SETTINGS[name], optimizer=OPTIMIZER), dtype=case.dtype)
+    settings = replace(SETTINGS[name], optimizer=OPTIMIZER)
+    if isinstance(settings, VQGANSettings):
+        settings = replace(settings, code_decay=case.code_decay)
+    return tiny_stage(name, settings, dtype=case.dtype)
 
 
 def worker(rank: int, folder: str) -> None:

@@ -141,6 +141,21 @@ def test_dead_codes_are_revived_from_what_a_recording_chose() -> None:
     assert revived[WARM_UP + 1] > 0
 
 
+@on_a_gpu
+def test_codes_are_averages_of_what_chose_them_in_a_recording() -> None:
+    stage = stage_of("vqgan", recorded=True, code_decay=0.9)
+    codes = stage.network.get_parameter("quantizer.codes")
+    trained(stage, WARM_UP + 2)
+    before = codes.clone()
+    trained(stage, 2, first=WARM_UP + 2)
+    assert not torch.equal(codes, before)
+    unrecorded = stage_of("vqgan", code_decay=0.9)
+    trained(unrecorded, WARM_UP + 4)
+    torch.testing.assert_close(
+        codes, unrecorded.network.get_parameter("quantizer.codes"), rtol=0.05, atol=TOLERANCE
+    )
+
+
 def test_a_step_that_cannot_be_recorded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, whose part stand-ins take."""
 
