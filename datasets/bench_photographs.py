@@ -10,10 +10,10 @@ licences and sets. With ``--photographs`` any folder takes their place, split by
 Below ``--out``: ``photographs`` holds the clean frames, ``realab`` what the two lenses make of
 them, ``CREDITS.md`` the authors. Three packed datasets share their test photographs:
 
-- ``packed``: source pairs through the lens as designed, other photographs through the lens as
-  manufactured for the target and for the test. The validation photographs of the test set begin
+- ``packed``: source pairs through the lens as designed, other photographs through the singlet of
+  ``singlet.yaml`` for the target and for the test. The validation photographs of the test set begin
   with ``validation_``.
-- ``oracle``: the same but for the source, whose pairs are imaged through the lens as manufactured.
+- ``oracle``: the same but for the source, whose pairs are imaged through the singlet.
 - ``source_lens``: the same but for the test, whose photographs are imaged through the lens as
   designed: what reality hides.
 
@@ -48,7 +48,7 @@ from qdmr_ray.storage import open_location
 from qdmr_ray.storage.document import FileName, Part
 
 PHOTOGRAPHS_FILE = Path(__file__).with_name("bench_photographs.yaml")
-SOURCE_LENS, TARGET_LENS = "prescription", "manufactured"
+SOURCE_LENS, TARGET_LENS = "prescription", str(Path(__file__).with_name("singlet.yaml"))
 SOURCE, TARGET, VALIDATION, TEST = SETS = ("source", "target", "validation", "test")
 # The names of the test set's validation photographs have this beginning.
 VALIDATION_PREFIX = "validation_"
@@ -292,7 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the split and the sensors' noise")
     parser.add_argument("--width", type=int, default=WIDTH, help="largest of a frame, in pixels")
     for name, lens in (("--source-lens", SOURCE_LENS), ("--target-lens", TARGET_LENS)):
-        parser.add_argument(name, default=lens, metavar="LENS", help=f"name or file; {lens}")
+        shown = f"name or file; {Path(lens).name}"
+        parser.add_argument(name, default=lens, metavar="LENS", help=shown)
     found = parser.parse_args(arguments)
     if found.width < WIDTH_STEP:
         parser.error(f"--width {found.width}: must be at least {WIDTH_STEP}")
