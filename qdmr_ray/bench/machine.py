@@ -107,6 +107,14 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begins :func:`peak_memory` anew on a GPU, after what an earlier bench of this process took; a
+    process keeps its peak."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int:
     """Returns the peak in bytes: the allocator's on a GPU, the process's otherwise."""
     if device.type == "cuda":

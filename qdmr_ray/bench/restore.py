@@ -47,6 +47,7 @@ def bench_restore(bench: RestoreBench) -> dict[str, Any]:
     device, compute = usable_device(bench.device), ComputeSettings(dtype=bench.dtype)
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
+    machine.forget_peak_memory(device)
     torch.manual_seed(SEED)
     network = QDMR(PRESETS[bench.preset][0]).to(device).to(memory_format=torch.channels_last).eval()
     random = np.random.default_rng(SEED)

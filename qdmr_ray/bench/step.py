@@ -3,14 +3,14 @@
     qdmr bench step --stage uda --size 64 --batch 2
     python -m qdmr_ray.bench.step --stage base --size 256 --batch 4 --device cuda --dtype bfloat16
 
-The second form needs PyTorch and NumPy alone. Networks are full-size, images random, LPIPS and the
-semantic term off (they need downloaded weights).
+The second form needs PyTorch alone. Networks are full-size, images random. LPIPS and the semantic
+term are off, or with ``backbones`` on, with VGGs of random weights.
 
 The floor is the arithmetic that the method needs, by PyTorch's flop counter on each network, over
 the rate of a large matrix product on the same device in the same run. METHOD.md, not a stage's
 implementation, says what is needed: a trained network takes a forward and a backward pass; a
 discriminator in the generator's step a forward pass and a backward pass to its input; a frozen
-network a forward pass.
+network a forward pass. What the backbones need is counted as the stage computes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,13 +22,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from qdmr_ray.bench import machine
+from qdmr_ray.bench.backbones import RandomBackbones
 from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, SwinSettings
+from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.stages import STAGES, Components, Stage, StageSettings, build_stage, flush_denormals
 from qdmr_ray.stages.compute import DTYPES, ComputeSettings
+from qdmr_ray.stages.objective import Losses
 
 # Network sizes by name: the paper's, and those of experiments/demo.yaml.
 PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {
@@ -48,7 +52,7 @@ PRESETS: dict[str, tuple[NetworkSettings, DiscriminatorSettings]] = {
 SEED = 0
 # Side of the image that the arithmetic is counted on; a multiple of every preset's windows.
 COUNTED_SIDE = 64
-_PROFILED_STEPS = 3
+PROFILED_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,8 @@ class StepBench:
     channels_last: bool = True
     recompute: bool = False
     cuda_graph: bool = False
+    # Also trains with LPIPS and, a VQGAN, with the semantic term.
+    backbones: bool = False
     # Builds the baseline: contiguous float32 with one forward pass per image set.
     plain: bool = False
     preset: str = "full"
@@ -76,7 +82,9 @@ def bench_step(bench: StepBench) -> dict[str, Any]:
     """Times a stage's steps, and the machine's rates in the same process; returns the settings in
     force and the results, where ``start_seconds`` is the first step, compilation included. Raises
     SettingsError for settings that exclude one another."""
-    step, device, compute = _step_of(bench), torch.device(bench.device), compute_of(bench)
+    device, compute = torch.device(bench.device), compute_of(bench)
+    machine.forget_peak_memory(device)
+    step = step_of(bench)
     start = machine.timed(step, device)
     for _ in range(bench.warm_up):
         step()
@@ -98,15 +106,21 @@ def bench_step(bench: StepBench) -> dict[str, Any]:
 
 def profile_step(bench: StepBench, rows: int = 25) -> str:
     """Returns PyTorch's profiler table of the operations that take the most time in three steps."""
-    step, kind = _step_of(bench), torch.device(bench.device).type
+    kind = torch.device(bench.device).type
+    table = profiled(bench).table(sort_by=f"self_{kind}_time_total", row_limit=rows)
+    return str(table)
+
+
+def profiled(bench: StepBench) -> Any:
+    """Returns PyTorch's profiler's averages over ``PROFILED_STEPS`` steps, by operation."""
+    step, kind = step_of(bench), torch.device(bench.device).type
     for _ in range(1 + bench.warm_up):
         step()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (kind == "cuda")
     with profile(activities=activities) as profiler:
-        for _ in range(_PROFILED_STEPS):
+        for _ in range(PROFILED_STEPS):
             step()
-    averages = profiler.key_averages()
-    return str(averages.table(sort_by=f"self_{kind}_time_total", row_limit=rows))
+    return profiler.key_averages()
 
 
 def needed_flop(bench: StepBench) -> float:
@@ -114,17 +128,35 @@ def needed_flop(bench: StepBench) -> float:
     one small image and scales by pixels: every network is made of convolutions, windows of fixed
     size and layers of single positions."""
     scale = bench.batch * (bench.size / COUNTED_SIDE) ** 2
-    return scale * _flop_of_one_image(bench.stage, bench.preset)
+    flop = _flop_of_one_image(bench.stage, bench.preset)
+    if bench.backbones:
+        flop += _flop_of_backbones(bench.stage, bench.preset)
+    return scale * flop
 
 
 @cache
 def _flop_of_one_image(stage: str, preset: str) -> float:
     image = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
     total = 0.0
-    for passes in STAGES[stage].needed_passes(_components(stage, preset), image):
+    for passes in STAGES[stage].needed_passes(components_of(stage, preset), image):
         to = passes.to_input, passes.to_weights
         total += passes.times * machine.flop_of(passes.network, passes.inputs, *to)
     return total
+
+
+@cache
+def _flop_of_backbones(stage: str, preset: str) -> float:
+    """Counts what the terms with backbones add to a step on one image."""
+    totals = []
+    for backbones in (True, False):
+        bench = StepBench(
+            stage=stage, preset=preset, size=COUNTED_SIDE, batch=1, backbones=backbones
+        )
+        step = step_of(bench)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        totals.append(float(counter.get_total_flops()))
+    return totals[0] - totals[1]
 
 
 def compute_of(bench: StepBench) -> ComputeSettings:
@@ -143,35 +175,46 @@ def compute_of(bench: StepBench) -> ComputeSettings:
 
 def stage_of(bench: StepBench, vqgan: VQGAN | None = None) -> Stage:
     """Builds the stage on its device; base and uda start from ``vqgan``, or from noise."""
-    compute = compute_of(bench)
+    return built_stage(bench, vqgan).to(bench.device, compute=compute_of(bench))
+
+
+def built_stage(bench: StepBench, vqgan: VQGAN | None = None) -> Stage:
+    """Builds the stage's networks, which are on no device and have no optimizer yet."""
     flush_denormals()
     torch.manual_seed(SEED)
-    components = _components(bench.stage, bench.preset, {"vqgan": vqgan} if vqgan else None)
-    stage = build_stage(bench.stage, _settings(bench.stage), components)
+    components = components_of(bench.stage, bench.preset, {"vqgan": vqgan} if vqgan else None)
+    settings = _settings(bench.stage, bench.preset, backbones=bench.backbones)
+    stage = build_stage(bench.stage, settings, components)
     if bench.plain:
         one_set_at_a_time(stage, bench.batch)
-    return stage.to(bench.device, compute=compute)
+    return stage
 
 
-def _components(
+def components_of(
     stage: str, preset: str, trained: Mapping[str, nn.Module] | None = None
 ) -> Components:
     """Builds the components of ``stage``; networks that ``trained`` lacks are noise."""
     network, discriminator = PRESETS[preset]
     trained = trained or {
-        needed: build_stage(needed, _settings(needed), _components(needed, preset)).network
+        needed: build_stage(
+            needed, _settings(needed, preset), components_of(needed, preset)
+        ).network
         for needed in STAGES[stage].needs
     }
-    return Components(network=network, discriminator=discriminator, trained=trained)
+    return RandomBackbones(network=network, discriminator=discriminator, trained=trained)
 
 
-def _settings(stage: str) -> StageSettings:
-    """Returns the stage's defaults without the terms that need downloaded weights."""
-    switched_off: dict[str, Any] = dict.fromkeys(STAGES[stage].backbones, 0)
-    return STAGES[stage].settings_type(**switched_off)
+def _settings(stage: str, preset: str, *, backbones: bool = False) -> StageSettings:
+    """Returns the stage's defaults without the terms that compare with backbones, unless these are
+    wanted. The demo trains without the semantic term, which needs features at 1/8."""
+    off: dict[str, Any] = dict.fromkeys(STAGES[stage].backbones, 0)
+    if backbones:
+        coarser = PRESETS[preset][0].downsampling != VGG_DOWNSAMPLING
+        off = {term: 0 for term in off if term == "semantic" and coarser}
+    return STAGES[stage].settings_type(**off)
 
 
-def _step_of(bench: StepBench) -> Callable[[], object]:
+def step_of(bench: StepBench) -> Callable[[], Losses]:
     """Returns a training step on random images, with the threads that the bench sets."""
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)

@@ -45,6 +45,7 @@ def bench_step(
     channels_last: bool = option(True, "Lay channels innermost in memory."),
     recompute: bool = flag("--recompute", "Compute activations again instead of keeping them."),
     cuda_graph: bool = flag("--cuda-graph", "Record a step as a CUDA graph and replay it."),
+    backbones: bool = flag("--backbones", "Add LPIPS and the semantic term, of random weights."),
     plain: bool = flag(
         "--plain",
         "Measure a plain build to compare with: float32, contiguous, one forward per set.",
@@ -65,9 +66,10 @@ def bench_step(
         raise SettingsError(f"--stage {stage}: choose from {', '.join(STAGES)}")
     usable_device(device)
     work: Any = {"stage": stage, "preset": preset, "size": size, "batch": batch, "plain": plain}
+    terms: Any = {"backbones": backbones}
     layout: Any = {"dtype": dtype, "channels_last": channels_last, "recompute": recompute}
     run: Any = {"device": device, "threads": threads, "steps": steps, "cuda_graph": cuda_graph}
-    bench = StepBench(**work, **layout, **run, compile=compile_networks)
+    bench = StepBench(**work, **terms, **layout, **run, compile=compile_networks)
     if profiled:
         say(*profile_step(bench).split("\n"))
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from qdmr_ray.bench.step import (
     bench_step,
     needed_flop,
     profile_step,
+    step_of,
 )
 from qdmr_ray.cli import main as cli
 from qdmr_ray.config import experiment_from_dict
@@ -47,6 +49,37 @@ def test_the_needed_arithmetic_is_that_of_the_method(stage: str, gflop: float) -
 def test_the_costs_of_a_reproduction_are_those_of_this_arithmetic(stage: str, batch: int) -> None:
     tera = needed_flop(StepBench(stage=stage, size=256, batch=batch)) / 1e12
     assert f"{tera:.2f}" in (REPOSITORY / "cluster" / "README.md").read_text()
+
+
+def test_lpips_needs_three_passes_of_vgg16() -> None:
+    """The truth's forward, the output's forward, and back to the output."""
+    bench = StepBench(stage="base", preset="demo", size=64, batch=2)
+    with_it = StepBench(stage="base", preset="demo", size=64, batch=2, backbones=True)
+    widths = {64: (3, 64, 64), 32: (64, 128, 128), 16: (128, 256, 256, 256)}
+    widths |= {8: (256, 512, 512, 512), 4: (512, 512, 512, 512)}
+    forward = sum(
+        2 * 9 * side**2 * sum(a * b for a, b in pairwise(channels))
+        for side, channels in widths.items()
+    )
+    added = needed_flop(with_it) - needed_flop(bench)
+    assert added == pytest.approx(2 * 3 * forward, rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("preset", "terms"), [("full", {"lpips", "semantic"}), ("demo", {"lpips"})]
+)
+def test_backbones_are_noise_where_nothing_was_downloaded(
+    preset: str, terms: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    for backbones in (True, False):
+        bench = StepBench(stage="vqgan", preset=preset, size=32, batch=1, backbones=backbones)
+        logged = step_of(bench)()
+        found = {name.partition("/")[2] for name in logged}
+        assert found & {"lpips", "semantic"} == (terms if backbones else set())
+        assert all(value.isfinite() for value in logged.values())
 
 
 def test_the_demo_preset_is_the_demos() -> None:
