@@ -33,6 +33,7 @@ from qdmr_ray.stages import (
     StageSettings,
     load_plugins,
 )
+from qdmr_ray.stages.compute import FLOAT32
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.version import code_version
 
@@ -223,11 +224,6 @@ class Experiment(Settings):
             raise SettingsError(f"name {NOT_A_NAME.format('run')}; it is {self.name!r}")
         if not self.run or len(set(self.run)) < len(self.run):
             raise SettingsError(f"run must name stages, each once; it is {list(self.run)}")
-        if self.compute.cuda_graph and self.scaling.workers > 1:
-            raise SettingsError(
-                f"compute.cuda_graph is for one worker; scaling.workers is {self.scaling.workers}: "
-                "set compute.cuda_graph=false"
-            )
         for stage in self.run:
             self._check_stage(stage)
 
@@ -368,6 +364,9 @@ def stage_digest(
     }
     network_version = restoration_class(experiment.network.kind).version
     versions = {"stage": kind.version, "network": network_version}
+    # One worker exchanges no gradients.
+    if experiment.scaling.workers > 1 and experiment.compute.gradients != FLOAT32:
+        determining["gradients"] = experiment.compute.gradients
     # Version 1 is left out, so that digests from before there were versions stay valid.
     if changed := {name: version for name, version in versions.items() if version != 1}:
         determining["versions"] = changed

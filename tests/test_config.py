@@ -433,6 +433,21 @@ def test_digests_of_the_defaults_stay() -> None:
     assert digests == DIGESTS
 
 
+def test_rounded_gradients_are_another_result_for_several_workers_alone() -> None:
+    for workers, digests in ((1, 1), (2, 2)):
+        found = {
+            stage_digest(
+                experiment_from_dict(
+                    {"compute": {"gradients": gradients}, "scaling": {"workers": workers}}
+                ),
+                "vqgan",
+                DATA_DIGEST,
+            )
+            for gradients in ("float32", "bfloat16")
+        }
+        assert len(found) == digests
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_digest_changes_with_the_data(stage: str) -> None:
     digests = {

@@ -43,10 +43,11 @@ def exporting() -> bool:
 def apply_layers(layers: Iterable[nn.Module], x: Tensor, *args: Any, recompute: bool) -> Tensor:
     """Applies ``layers`` one after the other, each with ``args``. With ``recompute`` each discards
     its inner activations and computes them again for the gradients (Chen et al., "Training Deep
-    Nets with Sublinear Memory Cost", 2016)."""
+    Nets with Sublinear Memory Cost", 2016); it must draw no random numbers."""
     for layer in layers:
         if recompute and torch.is_grad_enabled():
-            x = checkpoint(layer, x, *args, use_reentrant=False)
+            # Random states aren't kept: a CUDA graph that is being recorded lets nobody read them.
+            x = checkpoint(layer, x, *args, use_reentrant=False, preserve_rng_state=False)
         else:
             x = layer(x, *args)
     return x

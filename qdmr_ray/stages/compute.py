@@ -40,7 +40,7 @@ class ComputeSettings(Settings):
     compile: bool = setting(
         False,
         "torch.compile of encoders, decoders, Swin blocks and discriminators; with cuda_graph of "
-        "Swin blocks alone, since the others then have kernels of their own",
+        "Swin blocks alone, since the others have kernels of their own",
     )
     channels_last: bool = setting(True, "images with channels innermost in memory")
     recompute: bool = setting(
@@ -48,8 +48,14 @@ class ComputeSettings(Settings):
     )
     cuda_graph: bool = setting(
         False,
-        "record a step on the GPU once and start it as a whole from then on, with kernels that do "
-        "the networks' elementwise work in fewer passes; for one worker with a GPU",
+        "record a step on the GPU once, its exchange of gradients included, and start it as a "
+        "whole from then on",
+    )
+    gradients: str = setting(
+        FLOAT32,
+        "what several workers exchange gradients in: float32, as they are; bfloat16: half the "
+        "bytes, for slow networks between nodes",
+        choices=(FLOAT32, BFLOAT16),
     )
 
     def check(self, device: torch.device) -> None:
@@ -79,8 +85,8 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
 
         # PyTorch sees one piece of code in all submodules and would give up after the eighth.
         dynamo.cache_size_limit = MOST_COMPILATIONS
-        # Networks with kernels of their own are faster by these than compiled. Swin blocks are
-        # compiled one by one: all are alike, and the code of the first two serves all.
+        # In a recording, networks with kernels of their own are faster by these than compiled.
+        # Swin blocks are compiled one by one: all are alike, and the first two's code serves all.
         for part in _parts(modules, SwinBlock) if compute.cuda_graph else _compilable(modules):
             # In place, which keeps the state dict's names.
             part.compile(dynamic=False)

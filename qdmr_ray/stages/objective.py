@@ -26,9 +26,7 @@ class LossPass(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The networks that one optimizer trains, with their loss as the forward pass: although the
-    loss runs several networks on several images, DistributedDataParallel and torch.compile need one
-    forward per step."""
+    """The networks that one optimizer trains, with their loss as the forward pass."""
 
     def __init__(
         self, networks: Mapping[str, nn.Module], loss: Callable[[Batch], LossPass]

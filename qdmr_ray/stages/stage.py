@@ -6,7 +6,6 @@ and defines two losses; ``source_only.py`` is the shortest. An experiment names 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -19,8 +18,15 @@ from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.stages.adam import Adam
 from qdmr_ray.stages.batch_share import Share, share_of
 from qdmr_ray.stages.components import Components
-from qdmr_ray.stages.compute import ComputeSettings, autocast, prepare, tensor_float_32
+from qdmr_ray.stages.compute import (
+    BFLOAT16,
+    ComputeSettings,
+    autocast,
+    prepare,
+    tensor_float_32,
+)
 from qdmr_ray.stages.ema import MovingAverage
+from qdmr_ray.stages.exchange import GradientExchange, take_from_first
 from qdmr_ray.stages.graph import WARM_UP, RecordedSteps
 from qdmr_ray.stages.objective import (
     Batch,
@@ -111,9 +117,8 @@ class Stage:
         self._recorded: RecordedSteps | None = None
         # Tensors that the last step's passes kept for ``after_step``.
         self._kept: list[Mapping[str, Tensor]] = []
-        # ``step`` calls these: the objectives themselves, or their distributed wrappers.
-        self._generator_pass: nn.Module = self.generator
-        self._discriminator_pass: nn.Module = self.discriminators
+        # By optimizer, where there are several workers.
+        self._exchanges: dict[torch.optim.Optimizer, GradientExchange] = {}
 
     # -- what a subclass defines -------------------------------------------------------------
 
@@ -124,7 +129,8 @@ class Stage:
 
     def discriminator_loss(self, seen: Batch) -> LossPass:
         """Returns the discriminators' terms and mean logits from the tensors that the generator's
-        pass has ``seen``; called only where there are discriminators."""
+        pass has ``seen``; called only where there are discriminators. Neither optimizer has moved
+        its weights yet."""
         raise NotImplementedError
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
@@ -172,16 +178,25 @@ class Stage:
             self.average = MovingAverage(self.network, self.settings.ema)
         if self.compute.cuda_graph:
             self._recorded = RecordedSteps(self._work)
-            for adam in (self.generator_optimizer, self.discriminator_optimizer):
-                if adam is not None:
-                    adam.prepare_for_recording()
+            for adam in self._optimizers:
+                adam.prepare_for_recording()
         return self
 
-    def parallelize(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
-        """Replaces each objective by ``wrap`` of it, for example DistributedDataParallel."""
-        self._generator_pass = wrap(self.generator)
-        if self.has_discriminators:
-            self._discriminator_pass = wrap(self.discriminators)
+    def join_workers(self) -> None:
+        """Takes the weights of rank 0, and averages gradients over the workers in every step from
+        now on; a collective call on all workers of the default process group, after :meth:`to`."""
+        averaged = self.average.weights if self.average is not None else []
+        # Spectral norms follow from the weights, so they stay equal without being exchanged again.
+        take_from_first([*_tensors(self.generator), *_tensors(self.discriminators), *averaged])
+        narrow = self.compute.gradients == BFLOAT16
+        self._exchanges = {
+            adam: GradientExchange(_weights(adam), narrow=narrow) for adam in self._optimizers
+        }
+
+    def close(self) -> None:
+        """Discards a recording: NCCL ends no process group that a recording still refers to."""
+        if self._recorded is not None:
+            self._recorded.forget()
 
     def step(self, batch: Batch) -> Losses:
         """Runs one generator and one discriminator step; returns every logged scalar, detached.
@@ -203,14 +218,17 @@ class Stage:
         adam, judging = self.generator_optimizer, self.discriminator_optimizer
         with tensor_float_32(self.compute, self.device):
             with frozen(self.discriminators):
-                passes = self._descend(self._generator_pass, adam, inputs, share)
+                passes = self._descend(self.generator, adam, inputs, share)
             logged = _logged(passes, share)
             # A micro-batch of weight 0 repeats a sample.
             self._kept = [out.kept for out, w in zip(passes, share.weights, strict=True) if w]
             if judging is not None:
                 inputs = [detached(out.seen) for out in passes]
-                passes = self._descend(self._discriminator_pass, judging, inputs, share)
+                passes = self._descend(self.discriminators, judging, inputs, share)
                 logged |= _logged(passes, share)
+            # Only now, so that the generator's gradients travel while the discriminators work.
+            for optimizer in self._optimizers:
+                self._move(optimizer)
         if self.average is not None:
             self.average.update(self.network)
         return logged
@@ -251,9 +269,9 @@ class Stage:
         inputs: Sequence[Batch],
         share: Share,
     ) -> list[LossPass]:
-        """Makes one step of ``optimizer`` on the weighted loss over the micro-batches ``inputs``;
-        returns the pass of each. All start from the same estimates of the spectral norms, so that
-        the gradients together are those of the whole batch in one piece."""
+        """Computes the gradients of the weighted loss over the micro-batches ``inputs``, and starts
+        their exchange; returns the pass of each. All passes start from the same estimates of the
+        spectral norms, so that the gradients together are those of the whole batch in one piece."""
         optimizer.zero_grad(set_to_none=True)
         estimates = list(self.discriminators.buffers())
         before = [value.clone() for value in estimates] if len(inputs) > 1 else []
@@ -262,17 +280,21 @@ class Stage:
             if i:
                 for value, earlier in zip(estimates, before, strict=True):
                     value.copy_(earlier)
-            # Workers exchange gradients once, with the last micro-batch.
-            waits = i + 1 < len(inputs) and hasattr(objective, "no_sync")
-            with objective.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with autocast(self.compute, self.device):
-                    out: LossPass = objective(piece)
-                loss = torch.stack(list(out.terms.values())).sum()
-                (loss if weight == 1 else loss * weight).backward()
+            with autocast(self.compute, self.device):
+                out: LossPass = objective(piece)
+            loss = torch.stack(list(out.terms.values())).sum()
+            (loss if weight == 1 else loss * weight).backward()
             outputs.append(out)
+        if optimizer in self._exchanges:
+            self._exchanges[optimizer].start()
+        return outputs
+
+    def _move(self, optimizer: torch.optim.Optimizer) -> None:
+        """Makes one step of ``optimizer`` with the gradients of all workers."""
+        if optimizer in self._exchanges:
+            self._exchanges[optimizer].finish()
         self._clip(optimizer)
         optimizer.step()
-        return outputs
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
         limit = self.settings.optimizer.clip
@@ -280,12 +302,17 @@ class Stage:
         if limit is None and not self.measures_gradients and self._recorded is None:
             return
         name = "generator" if optimizer is self.generator_optimizer else "discriminator"
-        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        weights = _weights(optimizer)
         gradients = [p.grad for p in weights if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if limit is not None:
             nn.utils.clip_grads_with_norm_(weights, limit, norm)
         self._gradient_norms[name] = norm.detach()
+
+    @property
+    def _optimizers(self) -> list[Adam]:
+        both = self.generator_optimizer, self.discriminator_optimizer
+        return [optimizer for optimizer in both if optimizer is not None]
 
     @property
     def slow_steps(self) -> int:
@@ -406,3 +433,11 @@ class Stage:
 def _logged(passes: Sequence[LossPass], share: Share) -> Losses:
     """Returns the scalars that the micro-batches' passes log, weighted as their losses."""
     return weighted_sum([detached(out.terms) | out.logged for out in passes], share.weights)
+
+
+def _weights(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

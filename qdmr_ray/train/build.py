@@ -2,11 +2,8 @@
 
 import zlib
 from collections.abc import Mapping
-from functools import partial
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from qdmr_ray.config import Experiment
 from qdmr_ray.models.files import load_model
@@ -32,14 +29,5 @@ def built_stage(name: str, needs: Mapping[str, str], experiment: Experiment, hos
     # The batch is shared by all workers, however many are left of them.
     stage.share = share_of_rank(experiment, name, rank=host.rank, world_size=host.world_size)
     if host.world_size > 1:
-        stage.parallelize(partial(distributed, device=host.device))
+        stage.join_workers()
     return stage
-
-
-def distributed(module: nn.Module, device: torch.device) -> nn.Module:
-    """Returns ``module`` with gradients that are averaged over the workers."""
-    devices = [device] if device.type == "cuda" else None
-    # Spectral norm's buffers follow from the weights, which are equal: nothing to broadcast.
-    return DistributedDataParallel(
-        module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-    )

@@ -140,7 +140,7 @@ class Worker:
         # The steps before this one are slow, and no measure of the others.
         first = stage.iteration + stage.slow_steps
         batches = batches_of(stage, self.experiment, self.host, self.notice.hurry)
-        with closing(batches):
+        with closing(batches), closing(stage):
             while stage.iteration < end:
                 with self.meter.phase("data_wait"):
                     received = next(batches)

@@ -202,7 +202,7 @@ def test_without_fusion_the_codebook_acts_through_its_loss_alone(
     expected = network.decoder(network.bottleneck(network.encoder(x)))
     assert torch.equal(out.image, expected)
     (out.image.square().mean() + out.codebook_loss.sum()).backward()
-    # No weight is idle: distributed training would wait for its gradient.
+    # No weight is idle: workers would exchange its gradient for nothing.
     still = [name for name, parameter in network.named_parameters() if parameter.grad is None]
     assert still == ["quantizer.codes"]
 

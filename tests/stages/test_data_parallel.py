@@ -1,15 +1,17 @@
-"""Two workers at batch b train what one worker at batch 2b trains, for every stage, and so they
-do when their shares of the batch are unequal and come in parts.
+"""Two workers at batch b train what one worker at batch 2b trains, for every stage, and so do two
+or three whose shares of the batch are unequal, come in parts and are clipped; and what PyTorch's
+DistributedDataParallel gives them.
 
-The workers are two processes with gloo and the training loop's own DistributedDataParallel, at toy
-size; they are started once and go through all stages in both precisions.
+The workers are processes with gloo, at toy size; each group of them is started once and goes
+through its cases in all stages. Only rank 0 begins with the weights that it should.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,8 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from tiny_stages import batch_of, tiny_stage
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from qdmr_ray.stages import (
     STAGES,
@@ -33,7 +36,6 @@ from qdmr_ray.stages import (
 )
 
 pytestmark = pytest.mark.slow
-WORLD_SIZE = 2
 ITERATIONS = 3
 # Terms at a weight of 1, so that none hides behind the others.
 SETTINGS: dict[str, StageSettings] = {
@@ -44,25 +46,30 @@ SETTINGS: dict[str, StageSettings] = {
         gan=1.0, feature_gan=1.0, target_codebook=1.0, target_feature=1.0, code_guidance=1.0
     ),
 }
-OPTIMIZER = OptimizerSettings()
 
 
 class Case(NamedTuple):
-    """How two workers train: precision, samples in the batch, at most in a part, and the decay of
-    the VQGAN's codes."""
+    """How workers train: precision, samples in the batch, at most in a part, the decay of the
+    VQGAN's codes, how long gradients may be, and how many workers there are."""
 
     dtype: torch.dtype
     total: int
     part: int
     code_decay: float | None = None
+    clip: float | None = None
+    world_size: int = 2
 
 
 CASES = {
     "float64": Case(torch.float64, 4, 2),
     "float32": Case(torch.float32, 4, 2),
-    # Components of 1 and 1 sample on one worker; of 1 and none on the other.
-    "unequal": Case(torch.float64, 3, 1, code_decay=0.9),
+    # Parts of 1 and 1 sample on one worker; of 1 and none on the other.
+    "unequal": Case(torch.float64, 3, 1, code_decay=0.9, clip=0.05),
+    # Parts of 1 and 1 sample on two workers.
+    "three": Case(torch.float64, 5, 1, clip=0.05, world_size=3),
 }
+# In these cases DistributedDataParallel trains the same.
+REFERENCES = ("unequal", "three")
 Result = dict[str, Any]
 
 
@@ -99,45 +106,75 @@ def distance(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, f
     return {objective: square**0.5 for objective, square in squares.items()}
 
 
-def new_stage(name: str, case: Case) -> Stage:
-    settings = replace(SETTINGS[name], optimizer=OPTIMIZER)
+def new_stage(name: str, case: Case, seed: int = 0) -> Stage:
+    settings = replace(SETTINGS[name], optimizer=OptimizerSettings(clip=case.clip))
     if isinstance(settings, VQGANSettings):
         settings = replace(settings, code_decay=case.code_decay)
-    return tiny_stage(name, settings, dtype=case.dtype)
+    return tiny_stage(name, settings, dtype=case.dtype, seed=seed)
 
 
-def worker(rank: int, folder: str) -> None:
-    """One of the two processes: every stage in every case, its results into a file."""
-    # Imported here: it brings Ray, which the comparison itself does without.
-    from qdmr_ray.train.build import distributed
-
+def worker(rank: int, world_size: int, folder: str) -> None:
+    """One of the processes: every stage in its group's cases, the results into a file."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD_SIZE
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
-    on_this_device = partial(distributed, device=torch.device("cpu"))
     results: dict[str, Result] = {}
     for label, case in CASES.items():
+        if case.world_size != world_size:
+            continue
         for name in STAGES:
-            stage = new_stage(name, case)
-            stage.share = share_of(
-                case.total, micro_batch=case.part, rank=rank, world_size=WORLD_SIZE
-            )
-            stage.parallelize(on_this_device)
-            results[f"{name}/{label}"] = run_steps(stage, case)
+            ways = {"": Stage.join_workers}
+            if label in REFERENCES:
+                ways["/reference"] = wrap
+            for way, join in ways.items():
+                stage = new_stage(name, case, seed=rank)
+                stage.share = share_of(
+                    case.total, micro_batch=case.part, rank=rank, world_size=world_size
+                )
+                join(stage)
+                results[f"{name}/{label}{way}"] = run_steps(stage, case)
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+def wrap(stage: Stage) -> None:
+    """Lets DistributedDataParallel exchange the gradients of ``stage``."""
+    wrapped = {o: DistributedDataParallel(o) for o in (stage.generator, stage.discriminators)}
+
+    def descend(
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        inputs: Sequence[Any],
+        share: Any,
+    ) -> list[Any]:
+        optimizer.zero_grad(set_to_none=True)
+        estimates = list(stage.discriminators.buffers())
+        before, outputs = [value.clone() for value in estimates], []
+        for i, (piece, weight) in enumerate(zip(inputs, share.weights, strict=True)):
+            for value, earlier in zip(estimates, before, strict=True):
+                value.copy_(earlier)
+            module = wrapped[objective]  # type: ignore[index]
+            with module.no_sync() if i + 1 < len(inputs) else nullcontext():
+                outputs.append(module(piece))
+                (torch.stack(list(outputs[-1].terms.values())).sum() * weight).backward()
+        return outputs
+
+    stage._descend = descend  # type: ignore[method-assign]
+
+
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Result]]:
-    """Each rank's results by ``stage/case``."""
-    folder = tmp_path_factory.mktemp("workers")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Result]]]:
+    """Each rank's results by ``stage/case``, by the number of workers."""
+    found = {}
     with pytest.MonkeyPatch.context() as patch:
         # gloo must not look for the machine's name where there is no network.
         patch.setenv("GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME", "lo"))
-        torch.multiprocessing.spawn(worker, args=(str(folder),), nprocs=WORLD_SIZE)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD_SIZE)]
+        for size in sorted({case.world_size for case in CASES.values()}):
+            folder = tmp_path_factory.mktemp(f"{size}-workers")
+            torch.multiprocessing.spawn(worker, args=(size, str(folder)), nprocs=size)
+            found[size] = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(size)]
+    return found
 
 
 def averaged(ranks: list[Result], iteration: int) -> dict[str, Tensor]:
@@ -164,16 +201,16 @@ MOVE_TOLERANCE = {torch.float64: 1e-7, torch.float32: 0.1}
 
 
 @every_case
-def test_two_workers_train_what_one_does(
-    name: str, label: str, two_workers: list[dict[str, Result]]
+def test_workers_train_what_one_does(
+    name: str, label: str, workers: dict[int, list[dict[str, Result]]]
 ) -> None:
     case = CASES[label]
     alone = new_stage(name, case)
     before = weights_of(alone)
     one = run_steps(alone, case)
-    two = [results[f"{name}/{label}"] for results in two_workers]
+    ranks = [results[f"{name}/{label}"] for results in workers[case.world_size]]
     for iteration in range(ITERATIONS):
-        mean, expected = averaged(two, iteration), one["losses"][iteration]
+        mean, expected = averaged(ranks, iteration), one["losses"][iteration]
         tolerance = LOSS_TOLERANCE[case.dtype][iteration > 0]
         assert mean.keys() == expected.keys()
         for term in expected:
@@ -184,12 +221,24 @@ def test_two_workers_train_what_one_does(
             )
     for key, expected in one["weights"].items():
         # Whoever reads only rank 0's checkpoint must get what every rank has.
-        assert torch.equal(two[0]["weights"][key], two[1]["weights"][key]), key
+        for other in ranks[1:]:
+            assert torch.equal(ranks[0]["weights"][key], other["weights"][key]), key
         if case.dtype == torch.float64:
             torch.testing.assert_close(
-                two[0]["weights"][key], expected, rtol=1e-9, atol=1e-9, msg=key
+                ranks[0]["weights"][key], expected, rtol=1e-9, atol=1e-9, msg=key
             )
-    apart = distance(two[0]["weights"], one["weights"])
+    apart = distance(ranks[0]["weights"], one["weights"])
     for objective, moved in distance(one["weights"], before).items():
         assert moved > 0
         assert apart[objective] < MOVE_TOLERANCE[case.dtype] * moved, objective
+
+
+@pytest.mark.parametrize("label", REFERENCES)
+@pytest.mark.parametrize("name", STAGES)
+def test_the_exchange_is_what_pytorch_does(
+    name: str, label: str, workers: dict[int, list[dict[str, Result]]]
+) -> None:
+    for results in workers[CASES[label].world_size]:
+        own, reference = results[f"{name}/{label}"], results[f"{name}/{label}/reference"]
+        for key, expected in reference["weights"].items():
+            torch.testing.assert_close(own["weights"][key], expected, rtol=1e-9, atol=1e-9, msg=key)

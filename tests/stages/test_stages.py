@@ -196,27 +196,19 @@ def test_the_two_steps_leave_each_others_gradients_alone(name: str) -> None:
     stage = tiny_stage(name, SETTINGS[name])
     seen_at_discriminator_step: list[dict[str, Any]] = []
 
-    class Watched(nn.Module):
-        def __init__(self, module: nn.Module) -> None:
-            super().__init__()
-            self.module = module
+    def watch(judges: nn.Module, args: Any) -> None:
+        seen_at_discriminator_step.append(
+            {
+                "untouched": all(p.grad is None for p in judges.parameters()),
+                "trainable": all(p.requires_grad for p in judges.parameters()),
+                "detached": not any(t.requires_grad for t in args[0].values()),
+                "generator": [
+                    None if p.grad is None else p.grad.clone() for p in stage.generator.parameters()
+                ],
+            }
+        )
 
-        def forward(self, *args: Any) -> Any:
-            if self.module is stage.discriminators:
-                seen_at_discriminator_step.append(
-                    {
-                        "untouched": all(p.grad is None for p in self.module.parameters()),
-                        "trainable": all(p.requires_grad for p in self.module.parameters()),
-                        "detached": not any(t.requires_grad for t in args[0].values()),
-                        "generator": [
-                            None if p.grad is None else p.grad.clone()
-                            for p in stage.generator.parameters()
-                        ],
-                    }
-                )
-            return self.module(*args)
-
-    stage.parallelize(Watched)
+    stage.discriminators.register_forward_pre_hook(watch)
     before = snapshot(stage.discriminators)
     stage.step(batch_of(name, 2))
     (seen,) = seen_at_discriminator_step
