@@ -70,6 +70,7 @@ class StepBench:
     cuda_graph: bool = False
     # Also trains with LPIPS and, a VQGAN, with the semantic term.
     backbones: bool = False
+    fused_kernels: bool = True
     # Builds the baseline: contiguous float32 with one forward pass per image set.
     plain: bool = False
     preset: str = "full"
@@ -94,7 +95,9 @@ def bench_step(bench: StepBench) -> dict[str, Any]:
     peak = machine.peak_memory(device)
     rate = max(before, machine.matrix_rate(device, compute))
     convolution = machine.convolution_rate(device, compute)
-    in_force = {"channels_last": compute.channels_last, "device": machine.device_name(device)}
+    fused = compute.fused_kernels is not False and device.type == "cuda"
+    in_force: Any = {"channels_last": compute.channels_last, "fused_kernels": fused}
+    in_force["device"] = machine.device_name(device)
     return {
         **asdict(bench) | in_force | {"threads": torch.get_num_threads()},
         **machine.against_floor(seconds, needed_flop(bench), rate, convolution, peak),
@@ -164,8 +167,10 @@ def compute_of(bench: StepBench) -> ComputeSettings:
     names = ("dtype", "compile", "recompute", "cuda_graph")
     settings = {name: getattr(bench, name) for name in names}
     if not bench.plain:
-        return ComputeSettings(channels_last=bench.channels_last, **settings)
-    plain = ComputeSettings(channels_last=False)
+        fused = None if bench.fused_kernels else False
+        layout: Any = {"channels_last": bench.channels_last, "fused_kernels": fused}
+        return ComputeSettings(**layout, **settings)
+    plain = ComputeSettings(channels_last=False, fused_kernels=False)
     for name, value in settings.items():
         if value != getattr(plain, name):
             option = name.replace("_", "-")

@@ -46,6 +46,7 @@ def bench_step(
     recompute: bool = flag("--recompute", "Compute activations again instead of keeping them."),
     cuda_graph: bool = flag("--cuda-graph", "Record a step as a CUDA graph and replay it."),
     backbones: bool = flag("--backbones", "Add LPIPS and the semantic term, of random weights."),
+    fused_kernels: bool = option(True, "Use our own kernels on a GPU."),
     plain: bool = flag(
         "--plain",
         "Measure a plain build to compare with: float32, contiguous, one forward per set.",
@@ -66,7 +67,7 @@ def bench_step(
         raise SettingsError(f"--stage {stage}: choose from {', '.join(STAGES)}")
     usable_device(device)
     work: Any = {"stage": stage, "preset": preset, "size": size, "batch": batch, "plain": plain}
-    terms: Any = {"backbones": backbones}
+    terms: Any = {"backbones": backbones, "fused_kernels": fused_kernels}
     layout: Any = {"dtype": dtype, "channels_last": channels_last, "recompute": recompute}
     run: Any = {"device": device, "threads": threads, "steps": steps, "cuda_graph": cuda_graph}
     bench = StepBench(**work, **terms, **layout, **run, compile=compile_networks)

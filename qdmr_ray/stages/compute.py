@@ -15,6 +15,7 @@ from torch import nn
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets.blocks import Decoder, Encoder, ResBlock
 from qdmr_ray.nets.discriminator import SpectralConv2d
+from qdmr_ray.nets.fused import norm as fused_norm
 from qdmr_ray.nets.swin import SwinBlock, SwinBottleneck
 from qdmr_ray.settings import Settings, setting
 
@@ -51,6 +52,11 @@ class ComputeSettings(Settings):
         "record a step on the GPU once, its exchange of gradients included, and start it as a "
         "whole from then on",
     )
+    fused_kernels: bool | None = setting(
+        None,
+        "Triton kernels that do the networks' elementwise work in fewer passes; when not set, "
+        "wherever they fit: GPUs with Triton, channels_last, at most 1024 channels",
+    )
     gradients: str = setting(
         FLOAT32,
         "what several workers exchange gradients in: float32, as they are; bfloat16: half the "
@@ -65,6 +71,12 @@ class ComputeSettings(Settings):
                 f"compute.cuda_graph records steps on a GPU, and this trains on the {device.type}; "
                 "set it to false"
             )
+        if self.fused_kernels and not (device.type == "cuda" and fused_norm.kernels):
+            raise SettingsError(
+                "compute.fused_kernels=true needs a GPU and a PyTorch with Triton, and this trains "
+                f"on the {device.type}{'' if fused_norm.kernels else ' without Triton'}; leave it "
+                "unset"
+            )
 
 
 def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
@@ -76,8 +88,8 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
     if compute.recompute:
         for part in _parts(modules, RECOMPUTABLE):
             part.recompute = True
-    if compute.cuda_graph:
-        # Without a recording, starting Triton's kernels takes longer than they save.
+    if compute.fused_kernels is not False:
+        # Each of these asks whether the images of a call fit.
         for part in _parts(modules, FUSABLE):
             part.fused = True
     if compute.compile:

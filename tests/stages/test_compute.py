@@ -92,7 +92,7 @@ def test_swin_blocks_share_what_was_compiled(monkeypatch: pytest.MonkeyPatch) ->
     swin = SwinSettings(groups=2, blocks=4, heads=2, window=4, mlp_ratio=2.0)
     bottleneck, plain = SwinBottleneck(8, swin), SwinBottleneck(8, swin)
     plain.load_state_dict(bottleneck.state_dict())
-    # As where there is a GPU: what has kernels of its own is left as it is.
+    # As in a recording: what has kernels of its own is left as it is.
     others = ResBlock(8), UNetDiscriminator(3, DiscriminatorSettings(width=4))
     prepare([bottleneck, *others], ComputeSettings(compile=True, cuda_graph=True))
     x = torch.randn(1, 8, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()

@@ -7,15 +7,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed
 from tiny_stages import CROP, PLAIN_AND_GUIDED, SETTINGS, batch_of, tiny_stage
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.stages import ComputeSettings, OptimizerSettings, Stage
 from qdmr_ray.stages.adam import Adam
+from qdmr_ray.stages.compute import prepare
 from qdmr_ray.stages.graph import WARM_UP, RecordedSteps
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -25,10 +30,13 @@ TOLERANCE = 2e-3
 
 
 def stage_of(name: str, *, recorded: bool, dtype: str = "float32", **changes: object) -> Stage:
+    return stage_that(name, ComputeSettings(dtype=dtype, cuda_graph=recorded), **changes)
+
+
+def stage_that(name: str, compute: ComputeSettings, **changes: object) -> Stage:
     # A rate that falls to a tenth in the middle of what is played back.
     rates = OptimizerSettings(milestones=(WARM_UP + 2,), gamma=0.1)
     settings = replace(SETTINGS[name], optimizer=rates, **changes)  # type: ignore[arg-type]
-    compute = ComputeSettings(dtype=dtype, cuda_graph=recorded)
     return tiny_stage(name, settings, compute=compute, device="cuda")
 
 
@@ -63,6 +71,47 @@ def test_a_recording_trains_alike(name: str, changes: dict[str, float], dtype: s
     assert recorded.average is not None
     for ours, theirs in zip(recorded.average.weights, plain.average.weights, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("compute", [{"recompute": True}, {"fused_kernels": False}])
+def test_a_recording_of_another_arithmetic_trains_alike(compute: dict[str, bool]) -> None:
+    plain, recorded = (
+        stage_that("base", ComputeSettings(cuda_graph=x, **compute)) for x in (False, True)
+    )
+    plain.measures_gradients = True
+    for expected, found in zip(trained(plain, STEPS), trained(recorded, STEPS), strict=True):
+        assert found == pytest.approx(expected, rel=0.05, abs=TOLERANCE)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("gradients", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_recording_holds_the_exchange_of_gradients(
+    name: str, gradients: str, tmp_path: Path
+) -> None:
+    """By NCCL, whose only worker is its own neighbour, in parts and with gradients clipped."""
+    changes: dict[str, Any] = {"accumulate": 2, "ema": 0.9}
+    plain = stage_that(name, ComputeSettings(), **changes)
+    compute = ComputeSettings(cuda_graph=True, gradients=gradients)
+    recorded = stage_that(name, compute, **changes)
+    plain.measures_gradients = True
+    meeting = f"file://{tmp_path}/rendezvous"
+    torch.distributed.init_process_group("nccl", init_method=meeting, rank=0, world_size=1)
+    try:
+        recorded.join_workers()
+        for expected, found in zip(trained(plain, STEPS), trained(recorded, STEPS), strict=True):
+            assert found == pytest.approx(expected, rel=0.05, abs=TOLERANCE)
+        # The gradients of the recording lie in the exchange's buffer.
+        assert {len(storages(adam)) for adam in recorded._exchanges} == {1}
+    finally:
+        recorded.close()
+        torch.distributed.destroy_process_group()
+
+
+def storages(optimizer: torch.optim.Optimizer) -> set[int]:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    return {weight.grad.untyped_storage().data_ptr() for weight in weights}
 
 
 @on_a_gpu
@@ -180,12 +229,35 @@ def test_a_cpu_is_refused() -> None:
         tiny_stage("base", SETTINGS["base"], compute=ComputeSettings(cuda_graph=True))
 
 
-def test_several_workers_are_refused() -> None:
+def test_kernels_for_gpus_are_refused_on_a_cpu_where_they_are_asked_for() -> None:
+    wanted = ComputeSettings(fused_kernels=True)
+    with pytest.raises(SettingsError, match=r"fused_kernels=true .* on the cpu; leave it unset"):
+        tiny_stage("base", SETTINGS["base"], compute=wanted)
+
+
+def test_kernels_are_marked_unless_they_are_switched_off() -> None:
+    for wanted, marked in ((None, True), (False, False)):
+        block = ResBlock(8)
+        prepare([block], ComputeSettings(fused_kernels=wanted))
+        assert block.fused is marked
+
+
+def test_a_closed_stage_holds_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU, whose stream a stand-in is."""
+    monkeypatch.setattr(torch.cuda, "Stream", object)
+    stage = tiny_stage("base", SETTINGS["base"])
+    stage.close()
+    recorded = stage._recorded = RecordedSteps(stage._work)
+    recorded._recordings[(("source", torch.Size([1])),)] = object()  # type: ignore[assignment]
+    stage.close()
+    assert not recorded._recordings
+
+
+def test_several_workers_may_record() -> None:
     # Where there is a GPU there may be PyTorch alone, and settings need pydantic.
     config = pytest.importorskip("qdmr_ray.config")
     values = {"compute": {"cuda_graph": True}, "scaling": {"workers": 2}}
-    with pytest.raises(SettingsError, match=r"cuda_graph is for one worker; scaling\.workers is 2"):
-        config.experiment_from_dict(values)
+    assert config.experiment_from_dict(values).compute.cuda_graph
 
 
 def test_the_saved_state_does_not_say_whether_steps_were_recorded() -> None:

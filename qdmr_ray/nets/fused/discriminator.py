@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qdmr_ray.nets.fused.norm import ceil_div, power_of_2_from
+from qdmr_ray.nets.fused.operators import channels_last, empty_images, operator
 
 try:
     from qdmr_ray.nets.fused import kernels
@@ -38,59 +39,93 @@ class _ScaledLeakyReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
         # A convolution's output may have another memory order than its input.
-        x = x.contiguous(memory_format=torch.channels_last)
-        if added is not None:
-            added = added.contiguous(memory_format=torch.channels_last)
-        y = torch.empty_like(x)
-        size = x.numel() // len(scales)
-        grid = ceil_div(size, _BLOCK), len(scales)
-        kernels.leaky[grid](
-            *(x, scales, x if added is None else added, y, size, leak),
-            BLOCK=_BLOCK,
-            ADDED=added is not None,
-            num_warps=_WARPS,
-        )
+        x = channels_last(x)
         ctx.save_for_backward(x, scales)
-        ctx.leak = leak
-        return y
+        ctx.leak, ctx.adds = leak, added is not None
+        return scaled_leaky(x, scales, leak, None if added is None else channels_last(added))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, scales = ctx.saved_tensors
-        dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx = torch.empty_like(x)
-        size = x.numel() // len(scales)
-        blocks = ceil_div(size, _BLOCK)
-        sums = scales.new_empty((len(scales), blocks))
-        kernels.leaky_gradient[(blocks, len(scales))](
-            x, dy, scales, dx, sums, size, ctx.leak, BLOCK=_BLOCK, num_warps=_WARPS
-        )
-        return dx, sums.sum(1), None, dy if ctx.needs_input_grad[3] else None
+        dy = channels_last(grads[0])
+        dx, sums = scaled_leaky_gradient(x, dy, scales, ctx.leak)
+        return dx, sums.sum(1), None, dy if ctx.adds else None
 
 
 class _Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        images, channels, height, width = x.shape
-        y = _empty(x, (images, channels, 2 * height, 2 * width))
-        kernels.double[_pixel_grid(x)](x, y, height, width, channels, **_pixel_tile(channels))
-        return y
+        return double(channels_last(x))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        dy = grads[0].contiguous(memory_format=torch.channels_last)
-        images, channels, height, width = dy.shape
-        dx = _empty(dy, (images, channels, height // 2, width // 2))
-        kernels.double_gradient[_pixel_grid(dx)](
-            dy, dx, height // 2, width // 2, channels, **_pixel_tile(channels)
-        )
-        return dx
+        return double_gradient(channels_last(grads[0]))
 
 
-def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(
-        shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+def _activated(x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
+    return empty_images(x)
+
+
+@operator(_activated)
+def scaled_leaky(x: Tensor, scales: Tensor, leak: float, added: Tensor | None) -> Tensor:
+    """Launches what :func:`scaled_leaky_relu` returns."""
+    y = _activated(x, scales, leak, added)
+    size = x.numel() // len(scales)
+    kernels.leaky[ceil_div(size, _BLOCK), len(scales)](
+        *(x, scales, x if added is None else added, y, size, leak),
+        BLOCK=_BLOCK,
+        ADDED=added is not None,
+        num_warps=_WARPS,
     )
+    return y
+
+
+def _activated_gradient(
+    x: Tensor, dy: Tensor, scales: Tensor, leak: float
+) -> tuple[Tensor, Tensor]:
+    blocks = ceil_div(x.numel() // len(scales), _BLOCK)
+    return empty_images(x), scales.new_empty((len(scales), blocks))
+
+
+@operator(_activated_gradient)
+def scaled_leaky_gradient(
+    x: Tensor, dy: Tensor, scales: Tensor, leak: float
+) -> tuple[Tensor, Tensor]:
+    """Launches the gradient of ``x`` and, by block, the sums (passes, blocks) of the scales'."""
+    dx, sums = _activated_gradient(x, dy, scales, leak)
+    kernels.leaky_gradient[sums.shape[1], sums.shape[0]](
+        *(x, dy, scales, dx, sums, x.numel() // len(scales), leak), BLOCK=_BLOCK, num_warps=_WARPS
+    )
+    return dx, sums
+
+
+def _larger(x: Tensor) -> Tensor:
+    images, channels, height, width = x.shape
+    return empty_images(x, (images, channels, 2 * height, 2 * width))
+
+
+@operator(_larger)
+def double(x: Tensor) -> Tensor:
+    """Launches what :func:`doubled` returns."""
+    y, (_, channels, height, width) = _larger(x), x.shape
+    kernels.double[_pixel_grid(x)](x, y, height, width, channels, **_pixel_tile(channels))
+    return y
+
+
+def _smaller(dy: Tensor) -> Tensor:
+    images, channels, height, width = dy.shape
+    return empty_images(dy, (images, channels, height // 2, width // 2))
+
+
+@operator(_smaller)
+def double_gradient(dy: Tensor) -> Tensor:
+    """Launches the gradient of :func:`doubled`'s input."""
+    dx = _smaller(dy)
+    _, channels, height, width = dx.shape
+    kernels.double_gradient[_pixel_grid(dx)](
+        dy, dx, height, width, channels, **_pixel_tile(channels)
+    )
+    return dx
 
 
 def _pixel_tile(channels: int) -> dict[str, int]:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qdmr_ray.nets.fused.operators import channels_last, empty_images, operator
+
 try:
     from qdmr_ray.nets.fused import kernels
 except ImportError:  # Where PyTorch comes without Triton, for example on Windows and macOS.
@@ -86,46 +88,89 @@ class _GroupNormSiLU(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
     ) -> Tensor:
-        images, rows, channels, tile = _sizes(x)
-        chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
-        y = torch.empty_like(x)
-        by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
-        by_channel = x.new_empty((3, images, channels), dtype=torch.float32)
-        by_group = x.new_empty((2, images, groups), dtype=torch.float32)
-        kernels.norm_moments[(chunks, images)](x, *by_chunk, rows, rows_each, channels, **tile)
-        kernels.norm_statistics[(images, groups)](
-            *(*by_chunk, bias, weight, offset, by_channel[0], *by_group, *by_channel[1:]),
-            *(chunks, rows, rows_each, channels, groups, eps),
-            **_group_tile(chunks, channels // groups),
-        )
-        tiles = ceil_div(rows, tile["ROWS"])
-        kernels.norm_activate[(tiles, images)](x, *by_channel[1:], y, rows, channels, **tile)
+        x = channels_last(x)
+        y, by_channel, by_group = norm_silu(x, bias, weight, offset, groups, eps)
         ctx.groups = groups
         ctx.save_for_backward(x, bias, weight, by_channel, by_group)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, bias, weight, by_channel, by_group = ctx.saved_tensors
-        dy, groups = grads[0].contiguous(memory_format=torch.channels_last), ctx.groups
-        images, rows, channels, tile = _sizes(x)
-        chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
-        dx = torch.empty_like(x)
-        by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
-        whole = torch.empty_like(by_channel)
-        subtracted = torch.empty_like(by_group)
-        known = (bias, *by_channel[1:], *by_group)
-        kernels.norm_gradient_sums[(chunks, images)](
-            x, dy, *known, *by_chunk, rows, rows_each, channels, groups, **tile
-        )
-        kernels.norm_gradient_statistics[(images, groups)](
-            *(*by_chunk, weight, by_channel[0], *by_group, whole, *subtracted),
-            *(chunks, rows, channels, groups, images),
-            **_group_tile(chunks, channels // groups),
-        )
-        tiles = ceil_div(rows, tile["ROWS"])
-        kernels.norm_gradient[(tiles, images)](
-            x, dy, *known, *subtracted, dx, rows, channels, groups, **tile
-        )
-        of_weight, of_offset, of_bias = whole.sum(1).to(weight.dtype)
+        x, *known = ctx.saved_tensors
+        dx, others = norm_silu_gradient(channels_last(grads[0]), x, *known, ctx.groups)
+        of_weight, of_offset, of_bias = others
         return dx, of_bias, of_weight, of_offset, None, None
+
+
+def _normalised(
+    x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    images, channels = x.shape[:2]
+    by_channel = x.new_empty((3, images, channels), dtype=torch.float32)
+    return empty_images(x), by_channel, x.new_empty((2, images, groups), dtype=torch.float32)
+
+
+@operator(_normalised)
+def norm_silu(
+    x: Tensor, bias: Tensor, weight: Tensor, offset: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launches what :func:`group_norm_silu` returns; also returns each channel's mean, scale and
+    shift, (3, images, channels), and each group's mean and 1 / standard deviation."""
+    y, by_channel, by_group = _normalised(x, bias, weight, offset, groups, eps)
+    images, rows, channels, tile = _sizes(x)
+    chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
+    by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
+    kernels.norm_moments[(chunks, images)](x, *by_chunk, rows, rows_each, channels, **tile)
+    kernels.norm_statistics[(images, groups)](
+        *(*by_chunk, bias, weight, offset, by_channel[0], *by_group, *by_channel[1:]),
+        *(chunks, rows, rows_each, channels, groups, eps),
+        **_group_tile(chunks, channels // groups),
+    )
+    tiles = ceil_div(rows, tile["ROWS"])
+    kernels.norm_activate[(tiles, images)](x, *by_channel[1:], y, rows, channels, **tile)
+    return y, by_channel, by_group
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    by_channel: Tensor,
+    by_group: Tensor,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    return empty_images(x), weight.new_empty((3, len(weight)))
+
+
+@operator(_gradients)
+def norm_silu_gradient(
+    dy: Tensor,
+    x: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    by_channel: Tensor,
+    by_group: Tensor,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """Launches the gradient of ``x``; also returns those of weight, offset and bias, (3, C)."""
+    images, rows, channels, tile = _sizes(x)
+    chunks, rows_each = chunks_of(images, rows, tile["ROWS"])
+    dx = empty_images(x)
+    by_chunk = x.new_empty((2, images, chunks, channels), dtype=torch.float32)
+    whole = torch.empty_like(by_channel)
+    subtracted = torch.empty_like(by_group)
+    known = (bias, *by_channel[1:], *by_group)
+    kernels.norm_gradient_sums[(chunks, images)](
+        x, dy, *known, *by_chunk, rows, rows_each, channels, groups, **tile
+    )
+    kernels.norm_gradient_statistics[(images, groups)](
+        *(*by_chunk, weight, by_channel[0], *by_group, whole, *subtracted),
+        *(chunks, rows, channels, groups, images),
+        **_group_tile(chunks, channels // groups),
+    )
+    tiles = ceil_div(rows, tile["ROWS"])
+    kernels.norm_gradient[(tiles, images)](
+        x, dy, *known, *subtracted, dx, rows, channels, groups, **tile
+    )
+    return dx, whole.sum(1).to(weight.dtype)

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -32,6 +33,7 @@ from qdmr_ray.nets.fused import norm as fused_norm
 SHAPES = ((2, 64, 16, 16), (3, 48, 9, 7), (1, 256, 8, 8), (2, 6, 40, 33), (4, 12, 1, 5))
 DTYPES = (torch.float32, torch.bfloat16)
 LEAK = 0.2
+OPCHECKS = ("test_schema", "test_faketensor")
 
 
 def main() -> None:
@@ -42,6 +44,9 @@ def main() -> None:
             for case in (norm, norm_and_bias, leaky, leaky_and_sum, doubled):
                 torch.manual_seed(0)
                 found[f"{case.__name__} {shape} {dtype}"] = case(shape, dtype)
+    for name, arguments in operators():
+        # Shapes, types and strides that the compiler is told, and that nothing is written to.
+        torch.library.opcheck(getattr(torch.ops.qdmr_ray, name), arguments, test_utils=OPCHECKS)
     # From here on the networks take every map for one on a GPU.
     fused_norm.fits = lambda x: x.dtype != torch.float64
     ResBlock.fused = SpectralConv2d.fused = True
@@ -51,7 +56,43 @@ def main() -> None:
     for passes in (1, 3):
         judge = UNetDiscriminator(3, DiscriminatorSettings(width=8))
         found[f"discriminator, {passes} passes"] = module(judge, (3, 3, 16, 24), passes)
+    found["compiled residual block"] = compiled(ResBlock(8), (2, 8, 6, 5))
+    found["compiled discriminator"] = compiled(
+        UNetDiscriminator(3, DiscriminatorSettings(width=8)), (2, 3, 8, 8), 2
+    )
     json.dump(found, sys.stdout)
+
+
+def operators() -> list[tuple[str, tuple[Any, ...]]]:
+    """Each registered operator with arguments."""
+    shape = (2, 6, 4, 5)
+    x, dy = images(shape, torch.float32), images(shape, torch.float32)
+    affine, scales = (vector(6), vector(6), vector(6)), vector(2)
+    y, *known = torch.ops.qdmr_ray.norm_silu(x, *affine, 3, NORM_EPS)
+    return [
+        ("norm_silu", (x, *affine, 3, NORM_EPS)),
+        ("norm_silu_gradient", (dy, x, *affine[:2], *known, 3)),
+        ("scaled_leaky", (x, scales, LEAK, None)),
+        ("scaled_leaky", (x, scales, LEAK, y)),
+        ("scaled_leaky_gradient", (x, dy, scales, LEAK)),
+        ("double", (x,)),
+        ("double_gradient", (images((2, 6, 4, 6), torch.bfloat16),)),
+    ]
+
+
+def compiled(network: nn.Module, shape: tuple[int, ...], *args: int) -> float:
+    """The distance of a network that was compiled, in one graph, from itself."""
+    network = network.to(DEVICE, memory_format=torch.channels_last).eval()
+    # Inductor would build code for the CPU, where Triton's interpreter does the kernels' work.
+    fast = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False)
+    x = images(shape, torch.float32)
+    found = []
+    for call in (fast, network):
+        out = call(x, *args)
+        grads = torch.autograd.grad(out.square().sum(), list(network.parameters()))
+        found.append(torch.cat([out.flatten(), *(grad.flatten() for grad in grads)]))
+    ours, theirs = found
+    return float(((ours - theirs).norm() / theirs.norm()).detach())
 
 
 def norm(shape: tuple[int, ...], dtype: torch.dtype) -> float:
