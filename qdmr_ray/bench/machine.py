@@ -21,6 +21,8 @@ GIGA = 1e9
 # Side of the multiplied matrices: arithmetic bounds so large a product, yet it takes under a
 # second.
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+# Side of the convolved maps.
+_CONVOLVED_SIDE = 64
 _REPEATS = 12
 # Larger than the last-level cache.
 _COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -61,7 +63,7 @@ def matrix_rate(device: torch.device, compute: ComputeSettings) -> float:
 def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
     """Returns the GFLOP/s of a 3 x 3 convolution of 256 channels, the best of ``_REPEATS``."""
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
-    batch, channels, side = 4, 256, 64
+    batch, channels, side = 4, 256, _CONVOLVED_SIDE
     images, weight = (
         torch.randn(shape, device=device, dtype=_kind(compute)).contiguous(memory_format=layout)
         for shape in ((batch, channels, side, side), (channels, channels, 3, 3))

@@ -219,11 +219,12 @@ def _settings(stage: str, preset: str, *, backbones: bool = False) -> StageSetti
     return STAGES[stage].settings_type(**off)
 
 
-def step_of(bench: StepBench) -> Callable[[], Losses]:
-    """Returns a training step on random images, with the threads that the bench sets."""
+def step_of(bench: StepBench, stage: Stage | None = None) -> Callable[[], Losses]:
+    """Returns a training step of ``stage``, by default a new one, on random images, with the
+    threads that the bench sets."""
     if bench.threads is not None:
         torch.set_num_threads(bench.threads)
-    stage, generator = stage_of(bench), torch.Generator().manual_seed(SEED)
+    stage, generator = stage or stage_of(bench), torch.Generator().manual_seed(SEED)
     shape = (bench.batch, 3, bench.size, bench.size)
     names = ("source", "ground_truth", "target")
     batch = {name: torch.rand(shape, generator=generator).to(bench.device) for name in names}

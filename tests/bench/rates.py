@@ -1,6 +1,14 @@
-"""The fixture ``small_rates`` of conftest.py, for programs that run in a process of their own."""
+"""Rates of a machine that are measured once and on small matrices: at full size that takes five
+seconds of a CPU."""
 
-SMALL_RATES = """
+SMALL = {
+    "_MATRIX_SIDE": {"cpu": 128},
+    "_COPIED_BYTES": {"cpu": 1 << 20},
+    "_CONVOLVED_SIDE": 8,
+    "_REPEATS": 1,
+}
+# The same for programs that run in a process of their own.
+SMALL_RATES = f"""
 from qdmr_ray.bench import (machine)
-machine._MATRIX_SIDE["cpu"], machine._COPIED_BYTES["cpu"], machine._REPEATS = 128, 1 << 20, 1
+vars(machine).update({SMALL!r})
 """
