@@ -242,12 +242,7 @@ class Experiment(Settings):
                 f"run has {name}, which trains networks of kind {', '.join(stage.network_kinds)}; "
                 f"network.kind is {self.network.kind!r}: leave {name} out, or change the kind"
             )
-        crop, multiple = self.stage(name).crop, self.network.multiple
-        if crop % multiple:
-            raise SettingsError(
-                f"stages.{name}.crop must be a multiple of {multiple} pixels (the network's "
-                f"downsampling x swin.window); it is {crop}"
-            )
+        stage.check_sizes(self.stage(name), self.network)
 
     def stage(self, name: str) -> StageSettings:
         """Returns the settings of the stage ``name``."""

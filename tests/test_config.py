@@ -285,8 +285,45 @@ def test_crops_are_multiples_of_what_the_network_takes(load: Loader) -> None:
     assert message.endswith("it is 100")
     # The multiple is the network's own, and stages that don't run don't matter.
     small = ("network.widths=[8, 16]", "network.swin.window=5", "network.swin.heads=2")
+    small = (*small, "stages.vqgan.gan=0")
     assert load("run: [vqgan]", *small, "stages.vqgan.crop=100").stage("vqgan").crop == 100
     assert load("run: [vqgan]", "stages.uda.crop=100").stage("uda").crop == 100
+
+
+SMALL = ("network.widths=[8, 16]", "network.swin.window=4", "network.swin.heads=2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "end"),
+    [
+        (
+            ["stages.uda.crop=24"],
+            "stages.uda.crop must be a multiple of 16 pixels (",
+            "it is 24: take another, or set stages.uda.feature_gan=0",
+        ),
+        (
+            ["network.swin.window=5", "stages.uda.crop=20"],
+            "stages.uda.crop must be a multiple of 8 pixels (",
+            "it is 20: take another, or set stages.uda.gan=0",
+        ),
+        (
+            ["stages.uda.crop=8"],
+            "stages.uda.crop must be at least 16 pixels (",
+            "it is 8: take a larger one, or set stages.uda.lpips=0",
+        ),
+    ],
+)
+def test_crops_are_what_discriminators_and_lpips_take(
+    load: Loader, settings: list[str], start: str, end: str
+) -> None:
+    run = ("run: [vqgan, uda]", *SMALL, "stages.vqgan.crop=80")
+    message = refusal(load, *run, *settings)
+    assert message.startswith(f"mine.yaml: {start}")
+    assert message.endswith(end)
+    # The way out that it tells is one.
+    _, _, out = end.rpartition("set ")
+    others = ("stages.uda.feature_gan=0", out)
+    assert load(*run, *settings, *others).stage("vqgan").crop == 80
 
 
 def test_the_saved_copy_gives_the_experiment_back(load: Loader) -> None:

@@ -90,11 +90,15 @@ def _iterate(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class UNetDiscriminator(nn.Module):
-    """Maps images or features (B, C, H, W) to per-pixel logits (B, 1, H, W); H, W multiples of 8.
+    """Maps images or features (B, C, H, W) to per-pixel logits (B, 1, H, W); H and W are multiples
+    of ``MULTIPLE``, since the levels that are added must have the same size.
 
     ``passes`` is the number of equal pieces of the batch that count as forwards of their own.
     The logits are float32 (or float64) under autocast, too.
     """
+
+    # Three halvings.
+    MULTIPLE = 8
 
     def __init__(self, inputs: int, settings: DiscriminatorSettings) -> None:
         super().__init__()

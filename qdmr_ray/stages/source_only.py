@@ -7,10 +7,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from qdmr_ray.nets import RestorationNetworkSettings
 from qdmr_ray.nets.registry import RestorationNetwork, image_of, restoration_class
 from qdmr_ray.stages.components import Components
 from qdmr_ray.stages.objective import Batch, LossPass
 from qdmr_ray.stages.settings import RestorationSettings, StageSettings
+from qdmr_ray.stages.sizes import check_image_terms
 from qdmr_ray.stages.stage import NeededPass, Stage
 
 
@@ -51,6 +53,11 @@ class SourceOnlyStage(Stage):
         """Returns the network to train."""
         sizes = components.network
         return restoration_class(sizes.kind).supervised()(sizes)
+
+    @classmethod
+    def check_sizes(cls, settings: StageSettings, network: RestorationNetworkSettings) -> None:
+        super().check_sizes(settings, network)
+        check_image_terms(cls.name, settings)
 
     def generator_loss(self, batch: Batch) -> LossPass:
         image = image_of(self.network(batch["source"]))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.losses import discriminator_gan_loss, generator_gan_loss
-from qdmr_ray.nets import UNetDiscriminator
+from qdmr_ray.nets import RestorationNetworkSettings, UNetDiscriminator
 from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.stages.adam import Adam
 from qdmr_ray.stages.batch_share import Share, share_of
@@ -39,6 +39,7 @@ from qdmr_ray.stages.objective import (
     weighted_sum,
 )
 from qdmr_ray.stages.settings import StageSettings
+from qdmr_ray.stages.sizes import check_crop
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,21 @@ class Stage:
         return {}
 
     @classmethod
-    def needed_passes(cls, components: Components, image: Tensor) -> list[NeededPass]:
+    def check_sizes(cls, settings: StageSettings, network: RestorationNetworkSettings) -> None:
+        """Raises SettingsError where a network of the stage doesn't take its crops; called when
+        settings are loaded. Subclasses with networks of their own add theirs."""
+        check_crop(cls.name, settings, network.multiple, "the network's downsampling x swin.window")
+
+    @classmethod
+    def check_backbones(cls, settings: StageSettings, network: RestorationNetworkSettings) -> None:
+        """Raises SettingsError where a term that is on compares with a frozen network that
+        ``network`` doesn't go with; called before the stage is trained here, since one that comes
+        from elsewhere needs no such term."""
+
+    @classmethod
+    def needed_passes(
+        cls, settings: StageSettings, components: Components, image: Tensor
+    ) -> list[NeededPass]:
         """Returns the arithmetic that a step on one ``image`` (1, 3, H, W) needs by the method,
         however the stage computes it; for ``qdmr bench step``."""
         raise NotImplementedError

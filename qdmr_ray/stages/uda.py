@@ -7,12 +7,19 @@ import torch
 from torch import Tensor
 
 from qdmr_ray.losses import squared_error_to
-from qdmr_ray.nets import QDMR, VQGAN, UNetDiscriminator
+from qdmr_ray.nets import (
+    QDMR,
+    VQGAN,
+    NetworkSettings,
+    RestorationNetworkSettings,
+    UNetDiscriminator,
+)
 from qdmr_ray.settings import setting
 from qdmr_ray.stages.codebook import codebook_usage
 from qdmr_ray.stages.components import Components
 from qdmr_ray.stages.objective import Batch, Losses, LossPass, by_name
-from qdmr_ray.stages.settings import CodebookSettings
+from qdmr_ray.stages.settings import CodebookSettings, StageSettings
+from qdmr_ray.stages.sizes import check_crop, check_image_terms
 from qdmr_ray.stages.stage import NeededPass, Stage
 
 DOMAINS = ("source", "s2t", "target")
@@ -77,6 +84,17 @@ class UDAStage(Stage):
             lpips=components.lpips(settings),
             auxiliary=[self.vqgan],
         )
+
+    @classmethod
+    def check_sizes(cls, settings: StageSettings, network: RestorationNetworkSettings) -> None:
+        super().check_sizes(settings, network)
+        check_image_terms(cls.name, settings)
+        assert isinstance(settings, UDASettings)
+        assert isinstance(network, NetworkSettings)
+        if settings.feature_gan:
+            multiple = network.downsampling * UNetDiscriminator.MULTIPLE
+            why = "the network's downsampling x the feature discriminator's"
+            check_crop(cls.name, settings, multiple, why, "feature_gan")
 
     @torch.no_grad()
     def to_target_style(self, source: Tensor) -> Tensor:

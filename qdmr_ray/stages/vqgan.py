@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.losses import GAN_LOSSES
-from qdmr_ray.nets import VQGAN, SemanticHead
+from qdmr_ray.nets import VQGAN, NetworkSettings, RestorationNetworkSettings, SemanticHead
 from qdmr_ray.nets.blocks import at_least_float32
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
 from qdmr_ray.nets.vgg import VGG19Features
@@ -18,6 +18,7 @@ from qdmr_ray.stages.codebook import CodeAverages, CodeRevival, codebook_usage
 from qdmr_ray.stages.components import Components
 from qdmr_ray.stages.objective import Batch, Losses, LossPass, by_name
 from qdmr_ray.stages.settings import StageSettings
+from qdmr_ray.stages.sizes import check_image_terms
 from qdmr_ray.stages.stage import NeededPass, Stage
 
 
@@ -76,12 +77,8 @@ class VQGANStage(Stage):
         self.semantic: SemanticHead | None = None
         self.vgg19: VGG19Features | None = None
         generator: dict[str, nn.Module] = {"network": self.network}
+        self.check_backbones(settings, sizes)
         if settings.semantic:
-            if sizes.downsampling != VGG_DOWNSAMPLING:
-                raise SettingsError(
-                    "stages.vqgan.semantic needs four network.widths, since VGG19's features are "
-                    f"at 1/8; there are {len(sizes.widths)}: set stages.vqgan.semantic=0"
-                )
             self.semantic = generator["semantic"] = SemanticHead(sizes.code_dim)
             self.vgg19 = components.vgg19()
         super().__init__(
@@ -91,6 +88,21 @@ class VQGANStage(Stage):
             lpips=components.lpips(settings),
             auxiliary=[self.vgg19] if self.vgg19 else [],
         )
+
+    @classmethod
+    def check_sizes(cls, settings: StageSettings, network: RestorationNetworkSettings) -> None:
+        super().check_sizes(settings, network)
+        check_image_terms(cls.name, settings)
+
+    @classmethod
+    def check_backbones(cls, settings: StageSettings, network: RestorationNetworkSettings) -> None:
+        assert isinstance(settings, VQGANSettings)
+        assert isinstance(network, NetworkSettings)
+        if settings.semantic and network.downsampling != VGG_DOWNSAMPLING:
+            raise SettingsError(
+                "stages.vqgan.semantic needs four network.widths, since VGG19's features are at "
+                f"1/8; there are {len(network.widths)}: set stages.vqgan.semantic=0"
+            )
 
     def after_step(self, batch: Batch, kept: Sequence[Mapping[str, Tensor]]) -> Losses:
         if self.averages is None and self.revival is None:

@@ -166,6 +166,7 @@ def check_run(
     if experiment.logging.validation_interval is not None:
         validation_names(experiment)
     for name in names:
+        STAGES[name].check_backbones(experiment.stage(name), experiment.network)
         for term, backbone in STAGES[name].backbones.items():
             if getattr(experiment.stage(name), term):
                 file = getattr(experiment.weights, backbone)

@@ -51,6 +51,17 @@ def test_a_crop_that_is_too_large_names_the_photograph(experiment: Path, qdmr: C
     assert ".png" in told.line
 
 
+def test_the_semantic_term_of_another_network_is_refused_before_a_worker_starts(
+    experiment: Path, qdmr: Command
+) -> None:
+    overrides = ("--set", "stages.vqgan.semantic=0.1")
+    told = qdmr("train", experiment, "--storage", experiment.parent / "runs", *overrides)
+    assert told.code == 2
+    assert "stages.vqgan.semantic needs four network.widths" in told.line
+    assert "there are 2: set stages.vqgan.semantic=0" in told.line
+    assert not (experiment.parent / "runs").exists()
+
+
 def test_the_semantic_term_without_weights_says_how_to_get_them(
     experiment: Path, qdmr: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
