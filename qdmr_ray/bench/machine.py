@@ -1,29 +1,22 @@
-"""This machine's rates, the arithmetic of a network, and the command lines of the benches."""
+"""This machine's rates beside the matrix product's, and the command lines of the benches."""
 
 import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from qdmr_ray.errors import SettingsError
-from qdmr_ray.nets import UNetDiscriminator
 from qdmr_ray.stages import ComputeSettings
-from qdmr_ray.stages.compute import BFLOAT16, tensor_float_32
+from qdmr_ray.stages.arithmetic import GIGA, best_seconds, kind_of
+from qdmr_ray.stages.compute import tensor_float_32
 
-GIGA = 1e9
-# Side of the multiplied matrices: arithmetic bounds so large a product, yet it takes under a
-# second.
-_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 # Side of the convolved maps.
 _CONVOLVED_SIDE = 64
-_REPEATS = 12
 # Larger than the last-level cache.
 _COPIED_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 
@@ -51,62 +44,24 @@ def against_floor(
     }
 
 
-def matrix_rate(device: torch.device, compute: ComputeSettings) -> float:
-    """Returns the GFLOP/s of a large matrix product, the best of ``_REPEATS``."""
-    side = _MATRIX_SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device, dtype=_kind(compute)) for _ in range(2))
-    work = partial(torch.mm, a, b, out=torch.empty_like(a))
-    with tensor_float_32(compute, device):
-        return 2 * side**3 / _best(work, device) / GIGA
-
-
 def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
-    """Returns the GFLOP/s of a 3 x 3 convolution of 256 channels, the best of ``_REPEATS``."""
+    """Returns the GFLOP/s of a 3 x 3 convolution of 256 channels, the best of some repeats."""
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     batch, channels, side = 4, 256, _CONVOLVED_SIDE
     images, weight = (
-        torch.randn(shape, device=device, dtype=_kind(compute)).contiguous(memory_format=layout)
+        torch.randn(shape, device=device, dtype=kind_of(compute)).contiguous(memory_format=layout)
         for shape in ((batch, channels, side, side), (channels, channels, 3, 3))
     )
     work = partial(nn.functional.conv2d, images, weight, padding=1)
     with tensor_float_32(compute, device):
-        return 2 * batch * side**2 * channels**2 * 9 / _best(work, device) / GIGA
+        return 2 * batch * side**2 * channels**2 * 9 / best_seconds(work, device) / GIGA
 
 
 def copy_rate(device: torch.device) -> float:
     """Returns the bytes read and written per second when a large tensor is copied."""
     values = torch.zeros(_COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
-    return 2 * values.numel() / _best(partial(torch.empty_like(values).copy_, values), device)
-
-
-def flop_of(
-    network: Callable[[Tensor], Tensor], inputs: Tensor, to_input: bool, to_weights: bool
-) -> float:
-    """Counts operations of a forward pass, and of a backward pass to the input, the weights or
-    both. A discriminator's estimates of its spectral norms are left out: they don't grow with the
-    image."""
-    inputs = inputs.clone().requires_grad_(to_input)
-    if isinstance(network, nn.Module):
-        network.requires_grad_(to_weights)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.set_grad_enabled(to_input or to_weights):
-        out = network(inputs)
-        if to_input or to_weights:
-            out.sum().backward()
-    counts = counter.get_flop_counts()["Global"]
-    if isinstance(network, UNetDiscriminator):
-        counts.pop(torch.ops.aten.mm, None)
-    return float(sum(counts.values()))
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Returns the seconds that ``work`` takes, with the GPU's queue empty before and after."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - start
+    copy = partial(torch.empty_like(values).copy_, values)
+    return 2 * values.numel() / best_seconds(copy, device)
 
 
 def forget_peak_memory(device: torch.device) -> None:
@@ -163,11 +118,3 @@ def run_alone(
     except SettingsError as error:
         parser.error(str(error))
     print(figures if isinstance(figures, str) else json.dumps(figures, indent=1))
-
-
-def _best(work: Callable[[], object], device: torch.device) -> float:
-    return min(timed(work, device) for _ in range(_REPEATS))
-
-
-def _kind(compute: ComputeSettings) -> torch.dtype:
-    return torch.bfloat16 if compute.dtype == BFLOAT16 else torch.float32

@@ -22,6 +22,7 @@ from qdmr_ray.bench.step import COUNTED_SIDE, PRESETS, SEED
 from qdmr_ray.nets import QDMR
 from qdmr_ray.restore.device import usable_device
 from qdmr_ray.restore.streamed import DEFAULT_MEMORY, restore_pixels
+from qdmr_ray.stages import arithmetic
 from qdmr_ray.stages.compute import BFLOAT16, FLOAT32, ComputeSettings
 
 DTYPES = (FLOAT32, BFLOAT16)
@@ -56,10 +57,10 @@ def bench_restore(bench: RestoreBench) -> dict[str, Any]:
         restore_pixels, network, memory=bench.memory, bfloat16=bench.dtype == BFLOAT16
     )
     correct(image[: network.multiple, : network.multiple])
-    seconds = median(machine.timed(lambda: correct(image), device) for _ in range(bench.repeats))
+    seconds = median(arithmetic.timed(lambda: correct(image), device) for _ in range(bench.repeats))
     peak = machine.peak_memory(device)
     needed = needed_flop_of_photograph(bench.preset, bench.height, bench.width)
-    rates = machine.matrix_rate(device, compute), machine.convolution_rate(device, compute)
+    rates = arithmetic.matrix_rate(device, compute), machine.convolution_rate(device, compute)
     in_force = {"device": machine.device_name(device), "threads": torch.get_num_threads()}
     return {
         **asdict(bench) | in_force,
@@ -74,7 +75,7 @@ def needed_flop_of_photograph(preset: str, height: int, width: int) -> float:
     network = QDMR(PRESETS[preset][0])
     tiles = math.prod(-(-side // network.multiple) for side in (height, width))
     counted = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
-    flop = machine.flop_of(lambda x: network(x).image, counted, to_input=False, to_weights=False)
+    flop = arithmetic.flop_of(lambda x: network(x).image, counted, to_input=False, to_weights=False)
     return flop * tiles * network.multiple**2 / COUNTED_SIDE**2
 
 

@@ -6,15 +6,13 @@
 The second form needs PyTorch alone. Networks are full-size, images random. LPIPS and the semantic
 term are off, or with ``backbones`` on, with VGGs of random weights.
 
-The floor is the arithmetic that the method needs, by PyTorch's flop counter on each network, over
-the rate of a large matrix product on the same device in the same run. METHOD.md, not a stage's
-implementation, says what is needed: a trained network takes a forward and a backward pass; a
-discriminator in the generator's step a forward pass and a backward pass to its input; a frozen
-network a forward pass. What the backbones need is counted as the stage computes it.
+The floor is the arithmetic that the method needs (``qdmr_ray/stages/arithmetic.py`` says what that
+is) over the rate of a large matrix product on the same device in the same run. What the backbones
+need is counted as the stage computes it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from statistics import median
 from typing import Any
@@ -30,7 +28,15 @@ from qdmr_ray.bench.plain import one_set_at_a_time
 from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets import VQGAN, DiscriminatorSettings, NetworkSettings, SwinSettings
 from qdmr_ray.nets.vgg import DOWNSAMPLING as VGG_DOWNSAMPLING
-from qdmr_ray.stages import STAGES, Components, Stage, StageSettings, build_stage, flush_denormals
+from qdmr_ray.stages import (
+    STAGES,
+    Components,
+    Stage,
+    StageSettings,
+    arithmetic,
+    build_stage,
+    flush_denormals,
+)
 from qdmr_ray.stages.compute import DTYPES, ComputeSettings
 from qdmr_ray.stages.objective import Losses
 
@@ -86,14 +92,14 @@ def bench_step(bench: StepBench) -> dict[str, Any]:
     device, compute = torch.device(bench.device), compute_of(bench)
     machine.forget_peak_memory(device)
     step = step_of(bench)
-    start = machine.timed(step, device)
+    start = arithmetic.timed(step, device)
     for _ in range(bench.warm_up):
         step()
     # The rate is taken before and after: a machine that is busy meanwhile shows in both.
-    before = machine.matrix_rate(device, compute)
-    seconds = median(machine.timed(step, device) for _ in range(bench.steps))
+    before = arithmetic.matrix_rate(device, compute)
+    seconds = median(arithmetic.timed(step, device) for _ in range(bench.steps))
     peak = machine.peak_memory(device)
-    rate = max(before, machine.matrix_rate(device, compute))
+    rate = max(before, arithmetic.matrix_rate(device, compute))
     convolution = machine.convolution_rate(device, compute)
     fused = compute.fused_kernels is not False and device.type == "cuda"
     in_force: Any = {"channels_last": compute.channels_last, "fused_kernels": fused}
@@ -102,7 +108,7 @@ def bench_step(bench: StepBench) -> dict[str, Any]:
         **asdict(bench) | in_force | {"threads": torch.get_num_threads()},
         **machine.against_floor(seconds, needed_flop(bench), rate, convolution, peak),
         "seconds_per_step": seconds,
-        "gigabytes_copied_per_second": machine.copy_rate(device) / machine.GIGA,
+        "gigabytes_copied_per_second": machine.copy_rate(device) / arithmetic.GIGA,
         "start_seconds": start,
     }
 
@@ -139,12 +145,10 @@ def needed_flop(bench: StepBench) -> float:
 
 @cache
 def _flop_of_one_image(stage: str, preset: str) -> float:
-    image = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
-    total = 0.0
-    for passes in STAGES[stage].needed_passes(components_of(stage, preset), image):
-        to = passes.to_input, passes.to_weights
-        total += passes.times * machine.flop_of(passes.network, passes.inputs, *to)
-    return total
+    kind, (network, discriminator) = STAGES[stage], PRESETS[preset]
+    components = Components(network=network, discriminator=discriminator)
+    settings = arithmetic.without_backbones(kind)
+    return arithmetic.needed_flop(kind, settings, components, COUNTED_SIDE)
 
 
 @cache
@@ -200,13 +204,10 @@ def components_of(
 ) -> Components:
     """Builds the components of ``stage``; networks that ``trained`` lacks are noise."""
     network, discriminator = PRESETS[preset]
-    trained = trained or {
-        needed: build_stage(
-            needed, _settings(needed, preset), components_of(needed, preset)
-        ).network
-        for needed in STAGES[stage].needs
-    }
-    return RandomBackbones(network=network, discriminator=discriminator, trained=trained)
+    components = RandomBackbones(network=network, discriminator=discriminator)
+    if trained:
+        return replace(components, trained=trained)
+    return arithmetic.with_untrained(STAGES[stage], components)
 
 
 def _settings(stage: str, preset: str, *, backbones: bool = False) -> StageSettings:

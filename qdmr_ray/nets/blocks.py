@@ -26,12 +26,18 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keeps autocast from narrowing operations on ``device``; "meta", where operations are only
+    counted, has no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def as_narrow_as_it_is(x: Tensor) -> AbstractContextManager[object]:
     """Keeps autocast from computing in float32 an operation that loses nothing in ``x``'s type: one
     that computes nothing, or one that computes in float32 inside and rounds its result anyway."""
     if x.dtype == torch.promote_types(x.dtype, torch.float32):
         return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
+    return without_autocast(x.device)
 
 
 def exporting() -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets.blocks import as_narrow_as_it_is, at_least_float32
+from qdmr_ray.nets.blocks import as_narrow_as_it_is, at_least_float32, without_autocast
 from qdmr_ray.nets.fused import discriminator as fused_discriminator
 from qdmr_ray.nets.fused import norm as fused_norm
 from qdmr_ray.nets.settings import DiscriminatorSettings
@@ -64,7 +64,7 @@ class SpectralConv2d(nn.Module):
         # The matrix's columns have the order that they have in memory, so nothing is copied.
         innermost = self.weight.is_contiguous(memory_format=torch.channels_last)
         order, inverse = (CHANNELS_LAST, CHANNELS_FIRST) if innermost else (AS_IT_IS, AS_IT_IS)
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight.device):
             weight = self.weight.permute(order)
             matrix, shape = weight.flatten(1), weight[:1].shape
             u, v = self.u, self.v.view_as(self.weight[:1]).permute(order).flatten()

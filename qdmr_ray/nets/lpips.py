@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
-from qdmr_ray.nets.blocks import at_least_float32
+from qdmr_ray.nets.blocks import at_least_float32, without_autocast
 from qdmr_ray.nets.weights import (
     BACKBONES,
     Backbone,
@@ -76,7 +76,7 @@ class LPIPS(nn.Module):
         """Returns LPIPS ``(B,)`` between two results of ``features``; 0 for identical images."""
         total = features_a[0].new_zeros(features_a[0].shape[0])
         # Under autocast the weighted sum over channels would be rounded.
-        with torch.autocast(total.device.type, enabled=False):
+        with without_autocast(total.device):
             for index, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
                 weighted = nn.functional.conv2d((a - b).square(), self.get_buffer(f"head{index}"))
                 total = total + weighted.mean(dim=(1, 2, 3))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from qdmr_ray.nets.blocks import at_least_float32, exporting
+from qdmr_ray.nets.blocks import at_least_float32, exporting, without_autocast
 
 # Rows compared with the codebook at once, which bounds the distance matrix of whole photographs.
 ROWS_AT_ONCE = 32768
@@ -42,7 +42,7 @@ class VectorQuantizer(nn.Module):
         FeMaSR, 2022, where ``z*`` are codes of the ground truth)."""
         z, codes = at_least_float32(z), self.lookup(wanted).detach()
         # Autocast would compute the Gram matrices in bfloat16.
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             distance = (codes - z).square().flatten(1).mean(1)
             texture = (_gram(z) - _gram(codes)).square().flatten(1).mean(1)
         return self.commitment * distance + texture
@@ -54,7 +54,7 @@ class VectorQuantizer(nn.Module):
         The distance omits ``|z|^2``, which is the same for every code.
         """
         # Autocast would round the distances to bfloat16 and pick other codes.
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows.device):
             codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
             half_norms = codes.square().sum(1) / 2
             rows = rows.to(codes.dtype)

@@ -43,7 +43,10 @@ FAMILIES = ("time", "learning_rate", "gradient_norm")
 COLOURS = 6
 PLAIN_COLOUR = COLOURS - 1
 # These scalars measure how fast the run was rather than how well, and are shown apart.
-HOUSEKEEPING = ("time", "learning_rate", "data_wait", "per_second", "memory", "workers")
+HOUSEKEEPING = (
+    *("time", "learning_rate", "data_wait", "per_second", "memory", "workers"),
+    "flops_utilization",
+)
 
 Points = list[tuple[float, float | None]]
 

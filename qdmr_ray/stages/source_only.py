@@ -79,9 +79,11 @@ class SourceOnlyStage(Stage):
         }
 
     @classmethod
-    def needed_passes(cls, components: Components, image: torch.Tensor) -> list[NeededPass]:
+    def needed_passes(
+        cls, settings: StageSettings, components: Components, image: torch.Tensor
+    ) -> list[NeededPass]:
         network = cls.build_network(components)
         return [
             NeededPass(lambda x: image_of(network(x)), image, to_weights=True),
-            *cls.discriminator_passes(components, image),
+            *cls.discriminator_passes(settings, components, image),
         ]

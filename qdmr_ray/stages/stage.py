@@ -160,8 +160,9 @@ class Stage:
         cls, settings: StageSettings, components: Components, image: Tensor
     ) -> list[NeededPass]:
         """Returns the arithmetic that a step on one ``image`` (1, 3, H, W) needs by the method,
-        however the stage computes it; for ``qdmr bench step``."""
-        raise NotImplementedError
+        however the stage computes it, for :mod:`qdmr_ray.stages.arithmetic`; nothing where that is
+        unknown."""
+        return []
 
     # -- what the training loop calls --------------------------------------------------------
 
@@ -427,9 +428,11 @@ class Stage:
 
     @staticmethod
     def discriminator_passes(
-        components: Components, image: Tensor, restored: int = 1
+        settings: StageSettings, components: Components, image: Tensor, restored: int = 1
     ) -> list[NeededPass]:
         """Returns the image discriminator's passes in a step with ``restored`` images per truth."""
+        if not settings.gan:
+            return []
         judge = UNetDiscriminator(3, components.discriminator)
         return [
             # The generator's step needs only the gradient of its input.

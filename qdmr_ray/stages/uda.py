@@ -182,17 +182,26 @@ class UDAStage(Stage):
         }
 
     @classmethod
-    def needed_passes(cls, components: Components, image: Tensor) -> list[NeededPass]:
+    def needed_passes(
+        cls, settings: StageSettings, components: Components, image: Tensor
+    ) -> list[NeededPass]:
+        assert isinstance(settings, UDASettings)
         sizes = components.qdmr
         network, vqgan = QDMR(sizes), VQGAN(sizes)
-        features = network.encode(image).features.detach()
-        aligner = UNetDiscriminator(sizes.feature_width, components.discriminator)
-        return [
+        labelled = 2 if settings.s2t else 1
+        passes = [
             # Source and s2t images pass through all of it; the target images are encoded only.
-            NeededPass(lambda x: network(x).image, image, to_weights=True, times=2),
+            NeededPass(lambda x: network(x).image, image, to_weights=True, times=labelled),
             NeededPass(lambda x: network.encode(x).features, image, to_weights=True),
-            NeededPass(lambda x: vqgan(x).image, image),
-            *cls.discriminator_passes(components, image, restored=2),
-            NeededPass(aligner, features, to_input=True, times=2),
-            NeededPass(aligner, features, to_weights=True, times=2),
+            *cls.discriminator_passes(settings, components, image, restored=labelled),
         ]
+        if settings.s2t:
+            passes.append(NeededPass(lambda x: vqgan(x).image, image))
+        if settings.feature_gan:
+            features = network.encode(image).features.detach()
+            aligner = UNetDiscriminator(sizes.feature_width, components.discriminator)
+            passes += [
+                NeededPass(aligner, features, to_input=True, times=2),
+                NeededPass(aligner, features, to_weights=True, times=2),
+            ]
+        return passes

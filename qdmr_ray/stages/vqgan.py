@@ -171,10 +171,12 @@ class VQGANStage(Stage):
         }
 
     @classmethod
-    def needed_passes(cls, components: Components, image: Tensor) -> list[NeededPass]:
+    def needed_passes(
+        cls, settings: StageSettings, components: Components, image: Tensor
+    ) -> list[NeededPass]:
         both = torch.cat([image, image])
         vqgan = VQGAN(components.qdmr)
         return [
             NeededPass(lambda x: vqgan(x).image, both, to_weights=True),
-            *cls.discriminator_passes(components, image),
+            *cls.discriminator_passes(settings, components, image),
         ]

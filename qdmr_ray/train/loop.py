@@ -20,8 +20,9 @@ from qdmr_ray.models.files import Network, save_model
 from qdmr_ray.models.layout import BEGUN_FILE, FINAL_FOLDER
 from qdmr_ray.stages import Share, flush_denormals
 from qdmr_ray.train.batches import batches_of, skipped_records
-from qdmr_ray.train.build import built_stage
+from qdmr_ray.train.build import built_stage, pace_at_peak
 from qdmr_ray.train.divergence import Guard, NotFiniteError
+from qdmr_ray.train.logging.clocks import clock_of
 from qdmr_ray.train.logging.logbook import Logbook
 from qdmr_ray.train.logging.meter import Meter
 from qdmr_ray.train.preemption import Notice, Preempted
@@ -31,6 +32,7 @@ from qdmr_ray.train.validation import VALIDATED, Validation, mean_metrics
 from qdmr_ray.train.worker_context import Host, RayTrainHost, threads_for
 
 T = TypeVar("T")
+UTILIZATION = "model_flops_utilization"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Worker:
         torch.set_num_threads(self.experiment.scaling.threads or threads_for(host))
         # Denormals are flushed before networks are loaded, which starts the threads.
         flush_denormals()
+        # Before the networks, since it takes memory for a moment.
+        self._pace_at_peak = pace_at_peak(task.stage, self.experiment, host)
         self.stage = built_stage(task.stage, task.needs, self.experiment, host)
         iterations, board = self.settings.iterations, task.board
         self.logbook = Logbook(
@@ -93,7 +97,8 @@ class Worker:
         self.validation: Validation | None = None
         if self.experiment.logging.validation_interval is not None:
             self.validation = Validation(self.experiment, host.rank, host.world_size)
-        self.meter = Meter(host.device)
+        samples = cast(Share, self.stage.share).total
+        self.meter = Meter(host.device, clock_of(host.device), samples)
         self._metrics: dict[str, float] = {}
         self._validated: dict[str, float] = {}
 
@@ -141,12 +146,13 @@ class Worker:
         first = stage.iteration + stage.slow_steps
         batches = batches_of(stage, self.experiment, self.host, self.notice.hurry)
         with closing(batches), closing(stage):
+            self.meter.restart()
             while stage.iteration < end:
-                with self.meter.phase("data_wait"):
+                with self.meter.data_wait():
                     received = next(batches)
                 batch = {name: received[name] for name in stage.domains}
                 stage.measures_gradients = "log" in self._due(stage.iteration + 1)
-                with self.meter.phase("step"):
+                with self.meter.device_phase("step"):
                     values = stage.step(batch)
                     self.guard.watch(values, stage.iteration)
                     self.meter.add(values, skipped_records(received))
@@ -154,11 +160,13 @@ class Worker:
                 if self.notice.given(stage.iteration) and stage.iteration < end:
                     self._leave()
                 if stage.iteration == first:
-                    self.meter.take_times()
+                    self.meter.restart()
 
     def _after_step(self, batch: dict[str, Tensor]) -> None:
         iteration = self.stage.iteration
         due = self._due(iteration)
+        if due:
+            self.meter.catch_up()
         if due & {"log", "save"}:
             # The guard checks before a bad state is saved.
             self.logbook.warn(*self._guarded(self.guard.check))
@@ -219,9 +227,9 @@ class Worker:
         metrics["learning_rate/generator"] = optimizer.generator_lr * factor
         if self.stage.has_discriminators:
             metrics["learning_rate/discriminator"] = optimizer.discriminator_lr * factor
-        seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         metrics["workers"] = self.host.world_size
-        metrics["samples_per_second"] = cast(Share, self.stage.share).total / seconds
+        if self._pace_at_peak is not None:
+            metrics[UTILIZATION] = metrics["samples_per_second"] / self._pace_at_peak
         if validated:
             metrics |= self._validated
         # A checkpoint between two validations is judged by the earlier one.

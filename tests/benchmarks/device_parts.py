@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-from rates import SMALL
+from rates import SMALL, SMALL_PRODUCT
 from tiny_stages import DEEP, DISCRIMINATOR
 from torch.autograd import DeviceType
 
@@ -41,7 +41,7 @@ from qdmr_ray.bench.step import (
 )
 from qdmr_ray.errors import QdmrError, reason
 from qdmr_ray.nets import VQGAN
-from qdmr_ray.stages import STAGES, ComputeSettings, Stage
+from qdmr_ray.stages import STAGES, ComputeSettings, Stage, arithmetic
 from qdmr_ray.stages.compute import BFLOAT16, DTYPES, FLOAT32
 
 Row = dict[str, Any]
@@ -118,6 +118,7 @@ def main() -> None:
     if scale.dry:
         PRESETS["toy"] = DEEP, DISCRIMINATOR
         vars(machine).update(SMALL)
+        vars(arithmetic).update(SMALL_PRODUCT)
         torch.set_num_threads(1)
     with arguments.rows.open("w", buffering=1) as file:
         PARTS[arguments.part](scale, lambda row: print(json.dumps(row), file=file))
@@ -158,13 +159,13 @@ def about_the_machine(scale: Scale, emit: Emit) -> None:
     for dtype in DTYPES:
         compute = ComputeSettings(dtype=dtype)
         emit(measured({"dtype": dtype}, partial(rates, device, compute)))
-    emit({"gigabytes_copied_per_second": machine.copy_rate(device) / machine.GIGA})
+    emit({"gigabytes_copied_per_second": machine.copy_rate(device) / arithmetic.GIGA})
 
 
 def rates(device: torch.device, compute: ComputeSettings) -> Row:
     """Returns the GFLOP/s of a matrix product and of a convolution."""
     return {
-        "gflops_measured": machine.matrix_rate(device, compute),
+        "gflops_measured": arithmetic.matrix_rate(device, compute),
         "gflops_convolution": machine.convolution_rate(device, compute),
     }
 
@@ -251,7 +252,7 @@ def exchanged(bench: StepBench, gradients: str | None, alone: list[torch.Tensor]
         step = step_of(bench, stage)
         for _ in range(stage.slow_steps + bench.warm_up):
             step()
-        seconds = [machine.timed(step, device) for _ in range(bench.steps)]
+        seconds = [arithmetic.timed(step, device) for _ in range(bench.steps)]
         weights = [p.detach().clone() for p in stage.generator.parameters() if p.requires_grad]
     finally:
         stage.close()
@@ -338,7 +339,7 @@ def trained(bench: StepBench, stage: Stage, iterations: int) -> Row:
     step = step_of(bench, stage)
     lines = [step() for _ in range(stage.slow_steps)]
     rest = iterations - len(lines)
-    seconds = machine.timed(lambda: lines.extend(step() for _ in range(rest)), device)
+    seconds = arithmetic.timed(lambda: lines.extend(step() for _ in range(rest)), device)
     rows = torch.stack([torch.stack([x.float() for x in line.values()]) for line in lines])
     window = max(1, round(WINDOW * iterations))
     first, last = (

@@ -31,10 +31,9 @@ from typing import NamedTuple
 
 import torch
 
-from qdmr_ray.bench import machine
 from qdmr_ray.bench.step import COUNTED_SIDE, StepBench, built_stage, components_of
 from qdmr_ray.nets import UNetDiscriminator
-from qdmr_ray.stages import STAGES
+from qdmr_ray.stages import STAGES, arithmetic
 
 # The seconds of a recorded UDA step at full size, batch 4, crop 256, bfloat16, without LPIPS, on an
 # H100 (README.md beside this file, 2026-11-26).
@@ -97,14 +96,16 @@ def step_of(name: str, seconds: float) -> Step:
 
 def hidden_share(name: str) -> float:
     """Returns the share of a step's arithmetic that the discriminators' step is."""
-    image = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
-    total = judging = 0.0
-    for one in STAGES[name].needed_passes(components_of(name, "full"), image):
-        to = one.to_input, one.to_weights
-        flop = one.times * machine.flop_of(one.network, one.inputs, *to)
-        total += flop
-        if one.to_weights and isinstance(one.network, UNetDiscriminator):
-            judging += flop
+    kind, total, judging = STAGES[name], 0.0, 0.0
+    with torch.device("meta"):
+        image = torch.rand(1, 3, COUNTED_SIDE, COUNTED_SIDE)
+        settings = arithmetic.without_backbones(kind)
+        for one in kind.needed_passes(settings, components_of(name, "full"), image):
+            to = one.to_input, one.to_weights
+            flop = one.times * arithmetic.flop_of(one.network, one.inputs, *to)
+            total += flop
+            if one.to_weights and isinstance(one.network, UNetDiscriminator):
+                judging += flop
     return judging / total
 
 

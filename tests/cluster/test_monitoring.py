@@ -21,7 +21,7 @@ from qdmr_ray.train.logging.prometheus import gauge_of
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "cluster" / "monitoring"
 # Shown by no node without a GPU.
-GPU_PANELS = {"GPU use", "GPU memory"}
+GPU_PANELS = {"GPU use", "GPU memory", "Model FLOPs utilisation"}
 # Metrics as a training loop logs them, by the names that Gauges takes.
 LOGGED = {
     "source/l1": 0.12,
@@ -29,6 +29,7 @@ LOGGED = {
     "discriminator/real_logit": 1.5,
     "samples_per_second": 12.5,
     "data_wait_fraction": 0.05,
+    "model_flops_utilization": 0.31,
     "memory_bytes": 1.2e9,
     "broken_records": 0.0,
     "iterations_planned": 500_000.0,

@@ -94,6 +94,7 @@ def test_a_dying_codebook_is_told_once_for_each_domain() -> None:
         ("gradient_norm/discriminator", "gradient_norm", "discriminator"),
         ("data_wait_fraction", "data_wait_fraction", ""),
         ("samples_per_second", "samples_per_second", ""),
+        ("model_flops_utilization", "model_flops_utilization", ""),
     ],
 )
 def test_each_figure_has_its_metric(name: str, metric: str, figure: str) -> None:

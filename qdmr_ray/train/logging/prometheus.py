@@ -18,7 +18,7 @@ _KINDS = {
 }
 _ALONE = (
     *("data_wait_fraction", "samples_per_second", "memory_bytes", "broken_records", "iteration"),
-    *("iterations_planned", "workers"),
+    *("iterations_planned", "workers", "model_flops_utilization"),
 )
 _LOSS = "loss"
 

@@ -7,10 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from qdmr_ray.storage import Location, open_location
-from qdmr_ray.train.logging.meter import Meter
 from qdmr_ray.train.logging.run_files import RunFiles
 
 
@@ -76,34 +74,3 @@ def test_only_what_has_changed_is_copied_to_a_store(
     assert "metrics.jsonl" in written
     files.close()
     assert iterations(run.join("uda", "metrics.jsonl")) == [1, 2]
-
-
-def test_seconds_are_those_of_the_iterations_that_were_timed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    meter = Meter(torch.device("cpu"))
-
-    def iteration(seconds: float, loss: float, broken: int = 0) -> None:
-        with meter.phase("step"):
-            now[0] += seconds
-        meter.add({"source/l1": torch.tensor(loss)}, broken)
-
-    iteration(50.0, 1.0, broken=2)
-    meter.take_times()
-    for _ in range(9):
-        iteration(2.0, 0.0)
-    assert meter.take() == {
-        "source/l1": 0.1,
-        "time/step": 2.0,
-        "data_wait_fraction": 0.0,
-        "broken_records": 2,
-    }
-    iteration(3.0, 0.5)
-    assert meter.take() == {
-        "source/l1": 0.5,
-        "time/step": 3.0,
-        "data_wait_fraction": 0.0,
-        "broken_records": 0,
-    }
