@@ -182,9 +182,9 @@ def _fit(trainer: TorchTrainer, board: Any, look: Callable[[News], None]) -> Non
     end.result()
 
 
-def _news(board: Any) -> News:
+def _news(board: Any, seconds: float = _BOARD_SECONDS) -> News:
     try:
-        news: News = ray.get(board.news.remote(), timeout=_BOARD_SECONDS)
+        news: News = ray.get(board.news.remote(), timeout=seconds)
     except ray.exceptions.RayError:
         return News()
     return news
@@ -192,7 +192,8 @@ def _news(board: Any) -> News:
 
 def _save_first(board: Any) -> None:
     """Lets a training that has begun write a checkpoint, so that no step is done again."""
-    if _news(board).iteration is None:
+    # A board that is late on a busy machine must not pass for one that nothing has begun on.
+    if _news(board, SAVE.seconds).iteration is None:
         return
     print("qdmr: saving a checkpoint; Ctrl-C again ends without", file=sys.stderr, flush=True)
     ray.get(board.stop.remote())

@@ -57,6 +57,23 @@ def test_a_checkpoint_is_waited_for(ended: list[Any], capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ("qdmr: saving a checkpoint; Ctrl-C again ends without\n")
 
 
+def test_a_board_that_answers_late_is_waited_for(
+    ended: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a busy machine: it needs 20 s."""
+
+    def get(answer: Any, timeout: float = SAVE.default) -> Any:
+        if timeout < 20:
+            raise ray_trainer.ray.exceptions.GetTimeoutError
+        return answer
+
+    monkeypatch.setattr(ray_trainer.ray, "get", get)
+    board = FakeBoard(iteration=3, leaves_after=0)
+    interrupted(board)
+    assert board.asked == ["news", "news", "stop", "left"]
+    assert ended == [board]
+
+
 def test_nothing_is_saved_before_the_first_step(
     ended: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
