@@ -51,7 +51,7 @@ class CodeAverages:
         iteration chose."""
         codes = self._codes
         # A product adds in the same order each time, which atomic additions on a GPU don't.
-        choices = torch.nn.functional.one_hot(indices, len(codes)).to(codes.dtype)
+        choices = codes.new_zeros(len(indices), len(codes)).scatter_(1, indices[:, None], 1)
         counts, sums = choices.sum(0), choices.T @ z.to(codes.dtype)
         if _distributed():
             torch.distributed.all_reduce(counts)
