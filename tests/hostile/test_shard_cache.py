@@ -397,6 +397,15 @@ def test_on_a_nearly_full_disk_no_shard_is_copied(
     assert not list(folder.glob("*.parquet"))
 
 
+def test_a_large_disk_takes_copies_until_gigabytes_are_left(
+    packed: Path, uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(shutil.disk_usage(folder))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**13, 10**13 - 10**10, 10**10))
+    assert records(open_reader(uri, folder)) == records(RecordReader(str(packed)))
+    until(lambda: len(list(folder.glob("*.parquet"))) > 0)
+
+
 def assert_read_with_one_warning(
     packed: Path, uri: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

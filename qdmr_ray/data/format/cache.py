@@ -30,8 +30,9 @@ from qdmr_ray.data.format.manifest import FileEntry
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.storage import TEMPORARY_PREFIX, Location
 
-# A disk that is nearly full slows down, and other programs need some of it.
-_FREE_SHARE = 0.05
+# A disk that is nearly full slows down, and other programs need some of it: copies leave this share
+# of it, in bytes of a large one.
+_FREE_SHARE, _FREE_BYTES = 0.05, 5 * 10**9
 # A file that differs from its checksum may have been damaged in transit: it is fetched again.
 _FETCHES = 2
 _SHARD, _MARKER, _PART = ".parquet", ".lock", ".part"
@@ -159,7 +160,7 @@ class ShardCache:
 
     def _check_room(self, file: FileEntry) -> None:
         disk = shutil.disk_usage(self._folder)
-        if disk.free - file.bytes < _FREE_SHARE * disk.total:
+        if disk.free - file.bytes < min(_FREE_SHARE * disk.total, _FREE_BYTES):
             raise OSError(errno.ENOSPC, f"the disk has {disk.free / 1e9:.1f} GB left")
 
     def _from_store(self, file: FileEntry) -> bytes | None:
