@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qdmr_ray.nets import QDMR
+from qdmr_ray.nets.lpips import LPIPS
 from qdmr_ray.stages import Stage
 
 
@@ -16,6 +17,8 @@ def one_set_at_a_time(stage: Stage, batch: int) -> None:
     The losses stay the same; a stage otherwise joins its sets (real and fake, source and target).
     """
     for module in [*stage.generator.networks.values(), *stage.auxiliary]:
+        if isinstance(module, LPIPS):
+            module = module.features
         # A stage calls a QDMR network's submodules one by one.
         for name in ("encode", "decode") if isinstance(module, QDMR) else ("forward",):
             setattr(module, name, _each(getattr(module, name), batch))
@@ -40,10 +43,11 @@ def _each_pass(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _joined(outputs: list[Any]) -> Any:
-    """Joins tensors, or tuples of tensors and None, along the batch."""
+    """Joins tensors, or lists and named tuples of tensors and None, along the batch."""
     first = outputs[0]
     if first is None:
         return None
     if isinstance(first, Tensor):
         return torch.cat(outputs)
-    return type(first)(*(_joined(list(values)) for values in zip(*outputs, strict=True)))
+    joined = [_joined(list(values)) for values in zip(*outputs, strict=True)]
+    return joined if isinstance(first, list) else type(first)(*joined)

@@ -33,30 +33,21 @@ INPUT_SCALE = (0.458, 0.448, 0.450)
 NORM_EPSILON = 1e-10
 
 
-class LPIPS(nn.Module):
-    """LPIPS of each pair of images of two batches; its own weights never train.
-
-    ``forward`` sends gradients to its first argument only. To compare one target with several
-    images, keep ``features(target)`` and call ``distance(features(x), kept)`` for each.
-    """
+class LPIPSFeatures(nn.Module):
+    """Maps RGB images (B, 3, H, W) in [0, 1] to unit-length features (B, C, H', W') of five layers
+    of the backbone. Raises QdmrError for an image smaller than the backbone can see."""
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, layers: nn.Sequential, heads: Sequence[Tensor], backbone: Backbone) -> None:
+    def __init__(self, layers: nn.Sequential, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.layers = layers[: backbone.taps[-1] + 1]
         self.register_buffer("shift", torch.tensor(INPUT_SHIFT).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(INPUT_SCALE).view(1, 3, 1, 1))
-        for index, head in enumerate(heads):
-            self.register_buffer(f"head{index}", head.detach().clone())
-        self.requires_grad_(False)
-        self.eval()
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Returns unit-length features ``(B, C, H', W')`` of the five layers; ``x`` is RGB in
-        [0, 1]. Raises QdmrError for an image smaller than the backbone can see."""
+    def forward(self, x: Tensor) -> list[Tensor]:
         if min(x.shape[-2:]) < self.backbone.smallest:
             raise QdmrError(
                 f"LPIPS needs images of at least {self.backbone.smallest} pixels a side with "
@@ -72,8 +63,16 @@ class LPIPS(nn.Module):
                 taken.append(tapped / (norm + NORM_EPSILON))
         return taken
 
-    def distance(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
-        """Returns LPIPS ``(B,)`` between two results of ``features``; 0 for identical images."""
+
+class LPIPSDistance(nn.Module):
+    """Maps two results of :class:`LPIPSFeatures` to LPIPS ``(B,)``; 0 for identical images."""
+
+    def __init__(self, heads: Sequence[Tensor]) -> None:
+        super().__init__()
+        for index, head in enumerate(heads):
+            self.register_buffer(f"head{index}", head.detach().clone())
+
+    def forward(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> Tensor:
         total = features_a[0].new_zeros(features_a[0].shape[0])
         # Under autocast the weighted sum over channels would be rounded.
         with without_autocast(total.device):
@@ -82,11 +81,27 @@ class LPIPS(nn.Module):
                 total = total + weighted.mean(dim=(1, 2, 3))
         return total
 
+
+class LPIPS(nn.Module):
+    """LPIPS of each pair of images of two batches; its own weights never train.
+
+    ``forward`` sends gradients to its first argument only. To compare one target with several
+    images, keep ``features(target)`` and call ``distance(features(x), kept)`` for each.
+    """
+
+    def __init__(self, layers: nn.Sequential, heads: Sequence[Tensor], backbone: Backbone) -> None:
+        super().__init__()
+        self.features = LPIPSFeatures(layers, backbone)
+        self.distance = LPIPSDistance(heads)
+        self.requires_grad_(False)
+        self.eval()
+
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Returns LPIPS ``(B,)`` of two ``(B, 3, H, W)`` RGB batches in [0, 1], not clamped."""
         with torch.no_grad():
             target_features = self.features(target)
-        return self.distance(self.features(x), target_features)
+        distance: Tensor = self.distance(self.features(x), target_features)
+        return distance
 
 
 def build_lpips(net: str, backbone_weights: Path | str | None = None) -> LPIPS:

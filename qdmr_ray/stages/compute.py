@@ -16,6 +16,7 @@ from qdmr_ray.errors import SettingsError
 from qdmr_ray.nets.blocks import Decoder, Encoder, ResBlock
 from qdmr_ray.nets.discriminator import SpectralConv2d
 from qdmr_ray.nets.fused import norm as fused_norm
+from qdmr_ray.nets.lpips import LPIPSDistance, LPIPSFeatures
 from qdmr_ray.nets.swin import SwinBlock, SwinBottleneck
 from qdmr_ray.settings import Settings, setting
 
@@ -26,6 +27,9 @@ MOST_COMPILATIONS = 64
 RECOMPUTABLE = (Encoder, Decoder, SwinBottleneck)
 # Networks that have kernels of their own on GPUs.
 FUSABLE = (ResBlock, SpectralConv2d)
+# What stages call of a network instead of the whole, and blocks that are compiled one by one: all
+# Swin blocks are alike, and the first two's code serves all.
+COMPILED_APART = (Encoder, Decoder, SwinBlock, LPIPSFeatures, LPIPSDistance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,8 @@ class ComputeSettings(Settings):
     )
     compile: bool = setting(
         False,
-        "torch.compile of encoders, decoders, Swin blocks and discriminators; with cuda_graph of "
-        "Swin blocks alone, since the others have kernels of their own",
+        "torch.compile of encoders, decoders, Swin blocks, discriminators, LPIPS and the semantic "
+        "term's VGG19; with cuda_graph of those that have no kernels of their own",
     )
     channels_last: bool = setting(True, "images with channels innermost in memory")
     recompute: bool = setting(
@@ -97,9 +101,7 @@ def prepare(modules: Iterable[nn.Module], compute: ComputeSettings) -> None:
 
         # PyTorch sees one piece of code in all submodules and would give up after the eighth.
         dynamo.cache_size_limit = MOST_COMPILATIONS
-        # In a recording, networks with kernels of their own are faster by these than compiled.
-        # Swin blocks are compiled one by one: all are alike, and the first two's code serves all.
-        for part in _parts(modules, SwinBlock) if compute.cuda_graph else _compilable(modules):
+        for part in _compilable(modules, compute):
             # In place, which keeps the state dict's names.
             part.compile(dynamic=False)
 
@@ -146,9 +148,11 @@ def _parts(modules: Iterable[nn.Module], kinds: Any) -> Iterator[Any]:
         yield from (part for part in module.modules() if isinstance(part, kinds))
 
 
-def _compilable(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """Yields the large submodules, since stages call those of a network one by one (``encode``,
-    ``decode``), or the whole of a network that has none."""
+def _compilable(modules: Iterable[nn.Module], compute: ComputeSettings) -> Iterator[nn.Module]:
+    """Yields those submodules that are compiled apart, or the whole of a network that has none. In
+    a recording, what has kernels of its own is faster by these than compiled."""
+    fused = compute.cuda_graph and compute.channels_last and compute.fused_kernels is not False
     for module in modules:
-        parts = list(_parts([module], (Encoder, Decoder, SwinBlock)))
-        yield from parts or [module]
+        for part in list(_parts([module], COMPILED_APART)) or [module]:
+            if not (fused and any(_parts([part], FUSABLE))):
+                yield part

@@ -5,11 +5,21 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_stages import PLAIN_AND_GUIDED, SETTINGS, batch_of, tiny_stage, trained_vqgan
+from tiny_stages import (
+    PLAIN_AND_GUIDED,
+    SETTINGS,
+    TinyVGG19,
+    batch_of,
+    tiny_lpips,
+    tiny_stage,
+    trained_vqgan,
+)
 from torch import Tensor, nn
 
 from qdmr_ray.errors import SettingsError
@@ -102,6 +112,63 @@ def test_swin_blocks_share_what_was_compiled(monkeypatch: pytest.MonkeyPatch) ->
     assert others[0].fused
     assert others[1].conv5.fused
     torch._dynamo.reset()
+
+
+class Compiled(Counter[str]):
+    """Stands in for the compiler: counts the graphs of each module that ``compile`` was called on,
+    by the module's class, and runs them as they are."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        in_place = nn.Module.compile
+
+        def compile_module(module: nn.Module, **how: bool) -> None:
+            name = type(module).__name__
+            # So that one that nobody calls has its count, too: zero.
+            self[name] += 0
+
+            def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+                self[name] += 1
+                return graph.forward
+
+            in_place(module, backend=backend, **how)
+
+        monkeypatch.setattr(nn.Module, "compile", compile_module)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vqgan", "uda"])
+def test_what_is_compiled_is_what_a_step_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LPIPS was compiled as a whole, of which a step calls the two halves."""
+    graphs = Compiled(monkeypatch)
+    torch._dynamo.reset()
+    stage, plain = stage_of(name, ComputeSettings(compile=True)), stage_of(name)
+    for expected, found in zip(steps(plain, 1), steps(stage, 1), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    torch._dynamo.reset()
+    assert all(graphs.values()), graphs
+    # The truths' features take no gradient, so they have a graph of their own.
+    assert graphs["LPIPSFeatures"] == 2
+    networks = {"vqgan": {"SemanticHead", "TinyVGG19"}, "uda": {"SwinBlock"}}[name]
+    both = {"Encoder", "Decoder", "UNetDiscriminator", "LPIPSFeatures", "LPIPSDistance"}
+    assert graphs.keys() == networks | both
+
+
+def test_in_a_recording_what_has_no_kernels_of_its_own_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda module, **_: compiled.append(type(module).__name__)
+    )
+    vqgan, discriminator = trained_vqgan(), UNetDiscriminator(3, DiscriminatorSettings(width=4))
+    swin = SwinBottleneck(8, SwinSettings(groups=1, blocks=2, heads=2, window=4))
+    for fused, own in ((None, []), (False, ["Encoder", "Decoder", "UNetDiscriminator"])):
+        compiled.clear()
+        compute = ComputeSettings(compile=True, cuda_graph=True, fused_kernels=fused)
+        prepare([vqgan, discriminator, swin, tiny_lpips(), TinyVGG19()], compute)
+        others = ["SwinBlock", "SwinBlock", "LPIPSFeatures", "LPIPSDistance", "TinyVGG19"]
+        assert compiled == [*own, *others]
 
 
 def test_recomputation_remembers_less() -> None:
