@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from qdmr_ray.evaluate.compare import Comparison
     from qdmr_ray.evaluate.results import Evaluation
     from qdmr_ray.evaluate.sweep_file import SweepFile
+    from qdmr_ray.restore.files import Report
     from qdmr_ray.restore.inputs import Failure
-    from qdmr_ray.restore.restoration import Checkpoint, Report, RestoreSettings
+    from qdmr_ray.restore.restoration import Checkpoint, RestoreSettings
     from qdmr_ray.sweeps.plan import Plan
 
 __all__ = ["compare", "evaluate", "load_experiment", "load_sweep", "restore", "sweep", "train"]
@@ -172,14 +173,15 @@ def restore(
     """
     import numpy as np
 
-    from qdmr_ray.restore import restoration
+    from qdmr_ray.restore.files import restore_files
+    from qdmr_ray.restore.restoration import restore as restore_array
 
     if isinstance(photographs, np.ndarray):
-        return restoration.restore(photographs, checkpoint, settings)
+        return restore_array(photographs, checkpoint, settings)
     if out is None:
         raise SettingsError("restore: name the folder for the corrected photographs with out=…")
     files = [Path(file) for file in photographs]
-    return restoration.restore_files(files, checkpoint, Path(out), report, settings)
+    return restore_files(files, checkpoint, Path(out), report, settings)
 
 
 def compare(

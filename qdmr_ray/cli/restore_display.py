@@ -9,7 +9,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from qdmr_ray.cli.options import EXIT_INTERRUPTED
 from qdmr_ray.cli.output import tell, tell_error, watched_console
 from qdmr_ray.errors import printable
-from qdmr_ray.restore.restoration import Failure, Report
+from qdmr_ray.restore.files import Report
+from qdmr_ray.restore.inputs import Failure
 
 
 class Interrupted(SystemExit):
@@ -21,19 +22,22 @@ class Lines(Report):
 
     def __init__(self) -> None:
         self.done = self.number = self.total = 0
+        # The number of each photograph whose end is still to come.
+        self._numbers: dict[Path, int] = {}
 
     def begun(self, path: Path, number: int, total: int) -> None:
+        self._numbers[path] = number
         self.number, self.total = number, total
 
     def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
         self.done += 1
         for line in lost:
             tell(f"qdmr: {line}")
-        self.finished(path, result)
+        self.finished(path, result, self._numbers.pop(path))
 
-    def finished(self, path: Path, result: Path) -> None:
+    def finished(self, path: Path, result: Path, number: int) -> None:
         """Prints that a photograph is restored."""
-        tell(f"restored {path} as {result} ({self.number} of {self.total})")
+        tell(f"restored {path} as {result} ({number} of {self.total})")
 
     def so_far(self, out: Path) -> str:
         """Returns a text on the restored files, and on what the same command would do again."""
@@ -67,13 +71,15 @@ class Bar(Lines):
     def advanced(self, share: float) -> None:
         self._progress.update(self._task, completed=self.number - 1 + share)
 
-    def finished(self, path: Path, result: Path) -> None:
-        self.advanced(1)
+    def finished(self, path: Path, result: Path, number: int) -> None:
+        # The bar shows the arithmetic, which may be far into the next photographs by now.
+        if number == self.number:
+            self.advanced(1)
 
     def failed(self, failure: Failure) -> None:
         super().failed(failure)
-        # A folder without photographs fails before the first of them.
-        if self.number:
+        # A folder without photographs has no number.
+        if self._numbers.pop(failure.path, None) == self.number:
             self.advanced(1)
 
 

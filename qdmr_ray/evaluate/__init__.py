@@ -10,7 +10,8 @@ from typing import Any
 from qdmr_ray import CallablePackage
 
 _HOMES = {
-    **dict.fromkeys(("restore", "restore_files", "restore_tensor"), "qdmr_ray.restore.restoration"),
+    **dict.fromkeys(("restore", "restore_tensor"), "qdmr_ray.restore.restoration"),
+    "restore_files": "qdmr_ray.restore.files",
     "psnr": "qdmr_ray.evaluate.metrics.psnr",
     "ssim": "qdmr_ray.evaluate.metrics.ssim",
 }

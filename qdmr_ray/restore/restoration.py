@@ -1,14 +1,10 @@
-"""Correcting whole photographs of any size, as tensors, arrays or files; no Ray.
+"""Correcting whole photographs of any size, as tensors or arrays; no Ray.
 
 from qdmr_ray.evaluate import (restore)
 corrected = restore(image, Path("runs/demo/uda/final"))
 """
 
-import contextlib
-import os
-import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +18,6 @@ from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import LoadedModel, load_model
 from qdmr_ray.nets import QDMR, VQGAN, RestorationNetwork
 from qdmr_ray.nets.registry import STREAMED, image_of
-from qdmr_ray.photographs.decode import IMAGE_SUFFIXES
-from qdmr_ray.photographs.files import check_fits, read_photograph, write_photograph
-from qdmr_ray.restore.device import usable_device
-from qdmr_ray.restore.inputs import Failure, expand, failure_of
 from qdmr_ray.restore.streamed import (
     DEFAULT_MEMORY,
     Codes,
@@ -36,35 +28,12 @@ from qdmr_ray.restore.streamed import (
 )
 from qdmr_ray.restore.tiled import TILE, restore_tiled, tile_places
 from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
-from qdmr_ray.storage import TEMPORARY_PREFIX, Location
-from qdmr_ray.storage.names import MOST_NAME_BYTES
+from qdmr_ray.storage import Location
 
 # The place of a stage's result, or that result loaded.
 Checkpoint = Path | str | Location | LoadedModel
 
-# Device and number of a file; None where there is none.
-Identity = tuple[int, int] | None
-
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
-
-# An address in a store, which has only one slash left as a Path.
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)")
-
-
-class Report:
-    """Receives the events of ``restore_files`` as they happen; a subclass may show some."""
-
-    def begun(self, path: Path, number: int, total: int) -> None:
-        """Work on a photograph, the ``number``-th of ``total``, begins."""
-
-    def advanced(self, share: float) -> None:
-        """The ``share``, 0 .. 1, of that photograph's arithmetic is done."""
-
-    def restored(self, path: Path, result: Path, lost: Sequence[str]) -> None:
-        """The photograph is done; ``lost`` names what its file has no room for, a line each."""
-
-    def failed(self, failure: Failure) -> None:
-        """A photograph can't be corrected, or something named holds no photograph."""
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
@@ -145,7 +114,7 @@ def restore(
         )
     if image.size == 0:
         raise QdmrError(f"restore was given an image without pixels, shape {tuple(image.shape)}")
-    network = _loaded(checkpoint).network
+    network = loaded(checkpoint).network
     settings = settings or RestoreSettings()
     tile = network.settings.tile if isinstance(network, QDMR | VQGAN) else None
     if isinstance(network, QDMR) and network.restored == STREAMED and tile is None:
@@ -222,127 +191,6 @@ def _in_tiles(
     return corrected
 
 
-def restore_files(
-    files: Sequence[Path],
-    checkpoint: Checkpoint,
-    out: Path,
-    report: Report | None = None,
-    settings: RestoreSettings | None = None,
-) -> list[Failure]:
-    """Corrects photographs into ``out`` under their own names and formats; returns what failed.
-
-    ``files`` may be photographs, folders (the photographs directly in them) and patterns such as
-    ``"night/*.jpg"``; each photograph is corrected once. EXIF orientation is applied; 16 bits,
-    transparency, EXIF data and colour profile are kept. A file that fails does not stop the others,
-    and leaves nothing behind. Raises QdmrError where there is no photograph at all, ``out`` cannot
-    be made or written to, or the checkpoint is unusable.
-    """
-    report, settings = report or Report(), settings or RestoreSettings()
-    if address := _ADDRESS.fullmatch(str(out)):
-        raise SettingsError(
-            f"--out {address[1]}://{address[2]}: photographs are restored into local folders only; "
-            "name one, and copy it"
-        )
-    paths, failures = expand(files)
-    if not paths:
-        why = "; ".join(failure.reason for failure in failures) or "an empty list"
-        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise QdmrError(f"no photograph to restore ({why}); name {kinds} files or folders")
-    device = usable_device(settings.device)
-    model = _loaded(checkpoint)
-    model.network.to(device)
-    if not model.restores:
-        raise QdmrError(
-            f"{model.source}: is a VQGAN, which restores nothing; name a base, uda or source_only "
-            "model"
-        )
-    for failure in failures:
-        report.failed(failure)
-    # The files that no result may replace, and why.
-    taken = {_identity(path): f"overwrite {path}, which is to be restored, too" for path in paths}
-    with _folder(out):
-        for number, path in enumerate(paths, start=1):
-            report.begun(path, number, len(paths))
-            # A file whose ending is not that of an image becomes a PNG.
-            is_known = path.suffix.lower() in IMAGE_SUFFIXES
-            result = out / (path.name if is_known else f"{path.stem}.png")
-            try:
-                _check_free(result, path, taken)
-                lost = _restore_file(path, result, model, settings, report)
-            except Exception as error:  # Whatever one photograph breaks, the others are restored.
-                failures.append(failure_of(path, error))
-                report.failed(failures[-1])
-            else:
-                taken[_identity(result)] = f"replace that of {path}"
-                report.restored(path, result, [f"{path}: {line}" for line in lost])
-    return failures
-
-
-@contextlib.contextmanager
-def _folder(out: Path) -> Iterator[None]:
-    """Makes the folder and tests it before hours of work; removes a new one that stays empty."""
-    made, step = not out.exists(), "made"
-    try:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            step = "written to"
-            with tempfile.NamedTemporaryFile(dir=out, prefix=TEMPORARY_PREFIX):
-                pass
-        except OSError as error:
-            raise QdmrError(
-                f"the folder {out} cannot be {step} ({error.strerror}): name another --out"
-            ) from error
-        yield
-    finally:
-        if made:
-            with contextlib.suppress(OSError):
-                out.rmdir()
-
-
-def _restore_file(
-    path: Path, result: Path, model: LoadedModel, settings: RestoreSettings, report: Report
-) -> list[str]:
-    photograph = read_photograph(path)
-    check_fits(photograph, result.suffix.lower(), str(path))
-    height, width = photograph.pixels.shape[:2]
-    try:
-        restored = restore(photograph.pixels, model, settings, report.advanced)
-    except (RuntimeError, MemoryError) as error:
-        # PyTorch has an exception type of its own only for a GPU's memory.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        raise QdmrError(
-            f"{path}: too little memory for {width}x{height} pixels; lower --memory, so that more "
-            "lies in scratch files"
-        ) from error
-    return write_photograph(result, photograph, restored)
-
-
-def _check_free(result: Path, path: Path, taken: Mapping[Identity, str]) -> None:
-    """Keeps a result from overwriting another photograph's result, or a photograph itself, also on
-    a disk that takes two names for one; and from a name that no disk takes."""
-    if (length := len(os.fsencode(result.name))) > MOST_NAME_BYTES:
-        raise QdmrError(
-            f"{path}: the name of its result, {result.name}, has {length} bytes, and disks take "
-            f"{MOST_NAME_BYTES}: give the photograph a shorter one"
-        )
-    if result.is_dir():
-        raise QdmrError(f"{path}: its result would be {result}, a folder; name another --out")
-    if (there := _identity(result)) is None:
-        return
-    if there == _identity(path):
-        raise QdmrError(f"{path}: its result would overwrite it; name another --out")
-    if there in taken:
-        raise QdmrError(f"{path}: its result {result} would {taken[there]}; name another --out")
-
-
-def _identity(path: Path) -> Identity:
-    """Returns what tells a file from every other one, whatever their names; None without a file."""
-    with contextlib.suppress(OSError):
-        found = path.stat()
-        return found.st_dev, found.st_ino
-    return None
-
-
-def _loaded(checkpoint: Checkpoint) -> LoadedModel:
+def loaded(checkpoint: Checkpoint) -> LoadedModel:
+    """Returns the model itself, read if ``checkpoint`` is its place."""
     return checkpoint if isinstance(checkpoint, LoadedModel) else load_model(checkpoint)

@@ -17,7 +17,7 @@ from qdmr_ray.cli import main as cli
 from qdmr_ray.models.files import save_model
 from qdmr_ray.nets import QDMR, VQGAN, NetworkSettings, SwinSettings
 from qdmr_ray.photographs.files import Photograph
-from qdmr_ray.restore import restoration
+from qdmr_ray.restore import files as restoring
 from qdmr_ray.storage import open_location
 
 SMALL = NetworkSettings(
@@ -185,14 +185,14 @@ def test_interrupted_it_says_what_is_true(
 ) -> None:
     for name in ("a", "b", "c"):
         picture(5, 6, 3).save(tmp_path / f"{name}.png")
-    read = restoration.read_photograph
+    read = restoring.read_photograph
 
     def stopped(path: Path) -> Photograph:
         if path.stem == stop_at:
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(restoration, "read_photograph", stopped)
+    monkeypatch.setattr(restoring, "read_photograph", stopped)
     arguments = (tmp_path, "--checkpoint", models / "uda", "--out", tmp_path / "out")
     stop_at = "a"
     assert restore(monkeypatch, *arguments) == 130

@@ -11,7 +11,7 @@ from hostile.limits import files_below
 from qdmr_ray.models.files import load_model, save_model
 from qdmr_ray.nets import QDMR, NetworkSettings
 from qdmr_ray.photographs.decode import write_png
-from qdmr_ray.restore import restoration
+from qdmr_ray.restore import files as restoring
 from qdmr_ray.storage import open_location
 
 
@@ -26,7 +26,7 @@ class Restored:
     def __call__(self, *files: str, out: str = "out") -> list[str]:
         """Returns the reasons of the failures."""
         paths = [self.root / file for file in files]
-        failures = restoration.restore_files(paths, self.model, self.root / out)
+        failures = restoring.restore_files(paths, self.model, self.root / out)
         return [failure.reason for failure in failures]
 
     def restore(self, image: np.ndarray, *_: Any) -> np.ndarray:
@@ -39,7 +39,7 @@ def restored(
     tmp_path: Path, tiny_network: NetworkSettings, monkeypatch: pytest.MonkeyPatch
 ) -> Restored:
     found = Restored(tmp_path, tiny_network)
-    monkeypatch.setattr(restoration, "restore", found.restore)
+    monkeypatch.setattr(restoring, "restore", found.restore)
     for number, name in enumerate(("x/a.png", "y/a.png", "y/b.png")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_png(tmp_path / name, np.full((4, 6, 3), number, np.uint8))
@@ -83,7 +83,7 @@ def test_a_disk_for_which_two_names_are_one(
     restored: Restored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "y" / "a.png").rename(tmp_path / "y" / "A.png")
-    write = restoration.write_photograph
+    write = restoring.write_photograph
 
     def written(result: Path, *arguments: Any) -> list[str]:
         lost = write(result, *arguments)
@@ -91,7 +91,7 @@ def test_a_disk_for_which_two_names_are_one(
         os.link(result, result.with_name("A.png"))
         return lost
 
-    monkeypatch.setattr(restoration, "write_photograph", written)
+    monkeypatch.setattr(restoring, "write_photograph", written)
     (reason,) = restored("x/a.png", "y/A.png")
     assert "out/A.png would replace that of" in reason
 
