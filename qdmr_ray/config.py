@@ -80,8 +80,9 @@ class ScalingSettings(Settings):
     )
     resize_interval: float = setting(
         600.0,
-        "with min_workers: how often to look for room for more workers, which costs a restart from "
-        "the newest checkpoint; Ray finds room only where cpus_per_worker is a whole number",
+        "with min_workers: how often to look for room for more workers, which costs a restart, but "
+        "no iteration, since the workers save a checkpoint first; Ray finds room only where "
+        "cpus_per_worker is a whole number",
         unit="seconds",
         above=0,
     )

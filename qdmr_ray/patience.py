@@ -54,6 +54,7 @@ WAITS = (
     Wait("PROGRESS_LINE", 10.0, "how often the position is printed where no person watches"),
     Wait("ASK_RAY", 10.0, "how often workers ask whether one of their nodes is to be taken away"),
     Wait("SAVE", 120.0, "how long Ctrl-C waits for a checkpoint before training ends without one"),
+    Wait("RESIZE", 1800.0, "how long workers may train on until they have saved for a resize"),
     Wait("ABORT", 30.0, "how long a command waits for a training that it ends"),
 )
-CLAIM_BEAT, CLAIM_STALE, EXPORT, REPORT, WATCH, PROGRESS_LINE, ASK_RAY, SAVE, ABORT = WAITS
+CLAIM_BEAT, CLAIM_STALE, EXPORT, REPORT, WATCH, PROGRESS_LINE, ASK_RAY, SAVE, RESIZE, ABORT = WAITS

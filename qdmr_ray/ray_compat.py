@@ -22,20 +22,34 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 # (tests/benchmarks/README.md, "Kills"). No issue of Ray's names it.
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
 
+# The base of SavedResizes, which has the workers save a checkpoint before there are more or fewer
+# of them. Ray Train tells no worker of a resize, and the only hook before one
+# (ControllerCallback.before_controller_execute_resize_decision) would have to keep the controller
+# waiting, deaf to workers that end or fail and to a Ctrl-C. Without this part, up to
+# logging.checkpoint_interval iterations are done again after each resize.
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
-class TrainerWithPolicy(TorchTrainer):
-    """A TorchTrainer whose controller asks ``failure_policy`` what to do after a failure.
-    ``FailureConfig`` has numbers but no policy. Without this class :class:`DefaultFailurePolicy`
-    decides, and a worker that is lost just before it begins ends the run."""
+
+class TrainerWithPolicies(TorchTrainer):
+    """A TorchTrainer whose controller asks ``failure_policy`` what to do after a failure, and
+    ``scaling_policy``, if there is one, how many workers there are to be. ``FailureConfig`` and
+    ``ScalingConfig`` have numbers but no policies. Without this class Ray Train's own ones decide:
+    a worker that is lost just before it begins ends the run, and a resize repeats iterations."""
 
     def __init__(
-        self, *arguments: Any, failure_policy: DefaultFailurePolicy, **options: Any
+        self,
+        *arguments: Any,
+        failure_policy: DefaultFailurePolicy,
+        scaling_policy: ElasticScalingPolicy | None,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
-        self._failure_policy = failure_policy
+        self._failure_policy, self._scaling_policy = failure_policy, scaling_policy
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         arguments["failure_policy"] = self._failure_policy
+        if self._scaling_policy is not None:
+            arguments["scaling_policy"] = self._scaling_policy
         # The annotations are those of an older trainer and lack the argument.
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 

@@ -13,6 +13,7 @@ import pytest
 FILE = Path(__file__).parents[1] / "qdmr_ray" / "ray_compat.py"
 CALLBACKS = "ray.train.v2._internal.execution.callback"
 POLICY = "ray.train.v2._internal.execution.failure_handling.DefaultFailurePolicy"
+SCALING = "ray.train.v2._internal.execution.scaling_policy"
 TRAINER = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
 CONTROLLER = "ray.train.v2._internal.execution.controller.TrainController"
 
@@ -33,8 +34,15 @@ RELIED_ON = {
     "ray.train.v2._internal.execution.worker_group.WorkerGroup.shutdown": (),
     f"{POLICY}.__init__": ("failure_config",),
     f"{POLICY}.make_decision": ("training_failed_error",),
+    f"{SCALING}.ElasticScalingPolicy.__init__": ("scaling_config",),
+    f"{SCALING}.ElasticScalingPolicy.make_decision_for_running_worker_group": (
+        "worker_group_state",
+        "worker_group_status",
+    ),
+    f"{SCALING}.ElasticScalingPolicy.make_decision_for_non_running_worker_group": (),
+    f"{SCALING}.NoopDecision": (),
     f"{TRAINER}._initialize_and_run_controller": ("**",),
-    f"{CONTROLLER}.__init__": ("failure_policy", "callbacks"),
+    f"{CONTROLLER}.__init__": ("failure_policy", "scaling_policy", "callbacks"),
     f"{CONTROLLER}.abort": (),
     "ray._private.state.state.get_draining_nodes": (),
     "ray.data._internal.cluster_autoscaler.get_or_create_autoscaling_coordinator": (),

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.ray_compat import ControllerCallback, DefaultFailurePolicy, WorkerGroupCallback
 from qdmr_ray.train.logging.prometheus import PreemptionCounter
+from qdmr_ray.train.preemption import Stopped
 
 # Bugs raise these. RuntimeError and OSError are missing: a rank raises one if its peer has died.
 _BUGS = (TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError)
@@ -123,7 +124,8 @@ def root_cause(error: BaseException) -> BaseException:
 
 def _is_preemption(error: BaseException) -> bool:
     """Returns whether a worker's machine was taken away, with a notice or without."""
-    return any(isinstance(e, RayActorError) and e.preempted for e in _chain(error))
+    lost = [e for e in _chain(error) if isinstance(e, RayActorError) and e.preempted]
+    return any(not isinstance(e, Stopped) for e in lost)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

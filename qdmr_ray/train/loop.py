@@ -25,7 +25,7 @@ from qdmr_ray.train.divergence import Guard, NotFiniteError
 from qdmr_ray.train.logging.clocks import clock_of
 from qdmr_ray.train.logging.logbook import Logbook
 from qdmr_ray.train.logging.meter import Meter
-from qdmr_ray.train.preemption import Notice, Preempted
+from qdmr_ray.train.preemption import Notice, Preempted, Stopped
 from qdmr_ray.train.ranks import Ranks
 from qdmr_ray.train.resume import Saver, check_claim
 from qdmr_ray.train.validation import VALIDATED, Validation, mean_metrics
@@ -257,15 +257,18 @@ class Worker:
             self.host.report({**news, **self._metrics})
 
     def _leave(self) -> None:
-        """Ends all ranks at a checkpoint, for Ray Train to start them again elsewhere."""
+        """Ends all ranks at a checkpoint, for Ray Train to start others."""
         iteration = self.stage.iteration
         if "save" not in self._due(iteration):
             self.logbook.warn(*self._guarded(self.guard.check))
             self._checkpoint()
         self.saver.wait()
+        asked = self.ranks.of_the_first(self.logbook.asked_to_stop())
         # The first rank that ends takes the others with it, so rank 0 must have written before.
         self.ranks.wait_for_all()
         self.logbook.leave()
+        if asked:
+            raise Stopped(f"stopped after iteration {iteration}, as Ctrl-C or a resize asked")
         raise Preempted(f"stopped after iteration {iteration}: a worker is about to be taken away")
 
     def _save_final(self) -> None:

@@ -1,8 +1,8 @@
 """Notice that a worker is about to be taken away: a spot instance reclaimed, a node drained. It
 comes as SIGTERM to a worker process, or through Ray, which is told that a node is drained (``ray
 drain-node``, the autoscaler). All ranks then stop at the same iteration, and Ray restarts them
-on other nodes without counting a failure. Ctrl-C in the command comes the same way, but ends
-training."""
+on other nodes without counting a failure. A resize (``scaling.min_workers``) comes the same way,
+and so does Ctrl-C in the command, which ends training."""
 
 import signal
 import threading
@@ -29,6 +29,10 @@ class Preempted(RayActorError):  # noqa: N818
 
     def __init__(self, message: str) -> None:
         super().__init__(error_msg=message, preempted=True)
+
+
+class Stopped(Preempted):
+    """Training stopped at a checkpoint because the board asked for it, and no machine goes."""
 
 
 class WatchedTorchConfig(TorchConfig):

@@ -23,8 +23,8 @@ from qdmr_ray.config import Experiment, ScalingSettings
 from qdmr_ray.data.streaming.feed import Feed, FeedConfig
 from qdmr_ray.data.streaming.stream import InProcessStream
 from qdmr_ray.models.layout import CHECKPOINTS_FOLDER
-from qdmr_ray.patience import ABORT, SAVE, WATCH
-from qdmr_ray.ray_compat import TrainerWithPolicy, abort
+from qdmr_ray.patience import ABORT, RESIZE, SAVE, WATCH
+from qdmr_ray.ray_compat import TrainerWithPolicies, abort
 from qdmr_ray.train.batches import crop_stream, feed_of
 from qdmr_ray.train.checkpoints import CheckpointStore
 from qdmr_ray.train.failures import EndAtOnce, LostWhileStarting, Supervision, training_error
@@ -32,6 +32,7 @@ from qdmr_ray.train.logging.board import News, new_board
 from qdmr_ray.train.logging.progress_bar import ProgressBar
 from qdmr_ray.train.loop import Task, Worker, train_worker
 from qdmr_ray.train.preemption import WatchedTorchConfig
+from qdmr_ray.train.resizing import SavedResizes
 from qdmr_ray.train.worker_context import Host, Watch
 
 # A slow or lost board must not disturb the training.
@@ -100,6 +101,12 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
     workers: Any = scaling.workers
     if scaling.min_workers is not None:
         workers = scaling.min_workers, scaling.workers
+    scaling_config = ray.train.ScalingConfig(
+        num_workers=workers,
+        elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
+        use_gpu=gpu,
+        resources_per_worker=resources,
+    )
     # Supervision decides how many failed starts are enough.
     failures: Any = ray.train.FailureConfig(
         max_failures=scaling.max_failures,
@@ -107,21 +114,20 @@ def _trainer(experiment: Experiment, task: Task, gpu: bool, scratch: str) -> Tor
     )
     request = crop_stream(InProcessStream, experiment, task.stage).request
     feed = feed_of(experiment, task.stage, request, task.board)
+    resizes = None
+    if scaling.min_workers is not None:
+        resizes = SavedResizes(scaling_config, task.board, RESIZE.seconds)
     end_at_once: Any = EndAtOnce(experiment.name, task.stage)
     supervision: Any = Supervision(task.board, scaling.node_wait)
-    return TrainerWithPolicy(
+    return TrainerWithPolicies(
         train_worker,
         failure_policy=LostWhileStarting(failures),
+        scaling_policy=resizes,
         train_loop_config={"task": task},
         torch_config=WatchedTorchConfig(backend=_backend(scaling, gpu)),
         datasets={task.stage: partial(_rounds, experiment, task, feed)},
         dataset_config=FeedConfig(feed),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            elastic_resize_monitor_interval_s=scaling.resize_interval,  # type: ignore[call-arg]
-            use_gpu=gpu,
-            resources_per_worker=resources,
-        ),
+        scaling_config=scaling_config,
         run_config=ray.train.RunConfig(
             name=f"{experiment.name}-{task.stage}",
             storage_path=scratch,

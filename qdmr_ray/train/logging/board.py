@@ -1,6 +1,6 @@
 """The board is an actor that connects a stage's rank 0 with the driver of its training. Rank 0
-posts its position and adds lines; the driver fetches them, and may ask for a stop. The board also
-paces the stage's feed, which spares a process."""
+posts its position and adds lines; the driver fetches them. The driver may ask for a stop, and so
+may Ray Train's controller. The board also paces the stage's feed, which spares a process."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,21 +25,22 @@ class News:
 
 @ray.remote(num_cpus=0)
 class Board(Pacing):
-    """Holds news for the driver, and the driver's wish to stop."""
+    """Holds news for the driver, and the wishes of the driver and of Ray Train's controller that
+    the workers stop."""
 
     def __init__(self) -> None:
         super().__init__()
         self._news = News()
         self._controller: Any | None = None
-        self._stopping = False
+        self._stopping = self._resizing = False
         self._left = False
 
     def post(self, iteration: int, shown: dict[str, float]) -> bool:
-        """Replaces the position; returns whether training is to stop."""
+        """Replaces the position; returns whether the workers are to stop."""
         self._news.iteration, self._news.shown = iteration, shown
         # After a notice, training goes on elsewhere.
         self._left = False
-        return self._stopping
+        return self._stopping or self._resizing
 
     def warn(self, text: str) -> None:
         """Adds a line that the driver shows."""
@@ -66,6 +67,14 @@ class Board(Pacing):
     def stop(self) -> None:
         """Lets rank 0 save a checkpoint and stop."""
         self._stopping = True
+
+    def resize(self) -> None:
+        """Lets rank 0 save a checkpoint and stop, for another number of workers to go on."""
+        self._resizing = True
+
+    def resized(self) -> None:
+        """Takes :meth:`resize` back; other workers are about to start."""
+        self._resizing = False
 
     def leave(self) -> None:
         """Notes that training has ended, or stopped at a checkpoint."""

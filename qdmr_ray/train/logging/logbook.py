@@ -68,7 +68,7 @@ class Logbook:
         self._answer = self._board.post.remote(iteration, self._shown)
 
     def asked_to_stop(self) -> bool:
-        """Returns whether the driver wants a stop at a checkpoint; rank 0 knows a second later."""
+        """Returns whether somebody wants a stop at a checkpoint; rank 0 knows a second later."""
         return self._stopping
 
     def leave(self) -> None:

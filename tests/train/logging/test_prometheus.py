@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 
 from qdmr_ray.train.failures import EndAtOnce
 from qdmr_ray.train.logging import prometheus as gauges
-from qdmr_ray.train.preemption import Preempted
+from qdmr_ray.train.preemption import Preempted, Stopped
 
 
 class Fake:
@@ -69,6 +69,8 @@ def test_preemptions_are_counted_where_they_outlive_the_worker() -> None:
     ends = EndAtOnce("demo", "uda")
     ends.after_exception(None, {0: Preempted("stopped"), 1: RuntimeError("its peer is gone")})
     ends.after_exception(None, {1: RayActorError(error_msg="killed")})
+    # Ctrl-C and resizes are no machines that are taken away.
+    ends.after_exception(None, {0: Stopped("stopped"), 1: RuntimeError("its peer is gone")})
     ends.after_exception(None, {0: Preempted("stopped")})
     assert made["qdmr_preemptions"].values == {("demo", "uda"): 2}
 
