@@ -68,27 +68,33 @@ def sweep(
     retry_failed: bool = False,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
+    status: Callable[[str], None] | None = None,
 ) -> SweepFile:
-    """Trains a sweep's trials, writes its report, and returns the content of ``sweep.json``. A
-    second call with the same name and ``storage`` resumes.
+    """Trains a sweep's trials and returns the content of ``sweep.json``, which is up to date after
+    each trial, as its report is. A second call with the same name and ``storage`` resumes.
 
     Args:
         plan: the result of :func:`load_sweep`.
         storage: the folder, local or ``s3://``, in which the sweep's folder lies.
         retry_failed: whether failed trials begin again.
         say: receives each line of news.
-        progress: is called with the number of ended trials, where the number of all is known.
+        progress: is called with the number of ended trials and that of all known by now.
+        status: receives a line every ten seconds that tells where the running trials are.
 
     Raises QdmrError where data or an earlier sweep of that name don't fit, or too many trials fail.
     """
     from qdmr_ray.report import build_report
     from qdmr_ray.sweeps.run import sweep_run
 
-    place = _text(storage)
-    results = sweep_run(plan, storage=place, retry_failed=retry_failed, say=say, progress=progress)
-    endpoint = (plan.values.get("data") or {}).get("s3_endpoint")
-    build_report(open_location(place, endpoint=endpoint).join(plan.settings.name))
-    return results
+    return sweep_run(
+        plan,
+        storage=_text(storage),
+        retry_failed=retry_failed,
+        say=say,
+        progress=progress,
+        status=status,
+        report=build_report,
+    )
 
 
 def evaluate(

@@ -8,7 +8,19 @@ from typing import NoReturn
 
 import typer
 
-from qdmr_ray.cli import bench, cluster, config, data, judge, restore, stages, sweep, train, verify
+from qdmr_ray.cli import (
+    bench,
+    cluster,
+    config,
+    data,
+    judge,
+    restore,
+    runs,
+    stages,
+    sweep,
+    train,
+    verify,
+)
 from qdmr_ray.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, VERBOSE, option
 from qdmr_ray.cli.output import tell, tell_error
 from qdmr_ray.errors import VERBOSE_VARIABLE, QdmrError, SettingsError
@@ -22,7 +34,7 @@ app = typer.Typer(
 )
 # The help shows the groups in this order.
 for group in (
-    *(data.app, train.app, sweep.app, config.app, stages.app, judge.app, restore.app),
+    *(data.app, train.app, sweep.app, runs.app, config.app, stages.app, judge.app, restore.app),
     *(cluster.app, cluster.jobs_app, bench.app, verify.app),
 ):
     app.add_typer(group, rich_help_panel=group.panel)

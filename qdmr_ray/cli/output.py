@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -100,28 +100,44 @@ def print_results(results: dict[str, Any], json_file: Path | None) -> None:
     """Prints names and values, a line each, and writes them as JSON into ``json_file``."""
     for name, value in results.items():
         say(f"{name:34} {value:.5g}" if isinstance(value, float) else f"{name:34} {value}")
+    write_json(results, json_file)
+
+
+def write_json(content: Any, json_file: Path | None) -> None:
+    """Writes ``content`` into ``json_file``, if one is wanted."""
     if json_file:
         from qdmr_ray.storage import write_file_atomic
 
-        write_file_atomic(json_file, json.dumps(results, indent=1).encode() + b"\n")
+        write_file_atomic(json_file, json.dumps(content, indent=1).encode() + b"\n")
+
+
+class Progressing(Protocol):
+    """Takes the progress of a step; see :func:`bars`."""
+
+    def __call__(self, step: str, done: int, total: int, note: str = "") -> None: ...
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function that takes a step's name, the work done and the work in all. It draws a
-    progress bar for each step when a person watches, else prints a line per finished step."""
+def bars() -> Iterator[Progressing]:
+    """Yields a function that takes a step's name, the work done, the work in all and a note. It
+    draws a progress bar for each step when a person watches, with its newest note; else it prints
+    each note, and a line per finished step."""
     console = watched_console()
     if console is None:
         yield _line_when_done
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    note_column = TextColumn("{task.fields[note]}", markup=False)
+    with Progress(
+        *columns, TimeRemainingColumn(), note_column, console=console, transient=True
+    ) as progress:
         tasks: dict[str, Any] = {}
 
-        def update(step: str, done: int, total: int) -> None:
+        def update(step: str, done: int, total: int, note: str = "") -> None:
             if step not in tasks:
-                tasks[step] = progress.add_task(printable(step), total=total)
-            progress.update(tasks[step], completed=done, total=total)
+                tasks[step] = progress.add_task(printable(step), total=total, note="")
+            told: dict[str, Any] = {"note": printable(note)} if note else {}
+            progress.update(tasks[step], completed=done, total=total, **told)
 
         yield update
 
@@ -157,8 +173,10 @@ def in_megabytes(progress: Callable[[str, int, int], None]) -> Callable[[str, in
     return update
 
 
-def _line_when_done(step: str, done: int, total: int) -> None:
-    if done == total:
+def _line_when_done(step: str, done: int, total: int, note: str = "") -> None:
+    if note:
+        tell(note)
+    elif done == total:
         tell(f"{step}: done")
 
 

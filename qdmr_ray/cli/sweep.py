@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +45,24 @@ def sweep(
 
     with bars() as progress:
         plan = _with_demo_data(plan, file, progress)
-        trials = partial(progress, "trials")
+        count = (0, 0)
+
+        def counted(ended: int, total: int) -> None:
+            nonlocal count
+            count = (ended, total)
+            progress("trials", ended, total)
+
+        def located(line: str) -> None:
+            ended, total = count
+            progress("trials", ended, total, note=line)
+
         results = api.sweep(
-            plan, storage=storage, retry_failed=retry_failed, say=say, progress=trials
+            plan,
+            storage=storage,
+            retry_failed=retry_failed,
+            say=say,
+            progress=counted,
+            status=located,
         )
     _print_results(results)
     say(f"sweep folder {folder.uri}, report {folder.join(REPORT_FILE).uri}")

@@ -23,6 +23,7 @@ BEST_FILE = "best.yaml"
 TRIALS_FOLDER = "trials"
 RECORD_FILE = "trial.json"
 
+# States of a trial, and of the sweep itself.
 RUNNING, FINISHED, STOPPED, FAILED = "running", "finished", "stopped", "failed"
 ENDED = (FINISHED, STOPPED, FAILED)
 MAX, MIN = "max", "min"
@@ -138,9 +139,16 @@ class UnseenMetrics(Part):
 
 class SweepFile(Document):
     """``sweep.json``. ``front`` are the trials that no other one beats in every metric, ``best``
-    the first of them; ``space`` is empty where named variants are compared."""
+    the first of them; ``space`` is empty where named variants are compared. The file is written
+    after each trial: ``state`` is ``running`` until the sweep ends (``stopped`` by its user,
+    ``failed`` with an ``error``), ``updated`` the time of writing in seconds since 1970, and
+    ``planned`` the number of trials without repeats, if it is known."""
 
     name: str = ""
+    state: str = FINISHED
+    error: str | None = None
+    updated: float | None = None
+    planned: int | None = None
     code_version: str = ""
     metrics: list[Objective]
     sampler: str = ""

@@ -1,10 +1,14 @@
-"""The files that a sweep leaves: ``sweep.json``, the best settings as an experiment, Optuna's
-study, TensorBoard's hparams, and the best trial's metrics on photographs unseen in the search."""
+"""The results of a sweep: the content of ``sweep.json``, the best settings as an experiment,
+TensorBoard's hparams, and the metrics of the best trials on photographs unseen in the search."""
 
 import json
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,47 +16,36 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from qdmr_ray.config import code_version, dump_experiment, experiment_of_run
+from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate import sweep_file
 from qdmr_ray.evaluate.evaluate import evaluate_run
+from qdmr_ray.evaluate.results import Evaluation
 from qdmr_ray.evaluate.sweep_file import Repeats, SweepFile, TrialRecord, UnseenMetrics
 from qdmr_ray.models.files import read_description
 from qdmr_ray.models.layout import CONFIG_FILE, FINAL_FOLDER, TENSORBOARD_FOLDER
 from qdmr_ray.stages import STAGES
 from qdmr_ray.storage import Location
-from qdmr_ray.sweeps.optuna_study import STUDY_FILE, importances
 from qdmr_ray.sweeps.trials import Trials
 
 HPARAMS_FILE = "events.out.tfevents.hparams"
+# Evaluations that run at the same time: each loads its trial's networks while another one judges.
+_EVALUATIONS = 2
 
 Say = Callable[[str], None]
 
 
-def write_results(trials: Trials, say: Say) -> SweepFile:
-    """Evaluates the best trials, the baseline and the repeats, writes the sweep's files, and
-    returns the content of ``sweep.json``. Raises QdmrError if a file can't be written, or an
-    evaluation fails."""
-    results = summary(trials)
-    # The file is written before the evaluations, one of which may fail.
-    results.write(trials.sweep.join(sweep_file.SWEEP_FILE))
-    trials.sweep.join(STUDY_FILE).write_bytes_atomic(trials.study.file.read_bytes())
-    if results.best is not None:
-        best = _best_experiment(trials, trials.records[results.best])
-        trials.sweep.join(sweep_file.BEST_FILE).write_bytes_atomic(best.encode())
-        test = _unseen_metrics(trials, results, say)
-        results = results.model_copy(update={"test": test, "seconds": round(trials.seconds(), 1)})
-        results.write(trials.sweep.join(sweep_file.SWEEP_FILE))
-    _write_hparams(trials)
-    return results
-
-
-def summary(trials: Trials) -> SweepFile:
-    """Returns the state of all trials, without metrics on unseen photographs."""
+def summary(trials: Trials, state: str, error: str | None = None) -> SweepFile:
+    """Returns the state of all trials, without importances and metrics on unseen photographs."""
     settings, stopping = trials.plan.settings, trials.plan.settings.stopping
     records = [trials.records[name] for name in sorted(trials.records)]
     front = trials.front()
     judged_by = zip(settings.metrics, settings.modes, strict=True)
     return SweepFile(
         name=settings.name,
+        state=state,
+        error=error,
+        updated=time.time(),
+        planned=trials.planned,
         code_version=code_version(),
         metrics=[sweep_file.Objective(name=name, mode=mode) for name, mode in judged_by],
         sampler=settings.sampler if settings.space else "variants",
@@ -63,7 +56,6 @@ def summary(trials: Trials) -> SweepFile:
         front=front,
         baseline=trials.baseline,
         repeats=_repeats(records),
-        importances=importances(trials.study.study) if settings.space else {},
         stages_trained=_stages_trained(records),
         seconds=round(trials.seconds(), 1),
     )
@@ -94,7 +86,7 @@ def _repeats(records: list[TrialRecord]) -> list[Repeats]:
     return rows
 
 
-def _best_experiment(trials: Trials, record: TrialRecord) -> str:
+def best_experiment(trials: Trials, record: TrialRecord) -> str:
     """Returns the best trial's settings as an experiment that can be trained as it is."""
     sweep, plan = trials.plan.settings.name, trials.plan
     experiment = plan.experiment(record.settings, name=f"{sweep}-best", seed=record.seed)
@@ -103,26 +95,47 @@ def _best_experiment(trials: Trials, record: TrialRecord) -> str:
     return f"# Trial {record.id} of the sweep {sweep}: {found}\n{dump_experiment(experiment)}"
 
 
-def _unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetrics | None:
+def unseen_metrics(trials: Trials, results: SweepFile, say: Say) -> UnseenMetrics | None:
     """Evaluates the front, the baseline and the repeats, or else every variant, on test photographs
-    that the search never saw; returns None where none of their stages restores photographs."""
+    that the search never saw, a few trials side by side; returns None where none of their stages
+    restores photographs."""
     others = [name for row in results.repeats for name in row.trials]
     if trials.plan.settings.variants:
         others = list(trials.records)
-    found: UnseenMetrics | None = None
+    wanted: list[tuple[str, str, Location]] = []
     for name in dict.fromkeys([*results.front, trials.baseline, *others]):
         record = trials.records.get(name or "")
         if record is None or record.state != sweep_file.FINISHED:
             continue
         run = trials.sweep.join(record.run)
-        stage = _restoring_stage(run)
-        if stage is None:
-            continue
-        say(f"final metrics of trial {record.id}")
-        evaluation = evaluate_run(run, codebook=False)
-        by_trial = {**(found.trials if found else {}), record.id: evaluation.stages[stage]}
-        found = UnseenMetrics(images=evaluation.images, input=evaluation.input, trials=by_trial)
-    return found
+        if (stage := _restoring_stage(run)) is not None:
+            wanted.append((record.id, stage, run))
+    if not wanted:
+        return None
+    say(f"final metrics of {len(wanted)} trials")
+    found = _evaluated([run for _, _, run in wanted], say)
+    means = {name: e.stages[stage] for (name, stage, _), e in zip(wanted, found, strict=True)}
+    return UnseenMetrics(images=found[0].images, input=found[0].input, trials=means)
+
+
+def _evaluated(runs: Sequence[Location], say: Say) -> list[Evaluation]:
+    """Evaluates runs, in parallel; an error, or Ctrl-C, ends those under way after their next
+    photograph."""
+    stopping = threading.Event()
+
+    def go_on(*_: int) -> None:
+        if stopping.is_set():
+            raise QdmrError("another trial's evaluation has ended this one")
+
+    with ThreadPoolExecutor(_EVALUATIONS, thread_name_prefix="evaluation") as pool:
+        evaluate = partial(evaluate_run, codebook=False, progress=go_on, say=say)
+        tasks = [pool.submit(evaluate, run) for run in runs]
+        try:
+            return [task.result() for task in tasks]
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _restoring_stage(run: Location) -> str | None:
@@ -137,24 +150,23 @@ def _restoring_stage(run: Location) -> str | None:
     return done[-1] if done else None
 
 
-def _write_hparams(trials: Trials) -> None:
-    """Writes a row of TensorBoard's HPARAMS page for each trial that has metrics."""
-    for record in trials.records.values():
-        metrics = {f"hparam/{name}": v for name, v in record.metrics.items() if v is not None}
-        if not metrics:
-            continue
-        settings = {
-            name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-            for name, value in {**record.settings, "seed": record.seed}.items()
-        }
-        with tempfile.TemporaryDirectory(prefix="qdmr-") as scratch:
-            # SummaryWriter.add_hparams would write a second file.
-            with SummaryWriter(scratch) as writer:
-                for part in hparams(settings, metrics):
-                    writer.file_writer.add_summary(part)
-                for name, value in metrics.items():
-                    writer.add_scalar(name, value)
-            (file,) = Path(scratch).iterdir()
-            # The name stays the same, so that a sweep that is started again replaces the file.
-            place = trials.sweep.join(TENSORBOARD_FOLDER, record.id, HPARAMS_FILE)
-            place.write_bytes_atomic(file.read_bytes())
+def write_hparams(sweep: Location, record: TrialRecord) -> None:
+    """Writes a trial's row of TensorBoard's HPARAMS page, if it has metrics."""
+    metrics = {f"hparam/{name}": v for name, v in record.metrics.items() if v is not None}
+    if not metrics:
+        return
+    settings = {
+        name: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for name, value in {**record.settings, "seed": record.seed}.items()
+    }
+    with tempfile.TemporaryDirectory(prefix="qdmr-") as scratch:
+        # SummaryWriter.add_hparams would write a second file.
+        with SummaryWriter(scratch) as writer:
+            for part in hparams(settings, metrics):
+                writer.file_writer.add_summary(part)
+            for name, value in metrics.items():
+                writer.add_scalar(name, value)
+        (file,) = Path(scratch).iterdir()
+        # The name stays the same, so that a sweep that is started again replaces the file.
+        place = sweep.join(TENSORBOARD_FOLDER, record.id, HPARAMS_FILE)
+        place.write_bytes_atomic(file.read_bytes())

@@ -10,8 +10,11 @@ import hashlib
 import json
 import math
 import os
+import signal
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,10 @@ from qdmr_ray.storage import Location
 from qdmr_ray.storage.claims import Claims
 from qdmr_ray.storage.document import Document
 from qdmr_ray.sweeps.actor import Body, TrialActor
+from qdmr_ray.sweeps.files import Report, SweepFiles
 from qdmr_ray.sweeps.plan import Plan
-from qdmr_ray.sweeps.results import write_results
 from qdmr_ray.sweeps.schedulers import stopping_scheduler
+from qdmr_ray.sweeps.status import telling
 from qdmr_ray.sweeps.trial import TrialContext, run_trial, trial_cpus
 from qdmr_ray.sweeps.trials import Trials
 from qdmr_ray.sweeps.tune_search import TrialSearch
@@ -67,13 +71,19 @@ def sweep_run(
     retry_failed: bool = False,
     say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] | None = None,
+    status: Callable[[str], None] | None = None,
+    report: Report = lambda _: None,
     body: Body = run_trial,
 ) -> SweepFile:
     """Trains the sweep's trials below ``storage``/name and returns the content of ``sweep.json``.
+    Its files are up to date after each trial, and when it ends in any way.
 
     Args:
         retry_failed: train failed trials again.
         progress: called with the number of ended trials and of all, as far as that is known.
+        status: receives a line every ten seconds: how many trials have ended, and where those
+            that run are.
+        report: writes the page of the sweep's folder, which it is called with, beside the trials.
         body: what a trial does: ``run_trial``, or a stand-in with its arguments.
 
     Raises:
@@ -98,12 +108,37 @@ def sweep_run(
         trials = Trials(plan, sweep, Path(scratch), say)
         if retry_failed:
             trials.retry_failed()
+        files = SweepFiles(trials, report, claim.check, say)
+        files.update()
         try:
-            Runner(trials, body, Path(scratch), progress).run()
-        finally:
+            with telling(trials, status), sigterm_as_interrupt():
+                Runner(trials, body, Path(scratch), progress, files.update).run()
             trials.write_time()
-        claim.check()
-        return write_results(trials, say)
+        except BaseException as cause:
+            files.give_up(cause)
+            with suppress(QdmrError):
+                trials.write_time()
+            raise
+        return files.finish()
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Makes SIGTERM end the sweep as Ctrl-C does. Ray's own handler would end the process at once,
+    and with it every trial, before anything is written down."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        # None stands for a handler that was not set from Python.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 class BegunSweep(Document):
@@ -171,10 +206,15 @@ class Runner:
     """Lets Ray Tune train the trials."""
 
     def __init__(
-        self, trials: Trials, body: Body, scratch: Path, progress: Callable[[int, int], None] | None
+        self,
+        trials: Trials,
+        body: Body,
+        scratch: Path,
+        progress: Callable[[int, int], None] | None,
+        ended: Callable[[], None],
     ) -> None:
         self._trials, self._body = trials, body
-        self._scratch, self._progress = scratch, progress
+        self._scratch, self._progress, self._ended = scratch, progress, ended
         plan = trials.plan
         # A trial reserves what the experiment asks for, whatever its own settings are.
         self._experiment = plan.experiment({}, name="trial", seed=0)
@@ -219,7 +259,7 @@ class Runner:
 
     def _fit(self, name: str, scheduler: TrialScheduler) -> None:
         os.environ.update(_TUNE_ENVIRONMENT)
-        search = TrialSearch(self._trials, self._progress)
+        search = TrialSearch(self._trials, self._progress, self._ended)
         trainable = tune.with_parameters(TrialActor, context=self._context, body=self._body)
         failures = self._experiment.scaling.max_failures
         tune.Tuner(

@@ -204,6 +204,23 @@ class Trials:
         # With one metric the front holds equal trials; the first of them is enough.
         return front[:1] if len(signs) == 1 else front
 
+    @property
+    def planned(self) -> int | None:
+        """The number of trials to train without repeats; None where only time or iterations bound
+        it."""
+        listed = None if self.plan.fixed() is None else len(self._wanted)
+        limits = (self.plan.settings.trials, listed)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    @property
+    def total(self) -> int:
+        """The number of trials to train with repeats, as far as it is known by now."""
+        first = sum(not record.is_repeat for record in self.records.values())
+        repeats = len(self._repeats or ())
+        if self._repeats is None and self.plan.settings.variants:
+            repeats = (self.planned or 0) * (self.plan.settings.repeat - 1)
+        return max(first, self.planned or 0) + repeats
+
     def counts(self) -> dict[str, int]:
         """Returns how many trials are in each state."""
         return dict(Counter(record.state for record in self.records.values()))

@@ -17,12 +17,18 @@ _LOST = (
 
 
 class TrialSearch(Searcher):
-    """Hands the sweep's trials to Ray Tune, and Tune's reports to the sweep's trials. ``failure``
-    is an error of this class, if any, which Tune would only log."""
+    """Hands the sweep's trials to Ray Tune, and Tune's reports to the sweep's trials. ``ended``
+    is called after each trial. ``failure`` is an error of this class, if any, which Tune would only
+    log."""
 
-    def __init__(self, trials: Trials, progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self,
+        trials: Trials,
+        progress: Callable[[int, int], None] | None,
+        ended: Callable[[], None],
+    ) -> None:
         super().__init__(metric=VALUE, mode="max")
-        self._trials, self._progress = trials, progress
+        self._trials, self._progress, self._ended = trials, progress, ended
         # Maps Tune's trial ids to the sweep's.
         self._names: dict[str, str] = {}
         self._gauge = TrialGauge(trials.plan.settings.name)
@@ -56,6 +62,7 @@ class TrialSearch(Searcher):
         report = self._note(name, result or {})
         last = report if report is not None and report.is_last else None
         self._guarded(self._trials.ended, name, last, _LOST if error else None)
+        self._guarded(self._ended)
         self._show()
 
     def save(self, checkpoint_path: str) -> None:
@@ -74,9 +81,8 @@ class TrialSearch(Searcher):
         counts = self._trials.counts()
         self._gauge.set(counts)
         if self._progress is not None:
-            every = sum(counts.values())
-            ended = every - counts.get(RUNNING, 0)
-            self._progress(ended, self._trials.plan.settings.trials or every)
+            ended = sum(counts.values()) - counts.get(RUNNING, 0)
+            self._progress(ended, self._trials.total)
 
     def _guarded(self, call: Callable[..., Any], *arguments: Any) -> Any:
         # An error in Tune's loop would be one of many lines in a log.

@@ -73,6 +73,24 @@ def ids(page: Page) -> set[str | None]:
 # ---------------------------------------------------------------- the page
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"state": "running"}, "running; 2 of 16 trials have ended at 2026-11-28 22:10 UTC"),
+        ({"state": "stopped"}, "stopped at 2026-11-28 22:10 UTC; 2 of 16 trials have ended, and"),
+        ({"state": "failed", "error": "3 in a row"}, "2026-11-28 22:10 UTC (3 in a row); 2 of 16"),
+        ({}, None),
+    ],
+)
+def test_a_sweep_that_has_not_reached_its_end_says_so(
+    tmp_path: Path, changes: dict[str, Any], told: str | None
+) -> None:
+    content = sweep([trial(0, [20.0]), trial(1, [21.0]), trial(2, None, state="running")])
+    page = report(tmp_path, {**content, "planned": 16, "updated": 1795903800.0, **changes})
+    assert told is None or told in page.text
+    assert ("trials have ended" in page.text) == (told is not None)
+
+
 def test_a_search_is_told_in_full(tmp_path: Path) -> None:
     (tmp_path / "best.yaml").write_text("name: best & <only>\n")
     page = report(tmp_path, search())

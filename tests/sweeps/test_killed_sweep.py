@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -74,6 +75,15 @@ def test_a_killed_sweep_has_every_trial_once(
     while (rest := alive(family)) and time.monotonic() < end:
         time.sleep(0.2)
     assert rest == [], "left after the kill"
+    # Its folder shows every ended trial, but for one that ended at the moment of the kill.
+    records = [json.loads(file.read_text()) for file in sweep.glob("trials/*/trial.json")]
+    shown = json.loads((sweep / "sweep.json").read_text())
+    ended = {record["id"] for record in records if record["state"] != "running"}
+    told = {trial["id"] for trial in shown["trials"] if trial["state"] != "running"}
+    assert told <= ended
+    assert len(ended - told) <= 1
+    assert shown["state"] == "running"
+    assert b"running; " in (sweep / "report.html").read_bytes()
     done = sweep_process(file, tmp_path / "runs")
     said = done.communicate(timeout=300)[0]
     assert done.returncode == 0, said
@@ -84,3 +94,37 @@ def test_a_killed_sweep_has_every_trial_once(
     assert len(settings) == TRIALS
     assert trained_iterations(sweep, "vqgan") == [12] * results["stages_trained"]["vqgan"]
     assert (sweep / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.long
+def test_sigterm_ends_a_sweep_in_good_order(
+    write_sweep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("QDMR_PATIENCE_PROGRESS_LINE", "0.5")
+    file = write_sweep(trials=TRIALS, concurrent=1, set={"stages.vqgan.iterations": 10_000})
+    sweep = tmp_path / "runs" / "sweep"
+    process = sweep_process(file, tmp_path / "runs")
+    end = time.monotonic() + 240
+
+    def logged() -> int:
+        return sum(len(f.read_bytes()) for f in sweep.glob("stages/*/vqgan/metrics.jsonl"))
+
+    # The position is told twice a second.
+    while logged() < 40_000:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    family = descendants(process.pid)
+    os.kill(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "qdmr: interrupted; run the same command again to go on"
+    assert "*** SIGTERM" not in said
+    assert re.search(r"0 of 4 trials ended, \d+ s; 0000 vqgan \d+/10000", said), said
+    assert json.loads((sweep / "sweep.json").read_text())["state"] == "stopped"
+    assert b"stopped at " in (sweep / "report.html").read_bytes()
+    end = time.monotonic() + 120
+    while (rest := alive(family)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert rest == [], "left after SIGTERM"

@@ -369,7 +369,7 @@ def test_sweep_json_says_what_became_of_each_trial(
 ) -> None:
     trials = open_trials(plan_of(trials=3, stopping={"grace": 4}))
     run_out(trials)
-    summary(trials).write(open_location(tmp_path / "sweep.json"))
+    summary(trials, "finished").write(open_location(tmp_path / "sweep.json"))
     written = json.loads((tmp_path / "sweep.json").read_text())
     assert written["trials"][0] == {
         "id": "0000",

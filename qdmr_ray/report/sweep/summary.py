@@ -2,7 +2,9 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+from qdmr_ray.evaluate.sweep_file import RUNNING, SweepFile
 from qdmr_ray.report.document import duration
 from qdmr_ray.report.summary import change, gain_texts, with_unit
 from qdmr_ray.report.sweep.data import FINISHED, STATE_LABELS, STOPPED, Sweep, Trial, setting_text
@@ -96,12 +98,28 @@ def facts(sweep: Sweep) -> list[tuple[str, str]]:
     if rule:
         stopping = f"{rule.rule}, grace {rule.grace}, reduction {setting_text(rule.reduction)}"
     known = {
+        "State": _state(sweep.content),
         "Metrics" if len(sweep.objectives) > 1 else "Metric": metrics,
         "Sampler": sweep.content.sampler,
         "Early stopping": stopping,
         "Code": sweep.content.code_version,
     }
     return [(name, text) for name, text in known.items() if text]
+
+
+def _state(content: SweepFile) -> str:
+    """Returns what a sweep that hasn't reached its end has done so far; nothing of one that has."""
+    if content.state == FINISHED:
+        return ""
+    ended = sum(trial.has_ended for trial in content.trials if not trial.is_repeat)
+    done = f"{ended} of {content.planned or 'as yet uncounted'} trials have ended"
+    when = ""
+    if content.updated is not None:
+        when = datetime.fromtimestamp(content.updated, UTC).strftime(" at %Y-%m-%d %H:%M UTC")
+    if content.state == RUNNING:
+        return f"running; {done}{when}"
+    reason = f" ({content.error})" if content.error else ""
+    return f"{content.state}{when}{reason}; {done}, and the same command goes on"
 
 
 def reference(sweep: Sweep) -> Trial | None:
