@@ -225,6 +225,38 @@ def check_known(place: str, name: str, section: Any) -> None:
     raise SettingsError(f"{place}: unknown setting {name}; {hint}")
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested plain values by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def unfolded(place: str, values: Mapping[str, Any], section: Any) -> dict[str, Any]:
+    """Returns settings by their dotted names, those in a section's mapping one by one, so that
+    ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``. Raises SettingsError, which starts with ``place``,
+    for an unknown one."""
+    known = [setting for setting, _ in all_settings(section)]
+
+    def unfold(prefix: str, values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if not isinstance(key, str):
+                raise SettingsError(f"{place}: {key!r} is no name of a setting")
+            name = f"{prefix}{key}"
+            is_section = any(setting.startswith(f"{name}.") for setting in known)
+            if name not in known and is_section and isinstance(value, Mapping):
+                yield from unfold(f"{name}.", value)
+            else:
+                check_known(place, name, section)
+                yield name, value
+
+    return dict(unfold("", values))
+
+
 def _nearest(name: str, known: Mapping[str, str], cutoff: float = 0.6) -> str | None:
     near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return known[near[0]] if near else None

@@ -6,15 +6,17 @@ that a killed sweep continues as it would have without the kill. The study lies 
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from statistics import median_low, mode
 from typing import Any
 
 import optuna
 from optuna.trial import FixedTrial, TrialState, create_trial
 
 from qdmr_ray.evaluate.sweep_file import FAILED, FINISHED, MAX, STOPPED, TrialRecord, Values
-from qdmr_ray.sweeps.plan import RANDOM, Plan
+from qdmr_ray.sweeps.plan import GP, RANDOM, Plan
 from qdmr_ray.sweeps.space import label
 
 STUDY_FILE = "study.db"
@@ -23,13 +25,22 @@ _ID = "trial"
 _STATES = {FINISHED: TrialState.COMPLETE, STOPPED: TrialState.PRUNED, FAILED: TrialState.FAIL}
 
 
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keeps Optuna from logging every trial and every experimental option, until the block ends."""
+    logger = logging.getLogger("optuna")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class Study:
     """An Optuna study of ``plan``'s space, rebuilt from ``records``; ``file`` is replaced."""
 
     def __init__(self, plan: Plan, records: Sequence[TrialRecord], file: Path) -> None:
-        # Optuna logs every trial, and every experimental option.
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        logging.getLogger("optuna").setLevel(logging.ERROR)
         self._plan = plan
         self.file = file
         file.unlink(missing_ok=True)
@@ -78,6 +89,14 @@ class Study:
             return optuna.samplers.RandomSampler(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if settings.sampler == GP:
+                # A parameter that varies under a condition is drawn at random by it.
+                return optuna.samplers.GPSampler(
+                    seed=seed,
+                    n_startup_trials=settings.startup_trials,
+                    independent_sampler=optuna.samplers.RandomSampler(seed=seed),
+                    warn_independent_sampling=False,
+                )
             return optuna.samplers.TPESampler(
                 seed=seed,
                 n_startup_trials=settings.startup_trials,
@@ -131,15 +150,31 @@ def _outcome(record: TrialRecord) -> tuple[TrialState, list[float] | None]:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Returns the share of the first metric's variance that each parameter explains (fANOVA),
-    largest first; {} where the trials are too few or all alike."""
+    """Returns the share of the first metric's variance that each parameter explains (fANOVA; Hutter
+    et al., 2014), largest first; {} where the trials are too few or all alike.
+
+    fANOVA looks at trials that have the same parameters. One that varies under a condition has its
+    most frequent value, or its median, in the trials that don't meet the condition: there it
+    explains nothing.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    distributions = {name: d for trial in trials for name, d in trial.distributions.items()}
+    usual = {}
+    for name, distribution in distributions.items():
+        values = [trial.params[name] for trial in trials if name in trial.params]
+        choices = isinstance(distribution, optuna.distributions.CategoricalDistribution)
+        usual[name] = mode(values) if choices else median_low(values)
+    complete = optuna.create_study(storage=optuna.storages.InMemoryStorage())
+    for trial in trials:
+        params = usual | trial.params
+        complete.add_trial(
+            create_trial(values=trial.values[:1], params=params, distributions=distributions)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             found = optuna.importance.get_param_importances(
-                study,
-                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
-                target=lambda trial: trial.values[0],
+                complete, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
             )
         except (ValueError, RuntimeError):
             # The trials are too few, or all have the same value.

@@ -21,7 +21,7 @@ from qdmr_ray.settings import Settings, setting
 from qdmr_ray.stages import STAGES
 from qdmr_ray.sweeps.space import Space, check_plain
 
-TPE, RANDOM, GRID = "tpe", "random", "grid"
+TPE, GP, RANDOM, GRID = "tpe", "gp", "random", "grid"
 ASHA, MEDIAN = "asha", "median"
 # In a metric, this name stands for the last stage of a trial's run.
 LAST = "last"
@@ -29,6 +29,8 @@ LAST = "last"
 VARIANT = "variant"
 # Settings with these beginnings change no weights.
 _FIXED = ("name", "notes", "logging.", "evaluation.", "guard.", "weights.")
+# A sweep reserves the same CPUs and GPUs for each trial.
+_RESERVED = ("scaling.", "data.loader_workers", "data.loader_cpus")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,15 @@ class SweepSettings(Settings):
     variants: dict[str, Any] = setting(
         dict, "instead of a space: settings by the name of a variant"
     )
-    sampler: str = setting(TPE, "how trials are proposed", choices=(TPE, RANDOM, GRID))
-    startup_trials: int = setting(10, "random trials before TPE's first proposal", minimum=1)
+    sampler: str = setting(
+        TPE,
+        "how trials are proposed: tpe (tree-structured Parzen estimator), gp (Gaussian process), "
+        "random or grid",
+        choices=(TPE, GP, RANDOM, GRID),
+    )
+    startup_trials: int = setting(
+        10, "random trials before the first proposal of tpe or gp", minimum=1
+    )
     seed: int = setting(0, "seed of the sampler", minimum=0)
     trials: int | None = setting(None, "number of trials", minimum=1)
     iterations: int | None = setting(
@@ -144,6 +153,26 @@ class Plan:
     source: str
 
     @cached_property
+    def _variants(self) -> dict[str, dict[str, Any]]:
+        """The settings of each variant by their dotted names."""
+        known, found = config.experiment_type(self.values), {}
+        for name, changed in self.settings.variants.items():
+            if changed is not None and not isinstance(changed, dict):
+                raise SettingsError(f"variants.{name} must be setting: value lines")
+            found[name] = parsing.unfolded(f"variants.{name}", changed or {}, known)
+        return found
+
+    @cached_property
+    def varied(self) -> set[str]:
+        """The dotted names of the settings that differ between trials; raises SettingsError for an
+        unknown one."""
+        if self.settings.variants:
+            return {name for changed in self._variants.values() for name in changed}
+        for name in self.space.parameters:
+            parsing.check_known("space", name, config.experiment_type(self.values))
+        return {*self.space.parameters}
+
+    @cached_property
     def space(self) -> Space:
         """The parameters that vary: the sweep's space, or the names of its variants."""
         if self.settings.variants:
@@ -155,7 +184,7 @@ class Plan:
         SettingsError if the settings don't go together."""
         values = dict(self.values)
         if self.settings.variants and settings:
-            settings = self.settings.variants[settings[VARIANT]] or {}
+            settings = self._variants[settings[VARIANT]]
         for setting_name, value in settings.items():
             parsing.put_setting(values, setting_name, value)
         values["name"] = name
@@ -194,16 +223,23 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), *, name: str | N
     """
     path = Path(path)
     values = parsing.read_yaml(path)
+    # A sweep's folder has its settings and the experiment's in one file (sweeps.run.BegunSweep).
+    begun = values["experiment"] if isinstance(values.get("experiment"), dict) else None
+    if begun is not None:
+        values = dict(values["sweep"]) if isinstance(values.get("sweep"), dict) else {}
     for override in overrides:
         parsing.apply_override(values, override)
     values["name"] = name or values.get("name") or path.stem
     settings: SweepSettings = parsing.parse_settings(TypeAdapter(SweepSettings), values, str(path))
-    if not settings.experiment:
+    if begun is not None:
+        plain = dict(begun)
+    elif settings.experiment:
+        plain = parsing.read_yaml(experiment_file(path, settings))
+        plain.pop(config.VERSION_KEY, None)
+    else:
         raise SettingsError(f"{path}: experiment is not set: name the experiment's file")
-    plain = parsing.read_yaml(experiment_file(path, settings))
-    plain.pop(config.VERSION_KEY, None)
-    for setting_name, value in settings.set.items():
-        parsing.check_known(f"{path}: set", setting_name, config.experiment_type(plain))
+    known = config.experiment_type(plain)
+    for setting_name, value in parsing.unfolded(f"{path}: set", settings.set, known).items():
         parsing.put_setting(plain, setting_name, value)
     plan = Plan(settings, plain, str(path))
     _check(plan, path)
@@ -222,12 +258,14 @@ def experiment_file(path: Path, settings: SweepSettings) -> Path:
 def _check(plan: Plan, path: Path) -> None:
     settings = plan.settings
     try:
-        names = list(plan.space.parameters) if settings.space else _variant_settings(settings)
-        known = config.experiment_type(plan.values)
-        for name in names:
-            parsing.check_known("space" if settings.space else "variants", name, known)
+        for name in sorted(plan.varied):
             if name.startswith(_FIXED):
                 raise SettingsError(f"{name} changes no weights; set it in `set` instead")
+            if name.startswith(_RESERVED):
+                raise SettingsError(
+                    f"{name} is the same for all trials of a sweep, which reserves as much for "
+                    "each; set it in `set` instead"
+                )
         plan.experiment({}, name="trial", seed=0)
         for row in settings.first:
             check_plain("first", row)
@@ -239,15 +277,6 @@ def _check(plan: Plan, path: Path) -> None:
     except SettingsError as error:
         text = str(error)
         raise SettingsError(text if text.startswith(str(path)) else f"{path}: {text}") from None
-
-
-def _variant_settings(settings: SweepSettings) -> list[str]:
-    for variant, changed in settings.variants.items():
-        if changed is not None and not isinstance(changed, dict):
-            raise SettingsError(f"variants.{variant} must be setting: value lines")
-        if wrong := [name for name in changed or {} if not isinstance(name, str)]:
-            raise SettingsError(f"variants.{variant}: {wrong[0]!r} is no name of a setting")
-    return [name for changed in settings.variants.values() for name in changed or {}]
 
 
 def _examples(plan: Plan) -> list[dict[str, Any]]:

@@ -23,17 +23,19 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from qdmr_ray.config import Experiment
+from qdmr_ray.config import Experiment, experiment_from_dict
 from qdmr_ray.data.streaming.stream import required_cpus
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.evaluate.sweep_file import SweepFile
+from qdmr_ray.parsing import flat
 from qdmr_ray.ray_cluster import capacity, check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.claims import Claims
 from qdmr_ray.storage.document import Document
 from qdmr_ray.sweeps.actor import Body, TrialActor
 from qdmr_ray.sweeps.files import Report, SweepFiles
-from qdmr_ray.sweeps.plan import Plan
+from qdmr_ray.sweeps.optuna_study import quiet_optuna
+from qdmr_ray.sweeps.plan import Plan, SweepSettings
 from qdmr_ray.sweeps.schedulers import stopping_scheduler
 from qdmr_ray.sweeps.status import telling
 from qdmr_ray.sweeps.trial import TrialContext, run_trial, trial_cpus
@@ -93,18 +95,20 @@ def sweep_run(
     experiment = plan.experiment({}, name="trial", seed=0)
     sweep = experiment.open(storage).join(plan.settings.name)
     check_run(experiment)
-    _check_same(sweep, plan)
+    check_same(sweep, plan)
     ensure_ray(experiment.outside_modules)
     claims = Claims(sweep.join(CLAIMS_FOLDER))
     claim = claims.acquire(lambda: False, lambda whom: say(f"{whom}, who runs this sweep"))
     assert claim is not None
     with (
         claim,
+        quiet_optuna(),
+        _environment(_TUNE_ENVIRONMENT),
         tempfile.TemporaryDirectory(prefix="qdmr-sweep-", ignore_cleanup_errors=True) as scratch,
     ):
         # The previous holder of the claim may have begun this sweep with other settings meanwhile.
-        _check_same(sweep, plan)
-        _begun(plan).write(sweep.join(PLAN_FILE))
+        check_same(sweep, plan)
+        begun(plan).write(sweep.join(PLAN_FILE))
         trials = Trials(plan, sweep, Path(scratch), say)
         if retry_failed:
             trials.retry_failed()
@@ -120,6 +124,21 @@ def sweep_run(
                 trials.write_time()
             raise
         return files.finish()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables until the block ends: a program may use Tune for other things, too."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -148,26 +167,41 @@ class BegunSweep(Document):
     experiment: dict[str, Any]
 
 
-def _begun(plan: Plan) -> BegunSweep:
+def begun(plan: Plan) -> BegunSweep:
+    """Returns what the sweep's folder keeps of its settings."""
     return BegunSweep(sweep=asdict(plan.settings), experiment=dict(plan.values))
 
 
-def _check_same(sweep: Location, plan: Plan) -> None:
+def check_same(sweep: Location, plan: Plan) -> None:
     """Raises QdmrError where the sweep was begun with settings that would make other trials."""
-    begun = BegunSweep.read_if_there(sweep.join(PLAN_FILE))
-    if begun is None:
+    earlier = BegunSweep.read_if_there(sweep.join(PLAN_FILE))
+    if earlier is None:
         return
     # Both are compared as JSON holds them, where a tuple is a list.
-    before, now = begun.to_dict(), _begun(plan).to_dict()
-    for section in ("sweep", "experiment"):
-        for name in {**before[section], **now[section]}:
-            old, new = before[section].get(name), now[section].get(name)
+    before, now = earlier.to_dict(), begun(plan).to_dict()
+    # A setting that is new since then had its default.
+    defaults = json.loads(json.dumps(asdict(SweepSettings(variants={"": None})) | {"variants": {}}))
+    sweeps = [{**defaults, **one["sweep"]} for one in (before, now)]
+    experiments = [one["experiment"] for one in (before, now)]
+    # Otherwise one of them has a setting that is none any more.
+    with suppress(SettingsError):
+        experiments = [_in_full(experiment) for experiment in experiments]
+    for section, (theirs, ours) in (("sweep", sweeps), ("experiment", experiments)):
+        for name in {**theirs, **ours}:
+            old, new = theirs.get(name), ours.get(name)
             if old != new and not (section == "sweep" and name in _MAY_CHANGE):
                 raise QdmrError(
                     f"{sweep.uri}: this sweep was begun with other settings ({section} {name} was "
                     f"{_short(old)}, now {_short(new)}); choose another --name, or take the change "
                     "back"
                 )
+
+
+def _in_full(experiment: dict[str, Any]) -> dict[str, Any]:
+    """Returns an experiment's settings by their dotted names, with the defaults of those that are
+    not written. Raises SettingsError where they are wrong."""
+    found: dict[str, Any] = json.loads(json.dumps(experiment_from_dict(experiment).to_dict()))
+    return flat(found)
 
 
 def _short(value: Any) -> str:
@@ -258,7 +292,6 @@ class Runner:
         return {"cpu": _WAITING_CPUS}
 
     def _fit(self, name: str, scheduler: TrialScheduler) -> None:
-        os.environ.update(_TUNE_ENVIRONMENT)
         search = TrialSearch(self._trials, self._progress, self._ended)
         trainable = tune.with_parameters(TrialActor, context=self._context, body=self._body)
         failures = self._experiment.scaling.max_failures

@@ -26,7 +26,7 @@ from qdmr_ray.models.documents import Begun, Environment, Notes, read_metrics
 from qdmr_ray.models.files import IMPORTED, network_settings, read_description
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER, StageStore, copy_stage
 from qdmr_ray.nets.weights import find_backbone_weights
-from qdmr_ray.parsing import yaml_mapping
+from qdmr_ray.parsing import flat, yaml_mapping
 from qdmr_ray.ray_cluster import check_cpus, ensure_ray, uses_gpu
 from qdmr_ray.stages import STAGES
 from qdmr_ray.stages.components import BACKBONE_OF
@@ -216,21 +216,11 @@ def _check_imported(folder: Location, found: dict[str, Any], experiment: Experim
 
 def _first_difference(experiment: Experiment, run: Location) -> str:
     file = run.join(layout.CONFIG_FILE)
-    before = _flat(yaml_mapping(file.read_bytes(), file.uri)) if file.exists() else {}
-    for name, now in _flat(experiment.to_dict()).items() if before else ():
+    before = flat(yaml_mapping(file.read_bytes(), file.uri)) if file.exists() else {}
+    for name, now in flat(experiment.to_dict()).items() if before else ():
         if before.get(name) != now and name != "name":
             return f" ({name} was {before.get(name)!r}, now {now!r})"
     return ""
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _write_run_files(experiment: Experiment, run: Location, gpu: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 
 from qdmr_ray.cli.main import main
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan, load_sweep
+from qdmr_ray.sweeps.run import begun, check_same
 
 Plans = Callable[..., Plan]
 SHIPPED = sorted(
@@ -72,7 +75,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "a/b"}, "name must be letters"),
     ({"mode": "best"}, "mode must be max or min"),
     ({"mode": ["max", "min"]}, "mode must have a value for each of 1 metrics"),
-    ({"sampler": "bayes"}, "sampler must be one of tpe, random, grid"),
+    ({"sampler": "bayes"}, "sampler must be one of tpe, gp, random, grid"),
     ({"stopping": {"rule": "asha", "grace": 0}}, "stopping.grace must be at least 1"),
     (
         {"stopping": {"grace": 4}, "metric": ["uda/validation/psnr", "uda/validation/ssim"]},
@@ -89,6 +92,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"space": {"network.codebook_size": {"choice": ["many"]}}}, "codebook_size is 'many'"),
     ({"space": {"logging.log_interval": {"choice": [1, 2]}}}, "changes no weights"),
     ({"set": {"stages.uda.gann": 1}}, "set: unknown setting stages.uda.gann"),
+    ({"set": {"stages": {"uda": {"gann": 1}}}}, "set: unknown setting stages.uda.gann"),
+    ({"set": {"stages.uda": {7: 1}}}, "set: 7 is no name of a setting"),
+    ({"space": {"scaling.workers": {"choice": [1, 2]}}}, "same for all trials of a sweep"),
+    ({"space": {"data.loader_workers": {"choice": [1, 2]}}}, "set it in `set` instead"),
+    (
+        {"space": None, "trials": None, "variants": {"a": {"scaling": {"workers": 2}}}},
+        "scaling.workers is the same for all trials",
+    ),
     ({"set": {"logging.validation_interval": None}}, "only logged with logging.validation_int"),
     ({"first": [{"network.codebook_size": 64}]}, "is not in the space"),
     ({"sampler": "grid"}, "a grid needs"),
@@ -124,6 +135,57 @@ def test_overrides_replace_settings_of_the_sweep(write_sweep: Callable[..., Path
     assert plan.settings.trials == 9
     assert plan.settings.name == "other"
     assert plan.experiment({}, name="x", seed=0).stages.uda.l1 == 3
+
+
+def test_a_section_may_be_set_as_in_an_experiment(plan_of: Plans) -> None:
+    optimizer = {"generator_lr": 0.003, "milestones": [7]}
+    plan = plan_of(set={"stages.uda": {"gan": 0.5, "optimizer": optimizer}})
+    uda = plan.experiment({}, name="x", seed=0).stages.uda
+    assert (uda.gan, uda.optimizer.generator_lr, uda.optimizer.milestones) == (0.5, 0.003, (7,))
+    # Settings beside them stay those of the experiment.
+    assert (uda.iterations, uda.crop) == (12, 16)
+
+
+def test_a_variant_may_have_a_section(plan_of: Plans) -> None:
+    variants = {"a": {"stages": {"uda": {"optimizer": {"generator_lr": 0.003}}}}, "b": None}
+    plan = plan_of(space=None, trials=None, variants=variants)
+    uda = plan.experiment({"variant": "a"}, name="x", seed=0).stages.uda
+    assert (uda.optimizer.generator_lr, uda.iterations) == (0.003, 12)
+    assert plan.experiment({"variant": "b"}, name="x", seed=0).stages.uda.iterations == 12
+
+
+def test_the_file_in_a_sweeps_folder_is_that_sweep(plan_of: Plans, tmp_path: Path) -> None:
+    plan = plan_of(set={"stages.uda.l1": 2.0}, name="codes", trials=3)
+    place = open_location(tmp_path / "codes" / "sweep.yaml")
+    begun(plan).write(place)
+    again = load_sweep(Path(place.path))
+    assert again.settings == plan.settings
+    assert again.values == plan.values
+    check_same(open_location(tmp_path / "codes"), again)
+    assert load_sweep(Path(place.path), ["trials=9"]).settings.trials == 9
+
+
+def test_a_sweep_goes_on_with_settings_that_are_new_since_then(
+    plan_of: Plans, tmp_path: Path
+) -> None:
+    plan, place = plan_of(), open_location(tmp_path / "sweep")
+    begun(plan).write(place.join("sweep.yaml"))
+    file = tmp_path / "sweep" / "sweep.yaml"
+    content = json.loads(file.read_text())
+    for name in ("baseline", "startup_trials"):
+        del content["sweep"][name]
+    # A default that was written out, or isn't any more, is no change either.
+    content["experiment"]["stages"]["uda"]["gan"] = 0.01
+    file.write_text(json.dumps(content))
+    check_same(place, plan)
+    content["experiment"]["stages"]["uda"]["gan"] = 0.02
+    file.write_text(json.dumps(content))
+    with pytest.raises(QdmrError, match=r"experiment stages.uda.gan was 0.02, now 0.01\)"):
+        check_same(place, plan)
+    content["experiment"]["stages"]["uda"]["a_setting_of_old"] = 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(QdmrError, match=r"experiment stages was .*; choose another --name"):
+        check_same(place, plan)
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.stem}")

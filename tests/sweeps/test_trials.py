@@ -15,6 +15,7 @@ import pytest
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.evaluate.sweep_file import SweepFile, TrialRecord
 from qdmr_ray.storage import open_location
+from qdmr_ray.sweeps.optuna_study import importances
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.results import summary
 from qdmr_ray.sweeps.trial import TrialReport
@@ -282,6 +283,74 @@ def test_a_baseline_outside_of_the_space_is_trained_and_no_part_of_the_search(
     assert trials.records["0000"].settings == {}
     assert len(trials.study.study.get_trials()) == 2
     assert len(open_trials(plan).study.study.get_trials()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["plain", "conditional", "two metrics"])
+def test_a_gaussian_process_proposes_better_than_chance(
+    plan_of: Plans, open_trials: Callable[[Plan], Trials], tmp_path: Path, space: str
+) -> None:
+    options: dict[str, Any] = {
+        "plain": {},
+        "conditional": {
+            "space": {
+                "network.codebook_size": {"choice": [16, 32]},
+                "stages.uda.gan": {
+                    "float": [0.001, 0.1],
+                    "log": True,
+                    "when": {"network.codebook_size": [16, 32]},
+                },
+            }
+        },
+        "two metrics": {"metric": ["uda/validation/psnr", "uda/validation/ssim"]},
+    }[space]
+    best = {}
+    for sampler in ("gp", "random"):
+        plan = plan_of(trials=12, startup_trials=5, sampler=sampler, baseline=False, **options)
+        trials = open_trials(plan)
+        count = len(plan.settings.metrics)
+        while (record := trials.next()) is not None:
+            last = report(0.0, values=[quality(record)] * count, is_last=True)
+            trials.progressed(record.id, last)
+            trials.ended(record.id, last)
+        best[sampler] = max(map(quality, trials.records.values()))
+        (tmp_path / "sweep" / "trials").rename(tmp_path / sampler)
+    assert best["gp"] > best["random"]
+    assert best["gp"] > 30.1
+
+
+def test_a_parameter_under_a_condition_has_its_importance(
+    plan_of: Plans, open_trials: Callable[[Plan], Trials]
+) -> None:
+    plan = plan_of(
+        trials=30,
+        sampler="random",
+        baseline=False,
+        space={
+            "stages.uda.s2t": {"choice": [True, False]},
+            "stages.uda.l1": {"float": [1.0, 2.0]},
+            "stages.uda.gan": {"float": [0.0, 1.0], "when": {"stages.uda.s2t": [True]}},
+        },
+    )
+    trials = open_trials(plan)
+    while (record := trials.next()) is not None:
+        # Where there are s2t images, only the weight of the GAN matters; elsewhere nothing does.
+        finish(trials, record, 20.0 + 10 * record.settings.get("stages.uda.gan", 0.5))
+    found = importances(trials.study.study)
+    assert next(iter(found)) == "stages.uda.gan"
+    assert found["stages.uda.l1"] < 0.2
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_equal_trials_have_no_importances(
+    plan_of: Plans, open_trials: Callable[[Plan], Trials]
+) -> None:
+    trials = open_trials(plan_of())
+    for _ in range(4):
+        record = trials.next()
+        assert record is not None
+        finish(trials, record, 20.0)
+    assert importances(trials.study.study) == {}
 
 
 def test_two_studies_of_one_seed_propose_the_same_and_of_another_do_not(
