@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from qdmr_ray import __version__
-from qdmr_ray.version import CodeVersion, _read
+from qdmr_ray.version import CodeVersion, _read, from_git
 
 
 def git(folder: Path, *words: str) -> str:
@@ -48,6 +49,32 @@ def test_a_checkout_has_a_commit_and_says_when_it_was_changed(checkout: Path) ->
         f"{__version__}+g{commit}.changed",
         f"qdmr {__version__}, commit {commit}, changed",
     )
+
+
+def test_changes_are_told_apart_by_their_digest(checkout: Path) -> None:
+    git(checkout, "checkout", "-q", "-b", "lens")
+    assert from_git(checkout).origin().keys() == {"commit", "branch"}
+    assert from_git(checkout).branch == "lens"
+    digests = []
+    for content in ("a = 2\n", "a = 3\n", "a = 2\n"):
+        (checkout / "code.py").write_text(content)
+        digests.append(from_git(checkout).diff)
+    assert digests[0] == digests[2] != digests[1]
+    git(checkout, "checkout", "-q", "--detach")
+    assert from_git(checkout).branch is None
+
+
+def test_a_copy_without_history_knows_where_it_is_from(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "code.py").write_text("a = 2\n")
+    copy = tmp_path / "copy"
+    (copy / "qdmr_ray").mkdir(parents=True)
+    origin = copy / "qdmr_ray" / "_origin.json"
+    origin.write_text(json.dumps(from_git(checkout).origin()))
+    assert _read(copy) == from_git(checkout)
+    for content in ("", "[1]", '{"commit": 7}', json.dumps({"branch": "x" * 1000})):
+        origin.write_text(content)
+        _read.cache_clear()
+        assert _read(copy) == CodeVersion(__version__)
 
 
 def test_a_worktree_has_its_own_commit(checkout: Path, tmp_path: Path) -> None:

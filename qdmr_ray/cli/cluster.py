@@ -40,8 +40,15 @@ def submit(
     follow: bool = flag(
         "--follow", "Show the log until the job ends, also through a broken tunnel."
     ),
-    name: str | None = option(None, "The job's id; made up by default."),
-    code: Path = option(Path(), "Folder that is uploaded and that the command starts in."),
+    name: str | None = option(
+        None, "The job's id; made up by default.", "--submission-id", "--name"
+    ),
+    code: Path = option(
+        Path(),
+        "Folder that is uploaded and that the command starts in.",
+        "--working-dir",
+        "--code",
+    ),
     env: list[str] | None = option(None, "A variable for the job.", metavar="NAME=VALUE"),
     secret: list[str] | None = option(
         None, "A variable that the cluster must provide.", metavar="NAME"
@@ -111,10 +118,36 @@ def list_jobs(address: str | None = ADDRESS) -> None:
     print_table(table)
 
 
+@jobs_app.command("status", example="jobs status JOB")
+def status(job: str = JOB, address: str | None = ADDRESS) -> None:
+    """Show a job's state, command, folder, and the commit, branch and changes of its code."""
+    found = _jobs(address).job(job)
+    shown = {
+        "state": found.state,
+        "message": found.message,
+        "user": found.user,
+        "command": found.command,
+        "folder": found.folder,
+        "began": date(found.began),
+        "ended": date(found.ended),
+        **found.origin,
+    }
+    for name, text in shown.items():
+        if text:
+            say(f"{name:8} {text}")
+
+
+@jobs_app.command("delete", example="jobs delete JOB")
+def delete(job: str = JOB, address: str | None = ADDRESS) -> None:
+    """Have the cluster forget a job that has ended, and its log; what it wrote stays."""
+    _jobs(address).delete(job)
+    say(f"job {job}: deleted")
+
+
 @jobs_app.command("logs", example="jobs logs JOB --follow")
 def logs(
     job: str = JOB,
-    follow: bool = flag("--follow", "Show the log until the job ends."),
+    follow: bool = option(False, "Show the log until the job ends.", "--follow", "-f"),
     address: str | None = ADDRESS,
 ) -> None:
     """Show what a job has printed; with --follow also what it prints until it ends."""

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from qdmr_ray.jobs.sensitive import NotSecret, holds_password, may_be_secret
 from qdmr_ray.jobs.upload import Upload
 from qdmr_ray.parsing import parse_yaml
 from qdmr_ray.untrusted import parse_json, read_regular
+from qdmr_ray.version import ORIGIN_FILE, from_git
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
 CONFIG_VARIABLE = "QDMR_CONFIG"
@@ -51,6 +52,8 @@ class Job:
     message: str
     # Where the command writes, if ``qdmr submit`` knew it.
     folder: str | None = None
+    # Of the uploaded code: commit, branch and the digest of its changes, as far as they are known.
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_address(flag: str | None) -> str:
@@ -158,16 +161,20 @@ class Jobs:
         writes: str | None = None,
     ) -> str:
         """Starts a command in a folder with the uploaded files, and returns the job's id. The job
-        remembers the folder that it ``writes``."""
+        remembers the folder that it ``writes``, and the commit, branch and changes of its code."""
         job = name or new_id(command)
+        origin = from_git(upload.root).origin()
         with tempfile.TemporaryDirectory(prefix="qdmr-job-") as folder:
             upload.copy_to(Path(folder))
+            package = Path(folder, "qdmr_ray")
+            if (package / "__init__.py").is_file():
+                (package / ORIGIN_FILE).write_text(json.dumps(origin))
             request: dict[str, Any] = {
                 # Ray passes this to a shell; quoting keeps every argument as it is.
                 "entrypoint": shlex.join(_runnable(command)),
                 "submission_id": job,
                 "runtime_env": {"env_vars": dict(variables or {}), "working_dir": folder},
-                "metadata": {"user": _user(), "command": json.dumps(list(command))},
+                "metadata": {"user": _user(), "command": json.dumps(list(command)), **origin},
             }
             if writes is not None:
                 request["metadata"]["folder"] = writes
@@ -203,6 +210,13 @@ class Jobs:
         while (state := self.job(name).state) not in ENDED and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         return state
+
+    def delete(self, name: str) -> None:
+        """Has the cluster forget a job and its log; raises QdmrError if it hasn't ended."""
+        state = self.job(name).state
+        if state not in ENDED:
+            raise QdmrError(f"job {name} is {state}: end it with qdmr jobs stop {name} first")
+        self._asked(lambda: self._client.delete_job(name), name)
 
     def folder(self, name: str) -> str:
         """Returns the run or sweep folder that the job writes, whatever the job's state: the one
@@ -260,4 +274,5 @@ def _job(details: Any) -> Job:
         ended=details.end_time / 1000 if details.end_time else None,
         message=" ".join((details.message or "").split()),
         folder=metadata.get("folder"),
+        origin={n: metadata[n] for n in ("commit", "branch", "diff") if n in metadata},
     )

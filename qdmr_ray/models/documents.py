@@ -24,9 +24,13 @@ class Begun(Document):
 
 
 class Environment(Document):
-    """``environment.json`` describes what a run was last started on; missing entries are empty."""
+    """``environment.json`` describes what a run was last started on; missing entries are empty.
+    ``diff`` is the digest of the changes since ``commit``."""
 
     qdmr_ray: str = ""
+    commit: str = ""
+    branch: str = ""
+    diff: str = ""
     python: str = ""
     torch: str = ""
     ray: str = ""

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 
-from qdmr_ray.config import Experiment, code_version, dump_experiment, stage_digest
+from qdmr_ray.config import Experiment, dump_experiment, stage_digest
 from qdmr_ray.data.format.manifest import Manifest, read_manifest
 from qdmr_ray.data.format.verify import check_complete
 from qdmr_ray.data.streaming.stream import InProcessStream
@@ -37,6 +37,7 @@ from qdmr_ray.train.loop import Task
 from qdmr_ray.train.ray_trainer import Launch, with_workers
 from qdmr_ray.train.validation import validation_names
 from qdmr_ray.train.worker_context import Watch
+from qdmr_ray.version import running_code
 
 
 def train_run(
@@ -228,7 +229,8 @@ def _write_run_files(experiment: Experiment, run: Location, gpu: bool) -> None:
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
     Environment(
-        qdmr_ray=code_version(),
+        **running_code().origin(),
+        qdmr_ray=str(running_code()),
         python=platform.python_version(),
         torch=torch.__version__,
         ray=ray.__version__,

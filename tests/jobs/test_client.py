@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.jobs.client import ADDRESS_VARIABLE, Jobs, find_address
-from qdmr_ray.jobs.upload import Upload
+from qdmr_ray.jobs.upload import Upload, plan_upload
+from qdmr_ray.version import from_git
 
 if TYPE_CHECKING:
     from fake_cluster import FakeCluster
@@ -80,3 +83,36 @@ def test_a_name_that_is_taken_is_told_as_that(fake_cluster: FakeCluster, tmp_pat
     fake_cluster.refusal = (500, "FileExistsError: the package already exists")
     with pytest.raises(QdmrError, match="the package already exists"):
         jobs.submit(["true"], Upload(tmp_path, {}, (), ()), name="mine")
+
+
+def test_a_job_keeps_the_commit_the_branch_and_the_changes_of_its_code(
+    fake_cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *identity, "-C", str(tmp_path), *words], check=True)
+
+    git("init", "-q", "-b", "lens")
+    (tmp_path / "qdmr_ray").mkdir()
+    (tmp_path / "qdmr_ray" / "__init__.py").write_text("")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    (tmp_path / "qdmr_ray" / "__init__.py").write_text("a = 1\n")
+    uploaded = []
+
+    def upload(request: dict[str, Any]) -> None:
+        folder = Path(request["runtime_env"]["working_dir"])
+        uploaded.append(json.loads((folder / "qdmr_ray" / "_origin.json").read_text()))
+
+    jobs = Jobs(fake_cluster.address)
+    monkeypatch.setattr(jobs._client, "submit_job", lambda **request: upload(request))
+    jobs.submit(["true"], plan_upload(tmp_path), name="mine")
+    monkeypatch.undo()
+    # The file goes along and is none of the folder's own.
+    assert not (tmp_path / "qdmr_ray" / "_origin.json").exists()
+    assert uploaded == [from_git(tmp_path).origin()]
+    assert uploaded[0].keys() == {"commit", "branch", "diff"}
+
+    jobs.submit(["true"], plan_upload(tmp_path), name="mine")
+    assert fake_cluster.submitted[0]["metadata"].items() >= uploaded[0].items()
+    assert jobs.job("mine").origin == uploaded[0]

@@ -193,8 +193,12 @@ def test_arguments_arrive_as_they_were_given(
 ) -> None:
     words = ["a b", "$HOME", "; touch /tmp/never", "'\"", "*"]
     script = "import json, sys; print('got', json.dumps(sys.argv[1:]))"
-    done = qdmr(cluster, "submit", "--follow", "--code", code, "--", "python", "-c", script, *words)
+    # The words of `ray job submit`.
+    options = ("--working-dir", code, "--submission-id", "words")
+    command = ("python", "-c", script, *words)
+    done = qdmr(cluster, "submit", "--follow", *options, "--", *command)
     assert done.returncode == 0, done.stderr
+    assert "got " in qdmr(cluster, "jobs", "logs", "words", "-f").stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("got ")]
     assert json.loads(line.removeprefix("got ")) == words
 
@@ -234,12 +238,20 @@ def test_a_job_is_stopped_and_unknown_ones_are_named(cluster: Variables, code: P
     again = qdmr(cluster, "submit", "--name", "sleeper", "--code", code, "--", *sleeper)
     assert again.returncode == 1
     assert "there is a job of this name already" in again.stderr
+    runs = qdmr(cluster, "jobs", "delete", "sleeper")
+    assert runs.returncode == 1
+    assert "end it with qdmr jobs stop sleeper first" in runs.stderr
     stopped = qdmr(cluster, "jobs", "stop", "sleeper")
     assert "job sleeper: STOPPED" in stopped.stdout
-    for words in (("logs", "nobody"), ("stop", "nobody"), ("fetch", "nobody")):
+    shown = qdmr(cluster, "jobs", "status", "sleeper").stdout.splitlines()
+    assert shown[0].split() == ["state", "STOPPED"]
+    assert any(line.startswith("command  python -c") for line in shown)
+    assert "deleted" in qdmr(cluster, "jobs", "delete", "sleeper").stdout
+    gone = ("status", "sleeper")
+    for words in (("logs", "nobody"), ("stop", "nobody"), ("fetch", "nobody"), gone):
         unknown = qdmr(cluster, "jobs", *words)
         assert unknown.returncode == 1
-        assert "has no job nobody; qdmr jobs list shows all" in unknown.stderr
+        assert f"has no job {words[1]}; qdmr jobs list shows all" in unknown.stderr
 
 
 def test_no_cluster_is_one_line(code: Path) -> None:
