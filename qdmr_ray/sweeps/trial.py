@@ -155,6 +155,7 @@ class Trial:
             store=context.store,
             launch=self._launched(experiment),
             watch=self._watch,
+            label=f"{context.plan.settings.name}/{experiment.name}",
             say=lambda _: None,
         )
         for (stage, name), metric in zip(

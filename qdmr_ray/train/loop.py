@@ -50,6 +50,8 @@ class Task:
     watched: bool = False
     # The id of the driver's claim on the run, without which nothing may be written there.
     claim: str | None = None
+    # What metrics for Prometheus call the run; its name by default.
+    label: str | None = None
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -87,9 +89,8 @@ class Worker:
         self._pace_at_peak = pace_at_peak(task.stage, self.experiment, host)
         self.stage = built_stage(task.stage, task.needs, self.experiment, host)
         iterations, board = self.settings.iterations, task.board
-        self.logbook = Logbook(
-            self.experiment.name, task.stage, iterations=iterations, host=host, board=board
-        )
+        label = task.label or self.experiment.name
+        self.logbook = Logbook(label, task.stage, iterations=iterations, host=host, board=board)
         self.ranks = Ranks(host.rank, host.world_size)
         self.saver = Saver(task, self.experiment, self.run_location, self.ranks, self.logbook)
         self.notice = Notice(self.ranks, host.is_leaving, self.logbook.asked_to_stop)

@@ -48,6 +48,7 @@ def train_run(
     store: str | None = None,
     launch: Launch = with_workers,
     watch: Watch | None = None,
+    label: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Location:
     """Trains ``stages`` (all of ``experiment.run`` by default) and returns the run folder.
@@ -55,7 +56,8 @@ def train_run(
     With ``store``, a folder or ``s3://…`` that runs share, a stage that any run has trained is
     copied from there, and others are trained there and copied. ``launch`` trains a stage. ``watch``
     is called with every line of the log, those of stages trained elsewhere included, and may
-    receive a line twice. Everything that can be checked is checked before a worker starts.
+    receive a line twice. Prometheus knows the run by ``label``, its name by default. Everything
+    that can be checked is checked before a worker starts.
 
     Raises:
         QdmrError: data, weights, an earlier run of the same name, the cluster or training itself.
@@ -80,7 +82,7 @@ def train_run(
         _check_earlier_run(experiment, run, names, digests)
         _write_run_files(experiment, run, gpu)
         start = partial(launch, gpu=gpu, watch=watch)
-        stages_of_run = _Stages(experiment, run, digests, start, store, say, claim)
+        stages_of_run = _Stages(experiment, run, digests, start, store, say, claim, label)
         for name in names:
             claim.check()
             stages_of_run.finish(name)
@@ -102,6 +104,7 @@ class _Stages:
     store: str | None
     say: Callable[[str], None]
     claim: Claim
+    label: str | None
 
     def finish(self, name: str) -> None:
         """Puts the stage's result into the run folder, unless it is there already."""
@@ -134,7 +137,7 @@ class _Stages:
         Begun(digest=digest).write(root.join(name, layout.BEGUN_FILE))
         needs = {n: self.run.join(n, layout.FINAL_FOLDER).uri for n in STAGES[name].needs}
         values = self.experiment.to_dict()
-        task = Task(values, name, root.uri, digest, needs, claim=claim.id)
+        task = Task(values, name, root.uri, digest, needs, claim=claim.id, label=self.label)
         self.launch(self.experiment, task)
         if not _is_finished(root, name):
             uri = root.join(name).uri

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sqlite3
 import threading
 import time
@@ -18,6 +19,7 @@ from qdmr_ray.evaluate.sweep_file import SweepFile, TrialRecord
 from qdmr_ray.models.documents import Begun
 from qdmr_ray.storage import Location, open_location
 from qdmr_ray.sweeps import run as sweeps_run
+from qdmr_ray.sweeps import trial
 from qdmr_ray.sweeps.files import SweepFiles, save_study
 from qdmr_ray.sweeps.plan import Plan
 from qdmr_ray.sweeps.status import status_line, telling
@@ -255,9 +257,27 @@ def test_all_trials_are_counted_as_soon_as_they_are_known(plan_of: Plans, tmp_pa
     assert (timed.planned, timed.total) == (None, 0)
 
 
-def test_sigterm_ends_a_sweep_as_ctrl_c_does() -> None:
-    import signal
+def test_prometheus_tells_the_trials_of_two_sweeps_apart(
+    plan_of: Plans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = []
 
+    def train_run(_: Any, **given: Any) -> None:
+        labels.append(given["label"])
+
+    monkeypatch.setattr(trial, "train_run", train_run)
+    # Ray, which isn't there, would tell.
+    monkeypatch.setattr(trial, "node_cpus", lambda: 2.0)
+    for name in ("codes", "losses"):
+        place = str(tmp_path / name)
+        context = trial.TrialContext(
+            plan=plan_of(name=name), sweep=place, store=place, folder="/", gpu=False, concurrent=1
+        )
+        trial.run_trial({"id": "0003", "settings": {}, "seed": 0}, context, lambda _: None)
+    assert labels == ["codes/0003", "losses/0003"]
+
+
+def test_sigterm_ends_a_sweep_as_ctrl_c_does() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), sweeps_run.sigterm_as_interrupt():
         signal.raise_signal(signal.SIGTERM)

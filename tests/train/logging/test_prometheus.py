@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
+from tiny_training import settings
 
+from qdmr_ray.config import experiment_from_dict
+from qdmr_ray.models.documents import Begun
+from qdmr_ray.models.layout import BEGUN_FILE
+from qdmr_ray.storage import open_location
+from qdmr_ray.train import loop
 from qdmr_ray.train.failures import EndAtOnce
 from qdmr_ray.train.logging import prometheus as gauges
 from qdmr_ray.train.preemption import Preempted, Stopped
+from qdmr_ray.train.worker_context import Host
 
 
 class Fake:
@@ -87,3 +95,18 @@ def test_a_state_that_is_empty_again_shows_zero() -> None:
     trials.set({"finished": 1, "running": 1})
     trials.set({"finished": 2})
     assert made["qdmr_trials"].values == {("sweep", "running"): 0, ("sweep", "finished"): 2}
+
+
+@pytest.mark.parametrize(("label", "run"), [(None, "lens"), ("codes/0003", "codes/0003")])
+def test_a_worker_shows_its_run_by_the_label_that_it_is_given(
+    tiny_dataset: Path, tmp_path: Path, label: str | None, run: str
+) -> None:
+    experiment = experiment_from_dict(
+        {**settings(tiny_dataset, run=["source_only"]), "name": "lens"}
+    )
+    place = open_location(tmp_path / "run")
+    Begun(digest="0").write(place.join("source_only", BEGUN_FILE))
+    task = loop.Task(experiment.to_dict(), "source_only", place.uri, "0", {}, label=label)
+    worker = loop.Worker(task, Host(gpu=False))
+    worker.logbook.open(worker.run_location, 3)
+    assert made["qdmr_iteration"].values == {(run, "source_only", ""): 3.0}
