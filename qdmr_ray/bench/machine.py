@@ -68,6 +68,9 @@ def forget_peak_memory(device: torch.device) -> None:
     """Begins :func:`peak_memory` anew on a GPU, after what an earlier bench of this process took; a
     process keeps its peak."""
     if device.type == "cuda":
+        # Until CUDA has started there are no statistics, and it starts by itself only for a device
+        # without a number.
+        torch.cuda.init()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -83,7 +83,9 @@ def bench_restore(
     width: int = option(960, "Pixels.", min=1),
     device: str = option("cpu", "cpu, cuda or cuda:N."),
     dtype: RestoringDtype = option("float32", "Precision of the network."),
-    memory: float = option(2.0, "GiB for maps between layers.", min=0),
+    memory: float | None = option(
+        None, "GiB for maps between layers, 2 by default, on a GPU what is free.", min=0
+    ),
     preset: Preset = option("full", "Sizes of the network."),
     repeats: int = option(3, "Repetitions that are timed.", min=1),
     threads: int | None = option(None, "Threads of PyTorch.", min=1),

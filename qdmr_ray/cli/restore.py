@@ -18,8 +18,11 @@ def restore(
     files: list[Path] = argument(None, "Photographs, folders or patterns.", readable=False),
     checkpoint: str = option(..., "A trained base, uda or source_only model."),
     out: Path = option(..., "Folder for the corrected photographs."),
-    memory: float = option(
-        2.0, "GiB for maps between layers; larger ones lie in scratch files.", min=0
+    memory: float | None = option(
+        None,
+        "GiB for maps between layers, 2 by default, on a GPU what is free; what exceeds them lies "
+        "in scratch files.",
+        min=0,
     ),
     scratch: Path | None = option(None, "Folder for those files; the system's by default."),
     dtype: RestoringDtype = option("float32", "Precision of the network."),
@@ -59,8 +62,10 @@ def export(
     say(f"{to} of {checkpoint} into {out}")
 
 
-def bytes_of(memory: float) -> int:
+def bytes_of(memory: float | None) -> int | None:
     """Returns ``--memory`` (GiB) in bytes; raises SettingsError if it is infinite or no number."""
+    if memory is None:
+        return None
     if not math.isfinite(memory):
         raise SettingsError(f"--memory {memory}: give a number of GiB, such as 2")
     return round(memory * 2**30)

@@ -16,12 +16,8 @@ from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets.blocks import at_least_float32
+from qdmr_ray.restore.room import Room
 
-# A strip's largest tensor. A step has a handful of them; strips then share few rows.
-STRIP_BYTES = 96 * 2**20
-# On a CPU a strip of this size stays in the cache from layer to layer, and the next strip reuses
-# its memory instead of taking it from the system page by page: 15 % of the time.
-CACHED_BYTES = 8 * 2**20
 # A strip has at least so many rows: those of its neighbours that a convolution reaches are computed
 # once more.
 FEWEST_ROWS = 32
@@ -32,17 +28,13 @@ _ROW_MULTIPLE = 2
 def strips(
     height: int,
     row_bytes: int,
-    device: torch.device,
+    room: Room,
     *,
     multiple: int = _ROW_MULTIPLE,
     fewest: int = FEWEST_ROWS,
 ) -> Iterator[tuple[int, int]]:
-    """Yields ranges of rows that cover ``height``, each a multiple of ``multiple`` rows. They have
-    about ``STRIP_BYTES``; on a CPU ``CACHED_BYTES``, or ``fewest`` rows where those are more."""
-    rows = STRIP_BYTES // row_bytes
-    if device.type == "cpu":
-        rows = min(rows, max(fewest, CACHED_BYTES // row_bytes))
-    rows = max(multiple, rows // multiple * multiple)
+    """Yields ranges of rows that cover ``height``, each but the last as high as ``room`` allows."""
+    rows = room.rows(row_bytes, multiple=multiple, fewest=fewest)
     for first in range(0, height, rows):
         yield first, min(first + rows, height)
 
@@ -55,10 +47,11 @@ class FeatureMap:
         shape: tuple[int, int, int],
         dtype: torch.dtype,
         device: torch.device,
+        room: Room,
         folder: Path | None,
     ) -> None:
         self.channels, self.height, self.width = shape
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self._room = dtype, device, room
         self._rows: Tensor | None = None
         self._file = -1
         if folder is None:
@@ -90,7 +83,7 @@ class FeatureMap:
 
     def strips(self) -> Iterator[tuple[int, int]]:
         """Yields ranges of rows that cover the map."""
-        return strips(self.height, self.row_bytes, self.device)
+        return strips(self.height, self.row_bytes, self._room)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Returns rows ``first`` .. ``last - 1`` as (1, channels, n, width) on the device; callers
@@ -144,20 +137,23 @@ class FeatureMap:
 
 
 class Arena:
-    """Makes feature maps, in memory as long as they fit into ``memory`` bytes together."""
+    """Makes feature maps, in memory as long as ``room`` has bytes for them."""
 
     def __init__(
-        self, memory: int, device: torch.device, dtype: torch.dtype, folder: Path | None = None
+        self, room: Room, device: torch.device, dtype: torch.dtype, folder: Path | None = None
     ) -> None:
-        self._free = memory
-        self._device, self._dtype = device, dtype
+        self._free = room.maps
+        self._room, self._device, self._dtype = room, device, dtype
         self._folder = folder or Path(tempfile.gettempdir())
+        self._maps: set[FeatureMap] = set()
 
     def new(self, channels: int, height: int, width: int) -> FeatureMap:
         """Returns a map whose contents are undefined."""
         fits, shape = self.fits(channels, height, width), (channels, height, width)
-        made = FeatureMap(shape, self._dtype, self._device, None if fits else self._folder)
+        folder = None if fits else self._folder
+        made = FeatureMap(shape, self._dtype, self._device, self._room, folder)
         self._free -= made.nbytes if fits else 0
+        self._maps.add(made)
         return made
 
     def fits(self, channels: int, height: int, width: int) -> bool:
@@ -168,7 +164,13 @@ class Arena:
         """Closes the map and reclaims its room."""
         if used._rows is not None:
             self._free += used.nbytes
+        self._maps.remove(used)
         used.close()
+
+    def close(self) -> None:
+        """Closes the maps that are left, those of a photograph that failed."""
+        while self._maps:
+            self._maps.pop().close()
 
 
 class GroupStatistics:
@@ -178,14 +180,15 @@ class GroupStatistics:
     def __init__(self, norm: nn.GroupNorm) -> None:
         self._norm = norm
         self._count = 0
-        self._mean = torch.zeros(norm.num_channels, dtype=torch.float64)
-        self._squares = torch.zeros(norm.num_channels, dtype=torch.float64)
+        # On the device, since a copy to the host would wait for all that the GPU has to do before.
+        zeros = torch.zeros(2, norm.num_channels, dtype=torch.float64, device=norm.weight.device)
+        self._mean, self._squares = zeros
 
     def add(self, strip: Tensor) -> None:
         """Includes a strip (1, C, n, width); each row may be included only once."""
         # Batch normalisation's own reduction is twenty times as fast as var_mean on these layouts.
         mean, variance = torch.batch_norm_update_stats(at_least_float32(strip), None, None, 0.0)
-        mean, variance = mean.double().cpu(), variance.double().cpu()
+        mean, variance = mean.double(), variance.double()
         count = strip.shape[2] * strip.shape[3]
         total = self._count + count
         apart = mean - self._mean
@@ -193,7 +196,7 @@ class GroupStatistics:
         self._mean += apart * (count / total)
         self._count = total
 
-    def affine(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def affine(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns scale and shift (1, C, 1, 1) that normalise with these statistics."""
         norm = self._norm
         means = self._mean.view(norm.num_groups, -1)
@@ -201,7 +204,7 @@ class GroupStatistics:
         within = self._squares.view(norm.num_groups, -1) / self._count
         variance = (within + (means - mean).square()).mean(1, keepdim=True)
         deviation = (variance + norm.eps).sqrt().expand_as(means).reshape(-1)
-        scale = norm.weight.detach().double().cpu() / deviation
-        shift = norm.bias.detach().double().cpu() - mean.expand_as(means).reshape(-1) * scale
-        scale, shift = (v.view(1, -1, 1, 1).to(device, dtype) for v in (scale, shift))
+        scale = norm.weight.detach().double() / deviation
+        shift = norm.bias.detach().double() - mean.expand_as(means).reshape(-1) * scale
+        scale, shift = (v.view(1, -1, 1, 1).to(dtype) for v in (scale, shift))
         return scale, shift

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.models.files import LoadedModel
@@ -233,9 +234,12 @@ class _Restoring:
             if not _tells_of_memory(error):
                 raise
             height, width = pixels.shape[:2]
+            where, remedy = "", "lower --memory, so that more lies in scratch files"
+            if isinstance(error, torch.OutOfMemoryError):
+                where = " on the GPU"
+                remedy = "end what else uses it, or choose --device cpu"
             raise QdmrError(
-                f"{path}: too little memory for {width}x{height} pixels; lower --memory, so that "
-                "more lies in scratch files"
+                f"{path}: too little memory{where} for {width}x{height} pixels; {remedy}"
             ) from error
 
     def _advanced(self, share: float) -> None:

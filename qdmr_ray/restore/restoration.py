@@ -19,7 +19,6 @@ from qdmr_ray.models.files import LoadedModel, load_model
 from qdmr_ray.nets import QDMR, VQGAN, RestorationNetwork
 from qdmr_ray.nets.registry import STREAMED, image_of
 from qdmr_ray.restore.streamed import (
-    DEFAULT_MEMORY,
     Codes,
     as_integers,
     reflected,
@@ -27,13 +26,17 @@ from qdmr_ray.restore.streamed import (
     without_padding,
 )
 from qdmr_ray.restore.tiled import TILE, restore_tiled, tile_places
-from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
+from qdmr_ray.stages.compute import (
+    BFLOAT16,
+    FLOAT32,
+    ComputeSettings,
+    autocast,
+    tensor_float_32,
+)
 from qdmr_ray.storage import Location
 
 # The place of a stage's result, or that result loaded.
 Checkpoint = Path | str | Location | LoadedModel
-
-FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> tuple[Tensor, tuple[int, int]]:
@@ -73,11 +76,12 @@ def restore_tensor(network: nn.Module, x: Tensor, codes: Codes | None = None) ->
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreSettings:
-    """How photographs are computed: maps between the layers take up to ``memory`` bytes, and those
-    that exceed it lie in files in the folder ``scratch``; ``dtype`` is float32 or bfloat16; files
-    are restored on ``device``, by default a GPU where there is one."""
+    """How photographs are computed: maps between the layers take up to ``memory`` bytes, by default
+    2 GiB, on a GPU what is free, and those that exceed it lie in files in the folder ``scratch``;
+    ``dtype`` is float32 or bfloat16; files are restored on ``device``, by default a GPU where there
+    is one."""
 
-    memory: int = DEFAULT_MEMORY
+    memory: int | None = None
     scratch: Path | None = None
     dtype: str = FLOAT32
     device: str | None = None
@@ -141,12 +145,11 @@ def restore(
     if tile is None and isinstance(network, RestorationNetwork):
         tile = TILE
     if tile is not None:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.dtype == BFLOAT16):
+        with autocast(ComputeSettings(dtype=settings.dtype), x.device):
             corrected = _in_tiles(network, x, tile, progress, codes)
     else:
         corrected = restore_tensor(network, x, codes)
-    restored = corrected[0].permute(1, 2, 0).float().cpu().numpy()
-    return as_integers(restored, image.dtype)
+    return as_integers(corrected[0].permute(1, 2, 0).float(), image.dtype)
 
 
 def _shows_codes(network: nn.Module) -> TypeGuard[QDMR | VQGAN]:

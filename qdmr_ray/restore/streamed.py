@@ -10,11 +10,11 @@ touch within a block, runs on bands of windows. The result is the network's on t
 rounding, whatever the strips. Only the photograph, its result and the maps between the layers are
 ever whole, and maps that exceed the memory granted lie in scratch files (see ``feature_maps``). All
 else takes what a strip needs, which grows with a photograph's width only where a few rows exceed
-``STRIP_BYTES``.
+its room (see ``room``).
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -26,13 +26,20 @@ from torch import Tensor, nn
 from qdmr_ray.errors import QdmrError
 from qdmr_ray.nets import QDMR
 from qdmr_ray.nets.blocks import ResBlock
-from qdmr_ray.nets.swin import SwinBlock, SwinGroup, shift_mask
+from qdmr_ray.nets.swin import SwinBlock, SwinGroup
 from qdmr_ray.restore.feature_maps import Arena, FeatureMap, GroupStatistics, strips
 from qdmr_ray.restore.progress import Progress, Work, fusing_layers
+from qdmr_ray.restore.room import Room, as_room_allows, room_on
+from qdmr_ray.restore.swin_bands import SwinBands
 from qdmr_ray.restore.upsample_conv import Doubling
-from qdmr_ray.stages.compute import ComputeSettings, tensor_float_32
+from qdmr_ray.stages.compute import (
+    BFLOAT16,
+    FLOAT32,
+    ComputeSettings,
+    autocast,
+    tensor_float_32,
+)
 
-DEFAULT_MEMORY = 2 * 2**30
 # The rows beyond a strip that one 3 x 3 convolution reaches; two in turn reach twice as many.
 REACH = 1
 
@@ -45,7 +52,7 @@ def restore_pixels(
     network: QDMR,
     image: np.ndarray,
     *,
-    memory: int = DEFAULT_MEMORY,
+    memory: int | None = None,
     bfloat16: bool = False,
     scratch: Path | None = None,
     progress: Progress | None = None,
@@ -54,19 +61,28 @@ def restore_pixels(
     """Returns the corrected photograph, like ``image`` uint8 or uint16 (H, W, 3).
 
     ``network`` is in eval mode on its device. The maps between the layers take up to ``memory``
-    bytes; larger ones lie in files in ``scratch`` (by default the system's temporary folder). A
-    strip takes further memory, the same however high the photograph. ``bfloat16`` computes in
-    autocast and halves the maps. ``progress`` receives the share that is done, strip by strip.
-    ``codes`` is called once, with the chosen codes, where the network fuses a codebook's.
+    bytes, by default 2 GiB, on a GPU what is free; larger ones lie in files in ``scratch`` (by
+    default the system's temporary folder). A strip takes further memory, the same however high the
+    photograph. ``bfloat16`` computes in autocast and halves the maps. ``progress`` receives the
+    share that is done, strip by strip; where a GPU has too little memory, the photograph begins
+    anew with smaller strips. ``codes`` is called once, with the chosen codes, where the network
+    fuses a codebook's.
     """
     weight = next(network.parameters())
     device, stored = weight.device, torch.bfloat16 if bfloat16 else weight.dtype
+
+    def corrected(room: Room) -> tuple[np.ndarray, np.ndarray | None]:
+        with closing(Arena(room, device, stored, scratch)) as arena:
+            work = _Pass(network, image, arena, room, progress, keeps_codes=codes is not None)
+            return work.run(), work.codes
+
+    compute = ComputeSettings(dtype=BFLOAT16 if bfloat16 else FLOAT32)
     # "float32" must mean float32: cuDNN's own default is TensorFloat-32, of 10 bits.
-    exact = tensor_float_32(ComputeSettings(), device)
-    fast = torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
-    with torch.inference_mode(), exact, fast:
-        arena = Arena(memory, device, stored, scratch)
-        return _Pass(network, image, arena, progress, codes).run()
+    with torch.inference_mode(), tensor_float_32(compute, device), autocast(compute, device):
+        pixels, chosen = as_room_allows(room_on(device, memory), corrected)
+    if codes is not None and chosen is not None:
+        codes(chosen)
+    return pixels
 
 
 class _Pass:
@@ -77,10 +93,15 @@ class _Pass:
         network: QDMR,
         image: np.ndarray,
         arena: Arena,
+        room: Room,
         progress: Progress | None,
-        codes: Codes | None,
+        *,
+        keeps_codes: bool,
     ) -> None:
-        self.network, self.image, self.arena, self.codes = network, image, arena, codes
+        self.network, self.image, self.arena, self.room = network, image, arena, room
+        self.keeps_codes = keeps_codes
+        # The chosen codes, once they are.
+        self.codes: np.ndarray | None = None
         self.full_scale = float(np.iinfo(image.dtype).max)
         weight = next(network.parameters())
         self.device, self.type = weight.device, weight.dtype
@@ -88,6 +109,8 @@ class _Pass:
         self.row_at, self.column_at = (
             reflected(length, -(-length // multiple) * multiple) for length in image.shape[:2]
         )
+        self.columns = torch.from_numpy(self.column_at).to(self.device)
+        self.swin = SwinBands(room, self.device)
         self.work = Work(network, len(self.row_at), len(self.column_at), progress)
 
     def run(self) -> np.ndarray:
@@ -100,9 +123,12 @@ class _Pass:
 
     def _pixels(self, first: int, last: int) -> Tensor:
         """Returns rows of the padded image as (1, 3, n, width) in [0, 1]."""
-        rows = self.image[self.row_at[first:last]][:, self.column_at]
-        strip = torch.from_numpy(rows.astype(np.float32)).to(self.device, self.type)
-        return (strip / self.full_scale).permute(2, 0, 1).unsqueeze(0)
+        rows = self.image[self.row_at[first:last]]
+        if rows.dtype != np.uint8:
+            # PyTorch can do little with uint16; float32 holds each of its values.
+            rows = rows.astype(np.float32)
+        strip = torch.from_numpy(rows).to(self.device).index_select(1, self.columns)
+        return (strip.to(self.type) / self.full_scale).permute(2, 0, 1).unsqueeze(0)
 
     def _encode(self) -> FeatureMap:
         """Runs all levels of the encoder. The first level computes the image's first convolution
@@ -166,7 +192,7 @@ class _Pass:
     ) -> GroupStatistics | None:
         """Runs one residual block in place; returns the statistics that the next normalisation
         needs. Where the first convolution's map doesn't fit into memory, it is computed twice."""
-        affine = statistics.affine(self.device, self.type)
+        affine = statistics.affine(self.type)
         shape = (out.channels, out.height, out.width)
         middle = self.arena.new(*shape) if self.arena.fits(*shape) else None
 
@@ -182,7 +208,7 @@ class _Pass:
             if middle is not None:
                 middle.put(first, h)
             self.work.did(block.conv1, (last - first) * out.width)
-        affine2 = inner.affine(self.device, self.type)
+        affine2 = inner.affine(self.type)
         after = GroupStatistics(following) if following else None
         old = _Overwritten(out, reach=2 * REACH)
         for first, last in out.strips():
@@ -210,15 +236,15 @@ class _Pass:
             indices = network.quantizer.nearest(z.flatten(0, -2).float()).view(z.shape[:-1])
             q = network.after_quant(network.quantizer.lookup(indices))
             inside = slice(first - begin, last - begin)
-            if self.codes is not None:
+            if self.keeps_codes:
                 chosen.append(indices[0, inside].cpu())
             out.put(first, network.fusion(x[:, :, inside], q[:, :, inside]))
             for layer in fusing_layers(network):
                 self.work.did(layer, (last - first) * out.width)
         self.arena.drop(features)
-        if self.codes is not None:
+        if self.keeps_codes:
             size, downsampling = self.image.shape[:2], network.settings.downsampling
-            self.codes(without_padding(torch.cat(chosen), size, downsampling))
+            self.codes = without_padding(torch.cat(chosen), size, downsampling)
         return out
 
     def _swin_group(self, group: SwinGroup, features: FeatureMap) -> FeatureMap:
@@ -226,7 +252,7 @@ class _Pass:
         tokens = self.arena.new(features.channels, features.height, features.width)
         before = features
         for layer in group.blocks:
-            _swin_block(cast(SwinBlock, layer), before, tokens)
+            self.swin.block(cast(SwinBlock, layer), before, tokens)
             before = tokens
             self.work.did(layer, tokens.height * tokens.width)
         # In place, since the group's input is needed row by row only.
@@ -252,11 +278,11 @@ class _Pass:
         """Runs the last convolution and rounds its result to the photograph's own type."""
         result = np.empty_like(self.image)
         height, width = self.image.shape[:2]
-        for first, last in strips(height, features.row_bytes, self.device):
+        for first, last in strips(height, features.row_bytes, self.room):
             x = _convolved(self.network.decoder.last, features, first, last).to(self.type)
             if self.network.settings.global_residual:
                 x = x + self._pixels(first, last)
-            pixels = x[0, :, :, :width].clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+            pixels = x[0, :, :, :width].clamp(0, 1).permute(1, 2, 0)
             result[first:last] = as_integers(pixels, result.dtype)
             self.work.did(self.network.decoder.last, (last - first) * features.width)
         self.arena.drop(features)
@@ -284,71 +310,6 @@ class _Overwritten:
         if last <= self._written:
             return kept[:, :, : last - first]
         return torch.cat([kept, self._features.rows(self._written, last)], dim=2)
-
-
-def _swin_block(block: SwinBlock, before: FeatureMap, out: FeatureMap) -> None:
-    """Runs one block from ``before`` into ``out``, band by band of whole windows; both may be the
-    same map, since windows don't overlap. A shifted block shifts each band, too, and the last band
-    then ends with the map's first rows."""
-    # The MLP's inner layer is the widest of the block.
-    hidden = cast(nn.Linear, block.mlp[0]).out_features
-    window, shift, height = block.window, block.shift, before.height
-    row_bytes = before.width * hidden * before.dtype.itemsize
-    for first, last in strips(height, row_bytes, before.device, multiple=window, fewest=window):
-        if last - first == height:
-            # Rolled while it is gathered, so that nothing is copied.
-            out.put(0, _swin_band(block, before.rows(0, height), is_last=True, roll=shift))
-            return
-        begin, end = first + shift, min(last + shift, height)
-        band = before.rows(begin, end)
-        if last + shift > height:
-            band = torch.cat([band, before.rows(0, shift)], dim=2)
-        band = _swin_band(block, band, is_last=last == height)
-        out.put(begin, band[:, :, : end - begin])
-        if last + shift > height:
-            out.put(0, band[:, :, end - begin :])
-
-
-def _swin_band(block: SwinBlock, band: Tensor, *, is_last: bool, roll: int = 0) -> Tensor:
-    """Runs one block on (1, C, n, width), n a multiple of the window, with windows that begin
-    ``roll`` rows down and wrap round; ``is_last`` marks the last band of a map."""
-    rows = band[0].permute(1, 2, 0)
-    height, width, channels = rows.shape
-    window, shift = block.window, block.shift
-    order = _window_order(height, width, window, (roll, shift)).to(band.device)
-    tokens = rows.reshape(height * width, channels)
-    windows = tokens.index_select(0, order.flatten()).view(*order.shape, channels)
-    mask = _band_mask(height, width, window, shift, is_last=is_last) if shift else None
-    after = []
-    # A single row of windows of a very wide photograph is more than a strip.
-    hidden = cast(nn.Linear, block.mlp[0]).out_features
-    window_bytes = order.shape[1] * hidden * band.itemsize
-    for first, last in strips(len(windows), window_bytes, band.device, fewest=1):
-        x = windows[first:last]
-        x = x + block.attention(
-            block.norm1(x), None if mask is None else mask[first:last].to(x.device)
-        )
-        after.append((x + block.mlp(block.norm2(x))).to(band.dtype))
-    windows = after[0] if len(after) == 1 else torch.cat(after)
-    result = windows.flatten(0, 1).index_select(0, order.flatten().argsort())
-    return result.view(rows.shape).permute(2, 0, 1).unsqueeze(0)
-
-
-def _window_order(height: int, width: int, window: int, shift: tuple[int, int]) -> Tensor:
-    """Returns token numbers by window, int64 (windows, window * window), of a band whose rows and
-    columns are rolled back by ``shift``: one gather with it both rolls and cuts into windows."""
-    numbers = torch.arange(height * width).view(height, width)
-    numbers = numbers.roll((-shift[0], -shift[1]), dims=(0, 1))
-    cut = numbers.view(height // window, window, width // window, window).transpose(1, 2)
-    return cut.reshape(-1, window * window)
-
-
-def _band_mask(height: int, width: int, window: int, shift: int, *, is_last: bool) -> Tensor:
-    """Returns the part of ``shift_mask`` for a band's windows; of all bands, only a map's last one
-    holds rows that are neighbours through the roll alone."""
-    if is_last:
-        return shift_mask(height, width, window, shift)
-    return shift_mask(height + window, width, window, shift)[: -(width // window)]
 
 
 def _convolved(layer: nn.Module, below: FeatureMap, first: int, last: int) -> Tensor:
@@ -385,13 +346,15 @@ def reflected(length: int, wanted: int) -> np.ndarray:
     return np.minimum(positions, period - positions)
 
 
-def as_integers(image: np.ndarray, kind: np.dtype) -> np.ndarray:
-    """Rounds values in [0, 1] to integers of a type, whose largest is 1; raises QdmrError where one
-    is NaN, which would become black."""
-    values = np.rint(image * np.iinfo(kind).max)
-    if np.isnan(values).any():
+def as_integers(image: Tensor, kind: np.dtype) -> np.ndarray:
+    """Rounds values in [0, 1] to integers of a type, whose largest is 1, on the image's device;
+    raises QdmrError where one is NaN, which would become black."""
+    values = (image * np.iinfo(kind).max).round()
+    if values.isnan().any():
         raise QdmrError(
             "the network computed values that are not numbers: its weights are too large, or the "
             "training that made them had diverged; take other weights"
         )
-    return values.astype(kind)
+    # PyTorch can do little with uint16.
+    integers = values.to(torch.uint8 if kind == np.uint8 else torch.int32)
+    return integers.cpu().numpy().astype(kind, copy=False)

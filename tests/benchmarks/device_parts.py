@@ -266,25 +266,24 @@ def exchanged(bench: StepBench, gradients: str | None, alone: list[torch.Tensor]
 
 
 def restoring(scale: Scale, emit: Emit) -> None:
-    """Photographs with the maps in the GPU's memory, and the largest one with the default's."""
+    """Photographs with the maps in the GPU's memory, and the largest one with the CPU's default for
+    them, so that most lie in scratch files."""
     if importlib.util.find_spec("numpy") is None:
         emit({"refused": "numpy is not installed on this machine"})
         return
     from qdmr_ray.bench.restore import RestoreBench, bench_restore
+    from qdmr_ray.restore.room import DEFAULT_MEMORY
 
-    plenty = 2**30
-    if not scale.dry:
-        plenty = torch.cuda.get_device_properties(scale.device).total_memory * 3 // 4
     base = RestoreBench(device=scale.device, preset=scale.preset)
     benches = [
-        replace(base, height=height, width=width, repeats=repeats, dtype=dtype, memory=plenty)
+        replace(base, height=height, width=width, repeats=repeats, dtype=dtype)
         for height, width, repeats in scale.photographs
         for dtype in (BFLOAT16, FLOAT32)
     ]
-    benches.append(replace(benches[-2], memory=base.memory, repeats=1))
+    benches.append(replace(benches[-2], memory=DEFAULT_MEMORY, repeats=1))
     for bench in benches:
-        what = {"height": bench.height, "width": bench.width, "dtype": bench.dtype}
-        what["memory"] = bench.memory
+        what: Row = {"height": bench.height, "width": bench.width, "dtype": bench.dtype}
+        what |= {} if bench.memory is None else {"memory": bench.memory}
         emit(measured(what, partial(bench_restore, bench)))
 
 

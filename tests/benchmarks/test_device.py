@@ -208,7 +208,13 @@ def test_tables_tell_what_went_wrong() -> None:
             },
         },
     }
+    photograph = {"height": 4000, "width": 6000, "dtype": "float32"}
+    refused = {"refused": "CUDA out of memory"}
+    more = [photograph | refused, photograph | refused | {"memory": 2**31}]
+    results["parts"]["restore"] = part | {"rows": more}
     lines = list(device_table.document(results))
+    for memory in ("what is free", "2048 MiB"):
+        assert f"| 4000 × 6000 | float32 | {memory} | CUDA out of memory |  |  |  |  |" in lines
     assert lines[0] == "an unknown device, torch ?, 2026-11-28, commit unknown."
     for start in (
         "| plain | no | 400.0 ms | 1.00 |  |",
