@@ -14,10 +14,12 @@ from PIL import Image
 from rich.progress import Progress, TaskID
 
 from qdmr_ray.cli import main as cli
+from qdmr_ray.cli.restore_display import Bar, Lines
 from qdmr_ray.models.files import save_model
 from qdmr_ray.nets import QDMR, VQGAN, NetworkSettings, SwinSettings
 from qdmr_ray.photographs.files import Photograph
 from qdmr_ray.restore import files as restoring
+from qdmr_ray.restore.inputs import Failure
 from qdmr_ray.storage import open_location
 
 SMALL = NetworkSettings(
@@ -175,6 +177,29 @@ def test_a_bar_with_the_photographs_name_where_a_person_watches(
     assert moved[0] == 0
     assert any(0 < share < 0.5 for share in moved)
     assert moved[-1] == 2
+
+
+def test_an_end_is_told_with_its_own_number_after_the_next_has_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And doesn't move the bar, which is with the next one."""
+    paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    with Progress(disable=True) as progress:
+        for report in (Lines(), Bar(progress)):
+            report.begun(paths[0], 1, 3)
+            report.begun(paths[1], 2, 3)
+            report.advanced(0.25)
+            report.restored(paths[0], tmp_path / "out" / "a.png", [])
+            report.begun(paths[2], 3, 3)
+            report.advanced(0.5)
+            report.failed(Failure(path=paths[1], reason="broken"))
+            assert report.so_far(tmp_path).startswith("1 of 3 photographs")
+        assert progress.tasks[0].completed == 2.5
+        report.restored(paths[2], tmp_path / "out" / "c.png", [])
+        assert progress.tasks[0].completed == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"restored {paths[0]} as {tmp_path / 'out' / 'a.png'} (1 of 3)"
+    assert lines[1:] == ["qdmr: broken"] * 2
 
 
 def test_interrupted_it_says_what_is_true(
