@@ -27,13 +27,22 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z = at_least_float32(z)
-        rows = z.movedim(1, -1)
-        indices = self.nearest(rows.detach().flatten(0, -2)).view(rows.shape[:-1])
+        indices = self.choose(z)
         codes = self.lookup(indices)
         codebook = (codes - z.detach()).square().flatten(1).mean(1)
         commitment = (codes.detach() - z).square().flatten(1).mean(1)
-        quantized = z + (codes - z).detach()
-        return quantized, indices, codebook + self.commitment * commitment
+        return _through(z, codes), indices, codebook + self.commitment * commitment
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns what ``forward`` does, to the bit, without the loss and what it takes."""
+        z = at_least_float32(z)
+        indices = self.choose(z)
+        return _through(z, self.lookup(indices)), indices
+
+    def choose(self, z: Tensor) -> Tensor:
+        """Returns the indices (B, h, w) of the codes nearest to ``z`` (B, D, h, w)."""
+        rows = at_least_float32(z).detach().movedim(1, -1)
+        return self.nearest(rows.flatten(0, -2)).view(rows.shape[:-1])
 
     def guidance(self, z: Tensor, wanted: Tensor) -> Tensor:
         """Returns each image's distance (B,) of ``z`` (B, D, h, w) to the codes at ``wanted``
@@ -65,6 +74,11 @@ class VectorQuantizer(nn.Module):
     def lookup(self, indices: Tensor) -> Tensor:
         """Returns the codes (B, D, h, w) at ``indices`` (B, h, w)."""
         return nn.functional.embedding(indices, self.codes).movedim(-1, 1)
+
+
+def _through(z: Tensor, codes: Tensor) -> Tensor:
+    """Returns ``codes`` with the gradient of ``z``, the straight-through estimate."""
+    return z + (codes - z).detach()
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -51,7 +51,14 @@ class VQGAN(nn.Module):
     @torch.no_grad()
     def encode_indices(self, x: Tensor) -> Tensor:
         """Returns the codes' indices, int64 (B, h, w), of images (B, 3, H, W) without decoding."""
-        return self.quantizer(self.before_quant(self.encoder(x)))[1]
+        return self.quantizer.choose(self.before_quant(self.encoder(x)))
+
+    @torch.no_grad()
+    def translate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the ``image`` and ``indices`` of :class:`VQGANOutput`, without the codebook loss:
+        a trained VQGAN makes s2t images (B, 3, H, W), unclamped, of source images."""
+        code, indices = self.quantizer.quantize(self.before_quant(self.encoder(x)))
+        return self.decoder(self.after_quant(code)), indices
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Decodes the codes at ``indices`` (B, h, w) to images (B, 3, H, W), unclamped."""

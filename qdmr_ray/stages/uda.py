@@ -96,19 +96,18 @@ class UDAStage(Stage):
             why = "the network's downsampling x the feature discriminator's"
             check_crop(cls.name, settings, multiple, why, "feature_gan")
 
-    @torch.no_grad()
-    def to_target_style(self, source: Tensor) -> Tensor:
-        """Returns s2t images (B, 3, H, W), unclamped, of source images."""
-        return self.vqgan(source).image
-
     def generator_loss(self, batch: Batch) -> LossPass:
         inputs = {"source": batch["source"], "target": batch["target"]}
+        chosen: list[Tensor] = []
         if self.settings.s2t:
-            inputs["s2t"] = self.to_target_style(batch["source"])
+            inputs["s2t"], of_source = self.vqgan.translate(batch["source"])
+            chosen = [of_source]
         inputs = {domain: inputs[domain] for domain in DOMAINS if domain in inputs}
         images, wanted = torch.cat(list(inputs.values())), None
         if self.settings.code_guidance:
-            wanted = self.vqgan.encode_indices(images)
+            # The VQGAN has seen the source images, which come first, on the way to their s2t ones.
+            unseen = images[sum(map(len, chosen)) :]
+            wanted = torch.cat([*chosen, self.vqgan.encode_indices(unseen)])
         encoded = self.network.encode(images, wanted)
         assert encoded.indices is not None
         assert encoded.codebook_loss is not None
@@ -170,7 +169,7 @@ class UDAStage(Stage):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        s2t = self.to_target_style(batch["source"])
+        s2t = self.vqgan.translate(batch["source"])[0]
         return {
             "source": batch["source"],
             "source_output": self.network(batch["source"]).image,

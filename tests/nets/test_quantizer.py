@@ -44,6 +44,7 @@ def test_contract(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     assert torch.equal(indices, distances(z, vq.codes).argmin(-1))
     codes = vq.codes[indices].permute(0, 3, 1, 2)
     assert torch.equal(vq.lookup(indices), codes)
+    assert all(map(torch.equal, vq.quantize(z), (quantized, indices)))
     rounding = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(quantized, codes.to(quantized.dtype), rtol=rounding, atol=rounding)
     wanted = (1 + BETA) * (codes - z).double().square().mean((1, 2, 3))

@@ -23,6 +23,7 @@ from tiny_stages import (
 from torch import Tensor, nn
 
 from qdmr_ray.errors import QdmrError, SettingsError
+from qdmr_ray.nets.quantizer import VectorQuantizer
 from qdmr_ray.stages import (
     STAGES,
     Components,
@@ -423,10 +424,35 @@ def test_s2t_images_are_the_vqgans_unclamped_reconstruction() -> None:
     with torch.no_grad():
         stage.vqgan.decoder.last.weight.mul_(20)
     source = batch_of("uda", 2)["source"]
-    s2t = stage.to_target_style(source)
+    s2t, indices = stage.vqgan.translate(source)
     assert not s2t.requires_grad
     assert s2t.min() < 0 or s2t.max() > 1
-    torch.testing.assert_close(s2t, stage.vqgan(source).image)
+    expected = stage.vqgan(source)
+    assert torch.equal(s2t, expected.image)
+    assert torch.equal(indices, expected.indices)
+
+
+def test_the_frozen_vqgan_sees_each_image_once_and_computes_no_loss(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = tiny_stage("uda", replace(SETTINGS["uda"], code_guidance=1.0))
+    quantize = VectorQuantizer.forward
+    quantizers: list[nn.Module] = []
+
+    def forward(self: VectorQuantizer, z: Tensor) -> Any:
+        quantizers.append(self)
+        return quantize(self, z)
+
+    monkeypatch.setattr(VectorQuantizer, "forward", forward)
+    seen: list[Tensor] = []
+    stage.vqgan.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    batch = batch_of("uda", 2)
+    stage.step(batch)
+    assert quantizers == [stage.network.quantizer]
+    s2t = stage.vqgan.translate(batch["source"])[0]
+    wanted = [batch["source"], torch.cat([s2t, batch["target"]])]
+    assert all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=False))
+    assert len(seen) == len(wanted) + 1
 
 
 PICTURES = {
