@@ -18,10 +18,8 @@ def codebook_usage(indices: Mapping[str, Tensor], codebook_size: int) -> Losses:
     alike (van den Oord et al., 2017)."""
     usage: Losses = {}
     for domain, chosen in indices.items():
-        codes = chosen.flatten()
-        # bincount would wait for the GPU to learn how many bins it needs.
-        counts = codes.new_zeros(codebook_size).scatter_add_(0, codes, torch.ones_like(codes))
-        frequencies = counts.float() / codes.numel()
+        counts = _counts(chosen, codebook_size)
+        frequencies = counts.float() / chosen.numel()
         entropy = -torch.xlogy(frequencies, frequencies).sum()
         usage[f"codebook/{domain}/perplexity"] = entropy.exp()
         usage[f"codebook/{domain}/used"] = (counts > 0).float().mean()
@@ -61,12 +59,13 @@ class CodeAverages:
         weight = torch.where(before > 0, 1 - self._decay, 1.0).to(counts)
         self.counts = decay * before + weight * counts
         self.sums = decay[:, None] * self.sums.to(sums) + weight[:, None] * sums
-        chosen = counts > 0
-        codes[chosen] = self.sums[chosen] / self.counts[chosen, None]
+        # To write the chosen codes alone would wait for the GPU to learn how many these are.
+        codes.copy_(torch.where(counts[:, None] > 0, self.sums / self.counts[:, None], codes))
 
     def forget(self, codes: Tensor) -> None:
         """Forgets what chose the ``codes``, indices (N,), as they were moved elsewhere."""
-        self.counts[codes] = 0
+        if len(codes):
+            self.counts[codes] = 0
 
 
 class CodeRevival:
@@ -81,19 +80,29 @@ class CodeRevival:
     def __init__(self, network: VQGAN, after: int) -> None:
         self._network = network
         self._after = after
-        self.idle = torch.zeros(len(network.quantizer.codes), dtype=torch.int64)
+        self.resume(torch.zeros(len(network.quantizer.codes), dtype=torch.int64))
+
+    def resume(self, idle: Tensor) -> None:
+        """Goes on from the iterations for which each code has been idle, int64 (K,)."""
+        self.idle = idle
+        # Iterations in which no code can die, as far as is known.
+        self._safe = 0
 
     @torch.no_grad()
     def step(
         self, indices: Tensor, images: Tensor, iteration: int, optimizer: torch.optim.Optimizer
     ) -> Tensor:
         """Returns the codes that were replaced, indices (N,); ``indices`` are those that this
-        iteration's images (B, 3, H, W) chose."""
+        iteration's images (B, 3, H, W) chose. It waits for the GPU only in iterations in which a
+        code may have died."""
         codes = self._network.quantizer.codes
-        used = torch.bincount(indices.flatten(), minlength=len(codes))
+        used = _counts(indices, len(codes))
         if _distributed():
             torch.distributed.all_reduce(used)
         self.idle = torch.where(used > 0, 0, self.idle.to(used.device) + 1)
+        if self._safe:
+            self._safe -= 1
+            return used[:0]
         dead = (self.idle >= self._after).nonzero().flatten()
         if len(dead):
             codes[dead] = self._rows(images, len(dead), iteration).to(codes.dtype)
@@ -102,6 +111,7 @@ class CodeRevival:
                     # Adam's moments belong to the position that the code has left.
                     optimizer.state[codes][moment][dead] = 0
             self.idle[dead] = 0
+        self._safe = self._after - int(self.idle.max()) - 1
         return dead
 
     def _rows(self, images: Tensor, count: int, iteration: int) -> Tensor:
@@ -114,6 +124,13 @@ class CodeRevival:
         if _distributed():
             torch.distributed.broadcast(picked, src=0)
         return picked
+
+
+def _counts(chosen: Tensor, codes: int) -> Tensor:
+    """Returns how often each of so many codes is among the ``chosen`` indices, int64 (codes,)."""
+    chosen = chosen.flatten()
+    # bincount would wait for the GPU to learn how many bins it needs.
+    return chosen.new_zeros(codes).scatter_add_(0, chosen, torch.ones_like(chosen))
 
 
 def _distributed() -> bool:

@@ -117,7 +117,7 @@ class VQGANStage(Stage):
         revived = self.revival.step(chosen, images, self.iteration, self.generator_optimizer)
         if self.averages is not None:
             self.averages.forget(revived)
-        return {"codebook/revived": revived.new_tensor(len(revived), dtype=torch.float32)}
+        return {"codebook/revived": torch.full((), float(len(revived)), device=revived.device)}
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -130,7 +130,7 @@ class VQGANStage(Stage):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         if self.revival is not None:
-            self.revival.idle = state["idle_codes"].clone()
+            self.revival.resume(state["idle_codes"].clone())
         if self.averages is not None:
             self.averages.counts = state["code_counts"].clone()
             self.averages.sums = state["code_sums"].clone()

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_stages import (
+    CROP,
     PLAIN_AND_GUIDED,
     SETTINGS,
     TinyVGG19,
@@ -27,6 +28,7 @@ from qdmr_ray.nets import VQGAN, DiscriminatorSettings, SwinSettings, UNetDiscri
 from qdmr_ray.nets.blocks import ResBlock
 from qdmr_ray.nets.swin import SwinBottleneck
 from qdmr_ray.stages import STAGES, BaseSettings, ComputeSettings, Stage, share_of
+from qdmr_ray.stages.codebook import CodeRevival
 from qdmr_ray.stages.compute import prepare
 
 every_stage = pytest.mark.parametrize("name", STAGES)
@@ -331,6 +333,43 @@ def test_dead_codes_move_to_where_features_are() -> None:
     assert not moments["exp_avg"][5:].any()
     used = set(stage.network(images).indices.flatten().tolist())
     assert used & set(range(5, len(codes)))
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_revival_looks_only_where_a_code_may_have_died(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look is to wait for the GPU, which ``nonzero`` does."""
+    look, looks = Tensor.nonzero, 0
+
+    def nonzero(tensor: Tensor) -> Tensor:
+        nonlocal looks
+        looks += 1
+        return look(tensor)
+
+    monkeypatch.setattr(Tensor, "nonzero", nonzero)
+    torch.manual_seed(0)
+    vqgan = trained_vqgan().requires_grad_(False)
+    codes, images = len(vqgan.quantizer.codes), torch.rand(1, 3, CROP, CROP)
+    adam, revival = torch.optim.Adam([torch.zeros(1)]), CodeRevival(vqgan, after)
+    idle = torch.zeros(codes, dtype=torch.int64)
+    iterations, died = 60, 0
+    for iteration in range(iterations):
+        if iteration == iterations // 2:
+            # As a checkpoint does.
+            revival = CodeRevival(vqgan, after)
+            revival.resume(idle.clone())
+        # The first code is chosen in every third iteration, all others in each.
+        chosen = torch.arange(int(torch.rand(()) > 1 / 3), codes)
+        idle += 1
+        idle[chosen] = 0
+        dead = look(idle >= after).flatten()
+        idle[dead] = 0
+        assert torch.equal(revival.step(chosen, images, iteration, adam), dead)
+        assert torch.equal(revival.idle, idle)
+        died += len(dead)
+    assert died
+    assert looks == iterations if after == 1 else looks < 0.8 * iterations
 
 
 def test_codes_are_averages_of_what_chose_them() -> None:
