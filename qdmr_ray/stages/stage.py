@@ -388,14 +388,15 @@ class Stage:
     def _lpips(
         self, lpips: LPIPS, outputs: Mapping[str, Tensor], truths: Mapping[str, Tensor]
     ) -> Losses:
-        """Runs VGG once over all outputs, and once over each truth, which outputs may share."""
+        """Runs VGG once over all outputs, and once over all truths, which outputs may share."""
+        apart = {id(truths[domain]): truths[domain] for domain in outputs}
         with torch.no_grad():
-            seen = {id(truth): lpips.features(truth) for truth in set(truths.values())}
-        features = lpips.features(torch.cat(list(outputs.values())))
-        by_output = zip(*(level.chunk(len(outputs)) for level in features), strict=True)
+            seen = _by_image(lpips, list(apart.values()))
+        found = _by_image(lpips, list(outputs.values()))
+        kept = dict(zip(apart, seen, strict=True))
         return {
-            domain: lpips.distance(levels, seen[id(truths[domain])]).mean()
-            for domain, levels in zip(outputs, by_output, strict=True)
+            domain: lpips.distance(features, kept[id(truths[domain])]).mean()
+            for domain, features in zip(outputs, found, strict=True)
         }
 
     def gan_terms(self, outputs: Mapping[str, Tensor]) -> Losses:
@@ -451,6 +452,12 @@ class Stage:
 def _logged(passes: Sequence[LossPass], share: Share) -> Losses:
     """Returns the scalars that the micro-batches' passes log, weighted as their losses."""
     return weighted_sum([detached(out.terms) | out.logged for out in passes], share.weights)
+
+
+def _by_image(lpips: LPIPS, images: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Returns the features of each of ``images``, which pass through VGG together."""
+    levels = lpips.features(torch.cat(list(images)))
+    return list(zip(*(level.chunk(len(images)) for level in levels), strict=True))
 
 
 def _weights(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -455,6 +455,25 @@ def test_the_frozen_vqgan_sees_each_image_once_and_computes_no_loss(
     assert len(seen) == len(wanted) + 1
 
 
+@stages
+def test_lpips_sees_all_truths_at_once_and_all_outputs_at_once(name: str) -> None:
+    stage, batch = tiny_stage(name, SETTINGS[name]), batch_of(name, 2)
+    lpips = stage.lpips
+    assert lpips is not None
+    images: list[Tensor] = []
+    lpips.features.register_forward_pre_hook(lambda _, args: images.append(args[0]))
+    out = stage.generator(batch)
+    truths, outputs = images
+    domains = {"vqgan": ["source", "target"]}.get(name, ["ground_truth"])
+    assert torch.equal(truths, torch.cat([batch[domain] for domain in domains]))
+    assert (truths.requires_grad, outputs.requires_grad) == (False, True)
+    restored = [key.split("/")[0] for key in out.terms if key.endswith("/lpips")]
+    for i, (domain, output) in enumerate(zip(restored, outputs.split(2), strict=True)):
+        truth = batch[domains[i % len(domains)]]
+        expected = lpips(output, truth).mean()
+        torch.testing.assert_close(out.terms[f"{domain}/lpips"], expected)
+
+
 PICTURES = {
     "vqgan": {"source", "s2t", "target", "target_reconstruction", "codebook_atlas"},
     "source_only": {"source", "source_output", "ground_truth"},
