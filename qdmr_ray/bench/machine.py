@@ -46,8 +46,7 @@ def against_floor(
 
 def convolution_rate(device: torch.device, compute: ComputeSettings) -> float:
     """Returns the GFLOP/s of a 3 x 3 convolution of 256 channels, the best of some repeats."""
-    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
-    batch, channels, side = 4, 256, _CONVOLVED_SIDE
+    batch, channels, side, layout = 4, 256, _CONVOLVED_SIDE, compute.memory_format
     images, weight = (
         torch.randn(shape, device=device, dtype=kind_of(compute)).contiguous(memory_format=layout)
         for shape in ((batch, channels, side, side), (channels, channels, 3, 3))

@@ -68,6 +68,11 @@ class ComputeSettings(Settings):
         choices=(FLOAT32, BFLOAT16),
     )
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout of images that ``channels_last`` stands for."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
     def check(self, device: torch.device) -> None:
         """Raises SettingsError where ``device`` lacks what the settings ask for."""
         if self.cuda_graph and device.type != "cuda":

@@ -267,7 +267,7 @@ class Stage:
 
     def _micro_batches(self, batch: Batch, share: Share) -> list[Batch]:
         """Splits the batch into the micro-batches of ``share``, laid out as ``compute`` says."""
-        layout = torch.channels_last if self.compute.channels_last else torch.contiguous_format
+        layout = self.compute.memory_format
         images = {name: batch[name].contiguous(memory_format=layout) for name in self.domains}
         pieces: list[Batch] = []
         first = 0

@@ -116,7 +116,7 @@ def batches_of(
         stream = crop_stream(
             kind, experiment, stage.name, share=share, start=stage.iteration, **options
         )
-        batches = on_device(iter(stream), stage.domains, host.device)
+        batches = on_device(iter(stream), stage.domains, host.device, stage.compute.memory_format)
         try:
             yield from batches
         finally:

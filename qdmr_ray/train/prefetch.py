@@ -14,14 +14,17 @@ T = TypeVar("T")
 
 
 def on_device(
-    batches: Iterator[dict[str, Any]], names: tuple[str, ...], device: torch.device
+    batches: Iterator[dict[str, Any]],
+    names: tuple[str, ...],
+    device: torch.device,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Generator[dict[str, Any], None, None]:
-    """Yields the batches with their images ``names`` on ``device``, float32 in [0, 1]; anything
-    else in a batch stays as it is. uint8 crops travel; floats are made where they are used. Closing
-    the generator ends its thread."""
+    """Yields the batches with their images ``names`` on ``device``, float32 in [0, 1] and in the
+    ``layout`` that the step wants; anything else in a batch stays as it is. uint8 crops travel;
+    floats are made where they are used. Closing the generator ends its thread."""
     if device.type != "cuda":
-        return (_moved(batch, names, device) for batch in batches)
-    return _on_gpu(batches, names, device)
+        return (_moved(batch, names, device, layout) for batch in batches)
+    return _on_gpu(batches, names, device, layout)
 
 
 def one_ahead(items: Iterator[Any], work: Callable[[Any], T]) -> Generator[T, None, None]:
@@ -40,23 +43,37 @@ def one_ahead(items: Iterator[Any], work: Callable[[Any], T]) -> Generator[T, No
 
 
 def _moved(
-    batch: dict[str, Any], names: tuple[str, ...], device: torch.device, *, pinned: bool = False
+    batch: dict[str, Any],
+    names: tuple[str, ...],
+    device: torch.device,
+    layout: torch.memory_format,
+    *,
+    pinned: bool = False,
 ) -> dict[str, Any]:
     images = {name: batch[name].pin_memory() if pinned else batch[name] for name in names}
     return batch | {
-        name: image.to(device, non_blocking=pinned).float() / PIXEL_MAXIMUM
+        name: _as_floats(image.to(device, non_blocking=pinned), layout)
         for name, image in images.items()
     }
 
 
+def _as_floats(image: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """Divides, widens and turns over in one operation."""
+    floats = torch.empty_like(image, dtype=torch.float32, memory_format=layout)
+    return torch.div(image, PIXEL_MAXIMUM, out=floats)
+
+
 def _on_gpu(
-    batches: Iterator[dict[str, Any]], names: tuple[str, ...], device: torch.device
+    batches: Iterator[dict[str, Any]],
+    names: tuple[str, ...],
+    device: torch.device,
+    layout: torch.memory_format,
 ) -> Generator[dict[str, Any], None, None]:
     stream = torch.cuda.Stream(device)
 
     def transfer(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event]:
         with torch.cuda.stream(stream):
-            moved = _moved(batch, names, device, pinned=True)
+            moved = _moved(batch, names, device, layout, pinned=True)
             done = torch.cuda.Event()
             done.record(stream)
         return moved, done

@@ -28,6 +28,15 @@ def test_images_become_floats_and_the_rest_stays() -> None:
     assert found["positions"] == [7]
 
 
+def test_images_have_the_layout_that_is_asked_for() -> None:
+    crops = torch.arange(2 * 3 * 4 * 5).to(torch.uint8).view(2, 3, 4, 5)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        batches = on_device(iter([{"source": crops}]), ("source",), torch.device("cpu"), layout)
+        (found,) = batches
+        assert found["source"].is_contiguous(memory_format=layout)
+        assert torch.equal(found["source"], crops.float() / 255)
+
+
 def test_the_next_result_is_made_while_one_is_in_use() -> None:
     taken: list[int] = []
 
