@@ -19,6 +19,9 @@ class Adam(torch.optim.Adam):
     would take them for those of other weights.
     """
 
+    # The learning rate as it was set last; unknown where a checkpoint has set it.
+    _rate: float | None = None
+
     add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
     # This wrapper also switches gradients off.
@@ -31,7 +34,11 @@ class Adam(torch.optim.Adam):
             group["lr"] = torch.tensor(group["lr"], device=group["params"][0].device)
 
     def set_rate(self, rate: float) -> None:
-        """Sets the learning rate of every group."""
+        """Sets the learning rate of every group, and asks nothing of the GPU where it is set
+        already."""
+        if rate == self._rate:
+            return
+        self._rate = rate
         for group in self.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -46,6 +53,7 @@ class Adam(torch.optim.Adam):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rate = None
         own = [(group["lr"], group["capturable"]) for group in self.param_groups]
         inspect.unwrap(torch.optim.Adam.load_state_dict)(self, state_dict)
         for group, (rate, capturable) in zip(self.param_groups, own, strict=True):

@@ -50,8 +50,8 @@ class RecordedSteps:
                 self._warm[shapes] = done + 1
                 return self._as_it_is(batch)
             recording = self._recordings[shapes] = self._record(batch)
-        for name, images in recording.batch.items():
-            images.copy_(batch[name], non_blocking=True)
+        own = recording.batch
+        torch._foreach_copy_(list(own.values()), [batch[name] for name in own])
         recording.graph.replay()
         # Cloned, since the next replay overwrites them.
         return dict(zip(recording.names, recording.scalars.clone(), strict=True))

@@ -2,7 +2,7 @@
 codebook that dies. Watching costs no wait for the GPU: each step marks on the device which terms
 went wrong when; the marks are read at a log line or a checkpoint, before a bad state is kept."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,17 +39,17 @@ class Guard:
         self._warned: set[str] = set()
 
     @torch.no_grad()
-    def watch(self, metrics: Mapping[str, Tensor], iteration: int) -> None:
-        """Marks the metrics (scalars) of one step that are not finite."""
+    def watch(self, names: Sequence[str], values: Tensor, iteration: int) -> None:
+        """Marks the metrics of one step that are not finite: ``values`` (N,), in the same order in
+        each step."""
         if self._settings.non_finite == OFF:
             return
-        values = torch.stack([value.detach().float() for value in metrics.values()])
         if self._first_bad is None:
-            self._names = tuple(metrics)
-            shape, kind = (len(values),), torch.int64
-            self._first_bad = torch.full(shape, _NEVER, dtype=kind, device=values.device)
-        new = ~values.isfinite() & (self._first_bad == _NEVER)
-        self._first_bad = self._first_bad.masked_fill(new, iteration)
+            self._names = tuple(names)
+            self._first_bad = torch.full_like(values, _NEVER, dtype=torch.int64)
+        first = self._first_bad
+        # Of finite numbers alone the difference to itself is 0; isfinite takes twice as long.
+        self._first_bad = torch.where(values - values == 0, first, first.clamp(max=iteration))
 
     def check(self) -> list[str]:
         """Returns a warning for each term newly found not finite; a collective call on all ranks.

@@ -154,9 +154,12 @@ class Worker:
                 batch = {name: received[name] for name in stage.domains}
                 stage.measures_gradients = "log" in self._due(stage.iteration + 1)
                 with self.meter.device_phase("step"):
-                    values = stage.step(batch)
-                    self.guard.watch(values, stage.iteration)
-                    self.meter.add(values, skipped_records(received))
+                    logged = stage.step(batch)
+                    # In one tensor, so that watching and adding them up takes a few operations, not
+                    # a few for each.
+                    names, values = tuple(logged), torch.stack(list(logged.values()))
+                    self.guard.watch(names, values, stage.iteration)
+                    self.meter.add(names, values, skipped_records(received))
                 self._after_step(batch)
                 if self.notice.given(stage.iteration) and stage.iteration < end:
                     self._leave()

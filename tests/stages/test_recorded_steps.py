@@ -287,6 +287,11 @@ def test_the_saved_state_does_not_say_whether_steps_were_recorded() -> None:
     assert recorded.param_groups[0]["lr"] is rate
     assert float(rate) == 0.25
     assert recorded.param_groups[0]["capturable"] is True
+    # What was set before the checkpoint was loaded is set again, and then not a second time.
+    recorded.set_rate(0.5)
+    written = rate._version
+    recorded.set_rate(0.5)
+    assert (float(rate), rate._version) == (0.5, written)
     plain.load_state_dict(saved)
     assert plain.param_groups[0]["lr"] == 0.5
     assert plain.param_groups[0]["capturable"] is False

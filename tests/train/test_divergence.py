@@ -14,17 +14,17 @@ from qdmr_ray.train.divergence import Guard, NotFiniteError
 from qdmr_ray.train.logging.prometheus import gauge_of
 
 
-def scalars(**values: float) -> dict[str, torch.Tensor]:
-    return {name.replace("_", "/"): torch.tensor(value) for name, value in values.items()}
+def scalars(**values: float) -> tuple[tuple[str, ...], torch.Tensor]:
+    return tuple(n.replace("_", "/") for n in values), torch.tensor(list(values.values()))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_first_bad_term_and_iteration_are_named(bad: float) -> None:
     guard = Guard(GuardSettings(), "uda")
-    guard.watch(scalars(source_l1=1.0, source_gan=2.0), 1)
+    guard.watch(*scalars(source_l1=1.0, source_gan=2.0), 1)
     assert guard.check() == []
-    guard.watch(scalars(source_l1=1.0, source_gan=bad), 2)
-    guard.watch(scalars(source_l1=bad, source_gan=bad), 3)
+    guard.watch(*scalars(source_l1=1.0, source_gan=bad), 2)
+    guard.watch(*scalars(source_l1=bad, source_gan=bad), 3)
     message = r"stage uda: source/gan is not finite from iteration 2 on; .*stages\.uda\.optimizer"
     with pytest.raises(QdmrError, match=message) as caught:
         guard.check()
@@ -33,13 +33,13 @@ def test_the_first_bad_term_and_iteration_are_named(bad: float) -> None:
 
 def test_it_warns_once_or_says_nothing_by_setting() -> None:
     guard = Guard(GuardSettings(non_finite="warn"), "base")
-    guard.watch(scalars(source_l1=math.nan), 5)
+    guard.watch(*scalars(source_l1=math.nan), 5)
     (line,) = guard.check()
     assert line.startswith("stage base: source/l1 is not finite from iteration 5 on")
-    guard.watch(scalars(source_l1=math.nan), 6)
+    guard.watch(*scalars(source_l1=math.nan), 6)
     assert guard.check() == []
     silent = Guard(GuardSettings(non_finite="off"), "base")
-    silent.watch(scalars(source_l1=math.nan), 5)
+    silent.watch(*scalars(source_l1=math.nan), 5)
     assert silent.check() == []
 
 

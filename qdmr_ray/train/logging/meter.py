@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Meter:
 
     def __init__(self, device: torch.device, clock: HostClock, samples: int) -> None:
         self._device, self._clock, self._samples = device, clock, samples
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
         self._count = 0
         self._broken = 0
         self._seconds: dict[str, float] = defaultdict(float)
@@ -60,10 +61,10 @@ class Meter:
         """Waits for the device; for what reads from it next, and would wait under its own name."""
         self._clock.wait()
 
-    def add(self, values: dict[str, Tensor], broken: int = 0) -> None:
-        """Adds one iteration: its scalars, and the broken records that its batch passed over."""
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+    def add(self, names: tuple[str, ...], values: Tensor, broken: int = 0) -> None:
+        """Adds one iteration: its scalars ``values`` (N,), and the broken records that its batch
+        passed over."""
+        self._sums[names] = self._sums[names] + values if names in self._sums else values
         self._count += 1
         self._timed += 1
         self._broken += broken
@@ -74,14 +75,16 @@ class Meter:
         iteration by phase, and the pace; then starts anew. A collective call, which waits for the
         device."""
         # The count is a mean like the others, so that one exchange is enough.
-        self._sums[_BROKEN] = torch.tensor(float(self._broken * self._count), device=self._device)
-        values = torch.stack([value.double() for value in self._sums.values()]) / self._count
+        self._sums[_BROKEN,] = torch.tensor([self._broken * self._count], device=self._device)
+        values = torch.cat([row.double() for row in self._sums.values()]) / self._count
         workers = 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             workers = torch.distributed.get_world_size()
             torch.distributed.all_reduce(values)
             values /= workers
-        means = dict(zip(self._sums, values.tolist(), strict=True))
+        means: dict[str, float] = defaultdict(float)
+        for name, mean in zip(chain.from_iterable(self._sums), values.tolist(), strict=True):
+            means[name] += mean
         broken = round(means.pop(_BROKEN) * workers)
         self._sums, self._count, self._broken = {}, 0, 0
         return means | self._times() | {_BROKEN: broken}

@@ -11,13 +11,15 @@ import pytest
 import torch
 from stand_in_device import Queue
 from tiny_training import metrics_of, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from qdmr_ray.config import experiment_from_dict
+from qdmr_ray.config import GuardSettings, experiment_from_dict
 from qdmr_ray.data.format.manifest import MANIFEST_NAME
 from qdmr_ray.models.documents import Begun
 from qdmr_ray.models.layout import BEGUN_FILE
 from qdmr_ray.storage import open_location
 from qdmr_ray.train import loop
+from qdmr_ray.train.divergence import Guard
 from qdmr_ray.train.logging import prometheus
 from qdmr_ray.train.logging.clocks import HostClock
 from qdmr_ray.train.logging.meter import Meter
@@ -139,7 +141,7 @@ def test_seconds_are_those_of_the_iterations_that_were_timed(
     def iteration(seconds: float, loss: float, broken: int = 0) -> None:
         with meter.device_phase("step"):
             now[0] += seconds
-        meter.add({"source/l1": torch.tensor(loss)}, broken)
+        meter.add(("source/l1",), torch.tensor([loss]), broken)
 
     iteration(50.0, 1.0, broken=2)
     meter.restart()
@@ -160,3 +162,35 @@ def test_seconds_are_those_of_the_iterations_that_were_timed(
         "samples_per_second": pytest.approx(8 / 3),
         "broken_records": 0,
     }
+
+
+def test_means_of_what_not_every_iteration_logs_are_over_all_of_them() -> None:
+    meter = Meter(torch.device("cpu"), HostClock(), samples=8)
+    meter.add(("source/l1",), torch.tensor([1.0]))
+    meter.add(("source/l1", "codebook/revived"), torch.tensor([3.0, 6.0]))
+    meter.add(("source/l1", "codebook/revived"), torch.tensor([2.0, 0.0]))
+    means = meter.take()
+    assert (means["source/l1"], means["codebook/revived"]) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_what_watches_a_step_takes_few_operations_however_much_is_logged(count: int) -> None:
+    guard = Guard(GuardSettings(), STAGE)
+    meter = Meter(torch.device("cpu"), HostClock(), samples=8)
+    names = tuple(f"term {i}" for i in range(count))
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, call: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+            taken.append(str(call))
+            return call(*args, **kwargs or {})
+
+    for iteration in (1, 2):
+        taken: list[str] = []
+        logged = dict.fromkeys(names, torch.ones(()))
+        with Operations():
+            values = torch.stack(list(logged.values()))
+            guard.watch(names, values, iteration)
+            meter.add(names, values)
+    assert len(taken) <= 6, taken
+    assert guard.check() == []
+    assert meter.take()["term 2"] == 1.0
