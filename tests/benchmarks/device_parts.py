@@ -48,10 +48,12 @@ Row = dict[str, Any]
 Emit = Callable[[Row], None]
 REPOSITORY = Path(__file__).parents[2]
 RECORDED = "recorded"
+NO_KERNELS = "bfloat16, no kernels"
 BUILDS: dict[str, dict[str, Any]] = {
     RECORDED: {"dtype": BFLOAT16, "cuda_graph": True},
     "plain": {"plain": True},
     "bfloat16": {"dtype": BFLOAT16},
+    NO_KERNELS: {"dtype": BFLOAT16, "fused_kernels": False},
     "recorded, compiled": {"dtype": BFLOAT16, "cuda_graph": True, "compile": True},
 }
 # The tests that take a GPU where there is one, and need PyTorch and pytest alone.
@@ -203,9 +205,10 @@ def why(report: Any) -> str:
 
 
 def steps(stage: str, scale: Scale, emit: Emit) -> None:
-    """Every build of a stage, without and with LPIPS and the semantic term."""
+    """Every build of a stage, without and with LPIPS and the semantic term, which have no kernels
+    of ours."""
     for build in BUILDS:
-        for backbones in (False, True):
+        for backbones in (False,) if build == NO_KERNELS else (False, True):
             bench = scale.bench(stage, build, backbones=backbones)
             what = {"stage": stage, "batch": bench.batch, "build": build, "backbones": backbones}
             emit(measured(what, partial(bench_step, bench)))
