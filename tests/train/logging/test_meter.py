@@ -58,7 +58,10 @@ class Training:
         Begun(digest="0").write(open_location(folder / "run").join(STAGE, BEGUN_FILE))
         task = loop.Task(experiment.to_dict(), STAGE, str(folder / "run"), "0", {})
         patch.setattr(loop, "clock_of", lambda device: self.queue)
-        self.worker = loop.Worker(task, Host(gpu=False))
+        host = Host(gpu=False)
+        # On a busy machine it would be time to ask Ray.
+        patch.setattr(host, "is_leaving", lambda: False)
+        self.worker = loop.Worker(task, host)
         patch.setattr(self.worker.stage, "_work", self._work)
         store = self.worker.saver.save
 
