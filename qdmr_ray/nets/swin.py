@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from qdmr_ray.nets.blocks import apply_layers, as_narrow_as_it_is, exporting
+from qdmr_ray.nets.fused import attention as fused_attention
 from qdmr_ray.nets.settings import SwinSettings
 
 LAYER_NORM_EPS = 1e-5
@@ -79,6 +80,14 @@ class WindowAttention(nn.Module):
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.projection(out.transpose(1, 2).reshape(x.shape))
 
+    def over_map(self, x: Tensor, window: int, shift: int) -> Tensor:
+        """Returns what ``forward`` does for the windows of a map of tokens (B, h, w, C), rolled by
+        ``-shift`` and back, on a GPU."""
+        out = fused_attention.window_attention(
+            self.qkv(x), self.logit_bias(), window, shift, MASKED
+        )
+        return self.projection(out)
+
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation of tokens (..., C) in their own type, computed in float32 inside."""
@@ -91,6 +100,9 @@ class LayerNorm(nn.LayerNorm):
 
 class SwinBlock(nn.Module):
     """Attention and MLP on tokens (B, h, w, C), each after a layer norm and with a residual."""
+
+    # Whether ``fused_attention`` attends on a GPU.
+    fused = False
 
     def __init__(self, channels: int, settings: SwinSettings, *, shifted: bool) -> None:
         super().__init__()
@@ -111,6 +123,8 @@ class SwinBlock(nn.Module):
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         batch, height, width, channels = x.shape
         w = self.window
+        if self.fused and fused_attention.fits(x, self.attention.heads, w):
+            return self.attention.over_map(x, w, self.shift)
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         windows = x.view(batch, height // w, w, width // w, w, channels).transpose(2, 3)

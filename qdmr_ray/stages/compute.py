@@ -25,8 +25,10 @@ DTYPES = (FLOAT32, TF32, BFLOAT16)
 MOST_COMPILATIONS = 64
 # Networks whose activations can be computed a second time instead of being kept.
 RECOMPUTABLE = (Encoder, Decoder, SwinBottleneck)
-# Networks that have kernels of their own on GPUs.
-FUSABLE = (ResBlock, SpectralConv2d)
+# What has kernels of its own on GPUs for all that PyTorch's compiler could fuse.
+WHOLLY_FUSABLE = (ResBlock, SpectralConv2d)
+# Swin blocks have some for their attention alone, which the compiler calls as they are.
+FUSABLE = (*WHOLLY_FUSABLE, SwinBlock)
 # What stages call of a network instead of the whole, and blocks that are compiled one by one: all
 # Swin blocks are alike, and the first two's code serves all.
 COMPILED_APART = (Encoder, Decoder, SwinBlock, LPIPSFeatures, LPIPSDistance)
@@ -58,8 +60,9 @@ class ComputeSettings(Settings):
     )
     fused_kernels: bool | None = setting(
         None,
-        "Triton kernels that do the networks' elementwise work in fewer passes; when not set, "
-        "wherever they fit: GPUs with Triton, channels_last, at most 1024 channels",
+        "Triton kernels that do the networks' elementwise work and attention in fewer passes; "
+        "when not set, wherever they fit: GPUs with Triton; channels_last, at most 1024 channels; "
+        "windows of 4 or 8, heads of 16, 32, 64 or 128 channels",
     )
     gradients: str = setting(
         FLOAT32,
@@ -155,9 +158,9 @@ def _parts(modules: Iterable[nn.Module], kinds: Any) -> Iterator[Any]:
 
 def _compilable(modules: Iterable[nn.Module], compute: ComputeSettings) -> Iterator[nn.Module]:
     """Yields those submodules that are compiled apart, or the whole of a network that has none. In
-    a recording, what has kernels of its own is faster by these than compiled."""
+    a recording, what its own kernels fuse is faster by these than compiled."""
     fused = compute.cuda_graph and compute.channels_last and compute.fused_kernels is not False
     for module in modules:
         for part in list(_parts([module], COMPILED_APART)) or [module]:
-            if not (fused and any(_parts([part], FUSABLE))):
+            if not (fused and any(_parts([part], WHOLLY_FUSABLE))):
                 yield part

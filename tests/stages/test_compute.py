@@ -111,6 +111,7 @@ def test_swin_blocks_share_what_was_compiled(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(bottleneck(x), plain(x))
     assert counters["stats"]["unique_graphs"] == 2
     assert all(module._compiled_call_impl is None for module in others)
+    assert all(block.fused for block in bottleneck.groups[0].blocks)
     assert others[0].fused
     assert others[1].conv5.fused
     torch._dynamo.reset()

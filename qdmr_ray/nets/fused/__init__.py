@@ -1,1 +1,1 @@
-"""GPU kernels that do the networks' elementwise work in fewer passes."""
+"""GPU kernels that do the networks' elementwise work, and the attention's, in fewer passes."""

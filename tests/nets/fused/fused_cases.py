@@ -23,17 +23,46 @@ if DEVICE == "cpu":
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qdmr_ray.nets import DiscriminatorSettings, UNetDiscriminator
+if DEVICE == "cpu":
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return multiply(self, widened(a), widened(b), *others)
+
+    def widened(operand: Any) -> Any:
+        if operand.dtype.scalar != tl.bfloat16:
+            return operand
+        bits = operand.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
+
+    # Triton 3.8's interpreter multiplies the bits of bfloat16 as if they were integers.
+    multiply = interpreter.InterpreterBuilder.create_dot
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+from qdmr_ray.nets import DiscriminatorSettings, SwinSettings, UNetDiscriminator
 from qdmr_ray.nets.blocks import NORM_EPS, NORM_GROUPS, ResBlock
 from qdmr_ray.nets.discriminator import SpectralConv2d
+from qdmr_ray.nets.fused import attention as fused_attention
 from qdmr_ray.nets.fused import discriminator as fused
 from qdmr_ray.nets.fused import norm as fused_norm
+from qdmr_ray.nets.swin import MASKED, SwinBlock, SwinBottleneck
 
 # Widths that are powers of 2 and not, whole tiles and parts of them, a map of one line.
 SHAPES = ((2, 64, 16, 16), (3, 48, 9, 7), (1, 256, 8, 8), (2, 6, 40, 33), (4, 12, 1, 5))
 DTYPES = (torch.float32, torch.bfloat16)
 LEAK = 0.2
 OPCHECKS = ("test_schema", "test_faketensor")
+# Batch, height, width, heads, dimensions of each, window and shift: also a map of a single window,
+# and more windows of a head than programs, so that one program takes several.
+MAPS = (
+    (2, 8, 12, 2, 16, 4, 0),
+    (2, 8, 12, 2, 16, 4, 2),
+    (1, 4, 4, 1, 32, 4, 2),
+    (1, 16, 8, 2, 32, 8, 4),
+    (9, 16, 16, 4, 16, 4, 2),
+)
 
 
 def main() -> None:
@@ -44,18 +73,25 @@ def main() -> None:
             for case in (norm, norm_and_bias, leaky, leaky_and_sum, doubled):
                 torch.manual_seed(0)
                 found[f"{case.__name__} {shape} {dtype}"] = case(shape, dtype)
+    for i, sizes in enumerate(MAPS):
+        for dtype in DTYPES if i < 2 else DTYPES[:1]:
+            torch.manual_seed(0)
+            found[f"attention {sizes} {dtype}"] = attention(*sizes, dtype)
     for name, arguments in operators():
         # Shapes, types and strides that the compiler is told, and that nothing is written to.
         torch.library.opcheck(getattr(torch.ops.qdmr_ray, name), arguments, test_utils=OPCHECKS)
     # From here on the networks take every map for one on a GPU.
     fused_norm.fits = lambda x: x.dtype != torch.float64
-    ResBlock.fused = SpectralConv2d.fused = True
+    fused_attention.fits = lambda x, heads, window: x.dtype != torch.float64
+    ResBlock.fused = SpectralConv2d.fused = SwinBlock.fused = True
     # float32 is float32 on GPUs, too.
     torch.backends.cudnn.allow_tf32 = False
     found["residual block"] = module(ResBlock(64), (2, 64, 12, 8))
     for passes in (1, 3):
         judge = UNetDiscriminator(3, DiscriminatorSettings(width=8))
         found[f"discriminator, {passes} passes"] = module(judge, (3, 3, 16, 24), passes)
+    found["bottleneck"] = module(bottleneck(32), (2, 32, 8, 12))
+    found["compiled bottleneck"] = compiled(bottleneck(16), (1, 16, 4, 8))
     found["compiled residual block"] = compiled(ResBlock(8), (2, 8, 6, 5))
     found["compiled discriminator"] = compiled(
         UNetDiscriminator(3, DiscriminatorSettings(width=8)), (2, 3, 8, 8), 2
@@ -68,6 +104,7 @@ def operators() -> list[tuple[str, tuple[Any, ...]]]:
     shape = (2, 6, 4, 5)
     x, dy = images(shape, torch.float32), images(shape, torch.float32)
     affine, scales = (vector(6), vector(6), vector(6)), vector(2)
+    qkv, biases = torch.randn(2, 4, 8, 96, device=DEVICE), torch.randn(2, 16, 16, device=DEVICE)
     y, *known = torch.ops.qdmr_ray.norm_silu(x, *affine, 3, NORM_EPS)
     return [
         ("norm_silu", (x, *affine, 3, NORM_EPS)),
@@ -77,6 +114,8 @@ def operators() -> list[tuple[str, tuple[Any, ...]]]:
         ("scaled_leaky_gradient", (x, dy, scales, LEAK)),
         ("double", (x,)),
         ("double_gradient", (images((2, 6, 4, 6), torch.bfloat16),)),
+        ("attend", (qkv, biases, 4, 2, MASKED)),
+        ("attend_gradient", (qkv[..., :32].contiguous(), qkv, biases, 4, 2, MASKED)),
     ]
 
 
@@ -148,6 +187,51 @@ def doubled(shape: tuple[int, ...], dtype: torch.dtype) -> float:
         lambda x: functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
         [images(shape, dtype)],
     )
+
+
+def attention(
+    batch: int,
+    height: int,
+    width: int,
+    heads: int,
+    dim: int,
+    window: int,
+    shift: int,
+    dtype: torch.dtype,
+) -> float:
+    """Beside the definition: all pairs of a map's tokens, of which windows and bands leave some."""
+    tokens = window * window
+    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    row, column = (row - shift) % height, (column - shift) % width
+    bands = [(x >= x.max() + 1 - window).int() + (x > x.max() - shift) for x in (row, column)]
+    region = (bands[0] * 3 + bands[1]).flatten().to(DEVICE)
+    place = (row // window * width + column // window).flatten().to(DEVICE)
+    token = (row % window * window + column % window).flatten().to(DEVICE)
+
+    def exact(qkv: Tensor, bias: Tensor) -> Tensor:
+        q, k, v = qkv.view(batch, height * width, 3, heads, dim).permute(2, 0, 3, 1, 4)
+        logits = q @ k.mT / dim**0.5 + bias[:, token[:, None], token[None, :]]
+        logits = logits + MASKED * (region[:, None] != region[None, :])
+        logits = logits.masked_fill(place[:, None] != place[None, :], -torch.inf)
+        out = logits.softmax(-1) @ v
+        return out.transpose(1, 2).reshape(batch, height, width, heads * dim)
+
+    qkv = torch.randn(batch, height, width, 3 * heads * dim, device=DEVICE).to(dtype)
+    return distance(
+        lambda *x: fused_attention.window_attention(*x, window, shift, MASKED),
+        exact,
+        [qkv, torch.randn(heads, tokens, tokens, device=DEVICE)],
+    )
+
+
+def bottleneck(channels: int) -> SwinBottleneck:
+    """With biases that matter."""
+    settings = SwinSettings(groups=1, blocks=2, heads=channels // 16, window=4, mlp_ratio=2.0)
+    made = SwinBottleneck(channels, settings)
+    for name, parameter in made.named_parameters():
+        if "bias_table" in name:
+            nn.init.normal_(parameter)
+    return made
 
 
 def module(fast: nn.Module, shape: tuple[int, ...], *args: int) -> float:
