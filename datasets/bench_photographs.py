@@ -17,6 +17,10 @@ them, ``CREDITS.md`` the authors. Three packed datasets share their test photogr
 - ``source_lens``: the same but for the test, whose photographs are imaged through the lens as
   designed: what reality hides.
 
+With ``--blends 25 50``, also ``blend-25`` and ``blend-50``: the same as ``packed`` but for the
+source images, which are moved so many hundredths of the way to those of ``oracle``, pixel by pixel.
+Trained on, they tell how near to the target lens s2t images have to come.
+
 The same photographs give the same bytes, and the same command goes on where it was interrupted.
 """
 
@@ -214,18 +218,38 @@ def write_frames(files: dict[str, dict[str, Path]], out: Path, width: int) -> No
                 open_location(file).write_bytes_atomic(frame)
 
 
-def simulate_and_pack(out: Path, seed: int, source_lens: str, target_lens: str) -> None:
+def blend(own: Path, other: Path, out: Path, percent: int) -> None:
+    """Writes the images of ``own``, moved by ``percent`` of the way to those of the same names in
+    ``other``."""
+    for path in list_images(own):
+        first, second = (
+            read_image(folder / path.name).astype(np.float64) for folder in (own, other)
+        )
+        mixed = np.rint(first + percent / 100 * (second - first)).astype(np.uint8)
+        open_location(out / path.name).write_bytes_atomic(encode_png(mixed))
+
+
+def simulate_and_pack(
+    out: Path, seed: int, source_lens: str, target_lens: str, blends: Sequence[int]
+) -> None:
     """Images the frames below ``out`` through the lenses, names or files as ``load_lenses`` takes
-    them, and packs the three datasets."""
+    them, and packs the datasets."""
     realab, both = out / "realab", (source_lens, target_lens)
     own, other = (lens.name for lens in load_lenses(both))
     for domain, lenses in ((SOURCE, both), (TARGET, (target_lens,)), (TEST, both)):
         print(f"simulate {domain} through {' and '.join(lenses)}", flush=True)
         simulate_folder(out / "photographs" / domain, lenses, realab, domain=domain, seed=seed)
+    for percent in blends:
+        places = (
+            realab / domain_folders(Path(), SOURCE, name)[0]
+            for name in (own, other, f"blend-{percent}")
+        )
+        blend(*places, percent)
     for name, source, test in (
         ("packed", own, other),
         ("oracle", other, other),
         ("source_lens", own, own),
+        *((f"blend-{percent}", f"blend-{percent}", other) for percent in blends),
     ):
         # Relative to the packed folder, so that the datasets' bytes don't say where it lies.
         pairs, clean = domain_folders(Path(), SOURCE, source)
@@ -266,6 +290,7 @@ def build(
     width: int = WIDTH,
     source_lens: str = SOURCE_LENS,
     target_lens: str = TARGET_LENS,
+    blends: Sequence[int] = (),
 ) -> None:
     """Makes all of the benchmark's data below ``out``, which is new, empty or an earlier result;
     the arguments are those of the command line."""
@@ -277,7 +302,7 @@ def build(
     counts = ", ".join(f"{len(named)} {part}" for part, named in files.items())
     print(f"photographs: {counts}", flush=True)
     write_frames(files, out / "photographs", width)
-    simulate_and_pack(out, seed, source_lens, target_lens)
+    simulate_and_pack(out, seed, source_lens, target_lens, blends)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -294,6 +319,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, lens in (("--source-lens", SOURCE_LENS), ("--target-lens", TARGET_LENS)):
         shown = f"name or file; {Path(lens).name}"
         parser.add_argument(name, default=lens, metavar="LENS", help=shown)
+    parser.add_argument(
+        "--blends",
+        type=int,
+        nargs="+",
+        default=(),
+        choices=range(1, 100),
+        metavar="PERCENT",
+        help="also datasets between both lenses",
+    )
     found = parser.parse_args(arguments)
     if found.width < WIDTH_STEP:
         parser.error(f"--width {found.width}: must be at least {WIDTH_STEP}")
