@@ -236,6 +236,13 @@ def _room(experiment: Experiment, resources: Mapping[str, float], *, gpu: bool, 
     return fitting
 
 
+def store_of(plan: Plan, sweep: Location, experiment: Experiment) -> str:
+    """Returns the address of the stages that trials share, from wherever a trial works: a process
+    of Tune's has a working directory of its own."""
+    named = plan.settings.store
+    return sweep.join(STAGES_FOLDER).uri if named is None else experiment.open(named).uri
+
+
 class Runner:
     """Lets Ray Tune train the trials."""
 
@@ -262,7 +269,7 @@ class Runner:
         self._context = TrialContext(
             plan=plan,
             sweep=trials.sweep.uri,
-            store=plan.settings.store or trials.sweep.join(STAGES_FOLDER).uri,
+            store=store_of(plan, trials.sweep, self._experiment),
             folder=str(Path.cwd()),
             gpu=gpu,
             concurrent=self._concurrent,

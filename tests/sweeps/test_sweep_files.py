@@ -14,7 +14,7 @@ from qdmr_ray.cli.main import main
 from qdmr_ray.errors import QdmrError, SettingsError
 from qdmr_ray.storage import open_location
 from qdmr_ray.sweeps.plan import Plan, load_sweep
-from qdmr_ray.sweeps.run import begun, check_same
+from qdmr_ray.sweeps.run import begun, check_same, store_of
 
 Plans = Callable[..., Plan]
 SHIPPED = sorted(
@@ -186,6 +186,21 @@ def test_a_sweep_goes_on_with_settings_that_are_new_since_then(
     file.write_text(json.dumps(content))
     with pytest.raises(QdmrError, match=r"experiment stages was .*; choose another --name"):
         check_same(place, plan)
+
+
+def test_a_relative_store_lies_in_the_folder_of_the_command(
+    plan_of: Plans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = open_location(tmp_path / "sweep")
+
+    def store(named: str | None) -> str:
+        plan = plan_of(store=named)
+        return store_of(plan, sweep, plan.experiment({}, name="x", seed=0))
+
+    assert store("shared/stages") == str(tmp_path / "shared" / "stages")
+    assert store("s3://lens/stages") == "s3://lens/stages"
+    assert store(None) == str(tmp_path / "sweep" / "stages")
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.stem}")
