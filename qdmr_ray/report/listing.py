@@ -13,6 +13,7 @@ from qdmr_ray.models.position import position
 from qdmr_ray.models.stage_store import CLAIMS_FOLDER
 from qdmr_ray.parsing import yaml_mapping
 from qdmr_ray.patience import CLAIM_STALE
+from qdmr_ray.report.run_folder import named_stages
 from qdmr_ray.storage import Location
 from qdmr_ray.storage.claims import Claims
 
@@ -93,7 +94,7 @@ def _sweep(place: Location) -> dict[str, Any]:
 def _run(storage: Location, place: Location) -> dict[str, Any]:
     file = place.join(CONFIG_FILE)
     config = yaml_mapping(file.read_bytes(), file.uri)
-    stages = [str(stage) for stage in config.get("run") or () if "/" not in str(stage)]
+    stages = named_stages(config)
     done = [s for s in stages if read_description(place.join(s, FINAL_FOLDER)) is not None]
     where = position(place, stages, lambda uri: _inside(storage, uri))
     found: dict[str, Any] = {"state": _state(place, FINISHED if done == stages else RUNNING)}

@@ -146,12 +146,17 @@ def switched_off(run: RunData) -> list[str]:
     ]
 
 
+def named_stages(config: Mapping[str, Any]) -> list[str]:
+    """Returns the stages that settings name, whatever these hold. A name is a folder directly in
+    the run, not a path that leads out of it."""
+    configured = config.get("run")
+    names = map(str, configured if isinstance(configured, list) else [])
+    return [n for n in dict.fromkeys(names) if n not in ("", ".", "..") and not {*"/\0"} & {*n}]
+
+
 def _stages(run: RunData) -> list[str]:
     """Returns the stages of the settings in their order, then others that have left files."""
-    configured = run.config.get("run")
-    names = map(str, configured if isinstance(configured, list) else [])
-    # A name is a folder directly in the run, not a path that leads out of it.
-    named = [n for n in dict.fromkeys(names) if n not in ("", ".", "..") and not {*"/\0"} & {*n}]
+    named = named_stages(run.config)
     files = run.place.file_sizes()
     found = []
     for folder in run.place.list():

@@ -19,6 +19,7 @@ from qdmr_ray.evaluate.sweep_file import (
     SWEEP_FILE,
     SweepFile,
 )
+from qdmr_ray.models.layout import TENSORBOARD_FOLDER
 from qdmr_ray.patience import PROGRESS_LINE
 from qdmr_ray.storage import Location
 from qdmr_ray.sweeps.optuna_study import STUDY_FILE, importances
@@ -47,7 +48,11 @@ class SweepFiles:
     def __init__(self, trials: Trials, report: Report, check: Callable[[], None], say: Say) -> None:
         self._trials, self._report, self._check, self._say = trials, report, check, say
         self._importances: dict[str, float] = {}
-        self._has_hparams: set[str] = set()
+        # An earlier start of the sweep has written those of the trials that had ended by then.
+        written = {place.name for place in trials.sweep.join(TENSORBOARD_FOLDER).list()}
+        self._has_hparams = {
+            n for n in written if n in trials.records and trials.records[n].has_ended
+        }
         self._told = False
         self._changed, self._over = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="sweep-report")
@@ -67,12 +72,15 @@ class SweepFiles:
         results = self._summary(FINISHED)
         # The files are written before the evaluations, one of which may fail.
         self._write(results)
-        if results.best is not None:
-            test = unseen_metrics(self._trials, results, self._say)
-            seconds, now = round(self._trials.seconds(), 1), time.time()
-            results = results.model_copy(update={"test": test, "seconds": seconds, "updated": now})
-            results.write(self._trials.sweep.join(SWEEP_FILE))
-        self._report(self._trials.sweep)
+        try:
+            if results.best is not None:
+                test = unseen_metrics(self._trials, results, self._say)
+                now = {"seconds": round(self._trials.seconds(), 1), "updated": time.time()}
+                results = results.model_copy(update={"test": test, **now})
+                results.write(self._trials.sweep.join(SWEEP_FILE))
+        finally:
+            # Without its figures, where an evaluation fails or is interrupted.
+            self._report(self._trials.sweep)
         return results
 
     def give_up(self, cause: BaseException) -> None:

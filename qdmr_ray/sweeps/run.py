@@ -114,16 +114,17 @@ def sweep_run(
             trials.retry_failed()
         files = SweepFiles(trials, report, claim.check, say)
         files.update()
-        try:
-            with telling(trials, status), sigterm_as_interrupt():
-                Runner(trials, body, Path(scratch), progress, files.update).run()
-            trials.write_time()
-        except BaseException as cause:
-            files.give_up(cause)
-            with suppress(QdmrError):
+        with sigterm_as_interrupt():
+            try:
+                with telling(trials, status):
+                    Runner(trials, body, Path(scratch), progress, files.update).run()
                 trials.write_time()
-            raise
-        return files.finish()
+            except BaseException as cause:
+                files.give_up(cause)
+                with suppress(QdmrError):
+                    trials.write_time()
+                raise
+            return files.finish()
 
 
 @contextmanager

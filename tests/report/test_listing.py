@@ -132,6 +132,16 @@ def test_what_cannot_be_read_is_listed_with_its_reason(storage: Path) -> None:
     assert "config.yaml" in one.error
 
 
+@pytest.mark.parametrize("run", [7, "vqgan", {"a": 1}, ["..", "a/b", "", None], None])
+def test_settings_that_name_no_stages_end_no_listing(storage: Path, run: Any) -> None:
+    place = write_run(storage, "lens", logged={})
+    (place / "config.yaml").write_text(yaml.safe_dump({"run": run, "stages": 3}))
+    write_run(storage, "other", logged={"vqgan": [3]})
+    found = {one.name: one for one in listed(open_location(storage))}
+    assert found.keys() == {"lens", "other"}
+    assert found["lens"].stage == ""
+
+
 def test_the_command_prints_a_table_and_writes_json(
     storage: Path,
     tmp_path: Path,

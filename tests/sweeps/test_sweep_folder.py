@@ -186,6 +186,40 @@ def test_a_sweep_that_ends_early_leaves_its_files(
     assert pages.states[-1] == (state, 1)
 
 
+def test_an_evaluation_that_is_interrupted_leaves_the_report(
+    trials: Trials, files: SweepFiles, pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qdmr_ray.sweeps.files.unseen_metrics", interrupted)
+    train(trials, 20.0)
+    with pytest.raises(KeyboardInterrupt):
+        files.finish()
+    assert pages.states[-1] == ("finished", 1)
+
+
+def test_a_sweep_that_goes_on_writes_no_trial_again(
+    plan_of: Plans, trials: Trials, files: SweepFiles, pages: Pages, tmp_path: Path
+) -> None:
+    board = tmp_path / "sweep" / "tensorboard"
+    for psnr in (20.0, 21.0):
+        train(trials, psnr)
+    files.update()
+    times = {file: file.stat().st_mtime_ns for file in board.glob("*/*")}
+    assert len(times) == 2
+    scratch = tmp_path / "later"
+    scratch.mkdir()
+    later = Trials(plan_of(), trials.sweep, scratch, lambda _: None)
+    again = SweepFiles(later, pages, lambda: None, lambda _: None)
+    train(later, 22.0)
+    again.update()
+    again.close()
+    now = {file: file.stat().st_mtime_ns for file in board.glob("*/*")}
+    assert len(now) == 3
+    assert times.items() <= now.items()
+
+
 def test_files_that_cannot_be_written_are_named_once_and_the_sweep_goes_on(
     trials: Trials, said: list[str]
 ) -> None:
